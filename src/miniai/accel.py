@@ -1,0 +1,68 @@
+"Mixed precision, by PyTorch's autocast or by Hugging Face Accelerate, as callbacks that replace phases of a batch."
+import warnings
+from typing import Any
+
+import torch
+
+from miniai.callbacks.train import DeviceCB, TrainCB
+from miniai.device import def_device
+
+__all__ = ['MixedPrecision', 'AccelerateCB']
+
+
+class MixedPrecision(TrainCB):
+    """Forward pass and loss in half precision by autocast: bfloat16 on the CPU, float16 on CUDA, or `dtype`. float16, whose small gradients
+    vanish, gets its loss scaled up and its gradients down again by a GradScaler, kept as `scaler`."""
+    order = DeviceCB.order + 10
+    def __init__(self, n_inp: int = 1, dtype: torch.dtype | None = None) -> None:
+        super().__init__(n_inp)
+        if dtype not in (None, torch.float16, torch.bfloat16): raise ValueError(f"MixedPrecision: dtype must be torch.float16 or torch.bfloat16, got {dtype}")
+        self.dtype, self.autocast = dtype, None
+
+    def before_fit(self, learn: Any) -> None:
+        self.device = next((p.device.type for p in learn.model.parameters()), 'cpu')
+        self.used = self.dtype or (torch.float16 if self.device == 'cuda' else torch.bfloat16)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.used is torch.float16)
+
+    def before_batch(self, learn: Any) -> None:
+        self.autocast = torch.autocast(self.device, dtype=self.used)
+        self.autocast.__enter__()
+
+    def _leave(self) -> None:
+        if self.autocast is not None: self.autocast.__exit__(None, None, None)
+        self.autocast = None
+
+    def after_loss(self, learn: Any) -> None: self._leave()
+    def cleanup_batch(self, learn: Any) -> None: self._leave()
+    def backward(self, learn: Any) -> None: self.scaler.scale(learn.loss).backward()
+
+    def step(self, learn: Any) -> None:
+        self.scaler.step(learn.opt)
+        self.scaler.update()
+
+
+class AccelerateCB(TrainCB):
+    """Hugging Face Accelerate prepares model, optimizer and loaders when a fit starts, and does the backward pass; when it ends the Learner
+    has its own model and loaders again. `mixed_precision` is Accelerate's; where there is no accelerator, 'fp16' becomes 'bf16', with a warning."""
+    order = DeviceCB.order + 10
+    def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16") -> None:
+        super().__init__(n_inp)
+        try: from accelerate import Accelerator
+        except ImportError as e: raise ImportError("AccelerateCB needs the package accelerate: pip install 'miniai-torch[hf]'") from e
+        if mixed_precision == 'fp16' and def_device == 'cpu':
+            warnings.warn("AccelerateCB: fp16 needs an accelerator, so bf16 is used on the CPU", stacklevel=2)
+            mixed_precision = 'bf16'
+        self.acc, self.kept = Accelerator(mixed_precision=mixed_precision), None
+
+    def before_fit(self, learn: Any) -> None:
+        self.kept = learn.model, learn.dls.train, learn.dls.valid
+        learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self.kept)
+        if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
+
+    def backward(self, learn: Any) -> None: self.acc.backward(learn.loss)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        if self.kept is None: return
+        learn.model = self.acc.unwrap_model(learn.model, keep_fp32_wrapper=False)
+        _, learn.dls.train, learn.dls.valid = self.kept
+        self.kept = None

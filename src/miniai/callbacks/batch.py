@@ -1,0 +1,16 @@
+"What happens to a batch before the model sees it. Knows events alone."
+from collections.abc import Callable
+from typing import Any
+
+from miniai.events import Callback
+
+__all__ = ['BatchTransformCB']
+
+
+class BatchTransformCB(Callback):
+    "Replaces each batch by `tfm(batch)`, in training (`on_train`) and in validation (`on_val`)."
+    def __init__(self, tfm: Callable[[Any], Any], on_train: bool = True, on_val: bool = True) -> None:
+        self.tfm, self.on_train, self.on_val = tfm, on_train, on_val
+
+    def before_batch(self, learn: Any) -> None:
+        if self.on_train if learn.training else self.on_val: learn.batch = self.tfm(learn.batch)

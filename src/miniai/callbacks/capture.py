@@ -1,0 +1,70 @@
+"Looks at a Learner's data and predictions without training it. Knows events, and how to leave a Learner as it was."
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniai.device import to_cpu
+from miniai.events import Callback, CancelFitException, listed
+from miniai.plot import show_images
+from miniai.restore import as_it_was
+
+from .train import n_inputs
+
+__all__ = ['CapturePreds', 'capture_preds', 'StopAt', 'first_train_batch', 'show_image_batch']
+
+
+class CapturePreds(Callback):
+    "Keeps inputs, predictions and targets of every batch, on the CPU: `all_inps`, `all_preds`, `all_targs`, joined when the fit ends."
+    order = math.inf
+    def before_fit(self, learn: Any) -> None:
+        self.all_inps, self.all_preds, self.all_targs = [], [], []
+        self.n_inp = n_inputs(learn)
+
+    def after_batch(self, learn: Any) -> None:
+        inps, targs = learn.batch[:self.n_inp], learn.batch[self.n_inp:]
+        self.all_inps.append(to_cpu(inps[0] if self.n_inp == 1 else tuple(inps)))
+        self.all_preds.append(to_cpu(learn.preds))
+        self.all_targs.append(to_cpu(targs[0] if len(targs) == 1 else tuple(targs) or None))
+
+    def after_fit(self, learn: Any) -> None:
+        self.all_inps, self.all_preds, self.all_targs = map(_joined, (self.all_inps, self.all_preds, self.all_targs))
+
+
+def _joined(xs: list) -> Any:
+    "The batches `xs` as one: tensors concatenated along their first dimension, inside tuples, lists and dicts too."
+    first = xs[0]
+    if isinstance(first, Tensor): return torch.cat(xs) if first.ndim else torch.stack(xs)
+    if isinstance(first, tuple | list): return tuple(map(_joined, map(list, zip(*xs, strict=True))))
+    if isinstance(first, dict): return {k: _joined([x[k] for x in xs]) for k in first}
+    return None if first is None else xs
+
+
+def capture_preds(self: Any, cbs: Any = None, inps: bool = False) -> tuple:
+    """Predictions and targets of the whole validation set, on the CPU, a pair; with `inps` a triple that ends in the inputs. Targets are
+    None where batches have none. Nothing is trained; `history` stays."""
+    capture, history = CapturePreds(), self.history
+    try: self.fit(1, train=False, cbs=[capture, *listed(cbs)])
+    finally: self.history = history
+    return (capture.all_preds, capture.all_targs, capture.all_inps)[:3 if inps else 2]
+
+
+class StopAt(Callback):
+    "Stops the fit at `event`, after all others that hear it."
+    order = math.inf
+    def __init__(self, event: str) -> None: setattr(self, event, self._stop)
+    def _stop(self, learn: Any) -> None: raise CancelFitException()
+
+
+def first_train_batch(learn: Any, event: str, cbs: list) -> None:
+    "Run the first training batch up to and with `event`; the Learner, but for `learn.batch`, is as before."
+    with as_it_was(learn):
+        if learn.opt_func is None and learn.opt is None: learn.opt_func = torch.optim.SGD
+        learn.fit(1, valid=False, lr=learn.lr or 0., cbs=[StopAt(event), *cbs])
+
+
+def show_image_batch(self: Any, max_n: int = 9, cbs: Any = None, **kwargs: Any) -> None:
+    "Draw up to `max_n` inputs of the first training batch, as the callbacks leave it. Nothing is trained; `kwargs` go to `show_images`."
+    first_train_batch(self, 'before_batch', listed(cbs))
+    show_images(self.batch[0][:max_n], **kwargs)

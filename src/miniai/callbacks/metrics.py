@@ -1,0 +1,111 @@
+"Figures of an epoch: metrics over its batches, kept on the device, read at its end into a table row and `learn.history`."
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniai.device import first_tensor, map_tensors, to_cpu
+from miniai.events import Callback
+from miniai.readings import is_number, number
+
+from .train import n_inputs
+
+__all__ = ['Mean', 'FunctionMetric', 'MetricsCB']
+
+
+class Mean:
+    "A weighted mean of scalars, summed where they are. `compute()` is NaN before the first."
+    def __init__(self) -> None: self.reset()
+    def reset(self) -> None: self.total, self.weight = 0., 0
+
+    def update(self, value: float | Tensor, weight: float = 1) -> None:
+        "Add `value`, a number or a tensor of one element, `weight` times."
+        self.total  = self.total + number(value)*weight
+        self.weight = self.weight + weight
+
+    def compute(self) -> Tensor:
+        "The mean so far, a 0-d tensor on the CPU."
+        total = self.total.item() if isinstance(self.total, Tensor) else self.total
+        return torch.tensor(total/self.weight if self.weight else float('nan'))
+
+
+class FunctionMetric:
+    "A function of (predictions, targets) that gives a scalar, as a metric: its mean over batches, weighted by their size."
+    def __init__(self, f: Callable[[Any, Any], float | Tensor]) -> None: self.f, self.mean = f, Mean()
+    def reset(self) -> None: self.mean.reset()
+    def update(self, preds: Any, targets: Any) -> None: self.mean.update(self.f(preds, targets), len(first_tensor(targets)))
+    def compute(self) -> Tensor: return self.mean.compute()
+
+
+class MetricsCB(Callback):
+    """Metrics by name: anything with `update(preds, targets)`, `compute()` and `reset()`, or a plain function of (preds, targets).
+    Positional ones go by the name of their class or function. `all_metrics` holds them and `loss`, a mean weighted by batch
+    size. After each epoch `_log` gets a dict of strings, and `learn.history` a row of numbers."""
+    def __init__(self, *ms: Any, **metrics: Any) -> None:
+        metrics = {_metric_name(m): m for m in ms} | metrics
+        self.metrics = {nm: _as_metric(nm, m) for nm, m in metrics.items()}
+        self.loss = Mean()
+        self.all_metrics = self.metrics | dict(loss=self.loss)
+
+    def _log(self, d: dict[str, str]) -> None: print(d)
+
+    def before_fit(self, learn: Any) -> None:
+        learn.metrics = self
+        self.n_inp = n_inputs(learn)
+
+    def before_epoch(self, learn: Any) -> None:
+        for m in self.all_metrics.values(): m.reset()
+        self.started = time.perf_counter()
+
+    @torch.no_grad()
+    def after_batch(self, learn: Any) -> None:
+        if is_number(learn.loss): self.loss.update(learn.loss, len(first_tensor(learn.batch)))
+        if not self.metrics: return
+        preds, targets = map_tensors(Tensor.detach, learn.preds), self._targets(learn.batch)
+        for m in self.metrics.values(): _update(m, preds, targets)
+
+    def _targets(self, batch: Any) -> Any:
+        if len(batch) > self.n_inp: return batch[self.n_inp]
+        raise ValueError(f"metrics {list(self.metrics)} need targets, and the batch has none: its {len(batch)} item(s) are all inputs")
+
+    def after_epoch(self, learn: Any) -> None:
+        figures, phase = {nm: m.compute() for nm, m in self.all_metrics.items()}, 'train' if learn.training else 'eval'
+        learn.history.append(dict(epoch=learn.epoch, phase=phase) | {nm: _plain(v) for nm, v in figures.items()}
+                             | dict(seconds=time.perf_counter() - self.started))
+        self._log({nm: _shown(v) for nm, v in figures.items()} | dict(epoch=learn.epoch, train=phase))
+
+
+def _metric_name(m: Any) -> str: return getattr(m, '__name__', type(m).__name__)
+
+
+def _as_metric(nm: str, m: Any) -> Any:
+    if isinstance(m, type): raise TypeError(f"metric {nm!r} is the class {m.__name__}; pass an instance of it: {m.__name__}()")
+    if hasattr(m, 'update'):
+        lacks = [f for f in ('compute', 'reset') if not hasattr(m, f)]
+        if not lacks: return m
+        raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has update but no {' and no '.join(lacks)}")
+    if callable(m): return FunctionMetric(m)
+    raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; got {m!r}")
+
+
+def _update(m: Any, preds: Any, targets: Any) -> None:
+    "Metrics that can move go to where the predictions are; those that cannot get them on the CPU."
+    if isinstance(m, FunctionMetric): return m.update(preds, targets)
+    device = first_tensor(preds).device
+    if device.type == 'cpu': return m.update(to_cpu(preds), to_cpu(targets))
+    if not hasattr(m, 'to'): return m.update(to_cpu(preds), to_cpu(targets))
+    m.to(device)
+    m.update(preds, targets)
+
+
+def _plain(v: Any) -> Any:
+    if isinstance(v, Tensor): return v.item() if v.numel() == 1 else v.tolist()
+    return v
+
+
+def _shown(v: Any) -> str:
+    if isinstance(v, dict): return ' '.join(f'{k} {_shown(x)}' for k, x in v.items())
+    v = _plain(v)
+    return ' '.join(map(_shown, v)) if isinstance(v, list) else f'{v:.3f}' if isinstance(v, int | float) else str(v)

@@ -1,0 +1,47 @@
+"What a training batch leaves behind: any figure, recorded by name. Knows readings, not what is recorded."
+from collections.abc import Callable
+from typing import Any
+
+from miniai.events import Callback
+from miniai.plot import get_grid
+from miniai.readings import Readings
+
+__all__ = ['HasLearnCB', 'RecorderCB']
+
+
+class HasLearnCB(Callback):
+    "Has the Learner as `self.learn` for the length of a fit."
+    learn: Any = None
+    def before_fit(self, learn: Any) -> None: self.learn = learn
+    def cleanup_fit(self, learn: Any) -> None: self.learn = None
+
+
+class RecorderCB(Callback):
+    """After each training batch, appends `d[name](self)` to the record of that name: `RecorderCB(lr=lambda cb: cb.pg['lr'])`.
+    `pg` is the optimizer's first parameter group. `recs[name]` is a list of floats."""
+    def __init__(self, **d: Callable[['RecorderCB'], Any]) -> None:
+        self.d, self.pg = d, None
+        self._readings = {k: Readings() for k in d}
+
+    @property
+    def recs(self) -> dict[str, list[float]]:
+        "The records so far, by name."
+        return {k: r.values for k, r in self._readings.items()}
+
+    def before_fit(self, learn: Any) -> None:
+        self._readings = {k: Readings() for k in self.d}
+        groups = getattr(learn.opt, 'param_groups', None)
+        self.pg = groups[0] if groups else None
+
+    def after_batch(self, learn: Any) -> None:
+        if not learn.training: return
+        for k, f in self.d.items(): self._readings[k].append(f(self))
+
+    def plot(self) -> None:
+        "Draw every record over the batches, a panel each."
+        import matplotlib.pyplot as plt
+        axs = get_grid(len(self.d), nrows=1, figsize=(5*len(self.d), 3.5), layout='constrained')[1]
+        for (k, values), ax in zip(self.recs.items(), axs.flat, strict=True):
+            ax.plot(values)
+            ax.set(title=k, xlabel='batch')
+        plt.show()

@@ -1,0 +1,41 @@
+"Schedules: PyTorch's schedulers stepped by batch or by epoch, checked against the length of the fit. "
+from collections.abc import Callable
+from typing import Any
+
+from miniai.events import Callback
+from miniai.optim.schedules import most_steps
+
+__all__ = ['BaseSchedCB', 'BatchSchedCB', 'EpochSchedCB']
+
+
+class BaseSchedCB(Callback):
+    "Base of schedules: `sched(opt)` makes a torch scheduler when a training fit starts, kept as `schedo`."
+    def __init__(self, sched: Callable[[Any], Any]) -> None: self.sched, self.schedo = sched, None
+
+    def before_fit(self, learn: Any) -> None:
+        if not learn.trains: return
+        self.schedo = self.sched(learn.opt)
+        steps, most = self._steps(learn), most_steps(self.schedo)
+        if steps is not None and steps > most:
+            raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, and this fit takes {steps} {self._unit}: "
+                             f"pass it a total of {steps}, or fit for less")
+
+    def _step(self, learn: Any) -> None:
+        if learn.training: self.schedo.step()
+
+
+class BatchSchedCB(BaseSchedCB):
+    "A schedule stepped after each training batch."
+    _unit = 'batches'
+    def _steps(self, learn: Any) -> int | None:
+        try: return learn.n_epochs * len(learn.dls.train)
+        except TypeError: return None
+
+    def after_batch(self, learn: Any) -> None: self._step(learn)
+
+
+class EpochSchedCB(BaseSchedCB):
+    "A schedule stepped after each training epoch."
+    _unit = 'epochs'
+    def _steps(self, learn: Any) -> int | None: return learn.n_epochs
+    def after_epoch(self, learn: Any) -> None: self._step(learn)

@@ -1,0 +1,77 @@
+"The model as a table: modules, shapes, parameters and multiply-adds. Knows hooks, and how to run one batch."
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from miniai.device import first_tensor
+from miniai.hooks import Hooks
+
+from .capture import first_train_batch
+
+__all__ = ['Summary', 'SummaryRow', 'summary']
+
+
+@dataclass
+class SummaryRow:
+    "One module: name, shapes of its input and output, number of parameters, millions of multiply-adds a sample."
+    module: str
+    input: tuple | None
+    output: tuple | None
+    params: int
+    mflops: float
+
+    def cells(self) -> list[str]:
+        "The row as text."
+        return [self.module, _shape(self.input), _shape(self.output), f'{self.params:,}', f'{self.mflops:.1f}']
+
+
+def _shape(s: tuple | None) -> str: return '' if s is None else str(s)
+
+
+@dataclass
+class Summary:
+    "A table of modules that prints in a terminal and renders in a notebook. `params` and `mflops` are the totals."
+    rows: list[SummaryRow]
+    params: int
+    mflops: float
+    head = ('Module', 'Input', 'Output', 'Num params', 'MFLOPS')
+
+    def _table(self) -> list[list[str]]:
+        return [list(self.head), *(r.cells() for r in self.rows), SummaryRow('Total', None, None, self.params, self.mflops).cells()]
+
+    def __str__(self) -> str:
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return '\n'.join('  '.join(f'{c:<{w}}' if i < 3 else f'{c:>{w}}' for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in table)
+
+    __repr__ = __str__
+
+    def _repr_markdown_(self) -> str:
+        head, *rows = ['|' + '|'.join(r) + '|' for r in self._table()]
+        return '\n'.join([head, '|--|--|--|--:|--:|', *rows])
+
+
+def _multiply_adds(mod: nn.Module, outp: Tensor) -> float:
+    "Multiply-adds of one sample in a module of its own parameters: a convolution's kernel is applied at every output position."
+    positions = outp[0, 0].numel() if outp.ndim > 2 else 1
+    return sum(p.numel() * (positions if p.ndim > 2 else 1) for p in mod.parameters(recurse=False)) / 1e6
+
+
+def _num_params(mods: Any) -> int: return sum(p.numel() for p in {id(p): p for m in mods for p in m.parameters()}.values())
+
+
+def summary(self: Any) -> Summary:
+    """The model's children as a table: input and output shapes of the first training batch, parameters, and MFLOPS (millions of
+    multiply-adds of one sample, of convolutions and linear layers), with totals. Nothing is trained."""
+    children = list(self.model.children()) or [self.model]
+    shapes, flops = {}, {m: 0. for m in self.model.modules()}
+
+    def see(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
+        i, o = first_tensor(inp), first_tensor(outp)
+        shapes[mod] = tuple(None if t is None else tuple(t.shape) for t in (i, o))
+        if o is not None: flops[mod] += _multiply_adds(mod, o)
+
+    with Hooks(self.model.modules(), see): first_train_batch(self, 'after_predict', [])
+    rows = [SummaryRow(type(m).__name__, *shapes.get(m, (None, None)), _num_params([m]), sum(flops[s] for s in m.modules())) for m in children]
+    return Summary(rows, _num_params([self.model]), sum(flops.values()))

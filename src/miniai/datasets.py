@@ -1,0 +1,10 @@
+"Data and pictures, by the names that user code imports."
+from miniai.data.loaders import DataLoaders as DataLoaders
+from miniai.data.loaders import collate_dict as collate_dict
+from miniai.data.loaders import inplace as inplace
+from miniai.plot import get_grid as get_grid
+from miniai.plot import show_image as show_image
+from miniai.plot import show_images as show_images
+from miniai.plot import subplots as subplots
+
+__all__ = ['inplace', 'collate_dict', 'DataLoaders', 'show_image', 'subplots', 'get_grid', 'show_images']

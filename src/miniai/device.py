@@ -1,0 +1,66 @@
+"Where tensors live: the default device, and moving nested batches to it and back. Knows torch alone."
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+__all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'to_cpu', 'collate_device']
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available(): return 'cuda'
+    return 'mps' if torch.backends.mps.is_available() else 'cpu'
+
+
+def_device: str = _best_device()
+
+
+def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
+    "`x` with `f` applied to every tensor inside its tuples, lists and mappings; all else stays as it is."
+    if isinstance(x, Tensor): return f(x)
+    if isinstance(x, Mapping): return _rebuilt_mapping(x, {k: map_tensors(f, v) for k, v in x.items()})
+    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(map_tensors(f, o) for o in x))
+    if type(x) in (tuple, list): return type(x)([map_tensors(f, o) for o in x])
+    return x
+
+
+def _rebuilt_mapping(old: Mapping, new: dict) -> Mapping:
+    if type(old) is dict: return new
+    try: return type(old)(new)
+    except TypeError: return new
+
+
+def tensors_in(x: Any) -> Iterator[Tensor]:
+    "Every tensor inside `x`, depth first, in order."
+    if isinstance(x, Tensor): yield x
+    elif isinstance(x, Mapping): yield from tensors_in(tuple(x.values()))
+    elif isinstance(x, tuple | list):
+        for o in x: yield from tensors_in(o)
+
+
+def first_tensor(x: Any) -> Tensor | None:
+    "The first tensor inside `x`, however deep; None where there is none."
+    return next(tensors_in(x), None)
+
+
+def to_device(x: Any, device: str | torch.device = def_device) -> Any:
+    "`x` with every tensor inside tuples, lists and mappings moved to `device`."
+    if type(x) is tuple and all(isinstance(o, Tensor) for o in x): return tuple([o.to(device) for o in x])
+    return map_tensors(lambda t: t.to(device), x)
+
+
+def _tensor_to_cpu(t: Tensor) -> Tensor:
+    t = t.detach().cpu()
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def to_cpu(x: Any) -> Any:
+    "`x` with every tensor inside detached and on the CPU; float16 and bfloat16 become float32."
+    return map_tensors(_tensor_to_cpu, x)
+
+
+def collate_device(b: list) -> Any:
+    "PyTorch's default collate, then to `def_device`: a `collate_fn` for loaders without workers."
+    return to_device(default_collate(b), def_device)

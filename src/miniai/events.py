@@ -1,0 +1,125 @@
+"The events of training, and how callbacks hear them: what the loop and the callbacks share. Knows neither."
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any
+
+__all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'PHASES', 'EVENTS', 'Callback',
+           'run_cbs', 'with_cbs', 'listed', 'Dispatch']
+
+
+class CancelFitException(Exception): "Raised by a callback: the fit stops here; `after_fit` is skipped, every cleanup runs."
+class CancelEpochException(Exception): "Raised by a callback: this epoch stops here; `after_epoch` is skipped, its cleanups run."
+class CancelBatchException(Exception): "Raised by a callback: this batch stops here; `after_batch` is skipped, its cleanup runs."
+
+
+_CANCELS = dict(fit=CancelFitException, epoch=CancelEpochException, batch=CancelBatchException)
+PHASES = ('predict', 'get_loss', 'backward', 'step', 'zero_grad')
+EVENTS = (*(f'{when}_{what}' for what in ('fit', 'epoch', 'batch') for when in ('before', 'after', 'cleanup')),
+          'after_predict', 'after_loss', 'after_backward', 'after_step')
+
+
+class Callback:
+    "Base of callbacks: methods named after events are called with the Learner. Those of lower `order` run first."
+    order: float = 0
+
+
+def listed(x: Any) -> list:
+    "`x` as a new list: None is empty, one thing is a list of one."
+    if x is None: return []
+    return list(x) if isinstance(x, Iterable) and not isinstance(x, str) and not _hears_anything(x) else [x]
+
+
+def _hears_anything(x: Any) -> bool:
+    return isinstance(x, Callback) or any(hasattr(x, e) for e in EVENTS + PHASES)
+
+
+def _in_order(cbs: Iterable) -> list: return sorted(cbs, key=lambda cb: getattr(cb, 'order', 0))
+
+
+def run_cbs(cbs: Iterable, method_nm: str, learn: Any = None) -> None:
+    "Call `cb.method_nm(learn)` on each of `cbs` that has it, in rising `order`."
+    for cb in _in_order(cbs):
+        method = getattr(cb, method_nm, None)
+        if method is not None: method(learn)
+
+
+def with_cbs(nm: str) -> Callable:
+    """Decorator: runs a method between the events `before_nm` and `after_nm`, then `cleanup_nm`, whatever happened.
+    For 'fit', 'epoch' and 'batch' the matching Cancel…Exception ends the method quietly, without `after_nm`.
+    The method's object needs `.callback(name)`."""
+    before, after, cleanup, cancel = f'before_{nm}', f'after_{nm}', f'cleanup_{nm}', _CANCELS.get(nm, ())
+
+    def decorate(f: Callable) -> Callable:
+        @wraps(f)
+        def surrounded(o: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                try:
+                    o.callback(before)
+                    f(o, *args, **kwargs)
+                    o.callback(after)
+                finally: o.callback(cleanup)
+            except cancel: pass
+        return surrounded
+    return decorate
+
+
+class Dispatch:
+    """Who hears what: a table from event to the callbacks' bound methods, built once for a list of callbacks, so that an event
+    that nobody hears costs nothing. An AttributeError names a callback's method that looks like an event and is none."""
+    def __init__(self, cbs: list, events: tuple[str, ...]) -> None:
+        self.cbs, self.events = list(cbs), events
+        ordered = _in_order(cbs)
+        for cb in ordered: _check_names(cb, events)
+        self.table = {e: _listeners(ordered, e) for e in events}
+
+    def __call__(self, event: str, learn: Any) -> None:
+        "Call everything that hears `event`, in order. An exception carries a note of its callback and event."
+        try: methods = self.table[event]
+        except KeyError: raise _unknown(f"learn.callback({event!r})", event, self.events) from None
+        if not methods: return
+        if event.startswith('cleanup_'): return _clean_all(methods, event, learn)
+        method = None
+        try:
+            for method in methods: method(learn)
+        except tuple(_CANCELS.values()): raise
+        except BaseException as e:
+            _note(e, method, event)
+            raise
+
+
+def _listeners(ordered: list, event: str) -> tuple:
+    found = (getattr(cb, event, None) for cb in ordered)
+    return tuple(m for m in found if callable(m))
+
+
+def _clean_all(methods: tuple, event: str, learn: Any) -> None:
+    "Every cleanup runs, even after one has failed; then the first failure is raised, the others noted on it."
+    failures = []
+    for method in methods:
+        try: method(learn)
+        except BaseException as e:
+            _note(e, method, event)
+            failures.append(e)
+    if not failures: return
+    first, *others = failures
+    for e in others: first.add_note(f"and then {type(e).__name__}: {e}")
+    raise first
+
+
+def _note(e: BaseException, method: Callable, event: str) -> None:
+    owner = getattr(method, '__self__', method)
+    e.add_note(f"raised by callback {type(owner).__name__} in event {event}")
+
+
+def _check_names(cb: Any, events: tuple[str, ...]) -> None:
+    for nm in dir(type(cb)) + list(getattr(cb, '__dict__', ())):
+        if nm.startswith(('before_', 'after_', 'cleanup_')) and nm not in events and callable(getattr(cb, nm, None)):
+            raise _unknown(f"{type(cb).__name__}.{nm}", nm, events)
+
+
+def _unknown(where: str, event: str, events: tuple[str, ...]) -> AttributeError:
+    near = get_close_matches(event, events, n=1, cutoff=0)
+    hint = f"did you mean {near[0]!r}? " if near else ''
+    return AttributeError(f"{where}: {event!r} is no event of this Learner; {hint}"
+                          f"A Learner with events of its own lists them in its class attribute `events`: events = (*Learner.events, {event!r})")
