@@ -11,12 +11,14 @@ __all__ = ['MixedPrecision', 'AccelerateCB']
 
 
 class MixedPrecision(TrainCB):
-    """Forward pass and loss in half precision by autocast: bfloat16 on the CPU, float16 on CUDA, or `dtype`. float16, whose small gradients
-    vanish, gets its loss scaled up and its gradients down again by a GradScaler, kept as `scaler`."""
+    """Forward pass and loss in half precision by autocast: bfloat16 on the CPU, float16 on CUDA, or
+    `dtype`. float16, whose small gradients vanish, gets its loss scaled up and its gradients down
+    again by a GradScaler, kept as `scaler`."""
     order = DeviceCB.order + 10
     def __init__(self, n_inp: int = 1, dtype: torch.dtype | None = None) -> None:
         super().__init__(n_inp)
-        if dtype not in (None, torch.float16, torch.bfloat16): raise ValueError(f"MixedPrecision: dtype must be torch.float16 or torch.bfloat16, got {dtype}")
+        if dtype not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(f"MixedPrecision: dtype must be torch.float16 or torch.bfloat16, got {dtype}")
         self.dtype, self.autocast = dtype, None
 
     def before_fit(self, learn: Any) -> None:
@@ -42,13 +44,16 @@ class MixedPrecision(TrainCB):
 
 
 class AccelerateCB(TrainCB):
-    """Hugging Face Accelerate prepares model, optimizer and loaders when a fit starts, and does the backward pass; when it ends the Learner
-    has its own model and loaders again. `mixed_precision` is Accelerate's; where there is no accelerator, 'fp16' becomes 'bf16', with a warning."""
+    """Hugging Face Accelerate prepares model, optimizer and loaders when a fit starts, and does the backward pass; when
+    it ends the Learner has its own model and loaders again. `mixed_precision` is Accelerate's; where there is no
+    accelerator, 'fp16' becomes 'bf16', with a warning."""
     order = DeviceCB.order + 10
     def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16") -> None:
         super().__init__(n_inp)
-        try: from accelerate import Accelerator
-        except ImportError as e: raise ImportError("AccelerateCB needs the package accelerate: pip install 'miniai-torch[hf]'") from e
+        try:
+            from accelerate import Accelerator
+        except ImportError as e:
+            raise ImportError("AccelerateCB needs the package accelerate: pip install 'miniai-torch[hf]'") from e
         if mixed_precision == 'fp16' and def_device == 'cpu':
             warnings.warn("AccelerateCB: fp16 needs an accelerator, so bf16 is used on the CPU", stacklevel=2)
             mixed_precision = 'bf16'

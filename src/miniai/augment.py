@@ -9,7 +9,8 @@ from miniai.callbacks.capture import capture_preds as capture_preds
 from miniai.callbacks.capture import show_image_batch as show_image_batch
 from miniai.callbacks.summary import summary as summary
 
-__all__ = ['summary', 'show_image_batch', 'capture_preds', 'CapturePreds', 'rand_erase', 'RandErase', 'rand_copy', 'RandCopy']
+__all__ = ['summary', 'show_image_batch', 'capture_preds', 'CapturePreds', 'rand_erase', 'RandErase',
+           'rand_copy', 'RandCopy']
 
 
 def _patch_size(x: Tensor, pct: float) -> tuple[int, int]:
@@ -19,7 +20,8 @@ def _patch_size(x: Tensor, pct: float) -> tuple[int, int]:
 
 def _check_images(x: Tensor, pct: float) -> None:
     if x.ndim != 4: raise ValueError(f"a batch of images must have shape (N, C, H, W), got {tuple(x.shape)}")
-    if not 0 < pct <= 1: raise ValueError(f"pct, the side of a patch as a share of the image's, must be in (0, 1], got {pct}")
+    if not 0 < pct <= 1:
+        raise ValueError(f"pct, the side of a patch as a share of the image's, must be in (0, 1], got {pct}")
 
 
 def _patch(x: Tensor, pct: float, size: tuple[int, int]) -> Tensor:
@@ -29,8 +31,9 @@ def _patch(x: Tensor, pct: float, size: tuple[int, int]) -> Tensor:
 
 
 def rand_erase(x: Tensor, pct: float = 0.2, max_num: int = 4) -> Tensor:
-    """Replace up to `max_num` rectangles, `pct` of the sides, of the float batch `x` (N, C, H, W) by noise of the batch's own mean and
-    standard deviation, kept in its range; in place, the same places in every image. Returns `x`. After Zhong et al. 2017."""
+    """Replace up to `max_num` rectangles, `pct` of the sides, of the float batch `x` (N, C, H, W) by noise of
+    the batch's own mean and standard deviation, kept in its range; in place, the same places in every image.
+    Returns `x`. After Zhong et al. 2017."""
     size, mean, std, low, high = _patch_size(x, pct), x.mean(), x.std(), x.min(), x.max()
     for _ in range(random.randint(0, max_num)):
         patch = _patch(x, pct, size)
@@ -39,8 +42,8 @@ def rand_erase(x: Tensor, pct: float = 0.2, max_num: int = 4) -> Tensor:
 
 
 def rand_copy(x: Tensor, pct: float = 0.2, max_num: int = 4) -> Tensor:
-    """Replace up to `max_num` rectangles, `pct` of the sides, of the batch `x` (N, C, H, W) by another part of the same images; in place,
-    the same places in every image. Returns `x`."""
+    """Replace up to `max_num` rectangles, `pct` of the sides, of the batch `x` (N, C, H, W) by another part
+    of the same images; in place, the same places in every image. Returns `x`."""
     size = _patch_size(x, pct)
     for _ in range(random.randint(0, max_num)):
         source, target = _patch(x, pct, size), _patch(x, pct, size)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-__all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'to_cpu', 'collate_device']
+__all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'detached', 'to_cpu',
+           'collate_device']
 
 
 def _best_device() -> str:
@@ -42,23 +43,29 @@ def tensors_in(x: Any) -> Iterator[Tensor]:
 
 def first_tensor(x: Any) -> Tensor | None:
     "The first tensor inside `x`, however deep; None where there is none."
+    if isinstance(x, Tensor): return x
+    if isinstance(x, tuple | list) and x and isinstance(x[0], Tensor): return x[0]
     return next(tensors_in(x), None)
 
 
 def to_device(x: Any, device: str | torch.device = def_device) -> Any:
     "`x` with every tensor inside tuples, lists and mappings moved to `device`."
-    if type(x) is tuple and all(isinstance(o, Tensor) for o in x): return tuple([o.to(device) for o in x])
     return map_tensors(lambda t: t.to(device), x)
 
 
-def _tensor_to_cpu(t: Tensor) -> Tensor:
-    t = t.detach().cpu()
+def detached(x: Any) -> Any:
+    "`x` with every tensor inside cut from its graph, where it is; float16 and bfloat16 become float32."
+    return map_tensors(_detached, x)
+
+
+def _detached(t: Tensor) -> Tensor:
+    t = t.detach() if t.requires_grad else t
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def to_cpu(x: Any) -> Any:
     "`x` with every tensor inside detached and on the CPU; float16 and bfloat16 become float32."
-    return map_tensors(_tensor_to_cpu, x)
+    return map_tensors(lambda t: _detached(t).cpu(), x)
 
 
 def collate_device(b: list) -> Any:

@@ -1,9 +1,11 @@
-"The three faces of progress: a terminal, a notebook, and neither. Knows how to show rows, bars and curves, not what they mean."
+"""The three faces of progress: a terminal, a notebook, and neither.
+Knows how to show rows, bars and curves, not what they mean."""
 import html
 import io
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TextIO
 
 __all__ = ['Plain', 'Terminal', 'Notebook', 'best_face', 'draw_curves']
 
@@ -36,12 +38,14 @@ class Plain:
 class Terminal(Plain):
     "A bar on the last line, above it a table whose rows stay. Rows are cut, never wrapped, at the terminal's width."
     seconds_between_updates = 0.1
-    def __init__(self) -> None: self.tqdm, self.widths = None, None
+    def __init__(self, file: TextIO | None = None) -> None:
+        self.file, self.tqdm, self.widths = file or sys.stdout, None, None
 
     def bar(self, label: str, done: int, total: int | None, comment: str) -> None:
         "Show or move the bar: `done` of `total` batches, None where the total is not known."
         from tqdm import tqdm
-        if self.tqdm is None: self.tqdm = tqdm(desc=label, total=total, leave=False, dynamic_ncols=True, file=sys.stdout, unit='batch')
+        if self.tqdm is None:
+            self.tqdm = tqdm(desc=label, total=total, leave=False, dynamic_ncols=True, file=self.file, unit='batch')
         self.tqdm.n = done
         self.tqdm.set_postfix_str(comment, refresh=False)
         self.tqdm.refresh()
@@ -54,7 +58,7 @@ class Terminal(Plain):
     def text(self, line: str) -> None:
         "Print a line above the bar."
         self.end_bar()
-        print(line[:shutil.get_terminal_size().columns - 1], flush=True)
+        print(line[:shutil.get_terminal_size().columns - 1], file=self.file, flush=True)
 
     def row(self, d: dict[str, str]) -> None:
         "Print a table row; the first one, and one with other columns, under a header."
@@ -94,13 +98,15 @@ class Notebook(Plain):
 
     def row(self, d: dict[str, str]) -> None:
         "Show a table row; the first one, and one with other columns, under a header."
-        if not self.blocks or isinstance(self.blocks[-1], str) or list(self.blocks[-1][0]) != list(d): self.blocks.append([])
+        if not self.blocks or isinstance(self.blocks[-1], str) or list(self.blocks[-1][0]) != list(d):
+            self.blocks.append([])
         self.blocks[-1].append(d)
         self._show()
 
     def _show(self) -> None:
         from IPython.display import display
-        data = {'text/html': '\n'.join(map(_block_html, self.blocks)) + self.status, 'text/plain': '\n'.join(map(_block_text, self.blocks))}
+        data = {'text/html': '\n'.join(map(_block_html, self.blocks)) + self.status,
+                'text/plain': '\n'.join(map(_block_text, self.blocks))}
         if self.shown: self.shown.update(data, raw=True)
         else: self.shown = display(data, raw=True, display_id=True)
 

@@ -8,9 +8,12 @@ __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException',
            'run_cbs', 'with_cbs', 'listed', 'Dispatch']
 
 
-class CancelFitException(Exception): "Raised by a callback: the fit stops here; `after_fit` is skipped, every cleanup runs."
-class CancelEpochException(Exception): "Raised by a callback: this epoch stops here; `after_epoch` is skipped, its cleanups run."
-class CancelBatchException(Exception): "Raised by a callback: this batch stops here; `after_batch` is skipped, its cleanup runs."
+class CancelFitException(Exception):
+    "Raised by a callback: the fit stops here; `after_fit` is skipped, every cleanup runs."
+class CancelEpochException(Exception):
+    "Raised by a callback: this epoch stops here; `after_epoch` is skipped, its cleanups run."
+class CancelBatchException(Exception):
+    "Raised by a callback: this batch stops here; `after_batch` is skipped, its cleanup runs."
 
 
 _CANCELS = dict(fit=CancelFitException, epoch=CancelEpochException, batch=CancelBatchException)
@@ -65,20 +68,24 @@ def with_cbs(nm: str) -> Callable:
 
 
 class Dispatch:
-    """Who hears what: a table from event to the callbacks' bound methods, built once for a list of callbacks, so that an event
-    that nobody hears costs nothing. An AttributeError names a callback's method that looks like an event and is none."""
+    """Who hears what: a table from event to the callbacks' bound methods, built once for a list of
+    callbacks, so that an event that nobody hears costs nothing. An AttributeError names a callback's method
+    that looks like an event and is none."""
     def __init__(self, cbs: list, events: tuple[str, ...]) -> None:
         self.cbs, self.events = list(cbs), events
         ordered = _in_order(cbs)
         for cb in ordered: _check_names(cb, events)
         self.table = {e: _listeners(ordered, e) for e in events}
+        self.cleanups = {e for e in events if e.startswith('cleanup_')}
 
     def __call__(self, event: str, learn: Any) -> None:
         "Call everything that hears `event`, in order. An exception carries a note of its callback and event."
-        try: methods = self.table[event]
-        except KeyError: raise _unknown(f"learn.callback({event!r})", event, self.events) from None
-        if not methods: return
-        if event.startswith('cleanup_'): return _clean_all(methods, event, learn)
+        methods = self.table.get(event)
+        if methods: self._call(methods, event, learn)
+        elif methods is None: raise _unknown(f"learn.callback({event!r})", event, self.events)
+
+    def _call(self, methods: tuple, event: str, learn: Any) -> None:
+        if event in self.cleanups: return _clean_all(methods, event, learn)
         method = None
         try:
             for method in methods: method(learn)
@@ -122,4 +129,5 @@ def _unknown(where: str, event: str, events: tuple[str, ...]) -> AttributeError:
     near = get_close_matches(event, events, n=1, cutoff=0)
     hint = f"did you mean {near[0]!r}? " if near else ''
     return AttributeError(f"{where}: {event!r} is no event of this Learner; {hint}"
-                          f"A Learner with events of its own lists them in its class attribute `events`: events = (*Learner.events, {event!r})")
+                          f"A Learner with events of its own lists them in its class attribute `events`: "
+                          f"events = (*Learner.events, {event!r})")

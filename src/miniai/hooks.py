@@ -18,7 +18,8 @@ class Hook:
 
 
 class Hooks(list):
-    "A `Hook` on each of the modules `ms`. As a context manager it removes them on leaving; a deleted item is removed too."
+    """A `Hook` on each of the modules `ms`. As a context manager it removes them on leaving;
+    a deleted item is removed too."""
     def __init__(self, ms: Iterable[nn.Module], f: Callable[..., Any]) -> None:
         super().__init__([Hook(m, f) for m in ms])
 

@@ -1,8 +1,10 @@
-"Models that start well: initialisation, layer-sequential unit variance, the small convolutional net, and memory given back."
+"""Models that start well: initialisation, layer-sequential unit variance, the small convolutional net,
+and memory given back."""
 import gc
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,14 +24,17 @@ conv = conv_block
 
 
 def init_weights(m: nn.Module, leaky: float = 0.) -> None:
-    "Kaiming normal on the weights of a convolution, for a ReLU of slope `leaky` below zero: `model.apply(init_weights)` (He et al. 2015)."
+    """Kaiming normal on the weights of a convolution, for a ReLU of slope `leaky` below zero:
+    `model.apply(init_weights)` (He et al. 2015)."""
     if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d): nn.init.kaiming_normal_(m.weight, a=leaky)
 
 
 @torch.no_grad()
-def lsuv_init(model: nn.Module, m: nn.Module, m_in: nn.Module, xb: Tensor, tol: float = 1e-3, max_iter: int = 100) -> None:
-    """Layer-sequential unit variance (Mishkin & Matas 2015): change weight and bias of `m_in` until the output of `m` on the batch `xb` has
-    mean 0 and standard deviation 1, within `tol`; without a bias the deviation alone. RuntimeError where `max_iter` rounds are not enough."""
+def lsuv_init(model: nn.Module, m: nn.Module, m_in: nn.Module, xb: Tensor, tol: float = 1e-3,
+              max_iter: int = 100) -> None:
+    """Layer-sequential unit variance (Mishkin & Matas 2015): change weight and bias of `m_in` until the output of `m`
+    on the batch `xb` has mean 0 and standard deviation 1, within `tol`; without a bias the deviation alone.
+    RuntimeError where `max_iter` rounds are not enough."""
     def see(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> None: seen[:] = [to_cpu(first_tensor(outp))]
     seen, hook, bias = [], Hook(m, see), getattr(m_in, 'bias', None)
     try:
@@ -38,17 +43,22 @@ def lsuv_init(model: nn.Module, m: nn.Module, m_in: nn.Module, xb: Tensor, tol: 
             if not seen: raise ValueError("lsuv_init: the model's forward never calls m, so its output cannot be set")
             mean, std = seen[0].mean().item(), seen[0].std().item()
             if abs(std - 1) < tol and (bias is None or abs(mean) < tol): return
-            if not std > 0: raise RuntimeError(f"lsuv_init: the output of m is constant (std {std}) on this batch, so no weight can give it unit variance")
+            if not std > 0:
+                raise RuntimeError(f"lsuv_init: the output of m is constant (std {std}) on this batch, "
+                                   f"so no weight can give it unit variance")
             if bias is not None: bias -= mean
             m_in.weight /= std
     finally: hook.remove()
-    raise RuntimeError(f"lsuv_init: after {max_iter} rounds the output of m has mean {mean:.3g} and std {std:.3g}; does m depend on m_in's scale, or does a norm undo it?")
+    raise RuntimeError(f"lsuv_init: after {max_iter} rounds the output of m has mean {mean:.3g} and std {std:.3g}; "
+                       f"does m depend on m_in's scale, or does a norm undo it?")
 
 
-def get_model(act: Callable[[], nn.Module] = nn.ReLU, nfs: list[int] | None = None, norm: Callable[[int], nn.Module] | None = None) -> nn.Sequential:
-    "A convolutional classifier of 28x28 grey images, on `def_device`: widths `nfs` (default 1, 8, 16, 32, 64), each halving, then 10 logits."
+def get_model(act: Callable[[], nn.Module] = nn.ReLU, nfs: list[int] | None = None,
+              norm: Callable[[int], nn.Module] | None = None) -> nn.Sequential:
+    """A convolutional classifier of 28x28 grey images, on `def_device`:
+    widths `nfs` (default 1, 8, 16, 32, 64), each halving, then 10 logits."""
     nfs = nfs or [1, 8, 16, 32, 64]
-    layers = [conv_block(ni, nf, act=act, norm=norm) for ni, nf in zip(nfs, nfs[1:], strict=False)]
+    layers = [conv_block(ni, nf, act=act, norm=norm) for ni, nf in pairwise(nfs)]
     return nn.Sequential(*layers, conv_block(nfs[-1], 10, act=None, bias=True), nn.Flatten()).to(def_device)
 
 
@@ -57,7 +67,8 @@ def clean_ipython_hist() -> None:
     if 'get_ipython' not in globals() and 'IPython' not in sys.modules: return
     shell = sys.modules['IPython'].get_ipython()
     if shell is None: return
-    for name in [n for n in shell.user_ns if n.startswith('_') and n.strip('_i').isdigit()] + ['_', '__', '___']: shell.user_ns.pop(name, None)
+    for name in [n for n in shell.user_ns if n.startswith('_') and n.strip('_i').isdigit()] + ['_', '__', '___']:
+        shell.user_ns.pop(name, None)
     shell.user_ns.get('Out', {}).clear()
     shell.displayhook.flush()
 

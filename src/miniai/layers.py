@@ -21,7 +21,8 @@ class GeneralRelu(nn.Module):
         if self.sub is not None: x = x - self.sub
         return x if self.maxv is None else x.clamp_max(self.maxv)
 
-    def extra_repr(self) -> str: return ', '.join(f'{k}={v}' for k in ('leak', 'sub', 'maxv') if (v := getattr(self, k)) is not None)
+    def extra_repr(self) -> str:
+        return ', '.join(f'{k}={v}' for k in ('leak', 'sub', 'maxv') if (v := getattr(self, k)) is not None)
 
 
 act_gr = partial(GeneralRelu, leak=0.1, sub=0.4)
@@ -29,8 +30,9 @@ act_gr = partial(GeneralRelu, leak=0.1, sub=0.4)
 
 def conv_block(ni: int, nf: int, ks: int = 3, stride: int = 2, act: Callable[[], nn.Module] | None = nn.ReLU,
                norm: Callable[[int], nn.Module] | None = None, bias: bool | None = None) -> nn.Sequential:
-    """Convolution with padding `ks//2`, then `norm(nf)` and `act()` where given: (N, ni, H, W) to (N, nf, H/stride, W/stride).
-    By default there is a bias unless BatchNorm follows, which has its own; it is drawn all the same, so that seeds give the same weights."""
+    """Convolution with padding `ks//2`, then `norm(nf)` and `act()` where given: (N, ni, H, W) to (N, nf,
+    H/stride, W/stride). By default there is a bias unless BatchNorm follows, which has its own; it is drawn all
+    the same, so that seeds give the same weights."""
     conv = nn.Conv2d(ni, nf, stride=stride, kernel_size=ks, padding=ks//2, bias=bias is not False)
     layers = [conv] + ([norm(nf)] if norm else []) + ([act()] if act else [])
     if bias is None and any(isinstance(m, _NORMS_WITH_BIAS) for m in layers): conv.bias = None

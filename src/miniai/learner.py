@@ -27,24 +27,26 @@ from miniai.events import (
     with_cbs,
 )
 
-__all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError', 'Callback', 'run_cbs', 'with_cbs', 'to_cpu',
-           'Learner', 'TrainLearner', 'MomentumLearner', 'TrainCB', 'SingleBatchCB', 'DeviceCB', 'MetricsCB', 'ProgressCB', 'LRFinderCB', 'lr_find']
+__all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError',
+           'Callback', 'run_cbs', 'with_cbs', 'to_cpu', 'Learner', 'TrainLearner', 'MomentumLearner',
+           'TrainCB', 'SingleBatchCB', 'DeviceCB', 'MetricsCB', 'ProgressCB', 'LRFinderCB', 'lr_find']
 
 
 class Learner:
-    """Trains `model` on `dls.train` and validates it on `dls.valid`. `opt_func(params, lr)` makes the optimizer at each fit; with None, the
-    one in `learn.opt` stays. Callbacks, `cbs`, hear `events` and may change anything; they, or a subclass, say what the five phases do.
-    `history` holds a dict an epoch and phase of the last fit. A training loss that is not finite stops a fit unless `check_finite` is False."""
+    """Trains `model` on `dls.train` and validates it on `dls.valid`. `opt_func(params, lr)` makes the optimizer at each
+    fit; with None, the one in `learn.opt` stays. Callbacks, `cbs`, hear `events` and may change anything; they, or a
+    subclass, say what the five phases do. `history` holds a dict an epoch and phase of the last fit. A training loss
+    that is not finite stops a fit unless `check_finite` is False."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
     skip_update = trains = False
     metrics = opt = epochs = epoch = iter = _dispatch = None
 
-    def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss, lr: float | None = 0.1, cbs: Any = None,
-                 opt_func: Callable | None = optim.SGD) -> None:
+    def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
+                 lr: float | None = 0.1, cbs: Any = None, opt_func: Callable | None = optim.SGD) -> None:
         if lr is not None: check_lr(lr)
-        self.model, self.dls, self.loss_func, self.lr, self.cbs, self.opt_func = model, dls, loss_func, lr, listed(cbs), opt_func
-        self.history = []
+        self.model, self.dls, self.loss_func, self.opt_func = model, dls, loss_func, opt_func
+        self.lr, self.cbs, self.history = lr, listed(cbs), []
 
     def predict(self) -> None: self.callback('predict')
     def get_loss(self) -> None: self.callback('get_loss')
@@ -68,8 +70,10 @@ class Learner:
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
         self.iter = None
-        for self.iter, self.batch in enumerate(self.dl): self._one_batch()
-        if self.iter is None: raise ValueError(f"the loader gave no batch in epoch {self.epoch}: it is empty, or an iterator that can be used only once")
+        for self.iter, self.batch in enumerate(self.dl): self._one_batch()  # noqa: B020
+        if self.iter is None:
+            raise ValueError(f"the loader gave no batch in epoch {self.epoch}: "
+                             f"it is empty, or an iterator that can be used only once")
 
     def one_epoch(self, training: bool) -> None:
         "One pass over `dls.train`, or, with `training` False, over `dls.valid`."
@@ -79,16 +83,19 @@ class Learner:
 
     @with_cbs('fit')
     def _fit(self, train: bool, valid: bool) -> None:
-        for self.epoch in self.epochs:
+        for self.epoch in self.epochs:  # noqa: B020
             if train: self.one_epoch(True)
             if valid: torch.no_grad()(self.one_epoch)(False)
 
-    def fit(self, n_epochs: int = 1, train: bool = True, valid: bool = True, cbs: Any = None, lr: float | None = None) -> None:
-        """Train for `n_epochs`, each followed by validation; `train` and `valid` switch either off. `cbs` are there for this fit alone, and
-        `lr` stands in for the Learner's. What can be known to fail raises ValueError or TypeError before the first batch."""
+    def fit(self, n_epochs: int = 1, train: bool = True, valid: bool = True, cbs: Any = None,
+            lr: float | None = None) -> None:
+        """Train for `n_epochs`, each followed by validation; `train` and `valid` switch either off. `cbs` are
+        there for this fit alone, and `lr` stands in for the Learner's. What can be known to fail raises
+        ValueError or TypeError before the first batch."""
         added = listed(cbs) + ([FiniteLossCB()] if self.check_finite else [])
         self.cbs.extend(added)
-        self.n_epochs, self.epochs, self.trains, self.history, self.metrics, self._dispatch = n_epochs, None, train, [], None, None
+        self.n_epochs, self.epochs, self.trains = n_epochs, None, train
+        self.history, self.metrics, self._dispatch = [], None, None
         try:
             check_fit(self, n_epochs, train, valid, self._own_phases())
             self.epochs = range(n_epochs)
@@ -101,7 +108,8 @@ class Learner:
         return {p for p in PHASES if p in vars(self) or getattr(type(self), p) is not getattr(Learner, p)}
 
     def _make_optimizer(self, lr: float | None) -> None:
-        "A new optimizer where the fit trains; where it only validates, one for callbacks to look at if there is none and one can be had."
+        """A new optimizer where the fit trains; where it only validates,
+        one for callbacks to look at if there is none and one can be had."""
         if self.trains:
             if self.opt_func:
                 check_lr(lr)
@@ -111,7 +119,8 @@ class Learner:
             self.opt = self.opt_func(self.model.parameters(), lr)
 
     def callback(self, method_nm: str) -> None:
-        "Call the method `method_nm` of every callback that has it, in rising `order`. AttributeError where it is no event of this Learner."
+        """Call the method `method_nm` of every callback that has it, in rising `order`.
+        AttributeError where it is no event of this Learner."""
         if self._dispatch is None or self._dispatch.cbs != self.cbs: self._dispatch = Dispatch(self.cbs, self.events)
         self._dispatch(method_nm, self)
 
@@ -129,7 +138,8 @@ def _remove_last(cbs: list, cb: Any) -> None:
 
 
 class TrainLearner(Learner):
-    "A Learner that predicts from the first item of a batch, takes the loss with the second, steps, and zeroes the gradients."
+    """A Learner that predicts from the first item of a batch, takes the loss with the second, steps,
+    and zeroes the gradients."""
     def predict(self) -> None: self.preds = self.model(inputs_of(self.batch)[0])
     def get_loss(self) -> None: self.loss = loss_of(self, self.batch[1:2])
     def backward(self) -> None: self.loss.backward()
@@ -138,7 +148,8 @@ class TrainLearner(Learner):
 
 
 class MomentumLearner(TrainLearner):
-    "A TrainLearner that keeps `mom` of the gradient after each step instead of zeroing it. Its `lr` may stay None until `fit(lr=…)`."
+    """A TrainLearner that keeps `mom` of the gradient after each step instead of zeroing it.
+    Its `lr` may stay None until `fit(lr=…)`."""
     def __init__(self, model: nn.Module, dls: Any, loss_func: Callable | None, lr: float | None = None, cbs: Any = None,
                  opt_func: Callable | None = optim.SGD, mom: float = 0.85) -> None:
         super().__init__(model, dls, loss_func, lr, cbs, opt_func)

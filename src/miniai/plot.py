@@ -22,8 +22,9 @@ def subplots(nrows: int = 1, ncols: int = 1, figsize: tuple[float, float] | None
 
 def get_grid(n: int, nrows: int | None = None, ncols: int | None = None, title: str | None = None, weight: str = 'bold',
              size: int = 14, **kwargs: Any) -> tuple[Any, Any]:
-    """A figure and an array of axes with room for `n` images, as square as may be, the unused axes switched off.
-    `title` heads the figure in `weight` and `size`; other arguments go to `subplots`. ValueError where `nrows` by `ncols` is too small."""
+    """A figure and an array of axes with room for `n` images, as square as may be, the unused axes
+    switched off. `title` heads the figure in `weight` and `size`; other arguments go to `subplots`.
+    ValueError where `nrows` by `ncols` is too small."""
     nrows, ncols = _grid_shape(n, nrows, ncols)
     fig, axs = subplots(nrows, ncols, **kwargs)
     for ax in axs.flat[n:]: ax.set_axis_off()
@@ -40,7 +41,8 @@ def _grid_shape(n: int, nrows: int | None, ncols: int | None) -> tuple[int, int]
 
 
 def _as_image(im: Any) -> np.ndarray:
-    if isinstance(im, torch.Tensor): im = im.detach().cpu().float().numpy() if im.is_floating_point() else im.detach().cpu().numpy()
+    if isinstance(im, torch.Tensor):
+        im = im.detach().cpu().float().numpy() if im.is_floating_point() else im.detach().cpu().numpy()
     im = np.asarray(im)
     if im.ndim == 3 and im.shape[0] < 5 <= im.shape[-1]: im = im.transpose(1, 2, 0)
     return im[..., 0] if im.ndim == 3 and im.shape[-1] == 1 else im
@@ -48,8 +50,8 @@ def _as_image(im: Any) -> np.ndarray:
 
 def show_image(im: Any, ax: Any = None, figsize: tuple[float, float] | None = None, title: str | None = None,
                noframe: bool = True, **kwargs: Any) -> Any:
-    """Draw `im` (PIL image, array, or tensor; CHW or HWC, with 1, 3 or 4 channels) on `ax`, a new one by default, and return the axis.
-    `kwargs` are imshow's."""
+    """Draw `im` (PIL image, array, or tensor; CHW or HWC, with 1, 3 or 4 channels) on `ax`, a new one by default,
+    and return the axis. `kwargs` are imshow's."""
     if ax is None: ax = subplots(figsize=figsize)[1][0]
     ax.imshow(_as_image(im), **kwargs)
     if title is not None: ax.set_title(title)
@@ -63,7 +65,8 @@ def show_images(ims: Sequence, nrows: int | None = None, ncols: int | None = Non
                 **kwargs: Any) -> None:
     "Draw every image of `ims` in a grid, with `titles` where given; other arguments go to `get_grid`."
     axs = get_grid(len(ims), nrows, ncols, **kwargs)[1]
-    for im, title, ax in zip_longest(ims, list(titles or [])[:len(ims)], axs.flat[:len(ims)]): show_image(im, ax=ax, title=title)
+    for im, title, ax in zip_longest(ims, list(titles or [])[:len(ims)], axs.flat[:len(ims)]):
+        show_image(im, ax=ax, title=title)
 
 
 def plot_func(f: Callable[[torch.Tensor], torch.Tensor], start: float = -5., end: float = 5., steps: int = 100) -> None:

@@ -13,7 +13,8 @@ _KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'model', 'cbs')
 
 @contextmanager
 def as_it_was(learn: Any) -> Iterator[None]:
-    "Within it `learn` may train; after it model, its mode, the optimizer and the Learner's history are what they were before."
+    """Within it `learn` may train; after it model, its mode,
+    the optimizer and the Learner's history are what they were before."""
     kept = {k: getattr(learn, k) for k in _KEPT}
     weights, modes = _copied(learn.model.state_dict()), [(m, m.training) for m in learn.model.modules()]
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in learn.model.parameters()]
@@ -33,4 +34,5 @@ def _keeps_optimizer(learn: Any) -> bool:
     return learn.opt_func is None and hasattr(learn.opt, 'state_dict')
 
 
-def _copied(state: dict) -> dict: return {k: v.detach().clone() if isinstance(v, torch.Tensor) else deepcopy(v) for k, v in state.items()}
+def _copied(state: dict) -> dict:
+    return {k: v.detach().clone() if isinstance(v, torch.Tensor) else deepcopy(v) for k, v in state.items()}

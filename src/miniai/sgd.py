@@ -10,4 +10,5 @@ from miniai.optim import Momentum as Momentum
 from miniai.optim import RMSProp as RMSProp
 from miniai.optim import plot_schedule as plot_schedule
 
-__all__ = ['BaseSchedCB', 'BatchSchedCB', 'EpochSchedCB', 'HasLearnCB', 'RecorderCB', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'plot_schedule']
+__all__ = ['BaseSchedCB', 'BatchSchedCB', 'EpochSchedCB', 'HasLearnCB', 'RecorderCB', 'SGD', 'Momentum', 'RMSProp',
+           'Adam', 'plot_schedule']

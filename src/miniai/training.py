@@ -18,8 +18,10 @@ def report(loss: Tensor, preds: Tensor, yb: Tensor) -> None:
     print(f'{loss:.2f}, {accuracy(preds, yb):.2f}')
 
 
-def fit(epochs: int, model: nn.Module, loss_func: Callable, opt: Any, train_dl: DataLoader, valid_dl: DataLoader) -> tuple[float, float]:
-    "Train `model` for `epochs`; after each, print epoch, mean validation loss and accuracy, and return the last two (NaN for no epoch)."
+def fit(epochs: int, model: nn.Module, loss_func: Callable, opt: Any, train_dl: DataLoader,
+        valid_dl: DataLoader) -> tuple[float, float]:
+    """Train `model` for `epochs`; after each, print epoch, mean validation loss and accuracy,
+    and return the last two (NaN for no epoch)."""
     loss, acc = float('nan'), float('nan')
     for epoch in range(epochs):
         model.train()

@@ -16,7 +16,8 @@ __all__ = ['CapturePreds', 'capture_preds', 'StopAt', 'first_train_batch', 'show
 
 
 class CapturePreds(Callback):
-    "Keeps inputs, predictions and targets of every batch, on the CPU: `all_inps`, `all_preds`, `all_targs`, joined when the fit ends."
+    """Keeps inputs, predictions and targets of every batch, on the CPU:
+    `all_inps`, `all_preds`, `all_targs`, joined when the fit ends."""
     order = math.inf
     def before_fit(self, learn: Any) -> None:
         self.all_inps, self.all_preds, self.all_targs = [], [], []
@@ -42,8 +43,8 @@ def _joined(xs: list) -> Any:
 
 
 def capture_preds(self: Any, cbs: Any = None, inps: bool = False) -> tuple:
-    """Predictions and targets of the whole validation set, on the CPU, a pair; with `inps` a triple that ends in the inputs. Targets are
-    None where batches have none. Nothing is trained; `history` stays."""
+    """Predictions and targets of the whole validation set, on the CPU, a pair; with `inps` a triple that ends in the
+    inputs. Targets are None where batches have none. Nothing is trained; `history` stays."""
     capture, history = CapturePreds(), self.history
     try: self.fit(1, train=False, cbs=[capture, *listed(cbs)])
     finally: self.history = history
@@ -65,6 +66,7 @@ def first_train_batch(learn: Any, event: str, cbs: list) -> None:
 
 
 def show_image_batch(self: Any, max_n: int = 9, cbs: Any = None, **kwargs: Any) -> None:
-    "Draw up to `max_n` inputs of the first training batch, as the callbacks leave it. Nothing is trained; `kwargs` go to `show_images`."
+    """Draw up to `max_n` inputs of the first training batch, as the callbacks leave it. Nothing is trained;
+    `kwargs` go to `show_images`."""
     first_train_batch(self, 'before_batch', listed(cbs))
     show_images(self.batch[0][:max_n], **kwargs)

@@ -15,8 +15,8 @@ _ONLY_VALIDATING = PHASES[:2]
 
 
 def check_fit(learn: Any, n_epochs: int, train: bool, valid: bool, own_phases: set[str]) -> None:
-    """Raise for what can be known to fail in this fit: epochs, loaders, phases, loss. `own_phases` are those that the Learner
-    itself has; the others must come from a callback. Only what will run is looked at."""
+    """Raise for what can be known to fail in this fit: epochs, loaders, phases, loss. `own_phases` are those that the
+    Learner itself has; the others must come from a callback. Only what will run is looked at."""
     if isinstance(n_epochs, bool) or not isinstance(n_epochs, int) or n_epochs < 0:
         raise ValueError(f"n_epochs must be a whole number, 0 or more, got {n_epochs!r}")
     if not train and not valid: raise ValueError("nothing to do: fit was called with train=False and valid=False")
@@ -24,15 +24,18 @@ def check_fit(learn: Any, n_epochs: int, train: bool, valid: bool, own_phases: s
     if valid: _check_loader(learn, 'valid')
     _check_phases(learn, PHASES if train else _ONLY_VALIDATING, own_phases)
     if train and not callable(learn.loss_func) and _needs_loss_func(learn, own_phases):
-        raise ValueError(f"no loss function: loss_func is {learn.loss_func!r}; pass one, such as torch.nn.functional.cross_entropy, to {type(learn).__name__}")
+        raise ValueError(f"no loss function: loss_func is {learn.loss_func!r}; pass one, "
+                         f"such as torch.nn.functional.cross_entropy, to {type(learn).__name__}")
 
 
 def _check_loader(learn: Any, which: str) -> None:
     dl = getattr(learn.dls, which, None)
     if dl is None:
-        raise ValueError(f"no {which} loader: dls is {_short(learn.dls)}; pass DataLoaders(train, valid), or call fit with {which}=False")
+        raise ValueError(f"no {which} loader: dls is {_short(learn.dls)}; "
+                         f"pass DataLoaders(train, valid), or call fit with {which}=False")
     if isinstance(dl, Sized) and _length(dl) == 0:
-        raise ValueError(f"the {which} loader is empty: it has no batch. Fill learn.dls.{which}, or call fit with {which}=False")
+        raise ValueError(f"the {which} loader is empty: it has no batch. "
+                         f"Fill learn.dls.{which}, or call fit with {which}=False")
 
 
 def _length(dl: Sized) -> int | None:
@@ -45,8 +48,9 @@ def _short(x: Any) -> str: return repr(x) if len(repr(x)) < 60 else f"a {type(x)
 
 def _check_phases(learn: Any, phases: tuple[str, ...], own: set[str]) -> None:
     missing = [p for p in phases if p not in own and not any(callable(getattr(cb, p, None)) for cb in learn.cbs)]
-    if missing: raise ValueError(f"{type(learn).__name__} has no {', '.join(missing)} phase, and no callback has: add TrainCB() to cbs, use TrainLearner, "
-                                 f"or write the missing method")
+    if not missing: return
+    raise ValueError(f"{type(learn).__name__} has no {', '.join(missing)} phase, and no callback has: "
+                     f"add TrainCB() to cbs, use TrainLearner, or write the missing method")
 
 
 def _needs_loss_func(learn: Any, own: set[str]) -> bool:
@@ -63,18 +67,22 @@ def check_lr(lr: Any) -> None:
 
 def check_optimizer(opt: Any) -> None:
     "An error unless `opt` has `step()` and `zero_grad()`."
-    if opt is None: raise ValueError("no optimizer: opt_func is None and learn.opt is not set; pass opt_func, or set learn.opt before fit")
+    if opt is None:
+        raise ValueError("no optimizer: opt_func is None and learn.opt is not set; "
+                         "pass opt_func, or set learn.opt before fit")
     lacks = [m for m in ('step', 'zero_grad') if not callable(getattr(opt, m, None))]
-    if lacks: raise TypeError(f"the optimizer, a {type(opt).__name__}, has no {' or '.join(lacks)}(): opt_func(params, lr) must return an object with step() and zero_grad()")
+    if lacks:
+        raise TypeError(f"the optimizer, a {type(opt).__name__}, has no {' or '.join(lacks)}(): "
+                        f"opt_func(params, lr) must return an object with step() and zero_grad()")
 
 
 class NonFiniteLossError(RuntimeError): "The training loss became NaN or infinite."
 
 
 class FiniteLossCB(Callback):
-    """Stops a fit whose training loss is not finite, with a NonFiniteLossError that names epoch and batch. It runs last, so that a
-    rate finder sees the loss first. Losses on the CPU are looked at before the weights change, which they then do not;
-    those on an accelerator every `every` seconds and at the end of the epoch."""
+    """Stops a fit whose training loss is not finite, with a NonFiniteLossError that names epoch and batch. It runs
+    last, so that a rate finder sees the loss first. Losses on the CPU are looked at before the weights change, which
+    they then do not; those on an accelerator every `every` seconds and at the end of the epoch."""
     order = math.inf
     def __init__(self, every: float = 0.5) -> None: self.every = every
 
@@ -87,7 +95,8 @@ class FiniteLossCB(Callback):
         elif not math.isfinite(number(loss)): learn.skip_update = True
 
     def after_batch(self, learn: Any) -> None:
-        if learn.skip_update: self._fail(learn, learn.iter, float(number(learn.loss)), "The weights are as they were before this batch.")
+        if learn.skip_update:
+            self._fail(learn, learn.iter, float(number(learn.loss)), "The weights are as they were before this batch.")
         if self._unread and time.perf_counter() >= self._due: self._read(learn)
 
     def after_epoch(self, learn: Any) -> None: self._read(learn)
@@ -101,6 +110,7 @@ class FiniteLossCB(Callback):
         self.before_epoch(learn)
 
     def _fail(self, learn: Any, batch: int, loss: float, weights: str) -> None:
-        raise NonFiniteLossError(f"the training loss is {loss} in epoch {learn.epoch}, batch {batch} (both counted from 0). {weights} Usual causes: a learning "
-                                 f"rate too high (try learn.lr_find()), inputs that are not normalised, a log or division by zero in the loss. "
-                                 f"To train on regardless, set learn.check_finite = False")
+        raise NonFiniteLossError(
+            f"the training loss is {loss} in epoch {learn.epoch}, batch {batch} (both counted from 0). {weights} "
+            f"Usual causes: a learning rate too high (try learn.lr_find()), inputs that are not normalised, "
+            f"a log or division by zero in the loss. To train on regardless, set learn.check_finite = False")

@@ -1,4 +1,5 @@
-"The learning-rate finder: raise the rate each batch until the loss explodes, draw the curve, suggest a rate (Smith 2015)."
+"""The learning-rate finder: raise the rate each batch until the loss explodes, draw the curve,
+suggest a rate (Smith 2015)."""
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,12 @@ __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
 
 
 class LRFinderCB(Callback):
-    """Multiplies the learning rate of every group by `gamma` after each batch, records `lrs` and `losses`, and stops the fit at a
-    loss that is NaN or `max_mult` times the best. At the end it draws loss over rate; `suggestion` is the rate it suggests."""
+    """Multiplies the learning rate of every group by `gamma` after each batch, records `lrs` and `losses`, and
+    stops the fit at a loss that is NaN or `max_mult` times the best. At the end it draws loss over rate;
+    `suggestion` is the rate it suggests."""
     def __init__(self, gamma: float = 1.3, max_mult: float = 3) -> None:
         if gamma <= 1: raise ValueError(f"gamma must be above 1, so that the rate rises, got {gamma}")
-        self.gamma, self.max_mult, self.suggestion = gamma, max_mult, None
+        self.gamma, self.max_mult, self.suggestion, self.ax = gamma, max_mult, None, None
         self.lrs, self.losses = [], []
 
     def before_fit(self, learn: Any) -> None:
@@ -38,7 +40,7 @@ class LRFinderCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         if not self.losses: return
         self.suggestion = suggest_lr(self.lrs, self.losses)
-        self.plot()
+        self.ax = self.plot()
 
     def plot(self, ax: Any = None) -> Any:
         "Draw loss over learning rate, with the suggestion, on `ax`, by default a new one; return the axis."
@@ -53,8 +55,8 @@ class LRFinderCB(Callback):
 
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The rate at which the smoothed loss falls most steeply over log rate, before its minimum. None where it does not fall by more
-    than its own noise."""
+    """The rate at which the smoothed loss falls most steeply over log rate, before its minimum.
+    None where it does not fall by more than its own noise."""
     ok = np.isfinite(losses)
     x, raw = np.log(np.asarray(lrs)[ok]), np.asarray(losses)[ok]
     if len(raw) < 5: return None
@@ -69,14 +71,16 @@ def _smoothed(y: np.ndarray, width: int = 5) -> np.ndarray:
     return np.convolve(np.pad(y, width//2, mode='edge'), np.ones(width)/width, mode='valid')
 
 
-def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float = 1e-5, max_epochs: int = 10) -> float | None:
-    """Raise the learning rate from `start_lr` by `gamma` a batch, for at most `max_epochs`, until the loss explodes; draw loss over
-    rate and return the suggested rate, None where the loss never fell. Schedules are left out meanwhile; model and optimizer are
-    put back as they were."""
+def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float = 1e-5,
+            max_epochs: int = 10) -> float | None:
+    """Raise the learning rate from `start_lr` by `gamma` a batch, for at most `max_epochs`, until the loss explodes;
+    draw loss over rate and return the suggested rate, None where the loss never fell. Schedules are left out meanwhile;
+    model and optimizer are put back as they were."""
     finder = LRFinderCB(gamma=gamma, max_mult=max_mult)
     with as_it_was(self):
         self.cbs = [cb for cb in self.cbs if not isinstance(cb, BaseSchedCB)]
         self.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)
-    if finder.suggestion is None: 
-        print(f"lr_find: no suggestion, as the loss never fell clearly from lr={start_lr:g} on. Is the model trained already? Look at the curve.")
+    if finder.suggestion is None:
+        print(f"lr_find: no suggestion, as the loss never fell clearly from lr={start_lr:g} on. "
+              f"Is the model trained already? Look at the curve.")
     return finder.suggestion

@@ -1,4 +1,5 @@
-"Figures of an epoch: metrics over its batches, kept on the device, read at its end into a table row and `learn.history`."
+"""Figures of an epoch: metrics over its batches, kept on the device,
+read at its end into a table row and `learn.history`."""
 import time
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.device import first_tensor, map_tensors, to_cpu
+from miniai.device import detached, first_tensor, to_cpu
 from miniai.events import Callback
 from miniai.readings import is_number, number
 
@@ -28,24 +29,29 @@ class Mean:
     def compute(self) -> Tensor:
         "The mean so far, a 0-d tensor on the CPU."
         total = self.total.item() if isinstance(self.total, Tensor) else self.total
-        return torch.tensor(total/self.weight if self.weight else float('nan'))
+        return torch.tensor(total/self.weight if self.weight else float('nan'), dtype=torch.float64)
 
 
 class FunctionMetric:
-    "A function of (predictions, targets) that gives a scalar, as a metric: its mean over batches, weighted by their size."
+    """A function of (predictions, targets) that gives a scalar, as a metric:
+    its mean over batches, weighted by their size."""
     def __init__(self, f: Callable[[Any, Any], float | Tensor]) -> None: self.f, self.mean = f, Mean()
     def reset(self) -> None: self.mean.reset()
-    def update(self, preds: Any, targets: Any) -> None: self.mean.update(self.f(preds, targets), len(first_tensor(targets)))
+    def update(self, preds: Any, targets: Any) -> None:
+        self.mean.update(self.f(preds, targets), len(first_tensor(targets)))
+
     def compute(self) -> Tensor: return self.mean.compute()
 
 
 class MetricsCB(Callback):
-    """Metrics by name: anything with `update(preds, targets)`, `compute()` and `reset()`, or a plain function of (preds, targets).
-    Positional ones go by the name of their class or function. `all_metrics` holds them and `loss`, a mean weighted by batch
-    size. After each epoch `_log` gets a dict of strings, and `learn.history` a row of numbers."""
+    """Metrics by name: anything with `update(preds, targets)`, `compute()` and `reset()`, or a plain
+    function of (preds, targets). Positional ones go by the name of their class or function. `all_metrics`
+    holds them and `loss`, a mean weighted by batch size. After each epoch `_log` gets a dict of strings,
+    and `learn.history` a row of numbers."""
     def __init__(self, *ms: Any, **metrics: Any) -> None:
-        metrics = {_metric_name(m): m for m in ms} | metrics
-        self.metrics = {nm: _as_metric(nm, m) for nm, m in metrics.items()}
+        named = [(_metric_name(m), m) for m in ms] + list(metrics.items())
+        _check_metric_names([nm for nm, _ in named])
+        self.metrics = {nm: _as_metric(nm, m) for nm, m in named}
         self.loss = Mean()
         self.all_metrics = self.metrics | dict(loss=self.loss)
 
@@ -53,22 +59,32 @@ class MetricsCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         learn.metrics = self
-        self.n_inp = n_inputs(learn)
+        self.n_inp, self.device = n_inputs(learn), None
 
     def before_epoch(self, learn: Any) -> None:
         for m in self.all_metrics.values(): m.reset()
         self.started = time.perf_counter()
 
-    @torch.no_grad()
     def after_batch(self, learn: Any) -> None:
         if is_number(learn.loss): self.loss.update(learn.loss, len(first_tensor(learn.batch)))
         if not self.metrics: return
-        preds, targets = map_tensors(Tensor.detach, learn.preds), self._targets(learn.batch)
-        for m in self.metrics.values(): _update(m, preds, targets)
+        preds, targets = detached(learn.preds), self._targets(learn.batch)
+        device = first_tensor(preds).device
+        if device != self.device: self._move(device)
+        for m in self.metrics.values():
+            if device.type == 'cpu' or _follows(m): m.update(preds, targets)
+            else: m.update(to_cpu(preds), to_cpu(targets))
+
+    def _move(self, device: torch.device) -> None:
+        "Metrics that can move go to where the predictions are; the others will get predictions on the CPU."
+        self.device = device
+        for m in self.metrics.values():
+            if hasattr(m, 'to'): m.to(device)
 
     def _targets(self, batch: Any) -> Any:
         if len(batch) > self.n_inp: return batch[self.n_inp]
-        raise ValueError(f"metrics {list(self.metrics)} need targets, and the batch has none: its {len(batch)} item(s) are all inputs")
+        raise ValueError(f"metrics {list(self.metrics)} need targets, and the batch has none: "
+                         f"its {len(batch)} item(s) are all inputs")
 
     def after_epoch(self, learn: Any) -> None:
         figures, phase = {nm: m.compute() for nm, m in self.all_metrics.items()}, 'train' if learn.training else 'eval'
@@ -80,24 +96,25 @@ class MetricsCB(Callback):
 def _metric_name(m: Any) -> str: return getattr(m, '__name__', type(m).__name__)
 
 
+def _follows(m: Any) -> bool: return isinstance(m, FunctionMetric) or hasattr(m, 'to')
+
+
+def _check_metric_names(names: list[str]) -> None:
+    twice = sorted({nm for nm in names if names.count(nm) > 1 or nm == 'loss'})
+    if twice:
+        raise ValueError(f"MetricsCB: the name {', '.join(twice)} is taken; name metrics by keyword, as in accuracy=…")
+
+
 def _as_metric(nm: str, m: Any) -> Any:
-    if isinstance(m, type): raise TypeError(f"metric {nm!r} is the class {m.__name__}; pass an instance of it: {m.__name__}()")
+    if isinstance(m, type):
+        raise TypeError(f"metric {nm!r} is the class {m.__name__}; pass an instance of it: {m.__name__}()")
     if hasattr(m, 'update'):
         lacks = [f for f in ('compute', 'reset') if not hasattr(m, f)]
         if not lacks: return m
         raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has update but no {' and no '.join(lacks)}")
     if callable(m): return FunctionMetric(m)
-    raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; got {m!r}")
-
-
-def _update(m: Any, preds: Any, targets: Any) -> None:
-    "Metrics that can move go to where the predictions are; those that cannot get them on the CPU."
-    if isinstance(m, FunctionMetric): return m.update(preds, targets)
-    device = first_tensor(preds).device
-    if device.type == 'cpu': return m.update(to_cpu(preds), to_cpu(targets))
-    if not hasattr(m, 'to'): return m.update(to_cpu(preds), to_cpu(targets))
-    m.to(device)
-    m.update(preds, targets)
+    raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; "
+                    f"got {m!r}")
 
 
 def _plain(v: Any) -> Any:

@@ -1,4 +1,5 @@
-"Progress of a fit: a bar for the batches, a row for every epoch and phase, and a live curve. Knows faces, not what draws them."
+"""Progress of a fit: a bar for the batches, a row for every epoch and phase, and a live curve.
+Knows faces, not what draws them."""
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -24,13 +25,15 @@ class EpochsBar:
         elif self.header is None: self.header = [str(c) for c in line]
         else: self.face.row(dict(zip(self.header, map(str, line), strict=True)))
 
-    def update_graph(self, graphs: Sequence[tuple[Sequence[float], Sequence[float]]], labels: Sequence[str] | None = None) -> None:
+    def update_graph(self, graphs: Sequence[tuple[Sequence[float], Sequence[float]]],
+                     labels: Sequence[str] | None = None) -> None:
         "Draw `graphs`, pairs of xs and ys, where the face can."
         self.face.curves(graphs, labels or [f'{i}' for i in range(len(graphs))])
 
 
 class ProgressBar:
-    "A loader whose batches move a bar. `comment`, a string or a function that gives one, is read when the bar is drawn."
+    """A loader whose batches move a bar. `comment`, a string or a function that gives one,
+    is read when the bar is drawn."""
     def __init__(self, dl: Iterable, label: str, face: Any) -> None:
         self.dl, self.label, self.face, self.comment = dl, label, face, ''
 
@@ -43,7 +46,8 @@ class ProgressBar:
         for done, batch in enumerate(self.dl, 1):
             yield batch
             if time.perf_counter() < due: continue
-            self.face.bar(self.label, done, _length(self.dl), self.comment() if callable(self.comment) else str(self.comment))
+            comment = self.comment() if callable(self.comment) else str(self.comment)
+            self.face.bar(self.label, done, _length(self.dl), comment)
             due = time.perf_counter() + pause
 
 
@@ -53,9 +57,9 @@ def _length(dl: Iterable) -> int | None:
 
 
 class ProgressCB(Callback):
-    """A bar for the batches and a table row for every epoch and phase: in a terminal and in a notebook, where `plot` adds a live
-    curve of the loss; elsewhere one plain line a row. `losses` holds every training batch's loss, `val_losses` every validation's.
-    Rows come from the Learner's metrics; where it has none, from the loss alone."""
+    """A bar for the batches and a table row for every epoch and phase: in a terminal and in a notebook, where `plot`
+    adds a live curve of the loss; elsewhere one plain line a row. `losses` holds every training batch's loss,
+    `val_losses` every validation's. Rows come from the Learner's metrics; where it has none, from the loss alone."""
     order = MetricsCB.order + 1
     def __init__(self, plot: bool = False) -> None:
         self.plot, self.mbar = plot, None
@@ -110,7 +114,8 @@ class ProgressCB(Callback):
         "Draw the curves so far; the next time comes after at least a second, and twenty times what this one took."
         started = time.perf_counter()
         curves = [(range(len(self.losses)), self.losses), (self._val_batches, self.val_losses)]
-        if self.losses: self.mbar.update_graph(*zip(*[(c, nm) for c, nm in zip(curves, ('train', 'eval'), strict=True) if len(c[1])], strict=True))
+        drawn = [(c, nm) for c, nm in zip(curves, ('train', 'eval'), strict=True) if len(c[1])]
+        if self.losses: self.mbar.update_graph(*zip(*drawn, strict=True))
         now = time.perf_counter()
         self._due = now + max(1., 20*(now - started))
 

@@ -17,8 +17,9 @@ class HasLearnCB(Callback):
 
 
 class RecorderCB(Callback):
-    """After each training batch, appends `d[name](self)` to the record of that name: `RecorderCB(lr=lambda cb: cb.pg['lr'])`.
-    `pg` is the optimizer's first parameter group. `recs[name]` is a list of floats."""
+    """After each training batch, appends `d[name](self)` to the record of that name:
+    `RecorderCB(lr=lambda cb: cb.pg['lr'])`. `pg` is the optimizer's first parameter group.
+    `recs[name]` is a list of floats."""
     def __init__(self, **d: Callable[['RecorderCB'], Any]) -> None:
         self.d, self.pg = d, None
         self._readings = {k: Readings() for k in d}

@@ -17,8 +17,8 @@ class BaseSchedCB(Callback):
         self.schedo = self.sched(learn.opt)
         steps, most = self._steps(learn), most_steps(self.schedo)
         if steps is not None and steps > most:
-            raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, and this fit takes {steps} {self._unit}: "
-                             f"pass it a total of {steps}, or fit for less")
+            raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, "
+                             f"and this fit takes {steps} {self._unit}: pass it a total of {steps}, or fit for less")
 
     def _step(self, learn: Any) -> None:
         if learn.training: self.schedo.step()

@@ -38,12 +38,14 @@ class Summary:
     head = ('Module', 'Input', 'Output', 'Num params', 'MFLOPS')
 
     def _table(self) -> list[list[str]]:
-        return [list(self.head), *(r.cells() for r in self.rows), SummaryRow('Total', None, None, self.params, self.mflops).cells()]
+        total = SummaryRow('Total', None, None, self.params, self.mflops)
+        return [list(self.head), *(r.cells() for r in self.rows), total.cells()]
 
     def __str__(self) -> str:
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return '\n'.join('  '.join(f'{c:<{w}}' if i < 3 else f'{c:>{w}}' for i, (c, w) in enumerate(zip(r, widths, strict=True))) for r in table)
+        aligns = '<<<>>'
+        return '\n'.join('  '.join(f'{c:{a}{w}}' for c, a, w in zip(r, aligns, widths, strict=True)) for r in table)
 
     __repr__ = __str__
 
@@ -53,19 +55,21 @@ class Summary:
 
 
 def _multiply_adds(mod: nn.Module, outp: Tensor) -> float:
-    "Multiply-adds of one sample in a module of its own parameters: a convolution's kernel is applied at every output position."
+    """Multiply-adds of one sample in a module of its own parameters:
+    a convolution's kernel is applied at every output position."""
     positions = outp[0, 0].numel() if outp.ndim > 2 else 1
     return sum(p.numel() * (positions if p.ndim > 2 else 1) for p in mod.parameters(recurse=False)) / 1e6
 
 
-def _num_params(mods: Any) -> int: return sum(p.numel() for p in {id(p): p for m in mods for p in m.parameters()}.values())
+def _num_params(mods: Any) -> int:
+    return sum(p.numel() for p in {id(p): p for m in mods for p in m.parameters()}.values())
 
 
 def summary(self: Any) -> Summary:
-    """The model's children as a table: input and output shapes of the first training batch, parameters, and MFLOPS (millions of
-    multiply-adds of one sample, of convolutions and linear layers), with totals. Nothing is trained."""
+    """The model's children as a table: input and output shapes of the first training batch, parameters, and MFLOPS
+    (millions of multiply-adds of one sample, of convolutions and linear layers), with totals. Nothing is trained."""
     children = list(self.model.children()) or [self.model]
-    shapes, flops = {}, {m: 0. for m in self.model.modules()}
+    shapes, flops = {}, dict.fromkeys(self.model.modules(), 0.)
 
     def see(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
         i, o = first_tensor(inp), first_tensor(outp)
@@ -73,5 +77,6 @@ def summary(self: Any) -> Summary:
         if o is not None: flops[mod] += _multiply_adds(mod, o)
 
     with Hooks(self.model.modules(), see): first_train_batch(self, 'after_predict', [])
-    rows = [SummaryRow(type(m).__name__, *shapes.get(m, (None, None)), _num_params([m]), sum(flops[s] for s in m.modules())) for m in children]
+    rows = [SummaryRow(type(m).__name__, *shapes.get(m, (None, None)), _num_params([m]),
+                       sum(flops[s] for s in m.modules())) for m in children]
     return Summary(rows, _num_params([self.model]), sum(flops.values()))

@@ -1,4 +1,5 @@
-"What a batch goes through: the five phases as a callback, the device, stopping after one batch. Knows events, not the loop."
+"""What a batch goes through: the five phases as a callback, the device, stopping after one batch.
+Knows events, not the loop."""
 import inspect
 from typing import Any
 
@@ -25,7 +26,8 @@ class TrainCB(Callback):
 def inputs_of(batch: Any, n_inp: int = 1) -> tuple | list:
     "The first `n_inp` items of a batch. TypeError where the batch is no tuple or list."
     if isinstance(batch, tuple | list): return batch[:n_inp]
-    raise TypeError(f"a batch must be a tuple (inputs, targets), got {_described(batch)}: let the loader's dataset return pairs, "
+    raise TypeError(f"a batch must be a tuple (inputs, targets), got {_described(batch)}: "
+                    f"let the loader's dataset return pairs, "
                     f"or turn each batch into a tuple with BatchTransformCB or the loader's collate_fn")
 
 
@@ -35,12 +37,13 @@ def _described(x: Any) -> str:
 
 
 def loss_of(learn: Any, targets: tuple | list) -> Any:
-    """`learn.loss_func` of predictions and `targets`. Without targets, a loss function that takes predictions alone is called
-    so; else it is a ValueError where the fit trains, and None where it only validates."""
+    """`learn.loss_func` of predictions and `targets`. Without targets, a loss function that takes predictions alone is
+    called so; else it is a ValueError where the fit trains, and None where it only validates."""
     if targets or _takes_predictions_alone(learn.loss_func): return learn.loss_func(learn.preds, *targets)
     if not learn.trains: return None
-    raise ValueError(f"the batch has no targets: of its {len(learn.batch)} item(s) all are inputs, so {_name(learn.loss_func)} has "
-                     f"nothing to compare predictions with. Let the loader yield (inputs, targets), or pass n_inp to TrainCB")
+    raise ValueError(f"the batch has no targets: of its {len(learn.batch)} item(s) all are inputs, "
+                     f"so {_name(learn.loss_func)} has nothing to compare predictions with. "
+                     f"Let the loader yield (inputs, targets), or pass n_inp to TrainCB")
 
 
 def _takes_predictions_alone(f: Any) -> bool:

@@ -9,4 +9,5 @@ from .loaders import inplace as inplace
 from .memory import MemoryLoader as MemoryLoader
 from .memory import image_loaders as image_loaders
 
-__all__ = ['fashion_mnist', 'ImageSet', 'DataLoaders', 'Dataset', 'collate_dict', 'get_dls', 'inplace', 'MemoryLoader', 'image_loaders']
+__all__ = ['fashion_mnist', 'ImageSet', 'DataLoaders', 'Dataset', 'collate_dict', 'get_dls', 'inplace',
+           'MemoryLoader', 'image_loaders']

@@ -18,9 +18,11 @@ def inplace(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class Dataset:
-    "Inputs and targets of equal length as one sequence of pairs; an index, slice or tensor of indices gives the pair of items."
+    """Inputs and targets of equal length as one sequence of pairs;
+    an index, slice or tensor of indices gives the pair of items."""
     def __init__(self, x: Sequence, y: Sequence) -> None:
-        if len(x) != len(y): raise ValueError(f"inputs and targets must have the same length, got {len(x)} and {len(y)}")
+        if len(x) != len(y):
+            raise ValueError(f"inputs and targets must have the same length, got {len(x)} and {len(y)}")
         self.x, self.y = x, y
 
     def __len__(self) -> int: return len(self.x)
@@ -47,9 +49,12 @@ class DataLoaders:
 
     @classmethod
     def from_dd(cls, dd: Mapping[str, Any], batch_size: int, as_tuple: bool = True, **kwargs: Any) -> 'DataLoaders':
-        """From a Hugging Face DatasetDict: its first two splits are train and valid. Batches are tuples in the order of the features, or,
-        without `as_tuple`, dicts. `kwargs` go to the DataLoaders. ValueError for fewer than two splits."""
-        if len(dd) < 2: raise ValueError(f"a DatasetDict of two splits is needed, for train and valid; this one has {list(dd)}: split it with train_test_split")
+        """From a Hugging Face DatasetDict: its first two splits are train and valid. Batches are tuples in
+        the order of the features, or, without `as_tuple`, dicts. `kwargs` go to the DataLoaders.
+        ValueError for fewer than two splits."""
+        if len(dd) < 2:
+            raise ValueError(f"a DatasetDict of two splits is needed, for train and valid; this one has {list(dd)}: "
+                             f"split it with train_test_split")
         train, valid = list(dd.values())[:2]
         if as_tuple: kwargs.setdefault('collate_fn', collate_dict(train))
         return cls(*get_dls(train, valid, bs=batch_size, **kwargs))

@@ -1,4 +1,5 @@
-"The public faces of the rules: each class is its rule, and names its states as torch does where the mathematics is the same."
+"""The public faces of the rules: each class is its rule, and names its states as torch does where the
+mathematics is the same."""
 from . import rules
 from .optimizer import RuleOptimizer
 
@@ -17,12 +18,14 @@ class Momentum(RuleOptimizer):
 
 
 class RMSProp(RuleOptimizer):
-    "`RMSProp(params, lr, wd=0., sqr_mom=0.99, eps=1e-5)`: the gradient over the root of its average square, which starts at the first."
+    """`RMSProp(params, lr, wd=0., sqr_mom=0.99, eps=1e-5)`:
+    the gradient over the root of its average square, which starts at the first."""
     rule = rules.rmsprop
     state_names = dict(sqr_avg='square_avg')
 
 
 class Adam(RuleOptimizer):
-    "`Adam(params, lr, wd=0., beta1=0.9, beta2=0.99, eps=1e-5)`: bias-corrected averages of gradient and square, `eps` inside the root."
+    """`Adam(params, lr, wd=0., beta1=0.9, beta2=0.99, eps=1e-5)`:
+    bias-corrected averages of gradient and square, `eps` inside the root."""
     rule = rules.adam
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')

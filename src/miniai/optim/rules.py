@@ -1,7 +1,8 @@
 """Update rules as their equations, from simple to hard: pure functions of numbers, which know no engine.
 
-A rule takes a parameter `p`, its gradient `g`, then state by name, and keyword-only hyperparameters, with `t` the parameter's own step
-count from 1; it returns the new parameter and the new state. It runs on Python floats and on tensors alike. Decay is not its business.
+A rule takes a parameter `p`, its gradient `g`, then state by name, and keyword-only hyperparameters, with `t` the
+parameter's own step count from 1; it returns the new parameter and the new state. It runs on Python floats and on
+tensors alike. Decay is not its business.
 """
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ __all__ = ['sgd', 'momentum', 'rmsprop', 'adam', 'starts']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
-    "Decorator: says what a rule's state is before its first step, as a function of `(p, g)`. State that is not named starts at zero."
+    """Decorator: says what a rule's state is before its first step, as a function of `(p, g)`. State that is not named
+    starts at zero."""
     def decorate(rule: Callable) -> Callable:
         rule.starts = states
         return rule
@@ -32,7 +34,7 @@ def momentum(p, g, avg, *, lr, mom=0.9):
 
 @starts(sqr_avg=lambda p, g: g*g)
 def rmsprop(p, g, sqr_avg, *, lr, sqr_mom=0.99, eps=1e-5):
-    "RMSProp, its average starting at the first squared gradient (Tieleman & Hinton 2012, lecture 6.5, as in the course)."
+    "RMSProp, its average starting at the first squared gradient (Tieleman & Hinton 2012, as in the course)."
     sqr_avg = sqr_mom*sqr_avg + (1-sqr_mom)*g*g
     return p - lr*g / (sqrt(sqr_avg) + eps), sqr_avg
 

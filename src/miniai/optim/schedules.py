@@ -1,4 +1,5 @@
-"Schedules looked at before training: what a torch scheduler does to every hyperparameter. Knows torch's schedulers and pictures."
+"""Schedules looked at before training: what a torch scheduler does to every hyperparameter.
+Knows torch's schedulers and pictures."""
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,12 +19,16 @@ def most_steps(sched: Any) -> float:
     return getattr(sched, 'total_steps', float('inf'))
 
 
-def trace_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable = torch.optim.AdamW, lr: float = 1.) -> dict[str, list[float]]:
-    """The value of every number in the first parameter group at each of `steps` steps, by name; `betas` as beta1, beta2, ….
-    `sched(opt)` makes the scheduler on a throw-away optimizer from `opt_func`. ValueError where it is made for fewer steps."""
+def trace_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable = torch.optim.AdamW,
+                   lr: float = 1.) -> dict[str, list[float]]:
+    """The value of every number in the first parameter group at each of `steps` steps, by name; `betas`
+    as beta1, beta2, …. `sched(opt)` makes the scheduler on a throw-away optimizer from `opt_func`.
+    ValueError where it is made for fewer steps."""
     opt = opt_func([torch.nn.Parameter(torch.zeros(()))], lr=lr)
     schedo, rows = sched(opt), []
-    if steps > most_steps(schedo): raise ValueError(f"the schedule {type(schedo).__name__} is made for {most_steps(schedo)} steps, fewer than {steps}")
+    if steps > most_steps(schedo):
+        raise ValueError(f"the schedule {type(schedo).__name__} is made for {most_steps(schedo)} steps, "
+                         f"fewer than {steps}")
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*lr_scheduler.step.*before.*optimizer.step')
         for _ in range(steps):
@@ -39,12 +44,15 @@ def _advance(schedo: Any) -> None:
 
 def _numbers(group: dict[str, Any]) -> dict[str, float]:
     betas = {f'beta{i}': b for i, b in enumerate(group.get('betas', ()), 1)}
-    return {k: float(v) for k, v in (group | betas).items() if isinstance(v, int | float | torch.Tensor) and not isinstance(v, bool)}
+    return {k: float(v) for k, v in (group | betas).items()
+            if isinstance(v, int | float | torch.Tensor) and not isinstance(v, bool)}
 
 
-def plot_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable = torch.optim.AdamW, lr: float = 1., names: list[str] | None = None) -> Any:
-    """Draw what `sched(opt)` does over `steps` steps, a panel for each hyperparameter that it moves, or for each of `names`: before any
-    training. `opt_func(params, lr=lr)` makes the optimizer that it is shown on. Returns the axes."""
+def plot_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable = torch.optim.AdamW, lr: float = 1.,
+                  names: list[str] | None = None) -> Any:
+    """Draw what `sched(opt)` does over `steps` steps, a panel for each hyperparameter that it
+    moves, or for each of `names`: before any training. `opt_func(params, lr=lr)` makes the
+    optimizer that it is shown on. Returns the axes."""
     values = trace_schedule(sched, steps, opt_func, lr)
     if not values: raise ValueError(f"steps must be 1 or more, got {steps}")
     unknown = [n for n in names or () if n not in values]

@@ -1,0 +1,30 @@
+# `make train` and `make test` set up what they need, in .venv, and run. PYTHON chooses the interpreter: 3.11 or later.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+READY   = $(VENV)/.ready
+
+.PHONY: help setup train test bench clean
+help:       ## list what there is to make
+	@grep -E "^[a-z]+: .*##" $(MAKEFILE_LIST) | sed "s/:.*##/ -/"
+
+setup: $(READY)  ## a virtual environment with miniai, its dependencies pinned by constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "miniai needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.11 …"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made. On Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: $(READY)  ## train Fashion-MNIST: a bar, a table, and a run folder in runs/
+	$(BIN)/miniai train $(ARGS)
+
+test: $(READY)  ## all tests but the slow ones' long versions
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+
+bench: $(READY)  ## all benchmarks, into bench/results/
+	for b in loop_overhead import_time; do $(BIN)/python bench/$$b.py || exit 1; done
+
+clean:      ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .coverage

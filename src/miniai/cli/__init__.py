@@ -1,0 +1,66 @@
+"""The command line: reads options, runs a job, turns what went wrong into a message and an exit code. No logic of its
+own."""
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
+
+__all__ = ['main']
+
+ABOUT = """Train PyTorch models with accelerated SGD.
+
+Options can also stand in a TOML file: miniai train --config FILE.toml"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `miniai` with `args`, by default the process's own, and exit: 0 when done, 1 for a job that failed, 2 for
+    options that cannot be meant, 130 after Ctrl-C."""
+    sys.exit(_exit_code(list(sys.argv[1:] if args is None else args)))
+
+
+def _exit_code(args: list[str]) -> int:
+    try: return _run(_parsed(args))
+    except ConfigError as e: return _complain(e, 2)
+    except KeyboardInterrupt:
+        print('stopped; what there is lies in the run folder', file=sys.stderr)
+        return 130
+
+
+def _complain(e: Exception, code: int) -> int:
+    print(f'miniai: error: {e}', file=sys.stderr)
+    return code
+
+
+def _parsed(args: list[str]) -> TrainConfig | LRFindConfig:
+    try:
+        import tyro
+    except ImportError:
+        raise ConfigError("the command line needs tyro and rich: pip install 'miniai-torch[cli]'") from None
+    file, commands = _config_file(args), {'train': TrainConfig, 'lr-find': LRFindConfig}
+    defaults = {nm: cls.from_toml(file) if file and nm in args[:1] else cls() for nm, cls in commands.items()}
+    train, lr_find = (Annotated[type(d), tyro.conf.subcommand(nm, default=d)] for nm, d in defaults.items())
+    flat = (tyro.conf.OmitSubcommandPrefixes,)
+    return tyro.cli(train | lr_find, args=args or ['--help'], prog='miniai', description=ABOUT, config=flat)
+
+
+def _config_file(args: list[str]) -> Path | None:
+    for arg, following in zip(args, [*args[1:], None], strict=True):
+        if arg.startswith('--config='): return Path(arg.removeprefix('--config='))
+        if arg == '--config' and following is not None: return Path(following)
+    return None
+
+
+def _run(config: TrainConfig | LRFindConfig) -> int:
+    import matplotlib
+    matplotlib.use('agg')
+
+    from miniai.data.fmnist import DataError
+    from miniai.jobs.lr_find import lr_find_job
+    from miniai.jobs.train import train
+    from miniai.learner import NonFiniteLossError
+    try: (train if isinstance(config, TrainConfig) else lr_find_job)(config)
+    except ConfigError: raise
+    except (NonFiniteLossError, DataError, OSError, ImportError) as e: return _complain(e, 1)
+    return 0

@@ -1,0 +1,1 @@
+"Whole jobs, as the command line runs them: a configuration in, a run folder out."

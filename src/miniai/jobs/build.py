@@ -1,0 +1,63 @@
+"What a configuration names, built: data, model, optimizer, schedule. Knows configurations and the library's parts."
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from miniai.activations import set_seed
+from miniai.data import DataLoaders, fashion_mnist, image_loaders
+from miniai.device import def_device
+from miniai.init import get_model, init_weights
+from miniai.layers import act_gr
+from miniai.optim import SGD, Adam, Momentum, RMSProp
+from miniai.resnet import get_resnet
+
+from .config import ConfigError, TrainConfig, _Config
+
+__all__ = ['OPTIMIZERS', 'build_device', 'build_data', 'build_model', 'rate_of', 'build_schedule']
+
+OPTIMIZERS = dict(sgd=SGD, momentum=Momentum, rmsprop=RMSProp, adam=Adam, adamw=torch.optim.AdamW)
+_LRS = dict(sgd     = dict(constant=0.4,  cosine=0.8,  onecycle=1.),
+            momentum= dict(constant=1.5,  cosine=2.,   onecycle=3.),
+            rmsprop = dict(constant=3e-3, cosine=6e-3, onecycle=1e-2),
+            adam    = dict(constant=6e-3, cosine=2e-2, onecycle=6e-2),
+            adamw   = dict(constant=6e-3, cosine=2e-2, onecycle=6e-2))
+
+
+def build_device(config: _Config) -> str:
+    "The device that the configuration names, tried. ConfigError where this machine has none such."
+    device = def_device if config.device == 'auto' else config.device
+    try: torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise ConfigError(f"device {device!r} cannot be used here: {str(e).splitlines()[0]}") from e
+    return device
+
+
+def build_data(config: _Config) -> DataLoaders:
+    "Loaders of Fashion-MNIST; prints where it came from."
+    known = dict(auto={}, hub=dict(source='hub'), sample=dict(source='sample'))
+    data = fashion_mnist(**known.get(config.data, dict(folder=config.data)))
+    return image_loaders(data, config.batch_size, config.seed)
+
+
+def build_model(config: _Config) -> nn.Module:
+    "The model, its weights drawn from the configuration's seed."
+    set_seed(config.seed)
+    model = get_model(act_gr, norm=nn.BatchNorm2d) if config.model == 'simple' else get_resnet(act_gr)
+    return model.apply(partial(init_weights, leaky=0.1))
+
+
+def rate_of(config: TrainConfig) -> float:
+    "The configuration's learning rate; for 'auto' one that suits, the course's where it has one."
+    return _LRS[config.optimizer][config.schedule] if config.lr == 'auto' else config.lr
+
+
+def build_schedule(config: TrainConfig, steps: int) -> Callable[[Any], Any]:
+    "What BatchSchedCB takes: a function from an optimizer to a torch scheduler over `steps` batches."
+    if config.schedule == 'constant': return partial(lr_scheduler.ConstantLR, factor=1.)
+    if config.schedule == 'cosine': return partial(lr_scheduler.CosineAnnealingLR, T_max=steps)
+    cycles = config.optimizer not in ('sgd', 'rmsprop')
+    return partial(lr_scheduler.OneCycleLR, max_lr=rate_of(config), total_steps=steps, cycle_momentum=cycles)

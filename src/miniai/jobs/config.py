@@ -1,0 +1,101 @@
+"What a job can be told: options with their defaults, checked, read from TOML and written back. Knows no training."
+import json
+import math
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, Self, get_args, get_origin
+
+__all__ = ['ConfigError', 'LRFindConfig', 'TrainConfig']
+
+
+class ConfigError(ValueError):
+    "A configuration that cannot be meant: an unknown key, a wrong type, a value out of range."
+
+
+@dataclass(kw_only=True)
+class _Config:
+    config: Path | None = None
+    """A TOML file with any of these options, underscores for dashes. What the command line says wins over it."""
+    data: str = 'auto'
+    """A folder with the Fashion-MNIST files, 'hub' or 'sample'. auto: the folder in MINIAI_DATA, else Debian's package
+    dataset-fashion-mnist, else the sample inside miniai."""
+    model: Literal['simple', 'resnet'] = 'simple'
+    """simple: five convolutions, 30 thousand parameters. resnet: five residual blocks, 300 thousand."""
+    optimizer: Literal['sgd', 'momentum', 'rmsprop', 'adam', 'adamw'] = 'adamw'
+    """The update rule."""
+    batch_size: int = 1024
+    """Images in a training batch. Validation takes twice as many."""
+    seed: int = 42
+    """Seeds the weights, the order of the images, and everything random."""
+    device: str = 'auto'
+    """Where to train: cpu, cuda, mps. auto: the best there is."""
+    out: str = 'runs/{time}-{job}'
+    """The run folder, new or empty."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self): _check_type(f.name, f.type, getattr(self, f.name))
+        if self.batch_size < 1: raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
+        if self.seed < 0: raise ConfigError(f"seed must be 0 or more, got {self.seed}")
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Self:
+        """The options that a TOML file sets, the rest at their defaults. ConfigError, naming the file, for a key or
+        value that cannot be meant."""
+        try: given = tomllib.loads(Path(path).read_text())
+        except OSError as e: raise ConfigError(f"cannot read the config file {path}: {e.strerror}") from e
+        except ValueError as e: raise ConfigError(f"{path} is not valid TOML: {e}") from e
+        names = [f.name for f in fields(cls) if f.name != 'config']
+        for key in given: _check_key(key, names, path)
+        try: return cls(**given, config=Path(path))
+        except ConfigError as e: raise ConfigError(f"{path}: {e}") from e
+
+    def to_toml(self) -> str:
+        "All options but `config`, as TOML that `from_toml` reads back."
+        return ''.join(f'{k} = {json.dumps(v)}\n' for k, v in asdict(self).items() if k != 'config')
+
+
+@dataclass(kw_only=True)
+class TrainConfig(_Config):
+    "Train a classifier of Fashion-MNIST; leave a run folder with the model, its figures and pictures of what happened."
+    schedule: Literal['onecycle', 'cosine', 'constant'] = 'onecycle'
+    """How the learning rate moves, batch by batch."""
+    lr: float | Literal['auto'] = 'auto'
+    """The learning rate, the highest one of a schedule. auto: one that suits optimizer and schedule."""
+    epochs: int = 5
+    """How often to go through the training images."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 1: raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
+        if self.lr != 'auto' and not 0 < self.lr < math.inf: raise ConfigError(f"lr must be above 0, got {self.lr}")
+
+
+@dataclass(kw_only=True)
+class LRFindConfig(_Config):
+    "Raise the learning rate batch by batch until the loss explodes; draw loss over rate, and suggest a rate."
+
+
+def _check_key(key: str, names: list[str], path: Path) -> None:
+    if key in names: return
+    near = get_close_matches(key.replace('-', '_'), names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+    raise ConfigError(f"{path}: unknown key {key!r}; {hint}")
+
+
+def _check_type(name: str, wanted: Any, value: Any) -> None:
+    types, words = _types_and_words(wanted)
+    if value in words or (isinstance(value, types) and not isinstance(value, bool)): return
+    expected = [*words, *(t.__name__ for t in types if t is not NoneType)]
+    raise ConfigError(f"{name} must be {' or '.join(expected)}, got {value!r}")
+
+
+def _types_and_words(wanted: Any) -> tuple[tuple[type, ...], tuple[str, ...]]:
+    "The types and the literal words that an annotation accepts; a float may be written as an int."
+    if get_origin(wanted) is Literal: return (), get_args(wanted)
+    if get_args(wanted):
+        parts = [_types_and_words(a) for a in get_args(wanted)]
+        return sum((t for t, _ in parts), ()), sum((w for _, w in parts), ())
+    return ((float, int) if wanted is float else (wanted,)), ()

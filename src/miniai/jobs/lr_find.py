@@ -1,0 +1,32 @@
+"The job that looks for a learning rate and draws what it saw. Knows the parts and where they go."
+import json
+from dataclasses import replace
+
+import torch.nn.functional as F
+
+from miniai.learner import DeviceCB, LRFinderCB, ProgressCB, TrainLearner
+
+from .build import OPTIMIZERS, build_data, build_device, build_model
+from .config import LRFindConfig
+from .run_folder import RunFolder
+
+__all__ = ['lr_find_job']
+
+
+def lr_find_job(config: LRFindConfig) -> float | None:
+    """Run the job: prints and returns the suggested rate. The run folder gets `lr_find.png`, and its figures as
+    `lr_find.json`."""
+    device, dls, finder = build_device(config), build_data(config), LRFinderCB()
+    folder = RunFolder(config.out, 'lr-find')
+    folder.write('config.toml', replace(config, device=device, out=str(folder.path)).to_toml())
+    folder.write_environment(device)
+    cbs = [DeviceCB(device), ProgressCB()]
+    learn = TrainLearner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer])
+    learn.fit(100, valid=False, lr=1e-5, cbs=finder)
+    figures = dict(suggestion=finder.suggestion, lrs=finder.lrs, losses=finder.losses)
+    folder.write('lr_find.json', json.dumps(figures) + '\n')
+    folder.picture('lr_find.png', finder.ax.figure)
+    print(f'suggested learning rate for {config.optimizer}: {finder.suggestion:.2g}' if finder.suggestion else
+          'no suggestion: the loss never fell clearly')
+    print(f'the curve is in {folder.path}/lr_find.png')
+    return finder.suggestion

@@ -1,0 +1,38 @@
+"Pictures of a run, for its folder. Knows figures and what was recorded, no training."
+from collections.abc import Sequence
+from typing import Any
+
+from miniai.activations import ActivationStats
+
+__all__ = ['curves_figure', 'activations_figure']
+
+
+def curves_figure(history: Sequence[dict[str, Any]], losses: Sequence[float], lrs: Sequence[float]) -> Any:
+    "Loss by batch with the validation losses, accuracy by epoch, and the learning rate."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(13, 3.8), layout='constrained')
+    loss, acc, lr = fig.subplots(1, 3)
+    per_epoch = len(losses) / max(1, len([r for r in history if r['phase'] == 'train']))
+    loss.plot(losses, label='train', lw=1)
+    evals = [r for r in history if r['phase'] == 'eval']
+    loss.plot([per_epoch*(i + 1) - 1 for i in range(len(evals))], [r['loss'] for r in evals], 'o-', label='eval')
+    for phase in ('train', 'eval'):
+        rows = [r for r in history if r['phase'] == phase]
+        acc.plot([r['epoch'] + 1 for r in rows], [r['accuracy'] for r in rows], 'o-', label=phase)
+    lr.plot(lrs)
+    loss.set(title='loss', xlabel='batch')
+    acc.set(title='accuracy', xlabel='epoch')
+    lr.set(title='learning rate', xlabel='batch')
+    loss.set_ylim(0, min(loss.get_ylim()[1], 3))
+    acc.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (loss, acc): ax.legend()
+    return fig
+
+
+def activations_figure(stats: ActivationStats) -> Any:
+    "The colour picture of every layer's activations."
+    import matplotlib.pyplot as plt
+    stats.color_dim()
+    fig = plt.gcf()
+    plt.close(fig)
+    return fig

@@ -1,0 +1,51 @@
+"The main job: train a classifier of Fashion-MNIST and leave a run folder. Knows the parts and where they go."
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+
+from miniai.activations import ActivationStats
+from miniai.layers import GeneralRelu
+from miniai.learner import DeviceCB, MetricsCB, ProgressCB, TrainLearner
+from miniai.measures import accuracy
+from miniai.sgd import BatchSchedCB, RecorderCB
+
+from .build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
+from .config import TrainConfig
+from .pictures import activations_figure, curves_figure
+from .run_folder import HistoryFileCB, RunFolder
+
+__all__ = ['train']
+
+
+def train(config: TrainConfig) -> TrainLearner:
+    """Run the job and return its Learner. The run folder gets its configuration and environment before training,
+    figures as they come, and the model and pictures at the end, which an error or Ctrl-C does not prevent."""
+    device, dls, lr = build_device(config), build_data(config), rate_of(config)
+    folder = RunFolder(config.out, 'train')
+    folder.write('config.toml', replace(config, lr=lr, device=device, out=str(folder.path)).to_toml())
+    folder.write_environment(device)
+    stats, progress = ActivationStats(_is_activation), ProgressCB()
+    recorder, schedule = RecorderCB(lr=lambda cb: cb.pg['lr']), build_schedule(config, config.epochs*len(dls.train))
+    cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), progress, stats, recorder, BatchSchedCB(schedule),
+           HistoryFileCB(folder.path/'metrics.jsonl')]
+    learn = TrainLearner(build_model(config), dls, F.cross_entropy, lr, cbs, OPTIMIZERS[config.optimizer])
+    print(f'{config.model} model of {_size(learn.model)} parameters, {config.optimizer}, {config.schedule}, '
+          f'lr {lr:g}, on {device}')
+    started = time.perf_counter()
+    try: learn.fit(config.epochs)
+    finally: _leave(folder, learn, progress, recorder, stats)
+    print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
+    return learn
+
+
+def _is_activation(m: Any) -> bool: return isinstance(m, GeneralRelu)
+def _size(model: Any) -> str: return f'{sum(p.numel() for p in model.parameters()):,}'
+
+
+def _leave(folder: RunFolder, learn: Any, progress: ProgressCB, recorder: RecorderCB, stats: ActivationStats) -> None:
+    folder.save_model(learn.model)
+    if not progress.losses: return
+    folder.picture('curves.png', curves_figure(learn.history, progress.losses, recorder.recs['lr']))
+    folder.picture('activations.png', activations_figure(stats))

@@ -1,0 +1,58 @@
+"Small things to train, and callbacks that watch: what the tests of the loop and its callbacks share."
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai.datasets import DataLoaders
+from miniai.learner import TrainLearner
+
+AROUND = [f'{when}_{what}' for what in ('fit', 'epoch', 'batch') for when in ('before', 'after', 'cleanup')]
+WITHIN = ['after_predict', 'after_loss', 'after_backward', 'after_step']
+
+
+def batches(n=4, bs=6, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(bs, 4, generator=g), torch.randint(0, 3, (bs,), generator=g)) for _ in range(n)]
+
+
+def loaders(n_train=4, n_valid=2): return DataLoaders(batches(n_train), batches(n_valid, seed=2))
+def mlp(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def learner(cbs=None, cls=TrainLearner, model=None, dls=None, loss_func=F.cross_entropy, lr=0.1, **kwargs):
+    torch.manual_seed(3)
+    return cls(model or mlp(), loaders() if dls is None else dls, loss_func, lr=lr, cbs=cbs, **kwargs)
+
+
+def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def hooks_on(model): return sum(len(m._forward_hooks) for m in model.modules())
+
+
+class Heard:
+    "A callback, of no base class, that writes down what it hears, and calls `act[event]` where there is one."
+    def __init__(self, act=None, order=0, log=None, events=None):
+        self.log, self.act, self.order = [] if log is None else log, act or {}, order
+        for e in events or AROUND + WITHIN: setattr(self, e, MethodType(_hearing(e), self))
+
+
+def _hearing(event):
+    def hear(self, learn):
+        self.log.append(event)
+        if event in self.act: self.act[event](learn)
+    return hear
+
+
+class OffCPU(torch.Tensor):
+    "A tensor that says it is not on the CPU: an accelerator for machines without one."
+    is_cpu = False
+
+
+def off_cpu(x): return x.as_subclass(OffCPU)
+
+
+def raising(e):
+    def f(*args): raise e
+    return f

@@ -1,0 +1,125 @@
+"Where tensors live: nests are walked whole, moved to a device and back."
+import runpy
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import default_collate
+
+import miniai.device
+from miniai.device import collate_device, def_device, first_tensor, map_tensors, tensors_in, to_cpu, to_device
+
+Pair = namedtuple('Pair', 'a b')
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+tensors = st.builds(lambda n, dtype, grad: torch.arange(n).to(dtype).requires_grad_(grad and dtype.is_floating_point),
+                    st.integers(0, 3), st.sampled_from(DTYPES), st.booleans())
+others = st.one_of(st.none(), st.integers(), st.text(max_size=3), st.just(object()))
+nests = st.recursive(tensors | others, lambda x: st.one_of(
+    st.lists(x, max_size=3), st.lists(x, max_size=3).map(tuple), st.dictionaries(st.text(max_size=2), x, max_size=3),
+    st.dictionaries(st.text(max_size=2), x, max_size=3).map(OrderedDict), st.builds(Pair, x, x)), max_leaves=8)
+
+
+def leaves(x):
+    if isinstance(x, Mapping): x = list(x.values())
+    return [leaf for o in x for leaf in leaves(o)] if isinstance(x, tuple | list) else [x]
+
+
+def outline(x):
+    "The nest with every leaf replaced by a dot: types, keys and lengths alone."
+    if isinstance(x, Mapping): return type(x), [(k, outline(v)) for k, v in x.items()]
+    return (type(x), [outline(o) for o in x]) if isinstance(x, tuple | list) else '.'
+
+
+def is_tensor(x): return isinstance(x, torch.Tensor)
+
+
+@settings(deadline=None)
+@given(nests)
+def test_map_tensors_changes_every_tensor_and_nothing_else(x):
+    mapped = map_tensors(lambda t: [id(t)], x)
+    expected = [id(o) if is_tensor(o) else o for o in leaves(x)]
+    assert leaves(mapped) == expected
+    same = map_tensors(lambda t: t, x)
+    assert outline(same) == outline(x)
+    assert all(a is b for a, b in zip(leaves(same), leaves(x), strict=True))
+
+
+@settings(deadline=None)
+@given(nests)
+def test_tensors_in_gives_every_tensor_in_order_and_first_tensor_the_first(x):
+    expected = [o for o in leaves(x) if is_tensor(o)]
+    found = list(tensors_in(x))
+    assert len(found) == len(expected)
+    assert all(a is b for a, b in zip(found, expected, strict=True))
+    assert first_tensor(x) is (expected[0] if expected else None)
+
+
+@settings(deadline=None)
+@given(nests)
+def test_to_cpu_detaches_and_makes_half_precision_float32(x):
+    moved = to_cpu(x)
+    assert outline(moved) == outline(x)
+    for new, old in zip(leaves(moved), leaves(x), strict=True):
+        if not is_tensor(old):
+            assert new is old
+            continue
+        assert not new.requires_grad
+        assert new.device.type == 'cpu'
+        assert new.dtype == (torch.float32 if old.dtype in (torch.float16, torch.bfloat16) else old.dtype)
+        assert new.tolist() == old.tolist()
+
+
+@settings(deadline=None)
+@given(nests)
+def test_to_device_moves_every_tensor_and_keeps_its_type(x):
+    moved = to_device(x, 'meta')
+    assert outline(moved) == outline(x)
+    for new, old in zip(leaves(moved), leaves(x), strict=True):
+        if is_tensor(old): assert (new.device.type, new.dtype, new.shape) == ('meta', old.dtype, old.shape)
+        else: assert new is old
+
+
+def test_to_cpu_brings_tensors_back_from_another_device():
+    there = torch.ones(3, device=def_device, requires_grad=True) * 2
+    assert torch.equal(to_cpu((there, [there]))[1][0], torch.tensor([2., 2., 2.]))
+
+
+def test_a_batch_is_moved_to_the_default_device_unless_told_otherwise():
+    x, y = to_device((torch.ones(2), torch.zeros(2)))
+    assert x.device.type == y.device.type == def_device
+
+
+def test_mappings_of_other_kinds_keep_their_kind_where_they_can_be_made_of_a_dict():
+    assert isinstance(map_tensors(lambda t: t + 1, UserDict(a=torch.zeros(1))), UserDict)
+    plain = map_tensors(lambda t: t + 1, defaultdict(list, a=torch.zeros(1)))
+    assert plain == {'a': torch.ones(1)}
+
+
+class Ordered(list): "A list of one's own."
+
+
+@pytest.mark.parametrize('x', [Ordered([torch.zeros(1), torch.zeros(2)]), torch.zeros(2, 3).max(0)],
+                         ids=['list subclass', "torch's own named result"])
+def test_map_tensors_reaches_every_tensor_that_tensors_in_finds(x):
+    mapped = map_tensors(lambda t: t.double(), x)
+    assert [t.dtype for t in tensors_in(mapped)] == [torch.float64, torch.float64]
+
+
+def test_collate_device_is_the_default_collate_on_the_default_device():
+    items = [(torch.full((2,), float(i)), {'label': i}) for i in range(3)]
+    x, y = collate_device(items)
+    expected_x, expected_y = default_collate(items)
+    assert torch.equal(x.cpu(), expected_x)
+    assert torch.equal(y['label'].cpu(), expected_y['label'])
+    assert x.device.type == y['label'].device.type == def_device
+
+
+@pytest.mark.parametrize(('cuda', 'mps', 'best'), [(True, True, 'cuda'), (True, False, 'cuda'), (False, True, 'mps'),
+                                                   (False, False, 'cpu')])
+def test_the_default_device_is_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, best):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
+    assert runpy.run_path(miniai.device.__file__)['def_device'] == best

@@ -1,0 +1,186 @@
+"The eager path: a rule on tensors of every dtype, shape and layout, one parameter at a time."
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import formulas
+from miniai.optim import SGD, Adam, Momentum, RMSProp, optimizer, rules, starts
+from miniai.optim.eager import eager_step, start_state
+from miniai.optim.spec import read_rule
+
+HALF = [torch.bfloat16, torch.float16]
+each_class = pytest.mark.parametrize('cls', [SGD, Momentum, RMSProp, Adam])
+
+
+def param(data, grad=None):
+    p = nn.Parameter(data)
+    p.grad = torch.randn_like(p) if grad is None else grad
+    return p
+
+
+@each_class
+@pytest.mark.parametrize('shape', [(), (0,), (3, 0), (1,), (5,), (2, 3, 4, 5)])
+def test_parameter_state_and_gradient_keep_shape_dtype_and_memory(cls, shape):
+    p = param(torch.randn(shape, dtype=torch.float64))
+    opt, where = cls([p], lr=.1, wd=.1), p.data_ptr()
+    for _ in range(3): opt.step()
+    assert p.data_ptr() == where
+    assert p.requires_grad
+    tensors = [x for k, x in opt.state[p].items() if k != 'step']
+    assert all(x.shape == shape and x.dtype == torch.float64 and not x.requires_grad for x in tensors)
+
+
+@each_class
+def test_channels_last_stays_channels_last_and_changes_no_figure(cls):
+    data, grad = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    formats = (torch.contiguous_format, torch.channels_last)
+    plain, last = (param(data.clone(memory_format=f), grad.clone(memory_format=f)) for f in formats)
+    opt = cls([plain, last], lr=.1, wd=.1)
+    for _ in range(3): opt.step()
+    assert torch.equal(plain, last)
+    assert all(x.stride() == last.stride() == (60, 1, 15, 3) for k, x in opt.state[last].items() if k != 'step')
+
+
+@each_class
+def test_strided_views_are_stepped_like_their_contiguous_copies(cls):
+    whole = torch.randn(4, 6)
+    view, copy = param(whole[:, ::2]), param(whole[:, ::2].clone())
+    copy.grad, between = view.grad.clone(), whole[:, 1::2].clone()
+    opt = cls([view, copy], lr=.1, wd=.1)
+    for _ in range(3): opt.step()
+    assert torch.equal(view, copy)
+    assert torch.equal(whole[:, 1::2], between)
+
+
+@pytest.mark.parametrize('dtype', HALF)
+@pytest.mark.parametrize('wd', [0., .3])
+@pytest.mark.parametrize(('rule', 'name', 'names'), [
+    (rules.sgd, 'SGD', []), (rules.momentum, 'Momentum', ['grad_avg']), (rules.rmsprop, 'RMSProp', ['sqr_avg']),
+    (rules.adam, 'Adam', ['avg', 'sqr_avg'])])
+def test_half_precision_is_the_formula_in_float32_rounded_once(rule, name, names, wd, dtype):
+    spec, lr = read_rule(rule), .01
+    hypers = {k: v for k, v in spec.hypers.items() if k != 'lr'}
+    p, g = torch.randn(50).to(dtype), torch.randn(50).to(dtype)
+    states = [torch.rand(50).to(dtype) for _ in names]
+    saved = {k: s.double().numpy() for k, s in zip(names, states, strict=True)}
+    want = formulas.FORMULAS[name](p.double().numpy(), g.double().numpy(), saved, 7, lr=lr, wd=wd, **hypers)
+    eager_step(spec, p, g, states, 7, hypers | dict(lr=lr), wd)
+    for got, exact in [(p, want), *((s, saved[k]) for s, k in zip(states, names, strict=True))]:
+        assert got.dtype == dtype
+        near, limits = torch.tensor(exact).float(), torch.finfo(dtype)
+        # one rounding of a value that float32 knows to 1e-6: the nearest half, or its neighbour where that is a tie
+        assert torch.all((got.double() - near).abs() <= near.abs()*(limits.eps/2 + 1e-5) + limits.smallest_normal)
+        assert (got == near.to(dtype)).double().mean() > .95
+
+
+@pytest.mark.parametrize('dtype', HALF)
+def test_rmsprops_first_step_in_half_precision_squares_the_gradient_in_float32(dtype):
+    g = torch.tensor([1e-4, -3e-4, .7, 300., -2e-5], dtype=dtype)
+    p = param(torch.zeros(5, dtype=dtype), g)
+    RMSProp([p], lr=1e-3).step()
+    exact = formulas.rmsprop(np.zeros(5), g.double().numpy(), {}, 1, lr=1e-3)
+    assert p.tolist() == pytest.approx(exact, rel=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize('dtype', HALF)
+@each_class
+def test_half_precision_keeps_its_dtype_in_parameter_state_and_gradient(cls, dtype):
+    p = param(torch.randn(5, dtype=dtype))
+    before, opt = p.grad.clone(), cls([p], lr=.1, wd=.1)
+    for _ in range(2): opt.step()
+    assert {x.dtype for k, x in opt.state[p].items() if k != 'step'} <= {dtype}
+    assert torch.equal(p.grad, before)
+    assert p.isfinite().all()
+
+
+def test_decay_shrinks_the_parameter_by_lr_times_wd_before_the_rule_sees_it():
+    seen = []
+    def rule(p, g, *, lr):
+        seen.append(p.clone())
+        return p - lr*g
+    p = torch.tensor([2.], dtype=torch.float64)
+    eager_step(read_rule(rule), p, torch.tensor([1.], dtype=torch.float64), [], 1, dict(lr=.1), .5)
+    assert seen[0].item() == pytest.approx(2*(1-.05), rel=1e-15)
+    assert p.item() == pytest.approx(2*(1-.05) - .1, rel=1e-15)
+
+
+def test_state_starts_at_zero_or_where_the_rule_says_in_memory_of_its_own():
+    @starts(slow=lambda p, g: p, grad=lambda p, g: g)
+    def rule(p, g, avg, slow, grad, *, lr): return p, avg, slow, grad
+    p, g = torch.randn(3), torch.randn(3)
+    state = start_state(read_rule(rule), p, g)
+    assert list(state) == ['avg', 'slow', 'grad']
+    assert torch.equal(state['avg'], torch.zeros(3))
+    assert torch.equal(state['slow'], p)
+    assert torch.equal(state['grad'], g)
+    assert len({x.data_ptr() for x in (p, g, *state.values())}) == 5
+
+
+def test_state_may_start_at_a_plain_number():
+    @starts(scale=lambda p, g: 1.)
+    def rule(p, g, scale, *, lr): return p - lr*scale*g, scale
+    p = param(torch.zeros(3), torch.ones(3))
+    optimizer(rule)([p], lr=.5).step()
+    assert p.tolist() == [-.5]*3
+
+
+@pytest.mark.parametrize('wd', [0., .1])
+def test_a_rule_may_hand_back_what_it_was_given_in_another_place(wd):
+    def heavy_ball(p, g, prev, *, lr, mom=.9): return p - lr*g + mom*(p-prev), p
+    p, q, before = param(torch.ones(2, dtype=torch.float64)), 1., 0.
+    opt = optimizer(heavy_ball)([p], lr=.1, wd=wd)
+    for g in (.5, -.25, 2.):
+        p.grad = torch.full_like(p, g)
+        opt.step()
+        q *= 1 - .1*wd
+        q, before = q - .1*g + .9*(q-before), q
+        assert p.tolist() == pytest.approx([q, q], rel=1e-14)
+        assert opt.state[p]['prev'].tolist() == pytest.approx([before, before], rel=1e-14)
+
+
+def test_a_rule_may_swap_two_states():
+    @starts(a=lambda p, g: p*0 + 1)
+    def swap(p, g, a, b, *, lr): return p, b, a
+    p = param(torch.zeros(2))
+    opt = optimizer(swap)([p], lr=.1)
+    opt.step()
+    assert (opt.state[p]['a'].tolist(), opt.state[p]['b'].tolist()) == ([0., 0.], [1., 1.])
+    opt.step()
+    assert (opt.state[p]['a'].tolist(), opt.state[p]['b'].tolist()) == ([1., 1.], [0., 0.])
+
+
+@pytest.mark.parametrize('wd', [0., .1])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_augmented_assignment_in_a_rule_changes_no_gradient(wd, dtype):
+    def l2(p, g, *, lr):
+        g += .5*p
+        return p - lr*g
+    p = param(torch.ones(2, dtype=dtype), torch.ones(2, dtype=dtype))
+    optimizer(l2)([p], lr=.5, wd=wd).step()
+    assert p.grad.tolist() == [1., 1.]
+    decayed = 1 - .5*wd
+    assert p.tolist() == pytest.approx([decayed - .5*(1 + .5*decayed)]*2, rel=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(('rule', 'says'), [
+    (lambda p, g, avg, *, lr: p, r"1 state\(s\) \['avg'\], got 1 value\(s\)"),
+    (lambda p, g, *, lr: (p, g), r"0 state\(s\) \[\], got 2 value\(s\)"),
+    (lambda p, g, a, b, *, lr: (p, a), r"2 state\(s\) \['a', 'b'\], got 2 value\(s\)"),
+])
+def test_a_rule_that_returns_too_few_or_too_many_is_told_what_to_return(rule, says):
+    p = param(torch.ones(2))
+    with pytest.raises(TypeError, match='must return the new parameter and its ' + says): optimizer(rule)([p], lr=.1).step()
+    assert p.tolist() == [1., 1.]
+
+
+def test_an_if_on_an_element_is_an_error_that_says_to_use_where():
+    def branching(p, g, *, lr): return p - lr if g > 0 else p + lr
+    opt = optimizer(branching)([param(torch.ones(3))], lr=.1)
+    with pytest.raises((TypeError, RuntimeError), match='where'): opt.step()
+
+
+def test_a_rule_may_return_a_tuple_of_one():
+    p = param(torch.ones(2), torch.ones(2))
+    optimizer(lambda p, g, *, lr: (p - lr*g,), 'Mine')([p], lr=.5).step()
+    assert p.tolist() == [.5, .5]

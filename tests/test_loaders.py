@@ -1,0 +1,157 @@
+"Loaders: pairs of them, from datasets and from a Hugging Face DatasetDict."
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
+
+from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace
+
+hf = pytest.importorskip('datasets')
+
+
+@inplace
+def halved(b):
+    "Halve the inputs."
+    b['x'] = [torch.tensor(v)/2 for v in b['x']]
+
+
+def rows(n, **more): return hf.Dataset.from_dict(dict(y=list(range(n)), x=[[float(i), 1.] for i in range(n)], **more))
+
+
+@pytest.fixture
+def dd(): return hf.DatasetDict(train=rows(10), valid=rows(5), test=rows(2))
+
+
+def test_inplace_returns_what_it_changed_and_keeps_name_and_docs():
+    b = {'x': [2., 4.]}
+    assert halved(b) is b
+    assert b['x'] == [1., 2.]
+    assert (halved.__name__, halved.__doc__) == ('halved', 'Halve the inputs.')
+    assert inplace(lambda b: 'ignored')(b) is b
+
+
+def test_a_dataset_is_a_sequence_of_pairs():
+    ds = Dataset([1, 2, 3], 'abc')
+    assert len(ds) == 3
+    assert ds[1] == (2, 'b')
+    assert ds[:2] == ([1, 2], 'ab')
+    x, y = Dataset(torch.arange(3), torch.arange(3)*2)[torch.tensor([2, 0])]
+    assert (x.tolist(), y.tolist()) == ([2, 0], [4, 0])
+
+
+def test_a_dataset_of_unequal_lengths_is_an_error():
+    said = 'inputs and targets must have the same length, got 3 and 2'
+    with pytest.raises(ValueError, match=said): Dataset([1, 2, 3], [1, 2])
+
+
+@settings(deadline=None)
+@given(st.permutations(['a', 'b', 'c']), st.permutations(['a', 'b', 'c']))
+def test_collate_dict_gives_a_tuple_in_the_order_of_the_features(features, keys):
+    ds = type('HasFeatures', (), dict(features=dict.fromkeys(features)))
+    items = [{k: ord(k)*10 + i for k in keys} for i in range(3)]
+    batch = collate_dict(ds)(items)
+    assert type(batch) is tuple
+    assert [b.tolist() for b in batch] == [[ord(k)*10 + i for i in range(3)] for k in features]
+
+
+def test_collate_dict_can_be_pickled_as_loaders_with_spawned_workers_need(dd):
+    collate = pickle.loads(pickle.dumps(collate_dict(dd['train'])))
+    assert [b.tolist() for b in collate([dict(x=1, y=2)])] == [[2], [1]]
+
+
+def test_get_dls_gives_a_shuffled_loader_and_one_in_order_with_batches_twice_as_large():
+    ds = TensorDataset(torch.arange(40))
+    train, valid = get_dls(ds, ds, 4)
+    batches = [b.tolist() for b, in train]
+    assert [len(b) for b in batches] == [4]*10
+    order = [i for b in batches for i in b]
+    assert order != list(range(40))
+    assert sorted(order) == list(range(40))
+    assert [b.tolist() for b, in valid] == [list(range(i, i + 8)) for i in range(0, 40, 8)]
+
+
+def test_get_dls_draws_as_plain_pytorch_does():
+    ds = TensorDataset(torch.arange(40))
+    torch.manual_seed(5)
+    ours = [b.tolist() for b, in get_dls(ds, ds, 4)[0]]
+    torch.manual_seed(5)
+    assert ours == [b.tolist() for b, in DataLoader(ds, batch_size=4, shuffle=True)]
+
+
+def test_get_dls_hands_its_other_arguments_to_both_loaders():
+    ds = TensorDataset(torch.arange(9))
+    loaders = get_dls(ds, ds, 2, drop_last=True, collate_fn=list)
+    assert [len(list(dl)) for dl in loaders] == [4, 2]
+    assert all(dl.collate_fn is list for dl in loaders)
+
+
+def test_data_loaders_are_any_two_iterables_that_may_be_replaced():
+    dls = DataLoaders([1], ())
+    assert (dls.train, dls.valid) == ([1], ())
+    dls.train, dls.valid = (), [2]
+    assert (dls.train, dls.valid) == ((), [2])
+
+
+def test_from_dd_trains_on_the_first_split_shuffled_and_validates_on_the_second(dd):
+    dls = DataLoaders.from_dd(dd.with_format('torch'), 4)
+    train, valid = list(dls.train), list(dls.valid)
+    assert [len(y) for y, _ in train] == [4, 4, 2]
+    assert sorted(torch.cat([y for y, _ in train]).tolist()) == list(range(10))
+    assert not isinstance(dls.train.sampler, SequentialSampler)
+    (y, x), = valid
+    assert y.tolist() == [0, 1, 2, 3, 4]
+    assert x.tolist() == [[i, 1.] for i in range(5)]
+
+
+def test_from_dd_applies_the_dataset_s_transform(dd):
+    (y, x), = DataLoaders.from_dd(dd.with_transform(halved), 4).valid
+    assert torch.equal(x, torch.stack([y/2, torch.full((5,), .5)], 1))
+
+
+def test_from_dd_without_as_tuple_gives_dicts(dd):
+    batch, = DataLoaders.from_dd(dd.with_transform(halved), 4, as_tuple=False).valid
+    assert type(batch) is dict
+    assert list(batch) == ['y', 'x']
+    assert batch['y'].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_from_dd_of_one_feature_gives_tuples_of_one(dd):
+    batch, = DataLoaders.from_dd(dd.remove_columns('x'), 4).valid
+    assert type(batch) is tuple
+    assert [b.tolist() for b in batch] == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+@pytest.mark.parametrize('as_tuple', [True, False])
+def test_from_dd_works_with_workers(dd, as_tuple):
+    dls = DataLoaders.from_dd(dd.with_transform(halved), 2, as_tuple=as_tuple, num_workers=1)
+    assert dls.train.num_workers == dls.valid.num_workers == 1
+    batches = [b if as_tuple else (b['y'], b['x']) for b in dls.valid]
+    assert torch.cat([y for y, _ in batches]).tolist() == [0, 1, 2, 3, 4]
+    assert torch.cat([x for _, x in batches])[:, 0].tolist() == [0, .5, 1, 1.5, 2]
+
+
+def test_from_dd_hands_its_other_arguments_to_the_loaders(dd):
+    dls = DataLoaders.from_dd(dd, 4, drop_last=True, collate_fn=partial(sorted, key=lambda r: -r['y']))
+    assert len(list(dls.train)) == 2
+    assert [r['y'] for r in next(iter(DataLoaders.from_dd(dd, 4, collate_fn=list).valid))] == [0, 1, 2, 3, 4]
+    assert all(r[0]['y'] == max(o['y'] for o in r) for r in dls.train)
+
+
+def test_from_dd_takes_any_mapping_of_names_to_datasets():
+    dls = DataLoaders.from_dd(dict(a=rows(4), b=rows(3)), 2, as_tuple=False)
+    assert [len(dls.train), len(dls.valid)] == [2, 1]
+
+
+def test_from_dd_of_one_split_is_an_error_that_says_what_to_do(dd):
+    said = r"two splits is needed, for train and valid; this one has \['train'\]: split it with train_test_split"
+    with pytest.raises(ValueError, match=said): DataLoaders.from_dd(hf.DatasetDict(train=dd['train']), 4)
+
+
+def test_from_dd_makes_a_class_s_own_kind(dd):
+    class Mine(DataLoaders): pass
+    assert type(Mine.from_dd(dd, 4)) is Mine

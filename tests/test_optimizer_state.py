@@ -1,0 +1,180 @@
+"The state of optimizers: saved and continued to the bit, copied, and exchanged with torch's own classes."
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from miniai.optim import SGD, Adam, Momentum, RMSProp
+from opts import each_class, net, param, same, train
+
+# Saved and continued
+
+def in_memory(x):
+    file = io.BytesIO()
+    torch.save(x, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@each_class
+def test_a_saved_state_continues_bit_for_bit(cls):
+    def groups(m): return [dict(params=m[0].parameters(), wd=.1), dict(params=m[2].parameters(), lr=.02)]
+    model = net()
+    opt = cls(groups(model), lr=.01)
+    train(model, opt, 5)
+    opt.param_groups[0]['lr'] = .03
+    other = net()
+    other.load_state_dict(model.state_dict())
+    opt2 = cls(groups(other), lr=1.)
+    opt2.load_state_dict(in_memory(opt.state_dict()))
+    assert [g['lr'] for g in opt2.param_groups] == [.03, .02]
+    for m, o in ((model, opt), (other, opt2)): train(m, o, 5, seed=1)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert same(opt.state_dict()['state'], opt2.state_dict()['state'])
+    assert {s['step'] for s in opt2.state.values()} == {10}
+
+
+@each_class
+def test_a_state_loaded_is_the_state_saved_with_nothing_added(cls):
+    model = net()
+    opt, opt2 = (cls(model.parameters(), lr=.01, wd=.1) for _ in range(2))
+    train(model, opt, 2)
+    saved = copy.deepcopy(opt.state_dict())
+    opt2.load_state_dict(saved)
+    assert same(opt2.state_dict(), saved)
+
+
+@each_class
+def test_a_state_of_other_groups_is_refused(cls):
+    saved = cls([param(1)], lr=.1).state_dict()
+    with pytest.raises(ValueError, match='different number of parameter groups'):
+        cls([dict(params=[param(1)]), dict(params=[param(1)])], lr=.1).load_state_dict(saved)
+
+
+@each_class
+@pytest.mark.parametrize('double', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_by_deepcopy_or_pickle_continues_bit_for_bit(cls, double):
+    model = net()
+    opt = cls(model.parameters(), lr=.01, wd=.1)
+    train(model, opt, 3)
+    other, opt2 = double((model, opt))
+    assert type(opt2) is cls
+    for m, o in ((model, opt), (other, opt2)): train(m, o, 3, seed=1)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert all(p is q for p, q in zip(other.parameters(), opt2.param_groups[0]['params'], strict=True))
+
+
+@each_class
+def test_a_state_saved_in_channels_last_stays_so(cls):
+    a, b = (nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)) for _ in range(2))
+    a.grad = torch.randn_like(a)
+    opt, opt2 = cls([a], lr=.1), cls([b], lr=.1)
+    opt.step()
+    opt2.load_state_dict(in_memory(opt.state_dict()))
+    assert all(x.stride() == b.stride() for k, x in opt2.state[b].items() if k != 'step')
+
+
+# Exchange with torch's own classes
+
+def twin(p): return nn.Parameter(p.detach().clone())
+
+
+def steps(opt, p, grads):
+    for g in grads:
+        p.grad = g.clone()
+        opt.step()
+
+
+def near(a, b): return torch.allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+ADAM = dict(eps=0.)     # where eps is 0 it matters not that ours is inside the root
+EXCHANGES = [
+    (SGD, {}, torch.optim.SGD, {}),
+    (Momentum, dict(mom=.8), torch.optim.SGD, dict(momentum=.8, dampening=.8)),
+    (RMSProp, dict(sqr_mom=.9), torch.optim.RMSprop, dict(alpha=.9, eps=1e-5)),
+    (Adam, dict(beta1=.8, beta2=.9, wd=.1, **ADAM), torch.optim.AdamW, dict(betas=(.8, .9), weight_decay=.1, **ADAM)),
+    (Adam, dict(beta1=.8, beta2=.9, **ADAM), torch.optim.Adam, dict(betas=(.8, .9), **ADAM))]
+each_exchange = pytest.mark.parametrize(('cls', 'kw', 'theirs', 'their_kw'), EXCHANGES)
+
+
+def test_sgd_is_torchs_sgd_and_adam_with_eps_0_is_torchs_adamw():
+    for cls, kw, theirs, their_kw in (EXCHANGES[0], EXCHANGES[3]):
+        p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
+        q = twin(p)
+        steps(cls([p], lr=.1, **kw), p, gs)
+        steps(theirs([q], lr=.1, **their_kw), q, gs)
+        assert near(p, q)
+
+
+@each_exchange
+def test_our_state_continues_in_torchs_class_under_its_groups(cls, kw, theirs, their_kw):
+    p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
+    opt = cls([p], lr=.1, **kw)
+    steps(opt, p, gs[:5])
+    q = twin(p)
+    other = theirs([q], lr=.1, **their_kw)
+    other.load_state_dict(copy.deepcopy(other.state_dict() | dict(state=opt.state_dict()['state'])))
+    steps(opt, p, gs[5:])
+    steps(other, q, gs[5:])
+    assert near(p, q)
+
+
+@each_exchange
+def test_our_whole_state_dict_loads_in_torchs_class_and_steps(cls, kw, theirs, their_kw):
+    p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
+    opt = cls([p], lr=.1, **kw)
+    steps(opt, p, gs[:5])
+    q = twin(p)
+    other = theirs([q], lr=.1, **their_kw)
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    steps(opt, p, gs[5:])
+    steps(other, q, gs[5:])
+    assert near(p, q)
+
+
+@each_exchange
+def test_torchs_whole_state_dict_loads_here_and_steps(cls, kw, theirs, their_kw):
+    p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
+    other = theirs([p], lr=.1, **their_kw)
+    steps(other, p, gs[:5])
+    q = twin(p)
+    opt = cls([q], lr=.7, **kw)
+    opt.load_state_dict(copy.deepcopy(other.state_dict()))
+    steps(other, p, gs[5:])
+    steps(opt, q, gs[5:])
+    assert opt.param_groups[0]['lr'] == .1
+    assert near(p, q)
+
+
+@each_exchange
+def test_states_have_torchs_names_and_its_step_counts_become_ints(cls, kw, theirs, their_kw):
+    p, q = param(4), param(4)
+    opt, other = cls([p], lr=.1, **kw), theirs([q], lr=.1, **their_kw)
+    opt.step()
+    other.step()
+    assert set(opt.state[p]) == set(other.state[q]) | {'step'}
+    opt.load_state_dict(copy.deepcopy(other.state_dict()))
+    opt.step()
+    assert type(opt.state[p].get('step', 2)) is int
+    if 'step' in other.state[q]: assert opt.state[p]['step'] == 2
+
+
+def test_momentum_is_torchs_dampened_momentum_from_the_second_step_on_and_back():
+    p, gs = param(4), torch.randn(30, 4, dtype=torch.float64)
+    avg, x = torch.zeros(4, dtype=torch.float64), p.detach().clone()
+    ours = Momentum([p], lr=.1, mom=.8)
+    steps(ours, p, gs[:1])
+    theirs = torch.optim.SGD([p], lr=.1, momentum=.8, dampening=.8)
+    theirs.state[p]['momentum_buffer'] = ours.state[p]['momentum_buffer'].clone()
+    steps(theirs, p, gs[1:20])
+    back = Momentum([p], lr=.1, mom=.8)
+    back.load_state_dict(theirs.state_dict())
+    steps(back, p, gs[20:])
+    for g in gs:
+        avg = .8*avg + .2*g
+        x = x - .1*avg
+    assert near(p, x)
