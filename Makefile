@@ -21,7 +21,7 @@ train: $(READY)  ## train Fashion-MNIST: a bar, a table, and a run folder in run
 	$(BIN)/miniai train $(ARGS)
 
 test: $(READY)  ## all tests but the slow ones' long versions
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
 
 bench: $(READY)  ## all benchmarks, into bench/results/
 	for b in loop_overhead import_time; do $(BIN)/python bench/$$b.py || exit 1; done

@@ -50,7 +50,7 @@ def miniai(batches, cbs):
 
 class TerminalBarCB(ProgressCB):
     "Progress as a terminal shows it, whatever this process's own output is."
-    null = Path(os.devnull).open('w')
+    null = Path(os.devnull).open('w')  # noqa: SIM115
     def before_fit(self, learn):
         super().before_fit(learn)
         self.mbar.face = Terminal(self.null)
@@ -66,16 +66,19 @@ def main():
     batches = [(torch.randn(32, 20), torch.randint(10, (32,))) for _ in range(args.batches)]
     full = [DeviceCB('cpu'), MetricsCB(accuracy=accuracy), TerminalBarCB()]
     variants = {'bare loop': bare(batches), 'bare loop, loss and accuracy': bare(batches, with_accuracy=True),
-                'miniai, no callbacks': miniai(batches, []), 'miniai, device, loss, accuracy, bar': miniai(batches, full)}
+                'miniai, no callbacks': miniai(batches, []),
+                'miniai, device, loss, accuracy, bar': miniai(batches, full)}
     times = {nm: [] for nm in variants}
     for r in range(args.rounds + 2):
         for nm, epoch in variants.items():
             started = time.perf_counter()
             epoch()
             if r >= 2: times[nm].append((time.perf_counter() - started) / args.batches * 1e6)
-    rows = [(nm, statistics.median(ts), statistics.median(t - b for t, b in zip(ts, times['bare loop'], strict=True)))
+    bare_times = times['bare loop']
+    rows = [(nm, statistics.median(ts), statistics.median(t - b for t, b in zip(ts, bare_times, strict=True)))
             for nm, ts in times.items()]
-    table = ['| loop | µs a batch | over the bare loop |', '|--|--:|--:|', *(f'| {nm} | {t:.1f} | {o:+.1f} |' for nm, t, o in rows)]
+    table = ['| loop | µs a batch | over the bare loop |', '|--|--:|--:|']
+    table += [f'| {nm} | {t:.1f} | {over:+.1f} |' for nm, t, over in rows]
     record('loop_overhead', '\n'.join(table), runs=f'{args.rounds} rounds of {args.batches} batches, medians')
 
 

@@ -25,8 +25,9 @@ def versions(*packages):
 
 def record(name, table, runs, packages=()):
     "Print the table with machine, versions and number of runs, and keep it as bench/results/<name>_<date>.md."
-    text = (f'# {name}, {time.strftime("%Y-%m-%d")}\n\n{cpu()}, {os.cpu_count()} cores; {platform.system()}. '
-            f'{versions("miniai-torch", "torch", "numpy", *packages)}. {runs}.\n`python {" ".join(sys.argv)}`\n\n{table}\n')
+    day, used = time.strftime('%Y-%m-%d'), versions('miniai-torch', 'torch', 'numpy', *packages)
+    text = (f'# {name}, {day}\n\n{cpu()}, {os.cpu_count()} cores; {platform.system()}. {used}. {runs}.\n'
+            f'`python {" ".join(sys.argv)}`\n\n{table}\n')
     print(text)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS/f'{name}_{time.strftime("%Y-%m-%d")}.md').write_text(text)
+    (RESULTS/f'{name}_{day}.md').write_text(text)

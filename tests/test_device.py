@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
 import miniai.device
-from miniai.device import collate_device, def_device, first_tensor, map_tensors, tensors_in, to_cpu, to_device
+from miniai.device import collate_device, def_device, detached, first_tensor, map_tensors, tensors_in, to_cpu, to_device
 
 Pair = namedtuple('Pair', 'a b')
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -57,10 +57,11 @@ def test_tensors_in_gives_every_tensor_in_order_and_first_tensor_the_first(x):
     assert first_tensor(x) is (expected[0] if expected else None)
 
 
+@pytest.mark.parametrize('f', [to_cpu, detached])
 @settings(deadline=None)
 @given(nests)
-def test_to_cpu_detaches_and_makes_half_precision_float32(x):
-    moved = to_cpu(x)
+def test_to_cpu_and_detached_cut_the_graph_and_make_half_precision_float32(f, x):
+    moved = f(x)
     assert outline(moved) == outline(x)
     for new, old in zip(leaves(moved), leaves(x), strict=True):
         if not is_tensor(old):
@@ -80,6 +81,12 @@ def test_to_device_moves_every_tensor_and_keeps_its_type(x):
     for new, old in zip(leaves(moved), leaves(x), strict=True):
         if is_tensor(old): assert (new.device.type, new.dtype, new.shape) == ('meta', old.dtype, old.shape)
         else: assert new is old
+
+
+def test_detached_leaves_tensors_where_they_are():
+    there = torch.ones(2, device='meta', dtype=torch.bfloat16, requires_grad=True)
+    cut, = detached([there])
+    assert (cut.device.type, cut.dtype, cut.requires_grad) == ('meta', torch.float32, False)
 
 
 def test_to_cpu_brings_tensors_back_from_another_device():

@@ -85,11 +85,15 @@ def test_rmsprops_first_step_in_half_precision_squares_the_gradient_in_float32(d
 
 @pytest.mark.parametrize('dtype', HALF)
 @each_class
-def test_half_precision_keeps_its_dtype_in_parameter_state_and_gradient(cls, dtype):
+def test_half_precision_parameters_and_gradients_keep_their_dtype_and_state_is_float32(cls, dtype):
     p = param(torch.randn(5, dtype=dtype))
     before, opt = p.grad.clone(), cls([p], lr=.1, wd=.1)
     for _ in range(2): opt.step()
-    assert {x.dtype for k, x in opt.state[p].items() if k != 'step'} <= {dtype}
+    assert p.dtype == p.grad.dtype == dtype
+    assert {x.dtype for k, x in opt.state[p].items() if k != 'step'} <= {torch.float32}
+    saved = opt.state_dict()
+    cls([p], lr=.1).load_state_dict(saved)
+    assert {x.dtype for s in saved['state'].values() for k, x in s.items() if k != 'step'} <= {torch.float32}
     assert torch.equal(p.grad, before)
     assert p.isfinite().all()
 
@@ -170,14 +174,14 @@ def test_augmented_assignment_in_a_rule_changes_no_gradient(wd, dtype):
 ])
 def test_a_rule_that_returns_too_few_or_too_many_is_told_what_to_return(rule, says):
     p = param(torch.ones(2))
-    with pytest.raises(TypeError, match='must return the new parameter and its ' + says): optimizer(rule)([p], lr=.1).step()
+    opt = optimizer(rule)([p], lr=.1)
+    with pytest.raises(TypeError, match='must return the new parameter and its ' + says): opt.step()
     assert p.tolist() == [1., 1.]
 
 
 def test_an_if_on_an_element_is_an_error_that_says_to_use_where():
     def branching(p, g, *, lr): return p - lr if g > 0 else p + lr
-    opt = optimizer(branching)([param(torch.ones(3))], lr=.1)
-    with pytest.raises((TypeError, RuntimeError), match='where'): opt.step()
+    with pytest.raises(TypeError, match='where'): optimizer(branching)
 
 
 def test_a_rule_may_return_a_tuple_of_one():

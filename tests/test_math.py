@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from miniai.optim import maximum, minimum, sign, sqrt, where
@@ -21,15 +21,23 @@ def same(a, b): return (math.isnan(a) and math.isnan(b)) or a == b
 def test_sqrt_of_a_float_is_that_of_a_tensor(x): assert sqrt(x) == pytest.approx(sqrt(tensor(x)).item(), rel=1e-15)
 
 
-@given(numbers)
+@given(st.floats(allow_nan=False))
+@example(-2.)
+@example(-0.)
 @quick
-def test_sign_of_a_float_is_that_of_a_tensor_with_nan_kept_nan(x):
-    want = math.nan if math.isnan(x) else 1. if x > 0 else -1. if x < 0 else 0.
-    assert same(sign(x), want)
-    assert same(sign(tensor(x)).item(), want)
+def test_sign_of_a_float_is_that_of_a_tensor(x):
+    want = 1. if x > 0 else -1. if x < 0 else 0.
+    assert sign(x) == sign(tensor(x)).item() == want
+
+
+def test_sign_of_nan_is_nan_for_floats_and_tensors():
+    assert math.isnan(sign(math.nan))
+    assert math.isnan(sign(tensor(math.nan)).item())
 
 
 @given(numbers, numbers)
+@example(1., math.nan)
+@example(math.nan, 1.)
 @quick
 def test_maximum_and_minimum_of_floats_are_those_of_tensors_and_nan_wins(a, b):
     nan = math.isnan(a) or math.isnan(b)

@@ -54,7 +54,8 @@ def test_wrong_arguments_are_named():
 
 def test_groups_take_their_own_hyperparameters_by_both_sets_of_names():
     a, b, c = param(1), param(1), param(1)
-    groups = [dict(params=[a], wd=.1, beta1=.5), dict(params=b, weight_decay=.2, betas=(.6, .7)), dict(params=[c], lr=3.)]
+    groups = [dict(params=[a], wd=.1, beta1=.5), dict(params=b, weight_decay=.2, betas=(.6, .7)),
+              dict(params=[c], lr=3.)]
     opt = Adam(groups, lr=1.)
     assert [g['lr'] for g in opt.param_groups] == [1., 1., 3.]
     assert [g['weight_decay'] for g in opt.param_groups] == [.1, .2, 0.]
@@ -100,7 +101,8 @@ def test_the_weight_of_an_average_must_lie_from_0_to_below_1(cls, name, value):
 
 @pytest.mark.parametrize('cls', [RMSProp, Adam])
 def test_a_negative_eps_is_refused(cls):
-    with pytest.raises(ValueError, match=f'{cls.__name__}: eps must be 0 or more, got -1e-05'): cls([param(1)], lr=.1, eps=-1e-5)
+    says = f'{cls.__name__}: eps must be 0 or more, got -1e-05'
+    with pytest.raises(ValueError, match=says): cls([param(1)], lr=.1, eps=-1e-5)
 
 
 def test_a_rules_own_hyperparameter_may_be_negative():

@@ -1,27 +1,26 @@
 "Schedules: every scheduler of torch on our optimizers, gradient scaling, and schedules drawn before training."
 import math
 
-import formulas
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from opts import each_class, param
 from torch import nn
 from torch.optim import lr_scheduler as ls
 
+import formulas
 from miniai.optim import SGD, Adam, Momentum, RMSProp, plot_schedule
 from miniai.optim.schedules import most_steps, trace_schedule
+from opts import each_class, param
 
 STEPS = 12
-PEER = {SGD: torch.optim.SGD, Momentum: lambda ps, **kw: torch.optim.SGD(ps, momentum=.9, **kw), RMSProp: torch.optim.SGD,
+PEER = {SGD: torch.optim.SGD, RMSProp: torch.optim.SGD,
+        Momentum: lambda ps, **kw: torch.optim.SGD(ps, momentum=.9, **kw),
         Adam: lambda ps, **kw: torch.optim.AdamW(ps, betas=(.9, .99), **kw)}
 
 
-def cycles(opt): return 'momentum' in opt.defaults and opt.defaults['momentum'] > 0 or 'betas' in opt.defaults
-
-
-def one_cycle(opt, steps=STEPS): return ls.OneCycleLR(opt, [.5, .25], total_steps=steps, cycle_momentum=cycles(opt))
+def cycles(opt): return opt.defaults.get('momentum', 0) > 0 or 'betas' in opt.defaults
+def one_cycle(opt): return ls.OneCycleLR(opt, [.5, .25], total_steps=STEPS, cycle_momentum=cycles(opt))
 
 
 MAKE = dict(
@@ -208,7 +207,10 @@ def pair(opt, first, second, at): return ls.SequentialLR(opt, [first(opt), secon
 LENGTHS = dict(
     endless=(COSINE, math.inf), one_cycle=(ONE, 10),
     ends_in_cycle=(lambda o: pair(o, COSINE, ONE, 4), 14),
-    starts_in_short_cycle=(lambda o: pair(o, ONE, COSINE, 15), 10), starts_in_cycle=(lambda o: pair(o, ONE, COSINE, 5), math.inf),
+    starts_in_short_cycle=(lambda o: pair(o, ONE, COSINE, 15), 10),
+    starts_in_cycle=(lambda o: pair(o, ONE, COSINE, 5), math.inf),
+    first_just_fits=(lambda o: pair(o, ONE, COSINE, 11), math.inf),
+    cycle_in_the_middle=(lambda o: ls.SequentialLR(o, [COSINE(o), ONE(o), COSINE(o)], [5, 30]), 15),
     chained=(lambda o: ls.ChainedScheduler([COSINE(o), ONE(o)], o), 10), plateau=(ls.ReduceLROnPlateau, math.inf))
 
 
@@ -248,14 +250,15 @@ def test_a_plot_has_a_panel_for_each_hyperparameter_that_moves():
 
 
 def test_a_plot_has_a_panel_for_each_name_asked_for_and_for_lr_where_nothing_moves():
-    assert [ax.get_title() for ax in plot_schedule(ONE, 10, Momentum, names=['momentum', 'lr']).flat] == ['momentum', 'lr']
+    asked = plot_schedule(ONE, 10, Momentum, names=['momentum', 'lr'])
+    assert [ax.get_title() for ax in asked.flat] == ['momentum', 'lr']
     still = plot_schedule(on(ls.ConstantLR, factor=1.), 4)
     assert [ax.get_title() for ax in still.flat] == ['lr']
     assert list(still[0].lines[0].get_ydata()) == [1.]*4
 
 
 def test_a_plot_of_what_there_is_not_says_what_there_is():
-    with pytest.raises(ValueError, match='no hyperparameter mom, beta9 here; there are lr, .*weight_decay'):
+    with pytest.raises(ValueError, match=r'no hyperparameter mom, beta9 here; there are lr, .*weight_decay'):
         plot_schedule(COSINE, 3, SGD, names=['mom', 'lr', 'beta9'])
     with pytest.raises(ValueError, match='steps must be 1 or more, got 0'): plot_schedule(COSINE, 0)
     assert not plt.get_fignums()

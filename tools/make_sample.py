@@ -1,4 +1,4 @@
-"""Make the sample of Fashion-MNIST that ships inside the package: the first 10,000 training and 2,000 test images of the real set.
+"""Make the sample of Fashion-MNIST inside the package: the first 10,000 training and 2,000 test images of the real set.
 
     python tools/make_sample.py FOLDER_OF_THE_FULL_SET
 """

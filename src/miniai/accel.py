@@ -25,6 +25,10 @@ class MixedPrecision(TrainCB):
         self.device = next((p.device.type for p in learn.model.parameters()), 'cpu')
         self.used = self.dtype or (torch.float16 if self.device == 'cuda' else torch.bfloat16)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.used is torch.float16)
+        if self.scaler.is_enabled() and learn.trains and not hasattr(learn.opt, 'param_groups'):
+            raise TypeError(f"MixedPrecision in float16 scales gradients, which needs a torch.optim.Optimizer, and the "
+                            f"optimizer is a {type(learn.opt).__name__}: use dtype=torch.bfloat16, or an optimizer of "
+                            f"miniai.optim")
 
     def before_batch(self, learn: Any) -> None:
         self.autocast = torch.autocast(self.device, dtype=self.used)
@@ -60,7 +64,7 @@ class AccelerateCB(TrainCB):
         self.acc, self.kept = Accelerator(mixed_precision=mixed_precision), None
 
     def before_fit(self, learn: Any) -> None:
-        self.kept = learn.model, learn.dls.train, learn.dls.valid
+        self.kept, self.attributes = (learn.model, learn.dls.train, learn.dls.valid), set(vars(learn.model))
         learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self.kept)
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
 
@@ -68,6 +72,7 @@ class AccelerateCB(TrainCB):
 
     def cleanup_fit(self, learn: Any) -> None:
         if self.kept is None: return
-        learn.model = self.acc.unwrap_model(learn.model, keep_fp32_wrapper=False)
-        _, learn.dls.train, learn.dls.valid = self.kept
+        learn.model, learn.dls.train, learn.dls.valid = self.kept
+        for added in set(vars(learn.model)) - self.attributes: delattr(learn.model, added)
+        self.acc.free_memory()
         self.kept = None

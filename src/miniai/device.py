@@ -21,10 +21,9 @@ def_device: str = _best_device()
 def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
     "`x` with `f` applied to every tensor inside its tuples, lists and mappings; all else stays as it is."
     if isinstance(x, Tensor): return f(x)
-    if isinstance(x, Mapping): return _rebuilt_mapping(x, {k: map_tensors(f, v) for k, v in x.items()})
     if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(map_tensors(f, o) for o in x))
-    if type(x) in (tuple, list): return type(x)([map_tensors(f, o) for o in x])
-    return x
+    if isinstance(x, (tuple, list)): return type(x)([map_tensors(f, o) for o in x])
+    return _rebuilt_mapping(x, {k: map_tensors(f, v) for k, v in x.items()}) if isinstance(x, Mapping) else x
 
 
 def _rebuilt_mapping(old: Mapping, new: dict) -> Mapping:

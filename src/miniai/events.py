@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'PHASES', 'EVENTS', 'Callback',
-           'run_cbs', 'with_cbs', 'listed', 'Dispatch']
+           'run_cbs', 'with_cbs', 'listed', 'CallbackList', 'Dispatch']
 
 
 class CancelFitException(Exception):
@@ -37,6 +37,24 @@ def _hears_anything(x: Any) -> bool:
     return isinstance(x, Callback) or any(hasattr(x, e) for e in EVENTS + PHASES)
 
 
+class CallbackList(list):
+    "A list that calls its `on_change()` after each of its changes."
+    on_change: Callable[[], Any] = staticmethod(lambda: None)
+
+
+def _telling(change: Callable) -> Callable:
+    @wraps(change)
+    def changed(self: CallbackList, *args: Any, **kwargs: Any) -> Any:
+        try: return change(self, *args, **kwargs)
+        finally: self.on_change()
+    return changed
+
+
+for _nm in ('append', 'extend', 'insert', 'remove', 'pop', 'clear', 'sort', 'reverse',
+            '__setitem__', '__delitem__', '__iadd__', '__imul__'):
+    setattr(CallbackList, _nm, _telling(getattr(list, _nm)))
+
+
 def _in_order(cbs: Iterable) -> list: return sorted(cbs, key=lambda cb: getattr(cb, 'order', 0))
 
 
@@ -56,15 +74,29 @@ def with_cbs(nm: str) -> Callable:
     def decorate(f: Callable) -> Callable:
         @wraps(f)
         def surrounded(o: Any, *args: Any, **kwargs: Any) -> None:
+            failure = None
             try:
-                try:
-                    o.callback(before)
-                    f(o, *args, **kwargs)
-                    o.callback(after)
-                finally: o.callback(cleanup)
-            except cancel: pass
+                o.callback(before)
+                f(o, *args, **kwargs)
+                o.callback(after)
+            except BaseException as e: failure = e
+            try: o.callback(cleanup)
+            except BaseException as e: failure = _graver(failure, e)
+            if failure is not None and not isinstance(failure, cancel): raise failure
         return surrounded
     return decorate
+
+
+def _graver(first: BaseException | None, then: BaseException) -> BaseException:
+    "Which of two failures goes on: errors before cancels, wider cancels before narrower, else the first."
+    if first is None or _gravity(then) > _gravity(first): return then
+    if _gravity(then) == len(_CANCELS): first.add_note(f"and then {type(then).__name__}: {then}")
+    return first
+
+
+def _gravity(e: BaseException) -> int:
+    widths = (CancelBatchException, CancelEpochException, CancelFitException)
+    return next((i for i, cancel in enumerate(widths) if isinstance(e, cancel)), len(widths))
 
 
 class Dispatch:
@@ -85,38 +117,33 @@ class Dispatch:
         elif methods is None: raise _unknown(f"learn.callback({event!r})", event, self.events)
 
     def _call(self, methods: tuple, event: str, learn: Any) -> None:
-        if event in self.cleanups: return _clean_all(methods, event, learn)
+        if event in self.cleanups: return self._clean_all(methods, event, learn)
         method = None
         try:
             for method in methods: method(learn)
         except tuple(_CANCELS.values()): raise
         except BaseException as e:
-            _note(e, method, event)
+            self._note(e, method, event)
             raise
+
+    def _clean_all(self, methods: tuple, event: str, learn: Any) -> None:
+        "Every cleanup runs, even after one has failed; then the gravest failure is raised."
+        failure = None
+        for method in methods:
+            try: method(learn)
+            except BaseException as e:
+                if _gravity(e) == len(_CANCELS): self._note(e, method, event)
+                failure = _graver(failure, e)
+        if failure is not None: raise failure
+
+    def _note(self, e: BaseException, method: Callable, event: str) -> None:
+        owner = next((cb for cb in self.cbs if getattr(cb, event, None) == method), method)
+        e.add_note(f"raised by callback {type(owner).__name__} in event {event}")
 
 
 def _listeners(ordered: list, event: str) -> tuple:
     found = (getattr(cb, event, None) for cb in ordered)
     return tuple(m for m in found if callable(m))
-
-
-def _clean_all(methods: tuple, event: str, learn: Any) -> None:
-    "Every cleanup runs, even after one has failed; then the first failure is raised, the others noted on it."
-    failures = []
-    for method in methods:
-        try: method(learn)
-        except BaseException as e:
-            _note(e, method, event)
-            failures.append(e)
-    if not failures: return
-    first, *others = failures
-    for e in others: first.add_note(f"and then {type(e).__name__}: {e}")
-    raise first
-
-
-def _note(e: BaseException, method: Callable, event: str) -> None:
-    owner = getattr(method, '__self__', method)
-    e.add_note(f"raised by callback {type(owner).__name__} in event {event}")
 
 
 def _check_names(cb: Any, events: tuple[str, ...]) -> None:

@@ -34,23 +34,42 @@ def lsuv_init(model: nn.Module, m: nn.Module, m_in: nn.Module, xb: Tensor, tol: 
               max_iter: int = 100) -> None:
     """Layer-sequential unit variance (Mishkin & Matas 2015): change weight and bias of `m_in` until the output of `m`
     on the batch `xb` has mean 0 and standard deviation 1, within `tol`; without a bias the deviation alone.
-    RuntimeError where `max_iter` rounds are not enough."""
+    RuntimeError, with `m_in` as it was, where that cannot be, or `max_iter` rounds are not enough."""
     def see(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> None: seen[:] = [to_cpu(first_tensor(outp))]
-    seen, hook, bias = [], Hook(m, see), getattr(m_in, 'bias', None)
+    seen, hook, before = [], Hook(m, see), {k: v.clone() for k, v in m_in.state_dict().items()}
     try:
         for _ in range(max_iter):
             model(xb)
             if not seen: raise ValueError("lsuv_init: the model's forward never calls m, so its output cannot be set")
-            mean, std = seen[0].mean().item(), seen[0].std().item()
-            if abs(std - 1) < tol and (bias is None or abs(mean) < tol): return
-            if not std > 0:
-                raise RuntimeError(f"lsuv_init: the output of m is constant (std {std}) on this batch, "
-                                   f"so no weight can give it unit variance")
-            if bias is not None: bias -= mean
-            m_in.weight /= std
+            if _lsuv_round(seen[0], m_in, tol): return
+        raise RuntimeError(f"lsuv_init: after {max_iter} rounds the output of m has mean {seen[0].mean():.3g} and std "
+                           f"{seen[0].std():.3g}; does m depend on m_in's scale, or does a norm undo it?")
+    except RuntimeError:
+        m_in.load_state_dict(before)
+        raise
     finally: hook.remove()
-    raise RuntimeError(f"lsuv_init: after {max_iter} rounds the output of m has mean {mean:.3g} and std {std:.3g}; "
-                       f"does m depend on m_in's scale, or does a norm undo it?")
+
+
+def _lsuv_round(out: Tensor, m_in: nn.Module, tol: float) -> bool:
+    "Is `out` as it should be? If not, move bias and weight of `m_in` towards that."
+    mean, std, bias = out.mean().item(), out.std().item(), getattr(m_in, 'bias', None)
+    if abs(std - 1) < tol and (bias is None or abs(mean) < tol): return True
+    _check_lsuv(out, std, bias is not None)
+    if bias is not None: bias -= mean
+    m_in.weight /= std
+    return False
+
+
+def _check_lsuv(out: Tensor, std: float, centred: bool) -> None:
+    if not out.isfinite().all():
+        raise RuntimeError("lsuv_init: the output of m has values that are NaN or infinite: look at the weights and xb")
+    if std == 0:
+        raise RuntimeError("lsuv_init: the output of m is constant (std 0.0) on this batch, so no weight can give it "
+                           "unit variance")
+    if centred and out.min() >= 0:
+        raise RuntimeError("lsuv_init: the output of m is never negative, so its mean cannot be 0; after a ReLU, use "
+                           "an activation that is shifted down, such as GeneralRelu(sub=0.4), or pass the layer before "
+                           "it as m")
 
 
 def get_model(act: Callable[[], nn.Module] = nn.ReLU, nfs: list[int] | None = None,
@@ -64,13 +83,13 @@ def get_model(act: Callable[[], nn.Module] = nn.ReLU, nfs: list[int] | None = No
 
 def clean_ipython_hist() -> None:
     "Forget the outputs that a notebook keeps alive: `Out`, `_`, `__` and their like."
-    if 'get_ipython' not in globals() and 'IPython' not in sys.modules: return
-    shell = sys.modules['IPython'].get_ipython()
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
     if shell is None: return
-    for name in [n for n in shell.user_ns if n.startswith('_') and n.strip('_i').isdigit()] + ['_', '__', '___']:
-        shell.user_ns.pop(name, None)
+    numbered = [n for n in shell.user_ns if n.startswith('_') and n.strip('_i').isdigit()]
+    for name in [*numbered, '_', '__', '___']:
+        for names in (shell.user_ns, shell.user_ns_hidden): names.pop(name, None)
     shell.user_ns.get('Out', {}).clear()
-    shell.displayhook.flush()
+    if shell.displayhook.do_full_cache: shell.displayhook.flush()
 
 
 def clean_tb() -> None:

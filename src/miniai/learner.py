@@ -12,12 +12,13 @@ from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
 from miniai.callbacks.summary import summary
-from miniai.callbacks.train import DeviceCB, SingleBatchCB, TrainCB, inputs_of, loss_of
+from miniai.callbacks.train import DeviceCB, SingleBatchCB, TrainCB, checked, loss_of
 from miniai.device import to_cpu
 from miniai.events import (
     EVENTS,
     PHASES,
     Callback,
+    CallbackList,
     CancelBatchException,
     CancelEpochException,
     CancelFitException,
@@ -40,7 +41,7 @@ class Learner:
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
     skip_update = trains = False
-    metrics = opt = epochs = epoch = iter = _dispatch = None
+    metrics = opt = epochs = epoch = iter = batch = preds = loss = _dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
                  lr: float | None = 0.1, cbs: Any = None, opt_func: Callable | None = optim.SGD) -> None:
@@ -94,11 +95,10 @@ class Learner:
         ValueError or TypeError before the first batch."""
         added = listed(cbs) + ([FiniteLossCB()] if self.check_finite else [])
         self.cbs.extend(added)
-        self.n_epochs, self.epochs, self.trains = n_epochs, None, train
-        self.history, self.metrics, self._dispatch = [], None, None
         try:
             check_fit(self, n_epochs, train, valid, self._own_phases())
-            self.epochs = range(n_epochs)
+            self.n_epochs, self.epochs, self.trains = n_epochs, range(n_epochs), train
+            self.history, self.metrics, self.skip_update, self._dispatch = [], None, False, None
             self._make_optimizer(self.lr if lr is None else lr)
             self._fit(train, valid)
         finally:
@@ -114,15 +114,28 @@ class Learner:
             if self.opt_func:
                 check_lr(lr)
                 self.opt = self.opt_func(self.model.parameters(), lr)
-            check_optimizer(self.opt)
-        elif self.opt_func and self.opt is None and lr is not None and any(True for _ in self.model.parameters()):
-            self.opt = self.opt_func(self.model.parameters(), lr)
+            check_optimizer(self.opt, self.opt_func)
+        elif self.opt_func and self.opt is None and lr is not None and lr >= 0:
+            params = list(self.model.parameters())
+            if params: self.opt = self.opt_func(params, lr)
 
     def callback(self, method_nm: str) -> None:
         """Call the method `method_nm` of every callback that has it, in rising `order`.
         AttributeError where it is no event of this Learner."""
-        if self._dispatch is None or self._dispatch.cbs != self.cbs: self._dispatch = Dispatch(self.cbs, self.events)
-        self._dispatch(method_nm, self)
+        if self._dispatch is None: self._dispatch = Dispatch(self.cbs, self.events)
+        if self._dispatch.table.get(method_nm) != (): self._dispatch(method_nm, self)
+
+    @property
+    def cbs(self) -> list:
+        "The callbacks, in the order given. They may come and go at any time."
+        return self._cbs
+
+    @cbs.setter
+    def cbs(self, cbs: list) -> None:
+        self._cbs, self._dispatch = cbs if isinstance(cbs, CallbackList) else CallbackList(cbs), None
+        self._cbs.on_change = self._listen_anew
+
+    def _listen_anew(self) -> None: self._dispatch = None
 
     @property
     def training(self) -> bool:
@@ -140,7 +153,7 @@ def _remove_last(cbs: list, cb: Any) -> None:
 class TrainLearner(Learner):
     """A Learner that predicts from the first item of a batch, takes the loss with the second, steps,
     and zeroes the gradients."""
-    def predict(self) -> None: self.preds = self.model(inputs_of(self.batch)[0])
+    def predict(self) -> None: self.preds = self.model(checked(self.batch)[0])
     def get_loss(self) -> None: self.loss = loss_of(self, self.batch[1:2])
     def backward(self) -> None: self.loss.backward()
     def step(self) -> None: self.opt.step()

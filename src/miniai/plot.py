@@ -41,10 +41,11 @@ def _grid_shape(n: int, nrows: int | None, ncols: int | None) -> tuple[int, int]
 
 
 def _as_image(im: Any) -> np.ndarray:
-    if isinstance(im, torch.Tensor):
-        im = im.detach().cpu().float().numpy() if im.is_floating_point() else im.detach().cpu().numpy()
+    tensor = isinstance(im, torch.Tensor)
+    if tensor: im = (im.float() if im.is_floating_point() else im).detach().cpu().numpy()
     im = np.asarray(im)
-    if im.ndim == 3 and im.shape[0] < 5 <= im.shape[-1]: im = im.transpose(1, 2, 0)
+    channels_first = im.ndim == 3 and im.shape[0] < 5 and (im.shape[-1] > 4 or (tensor and im.shape[0] == 1))
+    if channels_first: im = im.transpose(1, 2, 0)
     return im[..., 0] if im.ndim == 3 and im.shape[-1] == 1 else im
 
 
@@ -64,8 +65,8 @@ def show_image(im: Any, ax: Any = None, figsize: tuple[float, float] | None = No
 def show_images(ims: Sequence, nrows: int | None = None, ncols: int | None = None, titles: Iterable[str] | None = None,
                 **kwargs: Any) -> None:
     "Draw every image of `ims` in a grid, with `titles` where given; other arguments go to `get_grid`."
-    axs = get_grid(len(ims), nrows, ncols, **kwargs)[1]
-    for im, title, ax in zip_longest(ims, list(titles or [])[:len(ims)], axs.flat[:len(ims)]):
+    axs, titles = get_grid(len(ims), nrows, ncols, **kwargs)[1], [] if titles is None else list(titles)
+    for im, title, ax in zip_longest(ims, titles[:len(ims)], axs.flat[:len(ims)]):
         show_image(im, ax=ax, title=title)
 
 

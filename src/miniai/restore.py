@@ -8,7 +8,7 @@ import torch
 
 __all__ = ['as_it_was']
 
-_KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'model', 'cbs')
+_KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'model', 'cbs', 'loss_func')
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def as_it_was(learn: Any) -> Iterator[None]:
         for k, v in kept.items(): setattr(learn, k, v)
         learn.model.load_state_dict(weights)
         for m, training in modes: m.training = training
-        for p, g in grads: p.grad = g
+        for p, g in grads: p.grad = None if g is None else g.to(p)
         if opt_state is not None: learn.opt.load_state_dict(opt_state)
 
 

@@ -6,31 +6,32 @@ import torch
 from torch import Tensor
 
 from miniai.device import to_cpu
-from miniai.events import Callback, CancelFitException, listed
+from miniai.events import PHASES, Callback, CancelFitException, listed
 from miniai.plot import show_images
 from miniai.restore import as_it_was
 
-from .train import n_inputs
+from .train import SingleBatchCB, inputs_of, n_inputs
 
 __all__ = ['CapturePreds', 'capture_preds', 'StopAt', 'first_train_batch', 'show_image_batch']
 
 
 class CapturePreds(Callback):
-    """Keeps inputs, predictions and targets of every batch, on the CPU:
-    `all_inps`, `all_preds`, `all_targs`, joined when the fit ends."""
-    order = math.inf
+    """Keeps inputs, predictions and targets of every batch, on the CPU: `all_inps`, `all_preds`, `all_targs`, joined
+    when the fit ends."""
+    order = SingleBatchCB.order - 0.5
     def before_fit(self, learn: Any) -> None:
         self.all_inps, self.all_preds, self.all_targs = [], [], []
-        self.n_inp = n_inputs(learn)
+        self._n_inp = n_inputs(learn)
 
     def after_batch(self, learn: Any) -> None:
-        inps, targs = learn.batch[:self.n_inp], learn.batch[self.n_inp:]
-        self.all_inps.append(to_cpu(inps[0] if self.n_inp == 1 else tuple(inps)))
+        inps, targs = inputs_of(learn.batch, self._n_inp), learn.batch[self._n_inp:]
+        self.all_inps.append(to_cpu(inps[0] if self._n_inp == 1 else tuple(inps)))
         self.all_preds.append(to_cpu(learn.preds))
         self.all_targs.append(to_cpu(targs[0] if len(targs) == 1 else tuple(targs) or None))
 
-    def after_fit(self, learn: Any) -> None:
-        self.all_inps, self.all_preds, self.all_targs = map(_joined, (self.all_inps, self.all_preds, self.all_targs))
+    def cleanup_fit(self, learn: Any) -> None:
+        if not getattr(self, 'all_preds', None): return
+        self.all_preds, self.all_targs, self.all_inps = map(_joined, (self.all_preds, self.all_targs, self.all_inps))
 
 
 def _joined(xs: list) -> Any:
@@ -52,16 +53,21 @@ def capture_preds(self: Any, cbs: Any = None, inps: bool = False) -> tuple:
 
 
 class StopAt(Callback):
-    "Stops the fit at `event`, after all others that hear it."
+    "Stops the fit at `event`, after all others that hear it. Phases that then never run need not be there."
     order = math.inf
-    def __init__(self, event: str) -> None: setattr(self, event, self._stop)
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self._stop)
+        for phase in PHASES[event != 'before_batch':]: setattr(self, phase, self._nothing)
+
     def _stop(self, learn: Any) -> None: raise CancelFitException()
+    def _nothing(self, learn: Any) -> None: "The fit stops before this phase."
 
 
 def first_train_batch(learn: Any, event: str, cbs: list) -> None:
     "Run the first training batch up to and with `event`; the Learner, but for `learn.batch`, is as before."
     with as_it_was(learn):
         if learn.opt_func is None and learn.opt is None: learn.opt_func = torch.optim.SGD
+        learn.loss_func = learn.loss_func or (lambda preds, *targets: preds)
         learn.fit(1, valid=False, lr=learn.lr or 0., cbs=[StopAt(event), *cbs])
 
 

@@ -2,7 +2,7 @@
 import math
 import time
 from collections.abc import Sized
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -17,7 +17,7 @@ _ONLY_VALIDATING = PHASES[:2]
 def check_fit(learn: Any, n_epochs: int, train: bool, valid: bool, own_phases: set[str]) -> None:
     """Raise for what can be known to fail in this fit: epochs, loaders, phases, loss. `own_phases` are those that the
     Learner itself has; the others must come from a callback. Only what will run is looked at."""
-    if isinstance(n_epochs, bool) or not isinstance(n_epochs, int) or n_epochs < 0:
+    if isinstance(n_epochs, bool) or not isinstance(n_epochs, SupportsIndex) or n_epochs < 0:
         raise ValueError(f"n_epochs must be a whole number, 0 or more, got {n_epochs!r}")
     if not train and not valid: raise ValueError("nothing to do: fit was called with train=False and valid=False")
     if train: _check_loader(learn, 'train')
@@ -65,9 +65,10 @@ def check_lr(lr: Any) -> None:
     if isinstance(lr, int | float | torch.Tensor) and not lr >= 0: raise ValueError(f"lr must be 0 or more, got {lr}")
 
 
-def check_optimizer(opt: Any) -> None:
+def check_optimizer(opt: Any, opt_func: Any = None) -> None:
     "An error unless `opt` has `step()` and `zero_grad()`."
     if opt is None:
+        if opt_func: raise ValueError("no optimizer: opt_func returned None, and must return an optimizer")
         raise ValueError("no optimizer: opt_func is None and learn.opt is not set; "
                          "pass opt_func, or set learn.opt before fit")
     lacks = [m for m in ('step', 'zero_grad') if not callable(getattr(opt, m, None))]
@@ -89,18 +90,23 @@ class FiniteLossCB(Callback):
     def before_epoch(self, learn: Any) -> None: self._unread, self._due = [], time.perf_counter() + self.every
 
     def after_loss(self, learn: Any) -> None:
-        loss = learn.loss
-        if not learn.training or not is_number(loss): return
-        if isinstance(loss, torch.Tensor) and not loss.is_cpu: self._unread.append((learn.iter, loss.detach()))
-        elif not math.isfinite(number(loss)): learn.skip_update = True
+        learn.skip_update = learn.training and not self._seems_finite(learn.iter, learn.loss)
+
+    def _seems_finite(self, i: int, loss: Any) -> bool:
+        "Is the loss of batch `i` finite? One on an accelerator is taken to be, and looked at later."
+        if isinstance(loss, torch.Tensor):
+            if loss.is_cpu: return loss.numel() != 1 or math.isfinite(loss.item())
+            if loss.numel() == 1: self._unread.append((i, loss.detach()))
+            return True
+        return not is_number(loss) or math.isfinite(loss)
 
     def after_batch(self, learn: Any) -> None:
         if learn.skip_update:
+            learn.skip_update = False
             self._fail(learn, learn.iter, float(number(learn.loss)), "The weights are as they were before this batch.")
         if self._unread and time.perf_counter() >= self._due: self._read(learn)
 
     def after_epoch(self, learn: Any) -> None: self._read(learn)
-    def cleanup_fit(self, learn: Any) -> None: learn.skip_update = False
 
     def _read(self, learn: Any) -> None:
         if not self._unread: return

@@ -22,7 +22,7 @@ class LRFinderCB(Callback):
     def __init__(self, gamma: float = 1.3, max_mult: float = 3) -> None:
         if gamma <= 1: raise ValueError(f"gamma must be above 1, so that the rate rises, got {gamma}")
         self.gamma, self.max_mult, self.suggestion, self.ax = gamma, max_mult, None, None
-        self.lrs, self.losses = [], []
+        self.lrs, self.losses, self.sched = [], [], None
 
     def before_fit(self, learn: Any) -> None:
         self.lrs, self.losses, self.suggestion, self.best = [], [], None, math.inf
@@ -34,11 +34,12 @@ class LRFinderCB(Callback):
         self.lrs.append(float(learn.opt.param_groups[0]['lr']))
         self.losses.append(loss)
         self.best = min(self.best, loss)
-        if not math.isfinite(loss) or loss > self.best*self.max_mult: raise CancelFitException()
+        if not math.isfinite(loss) or loss > self.best + (self.max_mult - 1)*abs(self.best): raise CancelFitException()
         self.sched.step()
 
     def cleanup_fit(self, learn: Any) -> None:
-        if not self.losses: return
+        if self.sched is None or not self.losses: return
+        self.sched = None
         self.suggestion = suggest_lr(self.lrs, self.losses)
         self.ax = self.plot()
 
@@ -79,6 +80,7 @@ def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float 
     finder = LRFinderCB(gamma=gamma, max_mult=max_mult)
     with as_it_was(self):
         self.cbs = [cb for cb in self.cbs if not isinstance(cb, BaseSchedCB)]
+        for group in getattr(self.opt, 'param_groups', ()) if self.opt_func is None else (): group['lr'] = start_lr
         self.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)
     if finder.suggestion is None:
         print(f"lr_find: no suggestion, as the loss never fell clearly from lr={start_lr:g} on. "

@@ -11,7 +11,7 @@ from miniai.device import detached, first_tensor, to_cpu
 from miniai.events import Callback
 from miniai.readings import is_number, number
 
-from .train import n_inputs
+from .train import checked, n_inputs
 
 __all__ = ['Mean', 'FunctionMetric', 'MetricsCB']
 
@@ -59,7 +59,7 @@ class MetricsCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         learn.metrics = self
-        self.n_inp, self.device = n_inputs(learn), None
+        self._n_inp, self.device = n_inputs(learn), None
 
     def before_epoch(self, learn: Any) -> None:
         for m in self.all_metrics.values(): m.reset()
@@ -82,7 +82,7 @@ class MetricsCB(Callback):
             if hasattr(m, 'to'): m.to(device)
 
     def _targets(self, batch: Any) -> Any:
-        if len(batch) > self.n_inp: return batch[self.n_inp]
+        if len(checked(batch)) > self._n_inp: return batch[self._n_inp]
         raise ValueError(f"metrics {list(self.metrics)} need targets, and the batch has none: "
                          f"its {len(batch)} item(s) are all inputs")
 
@@ -100,7 +100,8 @@ def _follows(m: Any) -> bool: return isinstance(m, FunctionMetric) or hasattr(m,
 
 
 def _check_metric_names(names: list[str]) -> None:
-    twice = sorted({nm for nm in names if names.count(nm) > 1 or nm == 'loss'})
+    taken = ('loss', 'epoch', 'train', 'phase', 'seconds')
+    twice = sorted({nm for nm in names if names.count(nm) > 1 or nm in taken})
     if twice:
         raise ValueError(f"MetricsCB: the name {', '.join(twice)} is taken; name metrics by keyword, as in accuracy=…")
 
@@ -118,6 +119,7 @@ def _as_metric(nm: str, m: Any) -> Any:
 
 
 def _plain(v: Any) -> Any:
+    if isinstance(v, dict): return {k: _plain(x) for k, x in v.items()}
     if isinstance(v, Tensor): return v.item() if v.numel() == 1 else v.tolist()
     return v
 

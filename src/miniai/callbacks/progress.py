@@ -61,6 +61,7 @@ class ProgressCB(Callback):
     adds a live curve of the loss; elsewhere one plain line a row. `losses` holds every training batch's loss,
     `val_losses` every validation's. Rows come from the Learner's metrics; where it has none, from the loss alone."""
     order = MetricsCB.order + 1
+    _restore: Sequence[Callable[[], Any]] = ()
     def __init__(self, plot: bool = False) -> None:
         self.plot, self.mbar = plot, None
         self._losses, self.val_losses = Readings(), []
@@ -85,10 +86,11 @@ class ProgressCB(Callback):
 
     def _take_rows(self, metrics: Any) -> None:
         "Let the metrics log to our table, and still to a `_log` that a user of MetricsCB wrote."
-        log, was_own = metrics._log, vars(metrics).get('_log')
-        theirs = isinstance(metrics, MetricsCB) and getattr(log, '__func__', None) is not MetricsCB._log
-        metrics._log = _both(log, self._log) if theirs else self._log
-        self._restore.append(lambda: setattr(metrics, '_log', was_own) if was_own else vars(metrics).pop('_log', None))
+        previous = vars(metrics).get('_log')
+        own = getattr(previous, 'own', previous)
+        metrics._log = _rows_to(*_users_log(metrics), self._log)
+        metrics._log.own = own
+        self._restore.append(lambda: setattr(metrics, '_log', own) if own else vars(metrics).pop('_log', None))
 
     def _log(self, d: dict[str, str]) -> None:
         self.mbar.face.end_bar()
@@ -105,7 +107,7 @@ class ProgressCB(Callback):
         if self.plot and time.perf_counter() >= self._due: self._draw()
 
     def after_epoch(self, learn: Any) -> None:
-        if not learn.training and 'loss' in learn.metrics.all_metrics:
+        if not learn.training and 'loss' in getattr(learn.metrics, 'all_metrics', ()):
             self.val_losses.append(float(learn.metrics.all_metrics['loss'].compute()))
             self._val_batches.append(len(self._losses))
         if self.plot: self._draw()
@@ -128,8 +130,12 @@ class ProgressCB(Callback):
         if self.mbar: self.mbar.face.close()
 
 
-def _both(f: Callable, g: Callable) -> Callable:
+def _users_log(metrics: Any) -> list[Callable]:
+    stock = not isinstance(metrics, MetricsCB) or getattr(metrics._log, '__func__', None) is MetricsCB._log
+    return [] if stock else [metrics._log]
+
+
+def _rows_to(*logs: Callable) -> Callable:
     def log(d: dict[str, str]) -> None:
-        f(d)
-        g(d)
+        for f in logs: f(d)
     return log

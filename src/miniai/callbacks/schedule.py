@@ -1,4 +1,4 @@
-"Schedules: PyTorch's schedulers stepped by batch or by epoch, checked against the length of the fit. "
+"Schedules: PyTorch's schedulers stepped by batch or by epoch, checked against the length of the fit."
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +20,10 @@ class BaseSchedCB(Callback):
             raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, "
                              f"and this fit takes {steps} {self._unit}: pass it a total of {steps}, or fit for less")
 
+    def _steps(self, learn: Any) -> int | None: return None
+
     def _step(self, learn: Any) -> None:
-        if learn.training: self.schedo.step()
+        if learn.training and not learn.skip_update: self.schedo.step()
 
 
 class BatchSchedCB(BaseSchedCB):

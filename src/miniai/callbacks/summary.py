@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from miniai.device import first_tensor
 from miniai.hooks import Hooks
@@ -54,11 +55,14 @@ class Summary:
         return '\n'.join([head, '|--|--|--|--:|--:|', *rows])
 
 
-def _multiply_adds(mod: nn.Module, outp: Tensor) -> float:
-    """Multiply-adds of one sample in a module of its own parameters:
-    a convolution's kernel is applied at every output position."""
-    positions = outp[0, 0].numel() if outp.ndim > 2 else 1
-    return sum(p.numel() * (positions if p.ndim > 2 else 1) for p in mod.parameters(recurse=False)) / 1e6
+def _multiply_adds(mod: nn.Module, inp: Tensor, outp: Tensor) -> float:
+    """Millions of multiply-adds of one sample in a module of its own parameters: weights of a convolution or linear
+    layer count once for every position that they are applied at, other parameters once."""
+    own, weight = list(mod.parameters(recurse=False)), getattr(mod, 'weight', None)
+    if not isinstance(mod, nn.Linear | _ConvNd): return sum(p.numel() for p in own) / 1e6
+    if isinstance(mod, nn.Linear): positions = outp[0, ..., 0].numel() if outp.ndim > 1 else 1
+    else: positions = (inp if mod.transposed else outp)[0, 0].numel()
+    return (weight.numel()*positions + sum(p.numel() for p in own if p is not weight)) / 1e6
 
 
 def _num_params(mods: Any) -> int:
@@ -74,7 +78,7 @@ def summary(self: Any) -> Summary:
     def see(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
         i, o = first_tensor(inp), first_tensor(outp)
         shapes[mod] = tuple(None if t is None else tuple(t.shape) for t in (i, o))
-        if o is not None: flops[mod] += _multiply_adds(mod, o)
+        if i is not None and o is not None: flops[mod] += _multiply_adds(mod, i, o)
 
     with Hooks(self.model.modules(), see): first_train_batch(self, 'after_predict', [])
     rows = [SummaryRow(type(m).__name__, *shapes.get(m, (None, None)), _num_params([m]),

@@ -9,7 +9,7 @@ from torch import nn
 from miniai.device import def_device, to_device
 from miniai.events import Callback, CancelFitException
 
-__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'inputs_of', 'loss_of', 'n_inputs']
+__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'checked', 'inputs_of', 'loss_of', 'n_inputs']
 
 
 class TrainCB(Callback):
@@ -23,12 +23,17 @@ class TrainCB(Callback):
     def zero_grad(self, learn: Any) -> None: learn.opt.zero_grad()
 
 
-def inputs_of(batch: Any, n_inp: int = 1) -> tuple | list:
-    "The first `n_inp` items of a batch. TypeError where the batch is no tuple or list."
-    if isinstance(batch, tuple | list): return batch[:n_inp]
+def checked(batch: Any) -> tuple | list:
+    "The batch. TypeError where it is no tuple or list."
+    if isinstance(batch, (tuple, list)): return batch
     raise TypeError(f"a batch must be a tuple (inputs, targets), got {_described(batch)}: "
                     f"let the loader's dataset return pairs, "
                     f"or turn each batch into a tuple with BatchTransformCB or the loader's collate_fn")
+
+
+def inputs_of(batch: Any, n_inp: int) -> tuple | list:
+    "The first `n_inp` items of a batch. TypeError where the batch is no tuple or list."
+    return checked(batch)[:n_inp]
 
 
 def _described(x: Any) -> str:
@@ -39,6 +44,7 @@ def _described(x: Any) -> str:
 def loss_of(learn: Any, targets: tuple | list) -> Any:
     """`learn.loss_func` of predictions and `targets`. Without targets, a loss function that takes predictions alone is
     called so; else it is a ValueError where the fit trains, and None where it only validates."""
+    if learn.loss_func is None and not learn.trains: return None
     if targets or _takes_predictions_alone(learn.loss_func): return learn.loss_func(learn.preds, *targets)
     if not learn.trains: return None
     raise ValueError(f"the batch has no targets: of its {len(learn.batch)} item(s) all are inputs, "
@@ -69,7 +75,7 @@ class SingleBatchCB(Callback):
 
 class DeviceCB(Callback):
     "Moves the model, and every batch, to `device`."
-    def __init__(self, device: str | torch.device = def_device) -> None: self.device = device
+    def __init__(self, device: str | torch.device = def_device) -> None: self.device = torch.device(device)
     def before_fit(self, learn: Any) -> None:
         if hasattr(learn.model, 'to'): learn.model.to(self.device)
     def before_batch(self, learn: Any) -> None: learn.batch = to_device(learn.batch, self.device)

@@ -2,6 +2,7 @@
 own."""
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -46,10 +47,11 @@ def _parsed(args: list[str]) -> TrainConfig | LRFindConfig:
 
 
 def _config_file(args: list[str]) -> Path | None:
-    for arg, following in zip(args, [*args[1:], None], strict=True):
-        if arg.startswith('--config='): return Path(arg.removeprefix('--config='))
-        if arg == '--config' and following is not None: return Path(following)
-    return None
+    file = None
+    for arg, following in pairwise([*args, None]):
+        if arg.startswith('--config='): file = Path(arg.removeprefix('--config='))
+        if arg == '--config' and following is not None: file = Path(following)
+    return file
 
 
 def _run(config: TrainConfig | LRFindConfig) -> int:

@@ -60,12 +60,12 @@ def _place(folder: str | Path | None, source: str | None) -> tuple[Path, str]:
     if not folder: named, by = os.environ.get('MINIAI_DATA'), 'environment variable MINIAI_DATA'
     if source == 'sample': return SAMPLE, 'the sample inside miniai'
     if named:
-        if Path(named).is_dir(): return Path(named), str(named)
+        if Path(named).expanduser().is_dir(): return Path(named).expanduser(), str(named)
         raise FileNotFoundError(f"no folder {str(named)!r}, which {by} names: "
                                 f"it should hold {', '.join(FILES['train'] + FILES['valid'])}")
     if all((DEBIAN/nm).is_file() for names in FILES.values() for nm in names):
-        return DEBIAN, f'{DEBIAN} (package dataset-fashion-mnist)'
-    return SAMPLE, 'the sample inside miniai; for the full set: apt install dataset-fashion-mnist'
+        return DEBIAN, str(DEBIAN)
+    return SAMPLE, 'the sample inside miniai (the full set: apt install dataset-fashion-mnist)'
 
 
 def _from_folder(folder: Path, source: str) -> ImageSet:
@@ -97,7 +97,9 @@ def read_idx(path: Path) -> np.ndarray:
     if len(raw) != expected:
         raise DataError(f"{path}: its header says shape {tuple(shape)}, {expected:,} bytes in all, "
                          f"and it has {len(raw):,}")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4*ndim).reshape(shape).copy()
+    try: return np.frombuffer(raw, np.uint8, offset=4 + 4*ndim).reshape(shape).copy()
+    except ValueError as e:
+        raise DataError(f"{path}: its header says shape {tuple(shape)}, which no array has: {e}") from e
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -131,4 +133,4 @@ def _from_hub() -> ImageSet:
 def _decoded(split: object) -> tuple[Tensor, Tensor]:
     from tqdm import tqdm
     images = np.stack([np.asarray(im) for im in tqdm(split['image'], desc='decoding', leave=False)])
-    return torch.from_numpy(images), torch.tensor(split['label'])
+    return torch.from_numpy(images), torch.tensor(split['label'][:])

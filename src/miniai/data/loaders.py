@@ -1,6 +1,6 @@
 "Loaders: a pair of them, from a dataset pair or a Hugging Face DatasetDict, and how their items become tuples."
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
@@ -31,11 +31,12 @@ class Dataset:
 
 def collate_dict(ds: Any) -> Callable[[list[dict]], tuple]:
     "A collate function that turns a list of dicts into a tuple of batches, in the order of `ds.features`."
-    names = list(ds.features)
-    def collate(b: list[dict]) -> tuple:
-        batch = default_collate(b)
-        return tuple(batch[n] for n in names)
-    return collate
+    return partial(_collated, tuple(ds.features))
+
+
+def _collated(names: tuple[str, ...], b: list[dict]) -> tuple:
+    batch = default_collate(b)
+    return tuple(batch[n] for n in names)
 
 
 def get_dls(train_ds: Any, valid_ds: Any, bs: int, **kwargs: Any) -> tuple[DataLoader, DataLoader]:

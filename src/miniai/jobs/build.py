@@ -30,17 +30,28 @@ _LRS = dict(sgd     = dict(constant=0.4,  cosine=0.8,  onecycle=1.),
 def build_device(config: _Config) -> str:
     "The device that the configuration names, tried. ConfigError where this machine has none such."
     device = def_device if config.device == 'auto' else config.device
-    try: torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ConfigError(f"device {device!r} cannot be used here: {str(e).splitlines()[0]}") from e
+    try: torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as e:
+        raise ConfigError(f"device {device!r} cannot be used here: {_first_sentence(e)}; try cpu or auto") from e
     return device
 
 
+def _first_sentence(e: Exception) -> str: return str(e).splitlines()[0].split('. ')[0]
+
+
 def build_data(config: _Config) -> DataLoaders:
-    "Loaders of Fashion-MNIST; prints where it came from."
+    "Loaders of Fashion-MNIST; prints where it came from. ConfigError for a batch size that the model cannot take."
     known = dict(auto={}, hub=dict(source='hub'), sample=dict(source='sample'))
     data = fashion_mnist(**known.get(config.data, dict(folder=config.data)))
+    _check_last_batch(config, len(data.x_train))
     return image_loaders(data, config.batch_size, config.seed)
+
+
+def _check_last_batch(config: _Config, n: int) -> None:
+    "The resnet's last block gives one pixel a channel, and batch norm needs two values of each."
+    if config.model != 'resnet' or (n - 1) % config.batch_size: return
+    raise ConfigError(f"batch_size {config.batch_size} leaves a last batch of one image out of {n:,}, "
+                      f"of which resnet's batch norm can make no statistics: choose another")
 
 
 def build_model(config: _Config) -> nn.Module:

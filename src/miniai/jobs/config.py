@@ -38,13 +38,13 @@ class _Config:
     def __post_init__(self) -> None:
         for f in fields(self): _check_type(f.name, f.type, getattr(self, f.name))
         if self.batch_size < 1: raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
-        if self.seed < 0: raise ConfigError(f"seed must be 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**64: raise ConfigError(f"seed must be 0 or more, and below 2**64, got {self.seed}")
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
         """The options that a TOML file sets, the rest at their defaults. ConfigError, naming the file, for a key or
         value that cannot be meant."""
-        try: given = tomllib.loads(Path(path).read_text())
+        try: given = tomllib.loads(Path(path).read_text('utf-8'))
         except OSError as e: raise ConfigError(f"cannot read the config file {path}: {e.strerror}") from e
         except ValueError as e: raise ConfigError(f"{path} is not valid TOML: {e}") from e
         names = [f.name for f in fields(cls) if f.name != 'config']
@@ -54,12 +54,12 @@ class _Config:
 
     def to_toml(self) -> str:
         "All options but `config`, as TOML that `from_toml` reads back."
-        return ''.join(f'{k} = {json.dumps(v)}\n' for k, v in asdict(self).items() if k != 'config')
+        return ''.join(f'{k} = {_toml(v)}\n' for k, v in asdict(self).items() if k != 'config')
 
 
 @dataclass(kw_only=True)
 class TrainConfig(_Config):
-    "Train a classifier of Fashion-MNIST; leave a run folder with the model, its figures and pictures of what happened."
+    "Train a classifier of Fashion-MNIST; leave its weights, figures and pictures."
     schedule: Literal['onecycle', 'cosine', 'constant'] = 'onecycle'
     """How the learning rate moves, batch by batch."""
     lr: float | Literal['auto'] = 'auto'
@@ -75,7 +75,12 @@ class TrainConfig(_Config):
 
 @dataclass(kw_only=True)
 class LRFindConfig(_Config):
-    "Raise the learning rate batch by batch until the loss explodes; draw loss over rate, and suggest a rate."
+    "Raise the learning rate until the loss explodes; draw that, and suggest a rate."
+
+
+def _toml(value: str | float) -> str:
+    "JSON's notation, which is TOML's too but for characters outside the 16-bit range and the one named DEL."
+    return json.dumps(value, ensure_ascii=False).replace('\x7f', r'\u007f')
 
 
 def _check_key(key: str, names: list[str], path: Path) -> None:

@@ -1,5 +1,4 @@
 "The job that looks for a learning rate and draws what it saw. Knows the parts and where they go."
-import json
 from dataclasses import replace
 
 import torch.nn.functional as F
@@ -8,25 +7,30 @@ from miniai.learner import DeviceCB, LRFinderCB, ProgressCB, TrainLearner
 
 from .build import OPTIMIZERS, build_data, build_device, build_model
 from .config import LRFindConfig
-from .run_folder import RunFolder
+from .run_folder import RunFolder, as_json
 
 __all__ = ['lr_find_job']
 
 
 def lr_find_job(config: LRFindConfig) -> float | None:
     """Run the job: prints and returns the suggested rate. The run folder gets `lr_find.png`, and its figures as
-    `lr_find.json`."""
+    `lr_find.json`, which an error or Ctrl-C does not prevent."""
     device, dls, finder = build_device(config), build_data(config), LRFinderCB()
     folder = RunFolder(config.out, 'lr-find')
     folder.write('config.toml', replace(config, device=device, out=str(folder.path)).to_toml())
-    folder.write_environment(device)
+    folder.write_environment(device, dls.train.source)
     cbs = [DeviceCB(device), ProgressCB()]
     learn = TrainLearner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer])
-    learn.fit(100, valid=False, lr=1e-5, cbs=finder)
-    figures = dict(suggestion=finder.suggestion, lrs=finder.lrs, losses=finder.losses)
-    folder.write('lr_find.json', json.dumps(figures) + '\n')
-    folder.picture('lr_find.png', finder.ax.figure)
+    try: learn.fit(100, valid=False, lr=1e-5, cbs=finder)
+    finally: _leave(folder, finder)
     print(f'suggested learning rate for {config.optimizer}: {finder.suggestion:.2g}' if finder.suggestion else
           'no suggestion: the loss never fell clearly')
     print(f'the curve is in {folder.path}/lr_find.png')
     return finder.suggestion
+
+
+def _leave(folder: RunFolder, finder: LRFinderCB) -> None:
+    if not finder.ax: return
+    figures = dict(suggestion=finder.suggestion, lrs=finder.lrs, losses=finder.losses)
+    folder.write('lr_find.json', as_json(figures) + '\n')
+    folder.picture('lr_find.png', finder.ax.figure)

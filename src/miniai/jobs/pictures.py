@@ -7,12 +7,12 @@ from miniai.activations import ActivationStats
 __all__ = ['curves_figure', 'activations_figure']
 
 
-def curves_figure(history: Sequence[dict[str, Any]], losses: Sequence[float], lrs: Sequence[float]) -> Any:
-    "Loss by batch with the validation losses, accuracy by epoch, and the learning rate."
+def curves_figure(history: Sequence[dict[str, Any]], losses: Sequence[float], lrs: Sequence[float],
+                  per_epoch: int) -> Any:
+    "Loss by batch with the validation losses, `per_epoch` batches apart, accuracy by epoch, and the learning rate."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(13, 3.8), layout='constrained')
     loss, acc, lr = fig.subplots(1, 3)
-    per_epoch = len(losses) / max(1, len([r for r in history if r['phase'] == 'train']))
     loss.plot(losses, label='train', lw=1)
     evals = [r for r in history if r['phase'] == 'eval']
     loss.plot([per_epoch*(i + 1) - 1 for i in range(len(evals))], [r['loss'] for r in evals], 'o-', label='eval')
@@ -24,15 +24,18 @@ def curves_figure(history: Sequence[dict[str, Any]], losses: Sequence[float], lr
     acc.set(title='accuracy', xlabel='epoch')
     lr.set(title='learning rate', xlabel='batch')
     loss.set_ylim(0, min(loss.get_ylim()[1], 3))
-    acc.xaxis.get_major_locator().set_params(integer=True)
+    for ax in (loss, acc, lr): ax.xaxis.get_major_locator().set_params(integer=True)
     for ax in (loss, acc): ax.legend()
     return fig
 
 
 def activations_figure(stats: ActivationStats) -> Any:
-    "The colour picture of every layer's activations."
+    "The colour picture of every layer's activations, with what it shows in words."
     import matplotlib.pyplot as plt
     stats.color_dim()
     fig = plt.gcf()
+    for i, ax in enumerate(fig.axes[:len(stats)], 1): ax.set_title(f'layer {i}')
+    fig.suptitle('Activations, batch by batch: sizes from 0 at the bottom to 10, brighter where there are more')
+    fig.set_layout_engine('constrained')
     plt.close(fig)
     return fig

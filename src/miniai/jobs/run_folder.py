@@ -1,10 +1,12 @@
 "What a run leaves in its folder: configuration, environment, figures as they come, model, pictures. Knows files alone."
 import json
+import math
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,24 +16,32 @@ from torch import nn
 
 from miniai.events import Callback
 
-__all__ = ['RunFolder', 'HistoryFileCB']
+__all__ = ['RunFolder', 'HistoryFileCB', 'as_json']
 
 _PACKAGES = ('miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm')
+
+
+def as_json(x: Any, **kwargs: Any) -> str:
+    "`x` as JSON, null for numbers that are not finite: JSON has none such."
+    return json.dumps(_finite(x), allow_nan=False, **kwargs)
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, dict): return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, list): return [_finite(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 class RunFolder:
     """A new folder, `{time}` and `{job}` in its name filled in, with a number where that one exists. FileExistsError
     where there is something in a folder of a plain name already: a run is never written over."""
     def __init__(self, name: str, job: str) -> None:
-        self.path = _new_path(name, job)
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise FileExistsError(f"the run folder {self.path} is not empty, and a run is never written over: "
-                                  f"name another with --out")
-        self.path.mkdir(parents=True, exist_ok=True)
+        path = Path(name.replace('{time}', time.strftime('%Y-%m-%d_%H%M%S')).replace('{job}', job))
+        self.path = _numbered(path) if '{time}' in name else _new_or_empty(path)
 
     def write(self, name: str, text: str) -> None:
         "Write a text file whole, or leave the old one."
-        self._replace(name, lambda p: p.write_text(text))
+        self._replace(name, lambda p: p.write_text(text, 'utf-8'))
 
     def save_model(self, model: nn.Module) -> None:
         "Write `model.safetensors`: the weights and buffers, on the CPU."
@@ -44,23 +54,36 @@ class RunFolder:
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         part = self.path/f'.{name}.part'
-        write(part)
-        os.replace(part, self.path/name)
+        try:
+            write(part)
+            os.replace(part, self.path/name)
+        finally: part.unlink(missing_ok=True)
 
-    def write_environment(self, device: str) -> None:
+    def write_environment(self, device: str, data: str = '') -> None:
         "Write `environment.json`: versions, machine and command, so that the run can be understood later."
-        self.write('environment.json', json.dumps(_environment(device), indent=1) + '\n')
+        self.write('environment.json', as_json(_environment(device, data), indent=1) + '\n')
 
 
-def _new_path(name: str, job: str) -> Path:
-    path = Path(name.replace('{time}', time.strftime('%Y-%m-%d_%H%M%S')).replace('{job}', job))
-    if '{time}' not in name: return path
-    return next(p for p in (path, *(path.with_name(f'{path.name}-{n}') for n in range(2, 1000))) if not p.exists())
+def _numbered(path: Path) -> Path:
+    "A new folder of that name, else with a number; made, not looked for, so that two runs at once have two folders."
+    for p in (path, *(path.with_name(f'{path.name}-{n}') for n in range(2, 1000))):
+        with suppress(FileExistsError):
+            p.mkdir(parents=True)
+            return p
+    raise FileExistsError(f"no folder could be made at {path}, nor with a number: name another with --out")
 
 
-def _environment(device: str) -> dict[str, Any]:
+def _new_or_empty(path: Path) -> Path:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"the run folder {path} is not empty, and a run is never written over: "
+                              f"name another with --out")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _environment(device: str, data: str) -> dict[str, Any]:
     return dict(python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
-                cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, command=sys.argv,
+                cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, data=data, command=sys.argv,
                 gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
                 versions={p: _version(p) for p in _PACKAGES})
 
@@ -75,4 +98,4 @@ class HistoryFileCB(Callback):
     order = 2
     def __init__(self, path: Path) -> None: self.path = path
     def after_epoch(self, learn: Any) -> None:
-        with self.path.open('a') as f: f.write(json.dumps(learn.history[-1]) + '\n')
+        with self.path.open('a', encoding='utf-8') as f: f.write(as_json(learn.history[-1]) + '\n')

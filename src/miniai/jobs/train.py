@@ -25,7 +25,7 @@ def train(config: TrainConfig) -> TrainLearner:
     device, dls, lr = build_device(config), build_data(config), rate_of(config)
     folder = RunFolder(config.out, 'train')
     folder.write('config.toml', replace(config, lr=lr, device=device, out=str(folder.path)).to_toml())
-    folder.write_environment(device)
+    folder.write_environment(device, dls.train.source)
     stats, progress = ActivationStats(_is_activation), ProgressCB()
     recorder, schedule = RecorderCB(lr=lambda cb: cb.pg['lr']), build_schedule(config, config.epochs*len(dls.train))
     cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), progress, stats, recorder, BatchSchedCB(schedule),
@@ -35,8 +35,9 @@ def train(config: TrainConfig) -> TrainLearner:
           f'lr {lr:g}, on {device}')
     started = time.perf_counter()
     try: learn.fit(config.epochs)
-    finally: _leave(folder, learn, progress, recorder, stats)
-    print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
+    finally:
+        _leave(folder, learn, progress, recorder, stats)
+        print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
     return learn
 
 
@@ -47,5 +48,6 @@ def _size(model: Any) -> str: return f'{sum(p.numel() for p in model.parameters(
 def _leave(folder: RunFolder, learn: Any, progress: ProgressCB, recorder: RecorderCB, stats: ActivationStats) -> None:
     folder.save_model(learn.model)
     if not progress.losses: return
-    folder.picture('curves.png', curves_figure(learn.history, progress.losses, recorder.recs['lr']))
+    curves = curves_figure(learn.history, progress.losses, recorder.recs['lr'], len(learn.dls.train))
+    folder.picture('curves.png', curves)
     folder.picture('activations.png', activations_figure(stats))

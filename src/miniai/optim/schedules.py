@@ -1,5 +1,6 @@
 """Schedules looked at before training: what a torch scheduler does to every hyperparameter.
 Knows torch's schedulers and pictures."""
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,19 @@ __all__ = ['plot_schedule', 'trace_schedule', 'most_steps']
 
 def most_steps(sched: Any) -> float:
     "How often a torch scheduler can be stepped before it raises; infinity where it never does."
-    if isinstance(sched, lr_scheduler.SequentialLR): return sched._milestones[-1] + most_steps(sched._schedulers[-1])
+    if isinstance(sched, lr_scheduler.SequentialLR): return _most_of_sequence(sched._schedulers, sched._milestones)
     if isinstance(sched, lr_scheduler.ChainedScheduler): return min(map(most_steps, sched._schedulers))
-    return getattr(sched, 'total_steps', float('inf'))
+    return getattr(sched, 'total_steps', math.inf)
+
+
+def _most_of_sequence(parts: list, milestones: list[int]) -> float:
+    """A part takes a step at each count after its start and before the next one's, where its own first step is
+    behind it."""
+    most = math.inf
+    for part, start, end in zip(parts, [0, *milestones], [*milestones, math.inf], strict=True):
+        allowed = most_steps(part)
+        if allowed < end - 1 - start: most = min(most, start + allowed)
+    return most
 
 
 def trace_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable = torch.optim.AdamW,

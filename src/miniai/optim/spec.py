@@ -5,22 +5,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ['RuleSpec', 'read_rule']
+from .trace import BranchError, Trace, trace_rule
+
+__all__ = ['RuleSpec', 'read_rule', 'rule_name', 'REQUIRED']
 
 _P, _K = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+_OURS = ('wd', 'weight_decay', 'step', 'params')
 REQUIRED = inspect.Parameter.empty
 
 
 @dataclass(frozen=True)
 class RuleSpec:
-    """A rule and its signature: `states`, names after `p, g`; `hypers`, keyword-only names but `t`,
-    with their defaults; `uses_t`. `starts` gives a state's value before the first step, as a
-    function of (p, g), where it is not zero."""
+    """A rule and its signature: `states`, the names after `p, g`; `hypers`, the keyword-only names but `t`, with their
+    defaults; `uses_t`. `starts` gives a state's value before the first step, as a function of (p, g), where it is not
+    zero. `trace` is the rule as code; where that is None, `untraced` says why."""
     rule: Callable
     states: tuple[str, ...]
     hypers: dict[str, Any]
     uses_t: bool
     starts: dict[str, Callable]
+    trace: Trace | None
+    untraced: str
 
     @property
     def betas(self) -> tuple[str, ...]:
@@ -33,33 +38,46 @@ class RuleSpec:
 
     def hypers_of(self, group: dict[str, Any]) -> dict[str, float]:
         "The rule's hyperparameters, as Python floats, out of a parameter group."
-        found = dict(zip(self.betas, group['betas'], strict=False)) if self.betas else {}
-        return {h: float(found[h] if h in found else group[self.group_key(h)]) for h in self.hypers}
+        betas = dict(zip(self.betas, group['betas'], strict=True)) if self.betas else {}
+        return {h: float(betas[h] if h in betas else group[self.group_key(h)]) for h in self.hypers}
+
+
+def rule_name(rule: Callable) -> str:
+    "The name of a rule, of what it wraps, or of its class."
+    return getattr(rule, '__name__', None) or (rule_name(rule.func) if hasattr(rule, 'func') else type(rule).__name__)
 
 
 def read_rule(rule: Callable) -> RuleSpec:
     "The spec of `rule(p, g, *states, *, lr, …)`. TypeError, naming what is wrong, where it is no rule."
     if not callable(rule): raise TypeError(f"a rule must be a function rule(p, g, …, *, lr, …), got {rule!r}")
     params = list(inspect.signature(rule).parameters.values())
-    where = f"rule {getattr(rule, '__name__', rule)}{inspect.signature(rule)}"
-    odd = [p.name for p in params if p.kind not in (_P, _K)]
-    if odd:
-        raise TypeError(f"{where}: {', '.join(odd)} is positional-only or variadic; "
-                        f"state comes as positional names, hyperparameters as keyword-only ones")
-    positional, hypers = [p for p in params if p.kind is _P], {p.name: p.default for p in params if p.kind is _K}
-    if [p.name for p in positional[:2]] != ['p', 'g']:
-        raise TypeError(f"{where}: the first two arguments must be p and g, the parameter and its gradient")
-    with_default = [p.name for p in positional if p.default is not REQUIRED]
-    if with_default:
-        raise TypeError(f"{where}: {', '.join(with_default)} has a default, as hyperparameters do: "
-                        f"write them after a lone *")
-    if 'lr' not in hypers: raise TypeError(f"{where}: it needs a keyword-only lr, the learning rate: rule(p, g, *, lr)")
+    positional, hypers = [p.name for p in params if p.kind is _P], {p.name: p.default for p in params if p.kind is _K}
+    starts = getattr(rule, 'starts', {})
+    wrong = _wrong_with(params, positional, hypers, starts)
+    if wrong: raise TypeError(f"rule {rule_name(rule)}{inspect.signature(rule)}: {wrong}")
     uses_t = hypers.pop('t', None) is not None
-    states, starts = tuple(p.name for p in positional[2:]), getattr(rule, 'starts', {})
-    unknown = sorted(set(starts) - set(states))
-    if unknown:
-        raise TypeError(f"{where}: starts() names {', '.join(unknown)}, which is none of its states {list(states)}")
-    if 'wd' in hypers or 'step' in states:
-        raise TypeError(f"{where}: decay and the step count are the optimizer's: "
-                        f"leave out wd, and take the count as a keyword-only t")
-    return RuleSpec(rule, states, hypers, uses_t, starts)
+    return RuleSpec(rule, tuple(positional[2:]), hypers, uses_t, starts, *_traced(rule))
+
+
+def _wrong_with(params: list, positional: list[str], hypers: dict[str, Any], starts: dict[str, Any]) -> str | None:
+    "What keeps a signature from being a rule's, in words; None where nothing does."
+    odd = [p.name for p in params if p.kind not in (_P, _K)]
+    if odd: return (f"{', '.join(odd)} is positional-only or variadic; state comes as positional names, "
+                    f"hyperparameters as keyword-only ones")
+    if positional[:2] != ['p', 'g']: return "the first two arguments must be p and g, the parameter and its gradient"
+    with_default = [p.name for p in params if p.kind is _P and p.default is not REQUIRED]
+    if with_default: return f"{', '.join(with_default)} has a default, as hyperparameters do: write them after a lone *"
+    if 'lr' not in hypers: return "it needs a keyword-only lr, the learning rate: rule(p, g, *, lr)"
+    unknown = sorted(set(starts) - set(positional[2:]))
+    if unknown: return f"starts() names {', '.join(unknown)}, which is none of its states {positional[2:]}"
+    taken = [nm for nm in _OURS if nm in positional or nm in hypers]
+    if taken: return (f"decay and the step count are the optimizer's: leave out {', '.join(taken)}, and take "
+                      f"the count as a keyword-only t")
+    return None
+
+
+def _traced(rule: Callable) -> tuple[Trace | None, str]:
+    "The trace of a rule; or None and the reason, where the rule does what has no symbols and must be run as it is."
+    try: return trace_rule(rule), ''
+    except BranchError: raise
+    except Exception as e: return None, f"{rule_name(rule)} cannot be traced: {e}"

@@ -1,0 +1,41 @@
+"State between optimizers and files: what can be loaded, and states put back in their own precision. Knows state_dicts."
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .eager import wide
+
+__all__ = ['check_loadable', 'restore_states']
+
+
+def _params(opt: Any) -> list[Tensor]: return [p for g in opt.param_groups for p in g['params']]
+def _ids(state_dict: dict[str, Any]) -> list: return [i for g in state_dict['param_groups'] for i in g['params']]
+
+
+def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
+    """ValueError where a saved state lacks one of the rule's, or has it in another shape. Torch checks the groups
+    themselves."""
+    for k, (i, p) in enumerate(zip(_ids(state_dict), _params(opt), strict=False)):
+        saved = state_dict['state'].get(i)
+        for name in map(opt.state_name, opt.spec.states if saved else ()): _check_state(k, name, saved.get(name), p)
+
+
+def _check_state(k: int, name: str, saved: Any, p: Tensor) -> None:
+    if not isinstance(saved, Tensor):
+        raise ValueError(f"the state_dict has no {name!r} for parameter {k}: was it saved by another optimizer?")
+    if saved.shape != p.shape:
+        raise ValueError(f"the state_dict's {name!r} of parameter {k} has shape {tuple(saved.shape)}, "
+                         f"the parameter {tuple(p.shape)}")
+
+
+def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:
+    "Put the rule's states back as they were saved: torch's loading has rounded them to the parameter's own precision."
+    for i, p in zip(_ids(state_dict), _params(opt), strict=True):
+        saved = state_dict['state'].get(i)
+        for name in map(opt.state_name, opt.spec.states if saved else ()): opt.state[p][name] = _placed(saved[name], p)
+
+
+def _placed(saved: Tensor, p: Tensor) -> Tensor:
+    "`saved` on the device and in the layout and computing precision of `p`."
+    return torch.empty_like(wide(p.detach()), memory_format=torch.preserve_format).copy_(saved)

@@ -1,0 +1,100 @@
+"""A rule, run once with symbols: what holds no element is left to Python in double precision, the rest becomes straight
+lines of code. Knows no particular rule, and nothing of who runs the lines."""
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ['BranchError', 'Symbol', 'Trace', 'trace_rule', 'symbolic_where']
+
+
+class BranchError(TypeError): "A rule branches on an element: an `if`, `and`, `or` or `not` where it must say `where`."
+
+
+@dataclass(eq=False)
+class Trace:
+    """A rule as code. It takes `elements` by element and `hypers` by step. `hosts` maps expressions over the hypers
+    to the names h0, h1, … of their values, `lines` expressions over elements, h's and earlier x's to the names x0,
+    x1, …; `results` names the new parameter and states. Beside operators they use sqrt, abs and where."""
+    elements: tuple[str, ...]
+    hypers: tuple[str, ...]
+    hosts: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, str] = field(default_factory=dict)
+    results: tuple[str, ...] = ()
+
+    def host(self, code: str) -> str:
+        "The name of a value that Python computes, once a step."
+        return self.hosts.setdefault(code, f'h{len(self.hosts)}')
+
+    def line(self, code: str) -> str:
+        "The name of a value that is computed by element; equal code is computed once."
+        return self.lines.setdefault(code, f'x{len(self.lines)}')
+
+
+class Symbol:
+    "A number while a rule is traced: `code` that gives it, `elem` if it differs by element, on a tape, `trace`."
+    def __init__(self, trace: Trace, code: str, elem: bool) -> None:
+        self.trace, self.code, self.elem = trace, code, elem
+
+    def __bool__(self) -> bool:
+        if self.elem:
+            raise BranchError("a rule may not branch on an element: write where(condition, a, b) in place of if")
+        raise TypeError("it branches on a hyperparameter, which may change at any step")
+
+    def __add__(self, o: Any) -> 'Symbol': return _node('{} + {}', self, o)
+    def __radd__(self, o: Any) -> 'Symbol': return _node('{} + {}', o, self)
+    def __sub__(self, o: Any) -> 'Symbol': return _node('{} - {}', self, o)
+    def __rsub__(self, o: Any) -> 'Symbol': return _node('{} - {}', o, self)
+    def __mul__(self, o: Any) -> 'Symbol': return _node('{} * {}', self, o)
+    def __rmul__(self, o: Any) -> 'Symbol': return _node('{} * {}', o, self)
+    def __truediv__(self, o: Any) -> 'Symbol': return _node('{} / {}', self, o)
+    def __rtruediv__(self, o: Any) -> 'Symbol': return _node('{} / {}', o, self)
+    def __lt__(self, o: Any) -> 'Symbol': return _node('{} < {}', self, o)
+    def __le__(self, o: Any) -> 'Symbol': return _node('{} <= {}', self, o)
+    def __gt__(self, o: Any) -> 'Symbol': return _node('{} > {}', self, o)
+    def __ge__(self, o: Any) -> 'Symbol': return _node('{} >= {}', self, o)
+    def __neg__(self) -> 'Symbol': return _node('-{}', self)
+    def __abs__(self) -> 'Symbol': return _node('abs({})', self)
+    def __pow__(self, o: Any) -> 'Symbol': return _power(self, o)
+    def __rpow__(self, o: Any) -> 'Symbol': return _power(_symbol(self.trace, o), self)
+    def sqrt(self) -> 'Symbol': return _node('sqrt({})', self)
+
+
+def _symbol(trace: Trace, x: Any) -> Symbol:
+    if isinstance(x, Symbol): return x
+    if isinstance(x, int | float): return Symbol(trace, repr(x), False)
+    raise TypeError(f"it computes with {x!r}, a {type(x).__name__}")
+
+
+def _node(template: str, *xs: Any) -> Symbol:
+    trace = next(x.trace for x in xs if isinstance(x, Symbol))
+    xs = [_symbol(trace, x) for x in xs]
+    if not any(x.elem for x in xs): return Symbol(trace, f'({template.format(*(x.code for x in xs))})', False)
+    return Symbol(trace, trace.line(template.format(*map(_name, xs))), True)
+
+
+def _name(x: Symbol) -> str: return x.code if x.elem else x.trace.host(x.code)
+
+
+def _power(base: Symbol, exponent: Any) -> Symbol:
+    if not base.elem and not getattr(exponent, 'elem', False): return _node('{} ** {}', base, exponent)
+    if isinstance(exponent, int | float) and exponent in _POWERS: return _POWERS[exponent](base)
+    raise TypeError(f"it takes an element to another power than {', '.join(map(str, _POWERS))}")
+
+
+_POWERS = {2: lambda x: x*x, 3: lambda x: x*x*x, 0.5: Symbol.sqrt}
+
+
+def symbolic_where(cond: Any, a: Any, b: Any) -> Symbol:
+    "`a` where `cond` holds, else `b`; at least one of them a symbol."
+    return _node('where({}, {}, {})', cond, a, b)
+
+
+def trace_rule(rule: Callable) -> Trace:
+    "Run `rule` once with symbols. BranchError for an `if` on an element; TypeError for what else has no symbols."
+    by_kind = [tuple(p.name for p in inspect.signature(rule).parameters.values() if p.kind is kind)
+               for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)]
+    trace = Trace(*by_kind)
+    out = rule(*(Symbol(trace, n, True) for n in trace.elements), **{n: Symbol(trace, n, False) for n in trace.hypers})
+    trace.results = tuple(_name(_symbol(trace, o)) for o in (out if isinstance(out, tuple) else (out,)))
+    return trace

@@ -1,0 +1,129 @@
+"Configurations: what they accept, refuse and say, and TOML there and back."
+import math
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
+
+COMMON = dict(data=st.text(), model=st.sampled_from(['simple', 'resnet']),
+              optimizer=st.sampled_from(['sgd', 'momentum', 'rmsprop', 'adam', 'adamw']),
+              batch_size=st.integers(1), seed=st.integers(0, 2**64 - 1), device=st.text(), out=st.text())
+lrs = st.just('auto') | st.floats(0, exclude_min=True, allow_infinity=False) | st.integers(1, 10**300)
+trains = st.builds(TrainConfig, **COMMON, epochs=st.integers(1), lr=lrs,
+                   schedule=st.sampled_from(['onecycle', 'cosine', 'constant']))
+lr_finds = st.builds(LRFindConfig, **COMMON)
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory): return tmp_path_factory.mktemp('config')/'some.toml'
+
+
+def read(file, text, cls=TrainConfig):
+    file.write_text(text, 'utf-8')
+    return cls.from_toml(file)
+
+
+@settings(deadline=None)
+@given(trains | lr_finds)
+def test_a_configuration_written_as_toml_is_read_back_the_same(file, config):
+    assert read(file, config.to_toml(), type(config)) == replace(config, config=file)
+
+
+@settings(deadline=None)
+@given(trains | lr_finds)
+def test_the_toml_says_every_option_but_config(config):
+    said = tomllib.loads(config.to_toml())
+    assert {'config', *said} == set(vars(config))
+    assert all(said[k] == v for k, v in vars(config).items() if k != 'config')
+
+
+@pytest.mark.parametrize('text', ['\x7f', '\U0001f600', '"\\\b\f\n\r\t\x1b', "'", 'é\u2028', '# = ["'])
+def test_any_character_survives_in_toml(file, text):
+    assert read(file, TrainConfig(data=text).to_toml()).data == text
+
+
+def test_an_empty_file_means_the_defaults(file):
+    assert read(file, '') == TrainConfig(config=file)
+    assert read(file, '', LRFindConfig) == LRFindConfig(config=file)
+
+
+def test_the_defaults_are_five_epochs_of_adamw_with_1cycle_on_the_simple_model():
+    config = TrainConfig()
+    assert (config.epochs, config.optimizer, config.schedule, config.model) == (5, 'adamw', 'onecycle', 'simple')
+    assert (config.lr, config.data, config.device, config.batch_size) == ('auto', 'auto', 'auto', 1024)
+
+
+def test_what_a_file_sets_is_taken_and_the_rest_stays_at_its_default(file):
+    config = read(file, 'epochs = 2\nlr = 1\noptimizer = "sgd"\n')
+    assert config == TrainConfig(epochs=2, lr=1, optimizer='sgd', config=file)
+
+
+# Refused
+
+@pytest.mark.parametrize(('key', 'near'), [
+    ('epoch', 'epochs'), ('batch-size', 'batch_size'), ('batchsize', 'batch_size'), ('optimiser', 'optimizer'),
+    ('schedul', 'schedule'), ('devise', 'device'), ('LR', None), ('zzz', None), ('config', None)])
+def test_an_unknown_key_is_refused_with_the_file_and_the_nearest_name_or_all(file, key, near):
+    with pytest.raises(ConfigError) as e: read(file, f'{key} = 1\n')
+    hint = f"did you mean '{near}'?" if near else ('known are data, model, optimizer, batch_size, seed, device, out, '
+                                                   'schedule, lr, epochs')
+    assert str(e.value) == f"{file}: unknown key {key!r}; {hint}"
+
+
+@pytest.mark.parametrize('key', ['lr', 'epochs', 'schedule'])
+def test_lr_find_refuses_what_only_train_knows(file, key):
+    with pytest.raises(ConfigError, match=f"unknown key '{key}'; "): read(file, f'{key} = 1\n', LRFindConfig)
+
+
+def test_a_section_is_an_unknown_key(file):
+    with pytest.raises(ConfigError, match="unknown key 'train'; known are data"): read(file, '[train]\nepochs = 2\n')
+
+
+WRONG = [('epochs', '"2"', "epochs must be int, got '2'"), ('epochs', '2.0', r'epochs must be int, got 2\.0'),
+         ('epochs', 'true', 'epochs must be int, got True'), ('seed', '[1]', r'seed must be int, got \[1\]'),
+         ('batch_size', '1e3', r'batch_size must be int, got 1000\.0'), ('out', '3', 'out must be str, got 3'),
+         ('data', '2020-01-01', r'data must be str, got datetime\.date'),
+         ('device', '{}', r'device must be str, got \{'), ('model', '1', 'model must be simple or resnet, got 1'),
+         ('model', '"vgg"', "model must be simple or resnet, got 'vgg'"),
+         ('optimizer', '"sgdd"', "optimizer must be sgd or momentum or rmsprop or adam or adamw, got 'sgdd'"),
+         ('schedule', '"1cycle"', "schedule must be onecycle or cosine or constant, got '1cycle'"),
+         ('lr', '"fast"', "lr must be auto or float or int, got 'fast'"), ('lr', 'false', 'lr must be .*, got False'),
+         ('epochs', '0', 'epochs must be 1 or more, got 0'), ('epochs', '-3', 'epochs must be 1 or more, got -3'),
+         ('batch_size', '0', 'batch_size must be 1 or more, got 0'), ('seed', '-1', 'seed must be 0 or more.*got -1'),
+         ('seed', str(2**64), rf'seed must be 0 or more, and below 2\*\*64, got {2**64}'),
+         *(('lr', lr, 'lr must be above 0, got ') for lr in ('0', '0.0', '-1e-3', '-2', 'inf', '-inf', 'nan'))]
+
+
+@pytest.mark.parametrize(('key', 'value', 'said'), WRONG, ids=[f'{k}={v}' for k, v, _ in WRONG])
+def test_a_wrong_type_or_range_is_refused_with_the_file_the_option_and_what_it_may_be(file, key, value, said):
+    with pytest.raises(ConfigError, match=f'^{file}: {said}'): read(file, f'{key} = {value}\n')
+
+
+def test_options_given_in_python_are_checked_alike_without_a_file():
+    with pytest.raises(ConfigError, match=r'^epochs must be 1 or more, got 0'): TrainConfig(epochs=0)
+    with pytest.raises(ConfigError, match=r"^config must be Path, got 'a"): TrainConfig(config='a.toml')
+    assert TrainConfig(config=Path('a.toml')).config == Path('a.toml')
+    assert issubclass(ConfigError, ValueError)
+
+
+@pytest.mark.parametrize('lr', [math.nan, math.inf, -math.inf, 0, -1])
+def test_a_rate_is_a_finite_number_above_zero(lr):
+    with pytest.raises(ConfigError, match='lr must be above 0'): TrainConfig(lr=lr)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
+    with pytest.raises(ConfigError, match=f'cannot read the config file {tmp_path}/no.toml: No such file'):
+        TrainConfig.from_toml(tmp_path/'no.toml')
+    with pytest.raises(ConfigError, match=f'cannot read the config file {tmp_path}: Is a directory'):
+        TrainConfig.from_toml(tmp_path)
+
+
+@pytest.mark.parametrize('raw', [b'epochs 2', b'epochs = 1\nepochs = 2', b'data = "a', b'\xff\xfe\x00'])
+def test_a_file_that_is_not_toml_is_named_with_the_reason(file, raw):
+    file.write_bytes(raw)
+    with pytest.raises(ConfigError, match=f'^{file} is not valid TOML: .'): TrainConfig.from_toml(file)

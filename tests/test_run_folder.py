@@ -1,0 +1,167 @@
+"A run folder: never written over, whole files only, and what is needed to understand the run."
+import json
+import math
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import load_model
+from torch import nn
+
+from miniai.jobs import run_folder
+from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
+from tiny import colours
+
+
+@pytest.fixture
+def folder(tmp_path): return RunFolder(str(tmp_path/'run'), 'train')
+
+
+def files(folder): return sorted(p.name for p in folder.path.iterdir())
+
+
+# Never written over
+
+def test_a_folder_is_made_with_its_parents(tmp_path):
+    assert RunFolder(str(tmp_path/'a'/'b'), 'train').path == tmp_path/'a'/'b'
+    assert (tmp_path/'a'/'b').is_dir()
+
+
+def test_an_empty_folder_may_be_used(tmp_path): assert RunFolder(str(tmp_path), 'train').path == tmp_path
+
+
+@pytest.mark.parametrize('hidden', ['x', '.x'])
+def test_a_folder_with_anything_in_it_is_refused_and_stays_as_it_was(tmp_path, hidden):
+    (tmp_path/hidden).write_text('mine')
+    with pytest.raises(FileExistsError, match=f'run folder {tmp_path} is not empty.*never written over.*--out'):
+        RunFolder(str(tmp_path), 'train')
+    assert [p.read_text() for p in tmp_path.iterdir()] == ['mine']
+
+
+def test_a_file_in_the_folders_place_is_refused_and_stays_as_it_was(tmp_path):
+    (tmp_path/'run').write_text('mine')
+    with pytest.raises(FileExistsError, match='never written over'): RunFolder(str(tmp_path/'run'), 'train')
+    assert (tmp_path/'run').read_text() == 'mine'
+
+
+def test_time_and_job_are_filled_in(tmp_path):
+    name = RunFolder(str(tmp_path/'{job}'/'{time}-{job}'), 'lr-find').path.relative_to(tmp_path).as_posix()
+    assert name.startswith('lr-find/20')
+    assert name.endswith('-lr-find')
+    assert not set('{}: ') & set(name)
+
+
+def test_runs_of_the_same_second_get_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, 'strftime', lambda f: 'now')
+    names = [RunFolder(str(tmp_path/'{time}-{job}'), 'train').path.name for _ in range(3)]
+    assert names == ['now-train', 'now-train-2', 'now-train-3']
+
+
+def test_runs_that_start_together_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, 'strftime', lambda f: 'now')
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda _: RunFolder(str(tmp_path/'{time}'), 'train').path, range(40)))
+    assert len(set(paths)) == 40
+
+
+def test_where_no_number_is_free_the_error_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder.time, 'strftime', lambda f: 'now')
+    (tmp_path/'gone').symlink_to(tmp_path/'nowhere')
+    with pytest.raises(FileExistsError, match=r'no folder could be made at .*now.*name another with --out'):
+        RunFolder(str(tmp_path/'gone'/'{time}'), 'train')
+
+
+# Whole files only
+
+def test_what_is_written_is_read_and_replaces_the_old(folder):
+    for text in ('one', 'zwei ü'): folder.write('a.txt', text)
+    assert (folder.path/'a.txt').read_text('utf-8') == 'zwei ü'
+    assert files(folder) == ['a.txt']
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(folder):
+    class Broken:
+        def savefig(self, p, **kwargs):
+            p.write_bytes(b'half')
+            raise OSError('disk full')
+    folder.write('a.png', 'old')
+    with pytest.raises(OSError, match='disk full'): folder.picture('a.png', Broken())
+    assert files(folder) == ['a.png']
+    assert (folder.path/'a.png').read_text() == 'old'
+
+
+def test_a_picture_is_a_png_with_something_on_it(folder):
+    fig = Figure()
+    fig.add_subplot().plot([1, 2])
+    folder.picture('a.png', fig)
+    assert colours(folder.path/'a.png') > 2
+    assert files(folder) == ['a.png']
+
+
+def a_model(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+
+
+def test_a_model_loads_with_weights_and_buffers_identical(folder):
+    torch.manual_seed(1)
+    model, other = a_model(), a_model()
+    model(torch.randn(2, 1, 5, 5))
+    folder.save_model(model)
+    assert load_model(other, folder.path/'model.safetensors') == (set(), [])
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
+    assert files(folder) == ['model.safetensors']
+
+
+def test_a_model_with_tied_weights_is_saved(folder):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    folder.save_model(model)
+    other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    other[1].weight = other[0].weight
+    load_model(other, folder.path/'model.safetensors')
+    assert torch.equal(other[1].weight, model[1].weight)
+
+
+# To understand the run later
+
+def test_the_environment_has_versions_machine_device_and_command(folder):
+    folder.write_environment('cpu')
+    env = json.loads((folder.path/'environment.json').read_text())
+    names = ('miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm')
+    assert env['versions'] == {nm: version(nm) for nm in names}
+    assert env['python'] == platform.python_version()
+    assert (env['platform'], env['machine'], env['cpus']) == (platform.platform(), platform.machine(), os.cpu_count())
+    assert (env['threads'], env['device'], env['gpu']) == (torch.get_num_threads(), 'cpu', None)
+    assert env['command'] == sys.argv
+
+
+def test_a_gpu_is_named(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'H100')
+    folder.write_environment('cuda:0')
+    assert json.loads((folder.path/'environment.json').read_text())['gpu'] == 'H100'
+
+
+def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
+    monkeypatch.setattr(run_folder, '_PACKAGES', ('no-such-package',))
+    folder.write_environment('cpu')
+    assert json.loads((folder.path/'environment.json').read_text())['versions'] == {'no-such-package': None}
+
+
+def test_json_has_null_where_a_number_is_not_finite():
+    assert as_json(dict(a=[1, math.nan, 0.5], b=dict(c=-math.inf), d=None, e='x', f=True)) == \
+        '{"a": [1, null, 0.5], "b": {"c": null}, "d": null, "e": "x", "f": true}'
+
+
+def test_each_epoch_and_phase_adds_its_row_as_it_comes(tmp_path):
+    path, learn = tmp_path/'metrics.jsonl', SimpleNamespace(history=[])
+    rows = [dict(epoch=0, phase='train', loss=0.5), dict(epoch=0, phase='eval', loss=math.nan)]
+    for n, row in enumerate(rows, 1):
+        learn.history.append(row)
+        HistoryFileCB(path).after_epoch(learn)
+        assert len(path.read_text().splitlines()) == n
+    assert [json.loads(s) for s in path.read_text().splitlines()] == [rows[0], rows[1] | dict(loss=None)]

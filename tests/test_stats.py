@@ -1,0 +1,196 @@
+"Hooks for the length of a fit, and statistics of activations, against numpy."
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from miniai.activations import ActivationStats, Hook, HooksCallback, append_stats, get_hist, get_min
+from miniai.learner import CancelFitException
+from small import Heard, hooks_on, learner, mlp, raising
+
+
+def relu(m): return isinstance(m, nn.ReLU)
+
+
+def hooked(cb, **kwargs):
+    learn = learner(cb)
+    learn.fit(1, **kwargs)
+    return learn
+
+
+@pytest.mark.parametrize('on_train', [True, False])
+@pytest.mark.parametrize('on_valid', [True, False])
+def test_hooks_call_in_the_phases_asked_for(on_train, on_valid):
+    seen = []
+    cb = HooksCallback(lambda hook, mod, inp, outp: seen.append(mod.training), relu, on_train, on_valid)
+    hooked(cb)
+    assert (seen.count(True), seen.count(False)) == (4*on_train, 2*on_valid)
+
+
+def test_by_default_every_module_is_hooked_in_training_alone():
+    seen = []
+    cb = HooksCallback(lambda hook, mod, inp, outp: seen.append(type(mod).__name__))
+    hooked(cb)
+    assert seen == ['Linear', 'ReLU', 'Linear', 'Sequential']*4
+    assert len(cb) == len(cb.hooks) == len(list(cb)) == 4
+
+
+def test_given_modules_are_hooked_whatever_the_filter_says():
+    model, seen = mlp(), []
+    cb = HooksCallback(lambda hook, mod, inp, outp: seen.append(mod), relu, mods=[model[0]])
+    learner(cb, model=model).fit(1)
+    assert set(seen) == {model[0]}
+
+
+@pytest.mark.parametrize('ends', [None, CancelFitException(), KeyboardInterrupt()])
+def test_hooks_come_off_however_the_fit_ends_and_keep_what_they_recorded(ends):
+    cb = ActivationStats(relu)
+    learn = learner([cb, *([Heard({'after_step': raising(ends)})] if ends else [])])
+    if isinstance(ends, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt): learn.fit(1)
+    else: learn.fit(1)
+    assert hooks_on(learn.model) == 0
+    assert len(cb.hooks[0].stats[0]) == (1 if ends else 4)
+
+
+def test_hooks_come_off_when_the_hook_function_fails():
+    learn = learner(HooksCallback(raising(ZeroDivisionError('oh'))))
+    with pytest.raises(ZeroDivisionError): learn.fit(1)
+    assert hooks_on(learn.model) == 0
+
+
+def test_a_second_fit_starts_with_new_hooks():
+    cb = ActivationStats(relu)
+    learn = hooked(cb)
+    first = cb.hooks[0]
+    learn.fit(1)
+    assert cb.hooks[0] is not first
+    assert len(cb.hooks[0].stats[0]) == 4
+
+
+def test_the_value_of_a_hook_function_does_not_replace_the_output():
+    a, b = learner(HooksCallback(lambda h, m, i, o: o*0)), learner()
+    a.fit(1)
+    b.fit(1)
+    assert torch.equal(a.model[0].weight, b.model[0].weight)
+
+
+def test_without_any_module_to_hook_it_says_so():
+    with pytest.warns(UserWarning, match='no module of the model passes mod_filter, so nothing is recorded'):
+        hooked(ActivationStats(lambda m: False))
+
+
+def test_before_any_fit_there_are_no_hooks():
+    assert len(ActivationStats()) == 0
+    assert list(HooksCallback(print)) == []
+
+
+# Statistics
+
+def recorded(*outputs):
+    hook = Hook(nn.Identity(), append_stats)
+    for o in outputs: append_stats(hook, None, None, o)
+    return hook
+
+
+def test_mean_deviation_and_histogram_are_numpys():
+    acts = [torch.randn(5, 7)*4 for _ in range(3)]
+    hook = recorded(*acts)
+    for a, mean, std, hist in zip(acts, *hook.stats, strict=True):
+        a = a.numpy()
+        assert float(mean) == pytest.approx(a.mean(), rel=1e-5, abs=1e-6)
+        assert float(std) == pytest.approx(a.std(ddof=1), rel=1e-5)
+        assert hist.tolist() == np.histogram(np.abs(a), 40, (0, 10))[0].tolist()
+
+
+def test_statistics_are_of_the_first_tensor_of_an_output_and_keep_no_graph():
+    acts = torch.randn(4, 4, requires_grad=True)
+    hook = recorded((dict(a=acts*1),), (acts*2).half())
+    assert not any(x.requires_grad for stat in hook.stats for x in stat)
+    assert float(hook.stats[0][0]) == pytest.approx(acts.mean().item(), rel=1e-5)
+    assert {x.dtype for stat in hook.stats for x in stat} == {torch.float32}
+
+
+def test_get_hist_is_the_log_histogram_bins_by_batches():
+    acts = [torch.rand(50)*10 for _ in range(3)]
+    expected = np.log1p(np.stack([np.histogram(a.numpy(), 40, (0, 10))[0] for a in acts], axis=1))
+    hist = get_hist(recorded(*acts))
+    assert hist.shape == (40, 3)
+    np.testing.assert_allclose(hist.numpy(), expected, rtol=1e-5)
+
+
+def test_get_min_is_the_share_in_the_lowest_bin():
+    share = get_min(recorded(torch.tensor([0., .1, 5., 6.]), torch.tensor([3., -3.]), torch.zeros(4)))
+    assert share.tolist() == [.5, 0., 1.]
+
+
+def test_the_statistics_of_a_fit_are_those_of_its_training_batches():
+    cb, seen = ActivationStats(relu), []
+    class Look:
+        def after_predict(self, learn):
+            w, b = learn.model[0].parameters()
+            if learn.training: seen.append((learn.batch[0] @ w.t() + b).clamp(min=0).mean().item())
+    learner([Look(), cb]).fit(1)
+    assert [x.item() for x in cb.hooks[0].stats[0]] == pytest.approx(seen, rel=1e-5)
+
+
+# Pictures
+
+def trained(mod_filter=lambda m: True):
+    cb = ActivationStats(mod_filter)
+    hooked(cb)
+    return cb
+
+
+def visible(fig): return [ax for ax in fig.axes if ax.images or ax.lines]
+
+
+def test_color_dim_draws_a_panel_a_layer_with_low_activations_at_the_bottom():
+    cb = trained()
+    cb.color_dim(figsize=(8, 4))
+    fig = plt.gcf()
+    assert fig.get_size_inches().tolist() == [8, 4]
+    panels = visible(fig)
+    assert len(panels) == 4
+    for h, ax in zip(cb, panels, strict=True):
+        im, = ax.images
+        np.testing.assert_allclose(im.get_array(), get_hist(h).numpy())
+        assert im.origin == 'lower'
+
+
+def test_dead_chart_draws_the_share_near_zero_from_0_to_1():
+    cb = trained()
+    cb.dead_chart()
+    panels = visible(plt.gcf())
+    assert len(panels) == 4
+    for h, ax in zip(cb, panels, strict=True):
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), get_min(h).numpy())
+        assert ax.get_ylim() == (0, 1)
+
+
+def test_plot_stats_draws_means_and_deviations_of_every_layer():
+    cb = trained()
+    cb.plot_stats(figsize=(9, 3))
+    means, stds = plt.gcf().axes
+    assert (means.get_title(), stds.get_title()) == ('Means', 'Stdevs')
+    for ax, i in ((means, 0), (stds, 1)):
+        assert [line.get_ydata().tolist() for line in ax.lines] == [torch.stack(h.stats[i]).tolist() for h in cb]
+    assert [t.get_text() for t in stds.get_legend().get_texts()] == ['0', '1', '2', '3']
+
+
+@pytest.mark.parametrize('picture', ['color_dim', 'dead_chart', 'plot_stats'])
+def test_without_a_fit_the_pictures_say_what_to_do(picture):
+    says = r'no activations recorded yet: train with this callback first, learn\.fit\(1, cbs=\.\.\.\)'
+    with pytest.raises(ValueError, match=says): getattr(ActivationStats(), picture)()
+
+
+@pytest.mark.parametrize('picture', ['color_dim', 'dead_chart', 'plot_stats'])
+def test_one_layer_has_its_picture_and_modules_that_never_ran_have_none(picture):
+    model = mlp()
+    model[1].unused = nn.ReLU()
+    cb = ActivationStats(relu)
+    learner(cb, model=model).fit(1)
+    getattr(cb, picture)()
+    assert len(cb) == 2
+    assert len(visible(plt.gcf())) == (2 if picture == 'plot_stats' else 1)
