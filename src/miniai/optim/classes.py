@@ -2,7 +2,7 @@
 from . import rules
 from .optimizer import RuleOptimizer
 
-__all__ = ['SGD', 'Momentum', 'RMSProp', 'Adam']
+__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'Lion']
 
 
 class SGD(RuleOptimizer):
@@ -18,6 +18,20 @@ class Momentum(RuleOptimizer):
     torch_group = staticmethod(lambda group: dict(dampening=group['momentum']))
 
 
+class HeavyBall(RuleOptimizer):
+    "`HeavyBall(params, lr, wd=0., mom=0.9)`: SGD with momentum, as torch.optim.SGD has it."
+    rule = rules.heavy_ball
+    state_names = dict(buf='momentum_buffer')
+    torch_group = staticmethod(lambda group: dict(dampening=0., nesterov=False))
+
+
+class Nesterov(RuleOptimizer):
+    "`Nesterov(params, lr, wd=0., mom=0.9)`: SGD with Nesterov's momentum, as torch.optim.SGD has it."
+    rule = rules.nesterov
+    state_names = dict(buf='momentum_buffer')
+    torch_group = staticmethod(lambda group: dict(dampening=0., nesterov=True))
+
+
 class RMSProp(RuleOptimizer):
     """`RMSProp(params, lr, wd=0., sqr_mom=0.99, eps=1e-5)`: the gradient over the root of its average square, which
     starts at the first."""
@@ -31,3 +45,23 @@ class Adam(RuleOptimizer):
     inside the root."""
     rule = rules.adam
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class Adagrad(RuleOptimizer):
+    "`Adagrad(params, lr, wd=0., lr_decay=0., eps=1e-10)`: the gradient over the root of the sum of its squares."
+    rule = rules.adagrad
+    state_names = dict(sqr_sum='sum')
+
+
+class AdamW(RuleOptimizer):
+    """`AdamW(params, lr=1e-3, wd=0.01, beta1=0.9, beta2=0.999, eps=1e-8)`: torch.optim.AdamW's mathematics, `eps`
+    outside the root."""
+    rule = rules.adamw
+    default_wd = 0.01
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class Lion(RuleOptimizer):
+    "`Lion(params, lr, wd=0., beta1=0.9, beta2=0.99)`: the sign of an average; rates a tenth of Adam's suit it."
+    rule = rules.lion
+    state_names = dict(avg='exp_avg')

@@ -18,7 +18,7 @@ def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
     themselves."""
     for k, (i, p) in enumerate(zip(_ids(state_dict), _params(opt), strict=False)):
         saved = state_dict['state'].get(i)
-        for name in map(opt.state_name, opt.spec.states if saved else ()): _check_state(k, name, saved.get(name), p)
+        for name in map(opt.state_name, opt.program.states if saved else ()): _check_state(k, name, saved.get(name), p)
 
 
 def _check_state(k: int, name: str, saved: Any, p: Tensor) -> None:
@@ -33,9 +33,11 @@ def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:
     "Put the rule's states back as they were saved: torch's loading has rounded them to the parameter's own precision."
     for i, p in zip(_ids(state_dict), _params(opt), strict=True):
         saved = state_dict['state'].get(i)
-        for name in map(opt.state_name, opt.spec.states if saved else ()): opt.state[p][name] = _placed(saved[name], p)
+        for name in map(opt.state_name, opt.program.states if saved else ()):
+            opt.state[p][name] = _placed(saved[name], p, opt.state_dtype)
 
 
-def _placed(saved: Tensor, p: Tensor) -> Tensor:
-    "`saved` on the device and in the layout and computing precision of `p`."
-    return torch.empty_like(wide(p.detach()), memory_format=torch.preserve_format).copy_(saved)
+def _placed(saved: Tensor, p: Tensor, dtype: torch.dtype | None) -> Tensor:
+    "`saved` on the device and in the layout of `p`, as `dtype`, or in the precision that `p` is computed in."
+    like = wide(p.detach())
+    return torch.empty_like(like, dtype=dtype or like.dtype, memory_format=torch.preserve_format).copy_(saved)

@@ -2,18 +2,26 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .eager import eager_step, start_state
+from .eager import wide
+from .engine import Plan
 from .exchange import check_loadable, restore_states
 from .spec import REQUIRED, RuleSpec, read_rule, rule_name
+from .stages import Stages, program
 
 __all__ = ['RuleOptimizer', 'optimizer']
 
+OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=False, cautious=False, ema=None,
+               state=None, rounding='nearest', seed=0)
+_KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 _ALIASES = dict(mom='momentum', wd='weight_decay')
 
 
@@ -29,7 +37,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     gradients."""
     rule: ClassVar[Callable]
     spec: ClassVar[RuleSpec]
+    default_wd: ClassVar[float] = 0.
     state_names: ClassVar[dict[str, str]] = {}
+    skipped, _plan, _step_supports_amp_scaling = 0, None, True
     torch_group: ClassVar[Callable[[dict[str, Any]], dict[str, Any]]] = staticmethod(lambda group: {})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -38,7 +48,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         rule = vars(cls)['rule']
         cls.rule = rule if isinstance(rule, staticmethod) else staticmethod(rule)
         cls.spec = read_rule(cls.rule)
-        cls.__signature__ = _signature(cls.spec)
+        cls.__signature__ = _signature(cls.spec, cls.default_wd)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not hasattr(self, 'spec'):
@@ -46,8 +56,23 @@ class RuleOptimizer(torch.optim.Optimizer):
                             f"or call optimizer(rule)")
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        params = bound.arguments.pop('params')
-        super().__init__(params, self._group_names(bound.arguments))
+        given = bound.arguments
+        self._options(**{k: given.pop(k) for k in OPTIONS})
+        params = given.pop('params')
+        super().__init__(params, self._group_names(given))
+
+    def _options(self, decoupled: bool, clip_norm: float | None, clip_value: float | None, skip_nonfinite: bool,
+                 cautious: bool, ema: float | None, state: str | None, rounding: str, seed: int) -> None:
+        "Keep what stands around the rule, for the whole optimizer. ValueError for what cannot be meant."
+        _check_option('clip_norm', clip_norm, clip_norm is None or clip_norm > 0, 'above 0')
+        _check_option('clip_value', clip_value, clip_value is None or clip_value > 0, 'above 0')
+        _check_option('ema', ema, ema is None or 0 <= ema < 1, 'in [0, 1), the weight of the average')
+        _check_option('state', state, state in (None, 'bf16'), "'bf16' or None")
+        _check_option('rounding', rounding, rounding in ('nearest', 'stochastic'), "'nearest' or 'stochastic'")
+        self.clip_norm, self.clip_value, self.skip_nonfinite, self.ema = clip_norm, clip_value, skip_nonfinite, ema
+        self.rounding, self.seed, self.state_dtype = rounding, seed, torch.bfloat16 if state else None
+        self.stages = Stages(clip_value is not None, decoupled, cautious, ema=ema is not None)
+        self.program = program(self.spec, self.stages)
 
     def _group_names(self, given: dict[str, Any]) -> dict[str, Any]:
         "Arguments of a constructor or a group under the names that groups use; TypeError where one is given twice."
@@ -88,30 +113,83 @@ class RuleOptimizer(torch.optim.Optimizer):
             if average and x >= 1:
                 raise ValueError(f"{type(self).__name__}: {h} is the weight of an average and must be below 1, got {x}")
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on every parameter that has a gradient; gradients stay. Returns what `closure`, called first with
         gradients on, gives."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad(): loss = closure()
-        work = [(g, [p for p in g['params'] if p.grad is not None]) for g in self.param_groups]
-        for _, ps in work: _check_dense(ps)
-        for group, ps in work:
-            hypers, wd = self.spec.hypers_of(group), float(group['weight_decay'])
-            for p in ps: self._step_one(p, hypers, wd)
-        return loss
+        return (_watched_step if _is_watched(self) else _step)(self, closure)
 
-    def _step_one(self, p: Tensor, hypers: dict[str, float], wd: float) -> None:
-        state = self.state[p] or self._start(p)
-        states = [state[self.state_name(s)] for s in self.spec.states]
-        eager_step(self.spec, p, p.grad, states, state['step'] + 1, hypers, wd)
-        state['step'] += 1
+    step.hooked = True  # else torch wraps it in a profiler's record, which costs more than a small step
 
-    def _start(self, p: Tensor) -> dict[str, Any]:
-        starts = start_state(self.spec, p, p.grad)
-        self.state[p] = dict(step=0) | {self.state_name(s): x for s, x in starts.items()}
-        return self.state[p]
+    def _current_plan(self) -> Plan:
+        if self._plan is None or not self._plan.holds(self):
+            _check_dense(p for g in self.param_groups for p in g['params'] if p.grad is not None)
+            self._plan = Plan(self)
+            if not self._plan.holds(self):
+                raise RuntimeError("parameters changed while a step was planned: step an optimizer from one thread")
+        return self._plan
+
+    def _gradient_scale(self, plan: Plan) -> float | None:
+        "What gradients are multiplied by, to unscale and to clip by norm; None where the step is to be skipped."
+        found_inf, grad_scale = getattr(self, 'found_inf', None), getattr(self, 'grad_scale', None)
+        if found_inf is not None and found_inf.item(): return None
+        scale = 1. if grad_scale is None else 1/grad_scale.item()
+        if self.clip_norm is None and not self.skip_nonfinite: return scale
+        norm = math.sqrt(plan.sum_of_squares())*scale
+        if self.skip_nonfinite and not math.isfinite(norm):
+            self.skipped += 1
+            return None
+        return scale if self.clip_norm is None else scale*min(1., self.clip_norm/(norm + 1e-6))
+
+    def _hypers(self, group: dict[str, Any], scale: float, t: int) -> dict[str, float]:
+        given = self.spec.hypers_of(group) | dict(t=t, wd=float(group['weight_decay']), g_scale=scale)
+        if self.clip_value is not None: given['clip_value'] = self.clip_value
+        if self.ema is not None: given['ema_decay'] = self.ema
+        return given
+
+    @property
+    def path(self) -> str:
+        "Which path, fused or eager, steps how many parameters, and why: for those that have gradients now."
+        return self._current_plan().path()
+
+    def state_of(self, p: Tensor) -> dict[str, Any]:
+        "The state of `p`, made, all zeros, where there is none."
+        state, like = self.state[p], wide(p.detach())
+        for s in self.program.states:
+            dtype = self.state_dtype if self.state_dtype and s != 'ema' else like.dtype
+            if self.state_name(s) not in state: state[self.state_name(s)] = torch.zeros_like(like, dtype=dtype)
+        state.setdefault('step', 0)
+        return state
+
+    @torch.no_grad()
+    def start(self, p: Tensor, scale: float) -> None:
+        "Set states that do not start at zero, from the parameter and the gradient that the rule is about to see."
+        state, g = self.state[p], wide(p.grad)*scale
+        if self.clip_value is not None: g = g.clamp(-self.clip_value, self.clip_value)
+        for s, value in (self.spec.starts | dict(ema=lambda p, g: p)).items():
+            if s not in self.program.states: continue
+            first, old = value(wide(p.detach()), g), state[self.state_name(s)]
+            old.copy_(first) if isinstance(first, Tensor) else old.fill_(first)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        "Within it the parameters are their weight averages, `ema`; after it what they were. ValueError without `ema`."
+        if self.ema is None: raise ValueError(f"{type(self).__name__} keeps no weight average: give it ema=0.999, say")
+        self.swap_averages()
+        try: yield
+        finally: self.swap_averages()
+
+    @torch.no_grad()
+    def swap_averages(self) -> None:
+        "Exchange every parameter with its weight average, where it has one."
+        for p, state in self.state.items():
+            if 'ema' not in state: continue
+            kept = p.detach().clone()
+            p.copy_(state['ema'])
+            state['ema'].copy_(kept)
+
+    def dithers(self, s: str | None) -> bool:
+        "Is the state `s`, or with None the parameter, rounded at random where it is kept in bfloat16?"
+        return self.rounding == 'stochastic' if s is None else s != 'ema'
 
     def state_name(self, s: str) -> str:
         "What `state` calls the rule's state `s`."
@@ -130,11 +208,15 @@ class RuleOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         restore_states(self, state_dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {k: getattr(self, k) for k in _KEPT}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As torch's, for a state of torch's own too: what its groups lack comes from our defaults, step counts become
         ints."""
         defaults = dict(getattr(self, 'defaults', {}))
         super().__setstate__(state)
+        self._plan, self.program = None, program(self.spec, self.stages)
         self.defaults = state.get('defaults', defaults)
         self.defaults.pop('differentiable', None)
         for group in self.param_groups:
@@ -143,14 +225,40 @@ class RuleOptimizer(torch.optim.Optimizer):
         for s in self.state.values(): s['step'] = int(s.get('step', 0))
 
 
-def _signature(spec: RuleSpec) -> inspect.Signature:
+def _check_option(name: str, value: Any, good: bool, wanted: str) -> None:
+    if not good: raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _step(opt: RuleOptimizer, closure: Callable[[], Any] | None = None) -> Any:
+    loss = None
+    if closure is not None:
+        with torch.enable_grad(): loss = closure()
+    plan = opt._current_plan()
+    scale = opt._gradient_scale(plan)
+    if scale is None: return loss
+    for p in plan.take_unstarted(): opt.start(p, scale)
+    plan.step([partial(opt._hypers, group, scale) for group in opt.param_groups])
+    return loss
+
+
+_watched_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+
+def _is_watched(opt: RuleOptimizer) -> bool:
+    "Does anybody hook into steps, or profile them?"
+    return bool(opt._optimizer_step_pre_hooks or opt._optimizer_step_post_hooks or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks or torch.autograd._profiler_enabled())
+
+
+def _signature(spec: RuleSpec, wd: float) -> inspect.Signature:
     "(params, lr, wd=0., *the rule's other hyperparameters); those without a default by keyword."
     kinds, hypers = inspect.Parameter, dict(spec.hypers)
-    first = dict(params=REQUIRED, lr=hypers.pop('lr'), wd=0.)
+    first = dict(params=REQUIRED, lr=hypers.pop('lr'), wd=wd)
     positional = first | {k: v for k, v in hypers.items() if v is not REQUIRED}
     required = [k for k, v in hypers.items() if v is REQUIRED]
     return inspect.Signature([kinds(k, kinds.POSITIONAL_OR_KEYWORD, default=v) for k, v in positional.items()]
-                             + [kinds(k, kinds.KEYWORD_ONLY) for k in required])
+                             + [kinds(k, kinds.KEYWORD_ONLY) for k in required]
+                             + [kinds(k, kinds.KEYWORD_ONLY, default=v) for k, v in OPTIONS.items()])
 
 
 def _check_dense(ps: Iterable[Tensor]) -> None:

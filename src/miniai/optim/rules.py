@@ -7,9 +7,9 @@ tensors alike. Decay is not its business.
 from collections.abc import Callable
 from typing import Any
 
-from .math import sqrt
+from .math import sign, sqrt
 
-__all__ = ['sgd', 'momentum', 'rmsprop', 'adam', 'starts']
+__all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'lion', 'starts']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
@@ -32,6 +32,18 @@ def momentum(p, g, avg, *, lr, mom=0.9):
     return p - lr*avg, avg
 
 
+def heavy_ball(p, g, buf, *, lr, mom=0.9):
+    "SGD with undampened momentum, torch.optim.SGD's (Polyak 1964)."
+    buf = mom*buf + g
+    return p - lr*buf, buf
+
+
+def nesterov(p, g, buf, *, lr, mom=0.9):
+    "SGD with Nesterov's momentum as torch.optim.SGD has it (Sutskever et al. 2013, section 2, rewritten)."
+    buf = mom*buf + g
+    return p - lr*(g + mom*buf), buf
+
+
 @starts(sqr_avg=lambda p, g: g*g)
 def rmsprop(p, g, sqr_avg, *, lr, sqr_mom=0.99, eps=1e-5):
     "RMSProp, its average starting at the first squared gradient (Tieleman & Hinton 2012, as in the course)."
@@ -46,3 +58,21 @@ def adam(p, g, avg, sqr_avg, *, t, lr, beta1=0.9, beta2=0.99, eps=1e-5):
     m = avg     / (1 - beta1**t)
     v = sqr_avg / (1 - beta2**t)
     return p - lr*m / sqrt(v + eps), avg, sqr_avg
+
+
+def adagrad(p, g, sqr_sum, *, t, lr, lr_decay=0., eps=1e-10):
+    "Adagrad (Duchi, Hazan & Singer 2011)."
+    sqr_sum = sqr_sum + g*g
+    return p - lr / (1 + (t-1)*lr_decay) * g / (sqrt(sqr_sum) + eps), sqr_sum
+
+
+def adamw(p, g, avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    "Adam with `eps` outside the root (Kingma & Ba 2014; with decoupled decay it is AdamW, Loshchilov & Hutter 2017)."
+    avg     = beta1*avg     + (1-beta1)*g
+    sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
+    return p - lr/(1 - beta1**t) * avg / (sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps), avg, sqr_avg
+
+
+def lion(p, g, avg, *, lr, beta1=0.9, beta2=0.99):
+    "Lion: the sign of an average, and a slower average (Chen et al. 2023, algorithm 2)."
+    return p - lr*sign(beta1*avg + (1-beta1)*g), beta2*avg + (1-beta2)*g

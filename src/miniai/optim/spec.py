@@ -3,6 +3,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .trace import BranchError, Trace, trace_rule
@@ -14,7 +15,7 @@ _OURS = ('wd', 'weight_decay', 'step', 'params')
 REQUIRED = inspect.Parameter.empty
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RuleSpec:
     """A rule and its signature: `states`, the names after `p, g`; `hypers`, the keyword-only names but `t`, with their
     defaults; `uses_t`. `starts` gives a state's value before the first step, as a function of (p, g), where it is not
@@ -38,8 +39,12 @@ class RuleSpec:
 
     def hypers_of(self, group: dict[str, Any]) -> dict[str, float]:
         "The rule's hyperparameters, as Python floats, out of a parameter group."
-        betas = dict(zip(self.betas, group['betas'], strict=True)) if self.betas else {}
-        return {h: float(betas[h] if h in betas else group[self.group_key(h)]) for h in self.hypers}
+        return {h: float(group[key] if i is None else group[key][i]) for h, key, i in self._places}
+
+    @cached_property
+    def _places(self) -> list[tuple[str, str, int | None]]:
+        betas = self.betas
+        return [(h, self.group_key(h), betas.index(h) if h in betas else None) for h in self.hypers]
 
 
 def rule_name(rule: Callable) -> str:

@@ -90,11 +90,15 @@ def symbolic_where(cond: Any, a: Any, b: Any) -> Symbol:
     return _node('where({}, {}, {})', cond, a, b)
 
 
-def trace_rule(rule: Callable) -> Trace:
-    "Run `rule` once with symbols. BranchError for an `if` on an element; TypeError for what else has no symbols."
-    by_kind = [tuple(p.name for p in inspect.signature(rule).parameters.values() if p.kind is kind)
-               for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)]
-    trace = Trace(*by_kind)
+def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str, ...] = ()) -> Trace:
+    """Run `rule` once with symbols for its `elements` and `hypers`, by default those of its signature. BranchError for
+    an `if` on an element; TypeError for what else has no symbols."""
+    trace = Trace(elements, hypers) if elements else Trace(*_signature(rule))
     out = rule(*(Symbol(trace, n, True) for n in trace.elements), **{n: Symbol(trace, n, False) for n in trace.hypers})
     trace.results = tuple(_name(_symbol(trace, o)) for o in (out if isinstance(out, tuple) else (out,)))
     return trace
+
+
+def _signature(rule: Callable) -> list[tuple[str, ...]]:
+    return [tuple(p.name for p in inspect.signature(rule).parameters.values() if p.kind is kind)
+            for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)]

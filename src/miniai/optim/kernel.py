@@ -1,0 +1,105 @@
+"""Kernels: a trace written out as a file for Numba, compiled once and kept on disk. Knows code and files, no rule, no
+optimizer."""
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from .cache import load_module, seal
+from .trace import Trace
+
+__all__ = ['Kernel', 'kernel_of', 'compiled', 'POINTERS', 'SIZES']
+
+compiled = Counter()
+POINTERS = {torch.float32: 'f32_at', torch.float64: 'f64_at', torch.bfloat16: 'u16_at'}
+SIZES = {torch.float32: 4, torch.float64: 8, torch.bfloat16: 2}
+
+SOURCE = '''"Generated from a rule; delete it freely."
+from math import sqrt
+
+import numpy as np
+from numba import carray, njit, prange
+
+from miniai.optim.pointers import dithered, f32_at, f64_at, rounded, u16_at, widened
+
+FLAGS = dict(fastmath={{'contract', 'nsz'}}, error_model='numpy', nogil=True, cache=True)
+
+
+@njit(**FLAGS)
+def where(c, a, b): return a if c else b
+
+
+@njit(**FLAGS)
+def segment({pointers}, n, first, h, keys, e):
+    {arrays}
+    {hosts}
+    for j in range(n):
+        {loads}
+        {lines}
+        {stores}
+
+
+@njit(**FLAGS)
+def serial(table, chunks, h, keys):
+    for k in range(chunks.shape[0]):
+        e, first, n = chunks[k, 0], chunks[k, 1], chunks[k, 2]
+        segment({addresses}, n, first, h, keys, e)
+
+
+@njit(parallel=True, **FLAGS)
+def parallel(table, chunks, h, keys):
+    for k in prange(chunks.shape[0]):
+        e, first, n = chunks[k, 0], chunks[k, 1], chunks[k, 2]
+        segment({addresses}, n, first, h, keys, e)
+'''
+
+
+def kernel_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...]) -> str:
+    "The file for a trace whose elements have `dtypes`; results of elements marked in `dither` are rounded at random."
+    names, stored = trace.elements, [nm for nm in trace.elements if nm != 'g']
+    def load(k: int, nm: str) -> str:
+        return f'{nm} = widened(a{k}[j])' if dtypes[k] is torch.bfloat16 else f'{nm} = a{k}[j]'
+    def store(k: int, r: str) -> str:
+        if dtypes[k] is not torch.bfloat16: return f'a{k}[j] = {r}'
+        return f'a{k}[j] = dithered({r}, first + j, keys[e, {k}])' if dither[k] else f'a{k}[j] = rounded({r})'
+    results = dict(zip(stored, trace.results, strict=True))
+    return SOURCE.format(
+        pointers=', '.join(f'q{k}' for k in range(len(names))),
+        arrays='\n    '.join(f'a{k} = carray({POINTERS[d]}(q{k}), n)' for k, d in enumerate(dtypes)),
+        hosts='\n    '.join(f'{nm} = h[e, {i}]' for i, nm in enumerate(trace.hosts.values())) or 'pass',
+        loads='\n        '.join(load(k, nm) for k, nm in enumerate(names)),
+        lines='\n        '.join(f'{nm} = {code}' for code, nm in trace.lines.items()) or 'pass',
+        stores='\n        '.join(store(k, results[nm]) for k, nm in enumerate(names) if nm in results),
+        addresses=', '.join(f'table[e, {k}] + np.uint64(first*{SIZES[d]})' for k, d in enumerate(dtypes)))
+
+
+class Kernel:
+    "A compiled trace: `run` steps chunks of a table of addresses."
+    def __init__(self, source: str) -> None: self.source, self.ready = source, {}
+
+    def run(self, way: str, table: np.ndarray, chunks: np.ndarray, h: np.ndarray, keys: np.ndarray) -> None:
+        "Run `way`, 'serial' or 'parallel', compiling it first where that has not been done."
+        (self.ready.get(way) or self._prepare(way, h, keys))(table, chunks, h, keys)
+
+    def _prepare(self, way: str, h: np.ndarray, keys: np.ndarray) -> Callable:
+        """Compile, or load, on no chunks at all: what fails here has touched no memory. A cache that fails is done
+        without."""
+        try: self.ready[way] = self._compiled(load_module(self.source), way, h, keys)
+        except Exception: self.ready[way] = self._compiled(load_module(self.source, afresh=True), way, h, keys)
+        return self.ready[way]
+
+    def _compiled(self, module: ModuleType, way: str, h: np.ndarray, keys: np.ndarray) -> Callable:
+        function = getattr(module, way)
+        function(np.zeros((1, 1), np.uint64), np.zeros((0, 3), np.int64), h, keys)
+        compiled[way] += sum(function.stats.cache_misses.values())
+        seal(module)
+        return function
+
+
+@lru_cache(maxsize=256)
+def kernel_of(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...]) -> Kernel:
+    "The kernel of a trace, one for each choice of dtypes and rounding."
+    return Kernel(kernel_source(trace, dtypes, dither))

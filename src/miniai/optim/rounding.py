@@ -1,0 +1,33 @@
+"""Rounding to bfloat16 at random, up or down in proportion: the mean of what is stored is what was computed. The same
+bits as in kernels, from torch's integers. Knows torch alone."""
+import torch
+from torch import Tensor
+
+__all__ = ['dithered', 'key_of']
+
+_MASK = 0xffffffff
+
+
+def _mixed(x: Tensor) -> Tensor:
+    "32 bits, well mixed, of integers held in int64: Ellis' lowbias32."
+    x = ((x ^ (x >> 16)) * 0x7feb352d) & _MASK
+    x = ((x ^ (x >> 15)) * 0x846ca68b) & _MASK
+    return x ^ (x >> 16)
+
+
+def key_of(seed: int, step: int, place: int) -> int:
+    "A key of 32 bits for one tensor at one step: a function of `seed`, `step` and the tensor's `place`."
+    x = (seed ^ (step*0x9e3779b97f4a7c15) ^ (place*0xbf58476d1ce4e5b9)) & (2**64 - 1)
+    x = ((x ^ (x >> 30)) * 0xbf58476d1ce4e5b9) & (2**64 - 1)
+    x = ((x ^ (x >> 27)) * 0x94d049bb133111eb) & (2**64 - 1)
+    return (x ^ (x >> 31)) & _MASK
+
+
+def dithered(x: Tensor, key: int) -> Tensor:
+    "The float32 `x` as bfloat16, each element rounded by its own place in memory and `key`; NaN and infinities stay."
+    flat = x.contiguous() if not x.is_contiguous() else x
+    bits = flat.reshape(-1).view(torch.int32).long() & _MASK
+    noise = _mixed(_mixed(torch.arange(bits.numel(), device=x.device)) ^ key) & 0xffff
+    upper = ((bits + noise) >> 16) & 0xffff
+    rounded = ((upper ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16).reshape(flat.shape)
+    return torch.where(x.isfinite(), rounded, x.bfloat16())
