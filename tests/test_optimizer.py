@@ -27,7 +27,11 @@ def snapshot(opt):
 def test_arguments_are_the_notebooks_in_its_order():
     args = {SGD: 'params lr wd', Momentum: 'params lr wd mom', RMSProp: 'params lr wd sqr_mom eps',
             Adam: 'params lr wd beta1 beta2 eps'}
-    for cls, names in args.items(): assert list(inspect.signature(cls).parameters) == names.split()
+    options = ['decoupled', 'clip_norm', 'clip_value', 'skip_nonfinite', 'cautious', 'ema', 'state', 'rounding', 'seed']
+    for cls, names in args.items():
+        given = inspect.signature(cls).parameters
+        assert list(given) == names.split() + options
+        assert all(given[o].kind is inspect.Parameter.KEYWORD_ONLY for o in options)
     opt = Adam([param(1)], .1, .2, .3, .4, .5)
     assert {k: v for k, v in opt.param_groups[0].items() if k != 'params'} == \
         dict(lr=.1, weight_decay=.2, betas=(.3, .4), eps=.5)

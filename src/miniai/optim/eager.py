@@ -1,5 +1,6 @@
 """The eager path: a program's trace run on tensors, one parameter at a time; one without a trace is run as it is. Right
 on every device and dtype. Knows programs, no particular rule."""
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -40,7 +41,7 @@ def _run_rule(program: Program, olds: list[Tensor], g: Tensor, hypers: dict[str,
 
 
 def _compiled(name: str, args: tuple[str, ...], body: list[str], results: tuple[str, ...]) -> Callable:
-    space = dict(sqrt=sqrt, where=where)
+    space = dict(sqrt=sqrt, where=where, inf=math.inf, nan=math.nan)
     exec(f"def {name}({', '.join(args)}):\n " + '\n '.join([*body, f"return ({', '.join(results)},)"]), space)
     return space[name]
 
@@ -49,7 +50,7 @@ def _compiled(name: str, args: tuple[str, ...], body: list[str], results: tuple[
 def element_function(trace: Trace) -> Callable:
     "The lines of a trace as a function of the elements and h0, h1, …, which gives the results."
     body = [f'{name} = {code}' for code, name in trace.lines.items()]
-    return _compiled('lines', (*trace.elements, *trace.hosts.values()), body, trace.results)
+    return _compiled('lines', (*trace.arguments, *trace.hosts.values()), body, trace.results)
 
 
 @lru_cache(maxsize=512)

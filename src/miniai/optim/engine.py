@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import groupby
+from itertools import chain, groupby
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .eager import eager_step, host_function, wide
 from .kernel import SIZES, Kernel, kernel_of
-from .norm import block_count, first_blocks, norm_kernel
+from .norm import BLOCK, block_count, first_blocks, norm_kernel
 from .rounding import key_of
 from .stages import Program
 from .threads import on_torchs_threads, parallel_reason
@@ -44,10 +45,13 @@ def eager_reason(slot: Slot, program: Program) -> str:
     if type(p) not in (Tensor, torch.nn.Parameter): return f'a {type(p).__name__} is no plain tensor'
     if p.dtype not in SIZES: return f'no kernel for {p.dtype}'
     if not is_dense(p): return 'its layout has gaps or overlaps'
-    if g.dtype is not p.dtype or any(x.stride() != p.stride() for x in (g, *slot.tensors.values())):
+    if g.dtype is not p.dtype or any(_layout(x) != _layout(p) for x in (g, *slot.tensors.values())):
         return 'its gradient or state has another layout or dtype'
     if any(x.dtype not in SIZES or not x.is_cpu for x in slot.tensors.values()): return 'its state has no kernel'
     return _missing_numba()
+
+
+def _layout(x: Tensor) -> tuple: return x.shape, x.stride(), x.is_cpu, x.is_neg()
 
 
 def is_dense(x: Tensor) -> bool:
@@ -71,11 +75,12 @@ class Batch:
         self.slots, self.params, self.states = slots, [s.p for s in slots], [s.state for s in slots]
         self.dtypes = (slots[0].p.dtype,)*2 + tuple(x.dtype for x in slots[0].tensors.values())
         self.kernel, self.hosts = kernel_of(program.trace, self.dtypes, dither), host_function(program.trace)
-        self.layouts = [(s.p, s.state, tuple(s.tensors.items()), s.p.stride(), s.p.numel()) for s in slots]
+        self.layouts = [(s.p, s.state, [(nm, x, x.dtype) for nm, x in s.tensors.items()], s.p.stride(), s.p.numel())
+                        for s in slots]
         self.elements, self.dithered = sum(p.numel() for p in self.params), any(dither)
         self.table = np.zeros((len(slots), len(self.dtypes)), np.uint64)
         self.pack = struct.Struct(f'{self.table.size}Q').pack_into
-        self.chunks = _chunks([p.numel() for p in self.params])
+        self.chunks = _chunks([p.numel() for p in self.params], CHUNK)
         self.h = np.zeros((len(slots), max(1, len(program.trace.hosts))), _HOSTS.get(self.dtypes[0], np.float32))
         self.keys = np.zeros(self.table.shape if self.dithered else (1, 1), np.uint32)
         self.runs = [(g, list(es)) for g, es in groupby(range(len(slots)), key=lambda e: slots[e].group)]
@@ -89,29 +94,30 @@ class Batch:
             if g.layout is not torch.strided or p.stride() != stride or g.stride() != stride: return False
             if p.numel() != numel or g.numel() != numel: return False
             addresses += (p.data_ptr(), g.data_ptr())
-            for name, x in tensors:
-                if state.get(name) is not x: return False
+            for name, x, d in tensors:
+                if state.get(name) is not x or (x.dtype, x.stride(), x.numel(), x.is_cpu) != (d, stride, numel, True):
+                    return False
                 addresses.append(x.data_ptr())
         self.pack(self.table, 0, *addresses)
         return True
 
-    def run(self, kernel: Kernel, h: np.ndarray, keys: np.ndarray) -> None:
-        "Run a kernel over the table, in parallel where that is safe and worth it."
-        if parallel_reason(self.elements): return kernel.run('serial', self.table, self.chunks, h, keys)
-        on_torchs_threads(lambda: kernel.run('parallel', self.table, self.chunks, h, keys))
+    def run(self, kernel: Kernel, chunks: np.ndarray, h: np.ndarray, keys: np.ndarray) -> None:
+        "Run a kernel over chunks of the table, in parallel where that is safe and worth it."
+        if parallel_reason(self.elements): return kernel.run('serial', self.table, chunks, h, keys)
+        on_torchs_threads(lambda: kernel.run('parallel', self.table, chunks, h, keys))
 
     def sum_of_squares(self) -> float:
         "Of the gradients, in double precision; NaN or infinite where one of them is."
-        at = first_blocks(self.chunks)
-        sums = np.zeros((block_count(self.chunks), 1))
-        self.run(norm_kernel(self.dtypes[0]), sums, at)
+        chunks = _chunks([p.numel() for p in self.params], -(-CHUNK // BLOCK)*BLOCK)
+        sums = np.zeros((block_count(chunks), 1))
+        self.run(norm_kernel(self.dtypes[0]), chunks, sums, first_blocks(chunks))
         return float(sums.sum())
 
     def step(self, hypers: list[Callable[[int], dict[str, float]]], seed: int) -> None:
         "Fill in the hyperparameters and step."
         for group, es in self.runs: self._fill(es, hypers[group])
         if self.dithered: self._draw_keys(seed)
-        self.run(self.kernel, self.h, self.keys)
+        self.run(self.kernel, self.chunks, self.h, self.keys)
         for state in self.states: state['step'] += 1
 
     def _fill(self, es: list[int], hypers: Callable[[int], dict[str, float]]) -> None:
@@ -126,9 +132,9 @@ class Batch:
             self.keys[e] = [key_of(seed, s.state['step'] + 1, s.place + k) for k in range(len(self.dtypes))]
 
 
-def _chunks(sizes: list[int]) -> np.ndarray:
-    "Rows (entry, first element, number of elements) that cut tensors of `sizes` into pieces of at most CHUNK."
-    rows = [(e, low, min(CHUNK, n - low)) for e, n in enumerate(sizes) for low in range(0, n, CHUNK)]
+def _chunks(sizes: list[int], most: int) -> np.ndarray:
+    "Rows (entry, first element, number of elements) that cut tensors of `sizes` into pieces of at most `most`."
+    rows = [(e, low, min(most, n - low)) for e, n in enumerate(sizes) for low in range(0, n, most)]
     return np.array(rows, np.int64).reshape(-1, 3)
 
 
@@ -138,6 +144,7 @@ class Plan:
     def __init__(self, opt: Any) -> None:
         slots, self.idle = _slots(opt)
         self.program, self.seed, self.state, self.sizes = opt.program, opt.seed, opt.state, _sizes(opt)
+        self.things = _things(opt)
         self.dither = [opt.dithers(x) for x in (None, *self.program.states)]
         reasons = [eager_reason(s, self.program) for s in slots]
         self.eager = [s for s, why in zip(slots, reasons, strict=True) if why]
@@ -146,7 +153,7 @@ class Plan:
         for s, why in zip(slots, reasons, strict=True):
             if not why: kinds.setdefault((s.p.dtype, *(x.dtype for x in s.tensors.values())), []).append(s)
         self.batches = [Batch(same, self.program, self._dither_of(same[0])) for same in kinds.values()]
-        self.unstarted = [s.p for s in slots if s.state['step'] == 0]
+        self.unstarted = [s for s in slots if s.state['step'] == 0]
         self.touched = [p for b in self.batches for p in b.params]
 
     def _dither_of(self, s: Slot) -> tuple[bool, ...]:
@@ -157,10 +164,11 @@ class Plan:
     def holds(self, opt: Any) -> bool:
         "Is everything still where and what it was? Reads all addresses anew."
         if opt.state is not self.state or opt.program is not self.program or _sizes(opt) != self.sizes: return False
+        if not all(map(is_, _things(opt), self.things)): return False
         if any(p.grad is not None for p in self.idle) or any(s.p.grad is None for s in self.eager): return False
         return all(b.read() for b in self.batches)
 
-    def take_unstarted(self) -> list[Tensor]:
+    def take_unstarted(self) -> list[Slot]:
         "Parameters before their first step, this once."
         taken, self.unstarted = self.unstarted, []
         return taken
@@ -199,6 +207,7 @@ def _threads(elements: int) -> str:
 
 
 def _sizes(opt: Any) -> list[int]: return [len(g['params']) for g in opt.param_groups] + [len(opt.state)]
+def _things(opt: Any) -> list: return [*chain.from_iterable(g['params'] for g in opt.param_groups), *opt.state.values()]
 
 
 def _slots(opt: Any) -> tuple[list[Slot], list[Tensor]]:

@@ -24,6 +24,8 @@ def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
 def _check_state(k: int, name: str, saved: Any, p: Tensor) -> None:
     if not isinstance(saved, Tensor):
         raise ValueError(f"the state_dict has no {name!r} for parameter {k}: was it saved by another optimizer?")
+    if not saved.is_floating_point():
+        raise ValueError(f"the state_dict's {name!r} of parameter {k} has dtype {saved.dtype}, which is no real number")
     if saved.shape != p.shape:
         raise ValueError(f"the state_dict's {name!r} of parameter {k} has shape {tuple(saved.shape)}, "
                          f"the parameter {tuple(p.shape)}")
@@ -33,8 +35,9 @@ def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:
     "Put the rule's states back as they were saved: torch's loading has rounded them to the parameter's own precision."
     for i, p in zip(_ids(state_dict), _params(opt), strict=True):
         saved = state_dict['state'].get(i)
-        for name in map(opt.state_name, opt.program.states if saved else ()):
-            opt.state[p][name] = _placed(saved[name], p, opt.state_dtype)
+        for s in opt.program.states if saved else ():
+            name = opt.state_name(s)
+            opt.state[p][name] = _placed(saved[name], p, None if s == 'ema' else opt.state_dtype)
 
 
 def _placed(saved: Tensor, p: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -3,6 +3,7 @@ optimizer."""
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
+from threading import RLock
 from types import ModuleType
 
 import numpy as np
@@ -14,6 +15,7 @@ from .trace import Trace
 __all__ = ['Kernel', 'kernel_of', 'compiled', 'POINTERS', 'SIZES']
 
 compiled = Counter()
+_lock = RLock()  # one thread at a time writes and compiles a module
 POINTERS = {torch.float32: 'f32_at', torch.float64: 'f64_at', torch.bfloat16: 'u16_at'}
 SIZES = {torch.float32: 4, torch.float64: 8, torch.bfloat16: 2}
 
@@ -59,7 +61,7 @@ def parallel(table, chunks, h, keys):
 
 def kernel_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...]) -> str:
     "The file for a trace whose elements have `dtypes`; results of elements marked in `dither` are rounded at random."
-    names, stored = trace.elements, [nm for nm in trace.elements if nm != 'g']
+    names, stored = trace.arguments, [nm for nm in trace.arguments if nm != 'g_']
     def load(k: int, nm: str) -> str:
         return f'{nm} = widened(a{k}[j])' if dtypes[k] is torch.bfloat16 else f'{nm} = a{k}[j]'
     def store(k: int, r: str) -> str:
@@ -87,8 +89,9 @@ class Kernel:
     def _prepare(self, way: str, h: np.ndarray, keys: np.ndarray) -> Callable:
         """Compile, or load, on no chunks at all: what fails here has touched no memory. A cache that fails is done
         without."""
-        try: self.ready[way] = self._compiled(load_module(self.source), way, h, keys)
-        except Exception: self.ready[way] = self._compiled(load_module(self.source, afresh=True), way, h, keys)
+        with _lock:
+            try: self.ready[way] = self._compiled(load_module(self.source), way, h, keys)
+            except Exception: self.ready[way] = self._compiled(load_module(self.source, afresh=True), way, h, keys)
         return self.ready[way]
 
     def _compiled(self, module: ModuleType, way: str, h: np.ndarray, keys: np.ndarray) -> Callable:

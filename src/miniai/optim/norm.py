@@ -7,7 +7,7 @@ import torch
 
 from .kernel import POINTERS, SIZES, Kernel
 
-__all__ = ['norm_kernel', 'first_blocks', 'block_count']
+__all__ = ['BLOCK', 'norm_kernel', 'first_blocks', 'block_count']
 
 BLOCK = 4096
 SOURCE = '''"Generated; delete it freely."

@@ -15,7 +15,7 @@ from .eager import wide
 from .engine import Plan
 from .exchange import check_loadable, restore_states
 from .spec import REQUIRED, RuleSpec, read_rule, rule_name
-from .stages import Stages, program
+from .stages import Stages, prepared, program
 
 __all__ = ['RuleOptimizer', 'optimizer']
 
@@ -39,7 +39,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     spec: ClassVar[RuleSpec]
     default_wd: ClassVar[float] = 0.
     state_names: ClassVar[dict[str, str]] = {}
-    skipped, _plan, _step_supports_amp_scaling = 0, None, True
+    skipped, _plan, _kept, _step_supports_amp_scaling = 0, None, None, True
     torch_group: ClassVar[Callable[[dict[str, Any]], dict[str, Any]]] = staticmethod(lambda group: {})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -131,14 +131,14 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _gradient_scale(self, plan: Plan) -> float | None:
         "What gradients are multiplied by, to unscale and to clip by norm; None where the step is to be skipped."
         found_inf, grad_scale = getattr(self, 'found_inf', None), getattr(self, 'grad_scale', None)
-        if found_inf is not None and found_inf.item(): return None
+        if found_inf is not None and found_inf.item(): return self._skip()
         scale = 1. if grad_scale is None else 1/grad_scale.item()
         if self.clip_norm is None and not self.skip_nonfinite: return scale
         norm = math.sqrt(plan.sum_of_squares())*scale
-        if self.skip_nonfinite and not math.isfinite(norm):
-            self.skipped += 1
-            return None
-        return scale if self.clip_norm is None else scale*min(1., self.clip_norm/(norm + 1e-6))
+        if self.skip_nonfinite and not math.isfinite(norm): return self._skip()
+        return scale if self.clip_norm is None else scale*min(self.clip_norm/(norm + 1e-6), 1.)
+
+    def _skip(self) -> None: self.skipped += 1
 
     def _hypers(self, group: dict[str, Any], scale: float, t: int) -> dict[str, float]:
         given = self.spec.hypers_of(group) | dict(t=t, wd=float(group['weight_decay']), g_scale=scale)
@@ -161,13 +161,12 @@ class RuleOptimizer(torch.optim.Optimizer):
         return state
 
     @torch.no_grad()
-    def start(self, p: Tensor, scale: float) -> None:
-        "Set states that do not start at zero, from the parameter and the gradient that the rule is about to see."
-        state, g = self.state[p], wide(p.grad)*scale
-        if self.clip_value is not None: g = g.clamp(-self.clip_value, self.clip_value)
-        for s, value in (self.spec.starts | dict(ema=lambda p, g: p)).items():
-            if s not in self.program.states: continue
-            first, old = value(wide(p.detach()), g), state[self.state_name(s)]
+    def start(self, p: Tensor, hypers: dict[str, float]) -> None:
+        "Set states that do not start at zero, from the parameter as it is and the gradient as the rule will see it."
+        state, now = self.state[p], wide(p.detach())
+        if self.ema is not None: state['ema'].copy_(now)
+        for s, value in self.spec.starts.items():
+            first, old = value(now, prepared(self.stages, now, wide(p.grad), hypers)[1]), state[self.state_name(s)]
             old.copy_(first) if isinstance(first, Tensor) else old.fill_(first)
 
     @contextmanager
@@ -180,12 +179,10 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def swap_averages(self) -> None:
-        "Exchange every parameter with its weight average, where it has one."
-        for p, state in self.state.items():
-            if 'ema' not in state: continue
-            kept = p.detach().clone()
-            p.copy_(state['ema'])
-            state['ema'].copy_(kept)
+        "Put weight averages in the place of the parameters that have one; called again, put the parameters back."
+        kept, self._kept = self._kept, None
+        if kept is None: self._kept = {p: p.detach().clone() for p, state in self.state.items() if 'ema' in state}
+        for p in self._kept or kept or (): p.copy_(self.state[p]['ema'] if kept is None else kept[p])
 
     def dithers(self, s: str | None) -> bool:
         "Is the state `s`, or with None the parameter, rounded at random where it is kept in bfloat16?"
@@ -236,8 +233,9 @@ def _step(opt: RuleOptimizer, closure: Callable[[], Any] | None = None) -> Any:
     plan = opt._current_plan()
     scale = opt._gradient_scale(plan)
     if scale is None: return loss
-    for p in plan.take_unstarted(): opt.start(p, scale)
-    plan.step([partial(opt._hypers, group, scale) for group in opt.param_groups])
+    hypers = [partial(opt._hypers, group, scale) for group in opt.param_groups]
+    for s in plan.take_unstarted(): opt.start(s.p, hypers[s.group](1))
+    plan.step(hypers)
     return loss
 
 

@@ -24,10 +24,11 @@ def key_of(seed: int, step: int, place: int) -> int:
 
 
 def dithered(x: Tensor, key: int) -> Tensor:
-    "The float32 `x` as bfloat16, each element rounded by its own place in memory and `key`; NaN and infinities stay."
-    flat = x.contiguous() if not x.is_contiguous() else x
-    bits = flat.reshape(-1).view(torch.int32).long() & _MASK
-    noise = _mixed(_mixed(torch.arange(bits.numel(), device=x.device)) ^ key) & 0xffff
-    upper = ((bits + noise) >> 16) & 0xffff
-    rounded = ((upper ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16).reshape(flat.shape)
+    "`x` as bfloat16, each element rounded by its own place in memory and `key`; NaN and infinities stay."
+    x = x.float()
+    bits, places = x.view(torch.int32).long() & _MASK, torch.empty_like(x, dtype=torch.int64)
+    in_memory = sorted(range(x.ndim), key=lambda d: (-places.stride(d), d))
+    places.permute(in_memory).view(-1).copy_(torch.arange(x.numel(), device=x.device))
+    upper = ((bits + (_mixed(_mixed(places) ^ key) & 0xffff)) >> 16) & 0xffff
+    rounded = ((upper ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16)
     return torch.where(x.isfinite(), rounded, x.bfloat16())

@@ -9,7 +9,7 @@ from .math import maximum, minimum, where
 from .spec import RuleSpec, rule_name
 from .trace import Trace, trace_rule
 
-__all__ = ['Stages', 'Program', 'program', 'clipped', 'decayed', 'with_l2', 'cautious', 'averaged']
+__all__ = ['Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2', 'cautious', 'averaged']
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,16 @@ def program(spec: RuleSpec, stages: Stages) -> Program:
     return Program(spec, stages, states, hypers, run, trace)
 
 
+def prepared(stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any]:
+    "The parameter and the gradient as the rule sees them: scaled, clipped, decayed."
+    g = g * h['g_scale']
+    if stages.clip_value: g = clipped(g, h['clip_value'])
+    return (decayed(p, h['lr'], h['wd']), g) if stages.decoupled else (p, with_l2(p, g, h['wd']))
+
+
 def _composed(spec: RuleSpec, stages: Stages) -> Callable:
     def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        g = g * h['g_scale']
-        if stages.clip_value: g = clipped(g, h['clip_value'])
-        p, g = (decayed(p, h['lr'], h['wd']), g) if stages.decoupled else (p, with_l2(p, g, h['wd']))
+        p, g = prepared(stages, p, g, h)
         new_p, *news = _ruled(spec, p, g, states[:len(spec.states)], h)
         if stages.cautious: new_p = cautious(p, new_p, g, h.get('mask_scale', 1.))
         return (new_p, *news, averaged(states[-1], new_p, h['ema_decay'])) if stages.ema else (new_p, *news)

@@ -22,6 +22,11 @@ class Trace:
     lines: dict[str, str] = field(default_factory=dict)
     results: tuple[str, ...] = ()
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        "What the elements are called in code: no name that code is written with ends in an underscore."
+        return tuple(f'{nm}_' for nm in self.elements)
+
     def host(self, code: str) -> str:
         "The name of a value that Python computes, once a step."
         return self.hosts.setdefault(code, f'h{len(self.hosts)}')
@@ -53,6 +58,9 @@ class Symbol:
     def __le__(self, o: Any) -> 'Symbol': return _node('{} <= {}', self, o)
     def __gt__(self, o: Any) -> 'Symbol': return _node('{} > {}', self, o)
     def __ge__(self, o: Any) -> 'Symbol': return _node('{} >= {}', self, o)
+    def __eq__(self, o: Any) -> 'Symbol': return _node('{} == {}', self, o)
+    def __ne__(self, o: Any) -> 'Symbol': return _node('{} != {}', self, o)
+    __hash__ = object.__hash__
     def __neg__(self) -> 'Symbol': return _node('-{}', self)
     def __abs__(self) -> 'Symbol': return _node('abs({})', self)
     def __pow__(self, o: Any) -> 'Symbol': return _power(self, o)
@@ -62,7 +70,7 @@ class Symbol:
 
 def _symbol(trace: Trace, x: Any) -> Symbol:
     if isinstance(x, Symbol): return x
-    if isinstance(x, int | float): return Symbol(trace, repr(x), False)
+    if isinstance(x, int | float): return Symbol(trace, f'({int(x) if isinstance(x, int) else float(x)!r})', False)
     raise TypeError(f"it computes with {x!r}, a {type(x).__name__}")
 
 
@@ -94,7 +102,8 @@ def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str
     """Run `rule` once with symbols for its `elements` and `hypers`, by default those of its signature. BranchError for
     an `if` on an element; TypeError for what else has no symbols."""
     trace = Trace(elements, hypers) if elements else Trace(*_signature(rule))
-    out = rule(*(Symbol(trace, n, True) for n in trace.elements), **{n: Symbol(trace, n, False) for n in trace.hypers})
+    out = rule(*(Symbol(trace, n, True) for n in trace.arguments),
+               **{n: Symbol(trace, n, False) for n in trace.hypers})
     trace.results = tuple(_name(_symbol(trace, o)) for o in (out if isinstance(out, tuple) else (out,)))
     return trace
 

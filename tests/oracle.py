@@ -1,0 +1,101 @@
+"What steps are measured against: a rule on Python floats in double precision, with what stands around it written out."
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, Nesterov, RMSProp
+
+ALL = [SGD, Momentum, HeavyBall, Nesterov, RMSProp, Adagrad, Adam, AdamW, Lion]
+MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .95), beta2=(.9, .999), lr_decay=(0., .1))
+SHAPES = [(), (0,), (1,), (7,), (3, 2), (2, 3, 2, 1)]
+EVERYTHING = dict(decoupled=False, clip_norm=2., clip_value=.7, skip_nonfinite=True, cautious=True, ema=.9)
+OPTIONS = dict(plain={}, l2=dict(decoupled=False), norm=dict(clip_norm=2.), value=dict(clip_value=.5), ema=dict(ema=.9),
+               cautious=dict(cautious=True), finite=dict(skip_nonfinite=True), everything=EVERYTHING)
+
+
+def drawn(rng, cls):
+    "Hyperparameters of one step, all new."
+    own = {h: rng.uniform(*MOVING[h]) for h in cls.spec.hypers if h != 'lr'}
+    return dict(lr=10**rng.uniform(-4, -2), wd=rng.uniform(.05, .5)) | own
+
+
+def move(group, hypers):
+    "Write hyperparameters where a group keeps them."
+    names = dict(wd='weight_decay', mom='momentum')
+    group.update({names.get(h, h): x for h, x in hypers.items() if h[:4] != 'beta'})
+    if 'beta1' in hypers: group['betas'] = (hypers['beta1'], hypers['beta2'])
+
+
+class Oracle:
+    "One number at a time: `p`, its states and its average."
+    def __init__(self, cls, options, p):
+        self.cls, self.o, self.p, self.s, self.ema, self.t = cls, options, p, None, p, 0
+
+    def step(self, g, h, scale=1.):
+        h, o, rule = dict(h), self.o, self.cls.spec
+        wd, self.t, g = h.pop('wd'), self.t + 1, g*scale
+        if o.get('clip_value'): g = min(max(g, -o['clip_value']), o['clip_value'])
+        p = self.p*(1 - h['lr']*wd) if o.get('decoupled', True) else self.p
+        if not o.get('decoupled', True): g += wd*self.p
+        if self.s is None: self.s = [g*g if self.cls is RMSProp else 0. for _ in rule.states]
+        out = rule.rule(p, g, *self.s, **h, **(dict(t=self.t) if rule.uses_t else {}))
+        new, *self.s = out if isinstance(out, tuple) else (out,)
+        if o.get('cautious') and (p - new)*g <= 0: new = p
+        self.p, self.ema = new, o.get('ema', 0.)*self.ema + (1 - o.get('ema', 0.))*new
+
+
+def starting(rng, dtype, shapes=SHAPES, strided=False):
+    "Parameters of many shapes, one of them channels_last; `strided`, each is every second column of its storage."
+    xs = [torch.tensor(rng.normal(size=s), dtype=dtype) for s in [*shapes, (2, 3, 2, 2)]]
+    xs[-1] = xs[-1].to(memory_format=torch.channels_last)
+    if strided: xs = [torch.stack([x, x], -1)[..., 0] for x in xs]
+    return [nn.Parameter(x) for x in xs]
+
+
+def flat(xs): return np.concatenate([x.detach().double().numpy().ravel() for x in xs])
+
+
+def error(a, b):
+    "max|a-b| / max|b|"
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-300))
+
+
+def give_gradients(rng, ps):
+    for p in ps: p.grad = torch.empty_like(p).copy_(torch.tensor(rng.normal(size=p.shape), dtype=p.dtype))
+
+
+def norm_scale(ps, limit):
+    if not limit: return 1.
+    norm = math.sqrt((flat(p.grad for p in ps)**2).sum())
+    return min(1., limit/(norm + 1e-6))
+
+
+def states_of(opt, ps):
+    "Every state by the rule's name, each flat."
+    return {s: flat(opt.state[p][opt.state_name(s)] for p in ps) for s in opt.program.states}
+
+
+def errors(cls, options, dtype, steps=50, seed=0, strided=False):
+    "The largest relative errors of parameters and of every state, with every hyperparameter moving at every step."
+    rng = np.random.default_rng(seed)
+    ps = starting(rng, dtype, strided=strided)
+    opt, hs = cls(ps, lr=1., **options), [Oracle(cls, options, x) for x in flat(ps).tolist()]
+    worst = 0.
+    for _ in range(steps):
+        hypers = drawn(rng, cls)
+        move(opt.param_groups[0], hypers)
+        give_gradients(rng, ps)
+        kept = [p.grad.clone() for p in ps]
+        scale = norm_scale(ps, options.get('clip_norm'))
+        for o, g in zip(hs, flat(kept).tolist(), strict=True): o.step(g, hypers, scale)
+        opt.step()
+        assert all(torch.equal(p.grad, k) for p, k in zip(ps, kept, strict=True))
+        worst = max(worst, error(flat(ps), [o.p for o in hs]))
+    found = states_of(opt, ps)
+    for i, s in enumerate(cls.spec.states): worst = max(worst, error(found[s], [o.s[i] for o in hs]))
+    if 'ema' in options: worst = max(worst, error(found['ema'], [o.ema for o in hs]))
+    assert {opt.state[p]['step'] for p in ps} == {steps}
+    return worst, opt
