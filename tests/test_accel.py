@@ -263,7 +263,8 @@ def test_accelerate_takes_n_inp():
 def test_a_past_fit_s_optimizer_is_not_kept_alive():
     learn = dl_learner(AccelerateCB(mixed_precision='no'), opt_func=torch.optim.Adam)
     learn.fit(1)
-    first = weakref.ref(learn.opt.optimizer)
+    first = weakref.ref(learn.opt)
+    assert type(learn.opt) is torch.optim.Adam
     learn.fit(1)
     gc.collect()
     assert first() is None

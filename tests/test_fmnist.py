@@ -160,7 +160,7 @@ def test_the_sample_says_how_to_get_the_full_set(capsys):
 
 
 def test_a_folder_that_is_not_there_is_an_error_that_says_who_named_it(tmp_path, monkeypatch):
-    said = r"no folder '.*nowhere', which argument folder names: it should hold train-images-.*t10k-labels"
+    said = r"no folder '.*nowhere', which you name: it should hold train-images-.*t10k-labels"
     with pytest.raises(FileNotFoundError, match=said): fashion_mnist(tmp_path/'nowhere')
     monkeypatch.setenv('MINIAI_DATA', str(tmp_path/'nowhere'))
     with pytest.raises(FileNotFoundError, match="nowhere', which environment variable MINIAI_DATA"): fashion_mnist()

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn, optim
 
+from miniai.callbacks.restore import as_it_was
 from miniai.learner import MetricsCB, MomentumLearner
-from miniai.restore import as_it_was
 from small import learner, same, weights
 
 

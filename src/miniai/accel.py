@@ -49,8 +49,8 @@ class MixedPrecision(TrainCB):
 
 class AccelerateCB(TrainCB):
     """Hugging Face Accelerate prepares model, optimizer and loaders when a fit starts, and does the backward pass; when
-    it ends the Learner has its own model and loaders again. `mixed_precision` is Accelerate's; where there is no
-    accelerator, 'fp16' becomes 'bf16', with a warning."""
+    it ends the Learner has its own model, optimizer and loaders back. `mixed_precision` is Accelerate's; where there is
+    no accelerator, 'fp16' becomes 'bf16', with a warning."""
     order = DeviceCB.order + 10
     def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16") -> None:
         super().__init__(n_inp)
@@ -64,15 +64,16 @@ class AccelerateCB(TrainCB):
         self.acc, self.kept = Accelerator(mixed_precision=mixed_precision), None
 
     def before_fit(self, learn: Any) -> None:
-        self.kept, self.attributes = (learn.model, learn.dls.train, learn.dls.valid), set(vars(learn.model))
-        learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self.kept)
+        self.kept = learn.model, learn.dls.train, learn.dls.valid, learn.opt
+        self.attributes = set(vars(learn.model))
+        learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self.kept[:3])
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
 
     def backward(self, learn: Any) -> None: self.acc.backward(learn.loss)
 
     def cleanup_fit(self, learn: Any) -> None:
         if self.kept is None: return
-        learn.model, learn.dls.train, learn.dls.valid = self.kept
+        learn.model, learn.dls.train, learn.dls.valid, learn.opt = self.kept
         for added in set(vars(learn.model)) - self.attributes: delattr(learn.model, added)
         self.acc.free_memory()
         self.kept = None

@@ -51,15 +51,17 @@ def rand_copy(x: Tensor, pct: float = 0.2, max_num: int = 4) -> Tensor:
     return x
 
 
-class RandErase(nn.Module):
-    "`rand_erase` as a layer."
+class _RandPatches(nn.Module):
     def __init__(self, pct: float = 0.2, max_num: int = 4) -> None:
         super().__init__()
         self.pct, self.max_num = pct, max_num
 
+
+class RandErase(_RandPatches):
+    "`rand_erase` as a layer."
     def forward(self, x: Tensor) -> Tensor: return rand_erase(x, self.pct, self.max_num)
 
 
-class RandCopy(RandErase):
+class RandCopy(_RandPatches):
     "`rand_copy` as a layer."
     def forward(self, x: Tensor) -> Tensor: return rand_copy(x, self.pct, self.max_num)

@@ -15,7 +15,7 @@ Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
 def best_face() -> 'Plain | Terminal | Notebook':
     "A new face for where this process runs: a notebook, a terminal, or neither."
     if _in_notebook(): return Notebook()
-    return Terminal() if sys.stdout.isatty() else Plain()
+    return Terminal() if getattr(sys.stdout, 'isatty', bool)() else Plain()
 
 
 def _in_notebook() -> bool:

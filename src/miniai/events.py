@@ -2,6 +2,7 @@
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from functools import wraps
+from types import NoneType
 from typing import Any
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'PHASES', 'EVENTS', 'Callback',
@@ -82,7 +83,9 @@ def with_cbs(nm: str) -> Callable:
             except BaseException as e: failure = e
             try: o.callback(cleanup)
             except BaseException as e: failure = _graver(failure, e)
-            if failure is not None and not isinstance(failure, cancel): raise failure
+            try:
+                if failure is not None and not isinstance(failure, cancel): raise failure
+            finally: del failure  # a frame that keeps its own exception keeps every tensor of its frames alive
         return surrounded
     return decorate
 
@@ -90,8 +93,11 @@ def with_cbs(nm: str) -> Callable:
 def _graver(first: BaseException | None, then: BaseException) -> BaseException:
     "Which of two failures goes on: errors before cancels, wider cancels before narrower, else the first."
     if first is None or _gravity(then) > _gravity(first): return then
-    if _gravity(then) == len(_CANCELS): first.add_note(f"and then {type(then).__name__}: {then}")
+    if _is_error(then): first.add_note(f"and then {type(then).__name__}: {then}")
     return first
+
+
+def _is_error(e: BaseException) -> bool: return not isinstance(e, tuple(_CANCELS.values()))
 
 
 def _gravity(e: BaseException) -> int:
@@ -121,7 +127,6 @@ class Dispatch:
         method = None
         try:
             for method in methods: method(learn)
-        except tuple(_CANCELS.values()): raise
         except BaseException as e:
             self._note(e, method, event)
             raise
@@ -132,9 +137,11 @@ class Dispatch:
         for method in methods:
             try: method(learn)
             except BaseException as e:
-                if _gravity(e) == len(_CANCELS): self._note(e, method, event)
+                self._note(e, method, event)
                 failure = _graver(failure, e)
-        if failure is not None: raise failure
+        try:
+            if failure is not None: raise failure
+        finally: del failure
 
     def _note(self, e: BaseException, method: Callable, event: str) -> None:
         owner = next((cb for cb in self.cbs if getattr(cb, event, None) == method), method)
@@ -147,6 +154,10 @@ def _listeners(ordered: list, event: str) -> tuple:
 
 
 def _check_names(cb: Any, events: tuple[str, ...]) -> None:
+    if isinstance(cb, type):
+        raise TypeError(f"cbs holds the class {cb.__name__}; pass an instance of it: {cb.__name__}()")
+    if isinstance(cb, NoneType | str | int | float | list | tuple | dict) and not isinstance(cb, Callback):
+        raise TypeError(f"cbs holds {cb!r}, which is no callback; pass a flat list of callbacks")
     for nm in dir(type(cb)) + list(getattr(cb, '__dict__', ())):
         if nm.startswith(('before_', 'after_', 'cleanup_')) and nm not in events and callable(getattr(cb, nm, None)):
             raise _unknown(f"{type(cb).__name__}.{nm}", nm, events)

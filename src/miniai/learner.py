@@ -40,8 +40,8 @@ class Learner:
     that is not finite stops a fit unless `check_finite` is False."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
-    skip_update = trains = False
-    metrics = opt = epochs = epoch = iter = batch = preds = loss = _dispatch = None
+    skip_update = trains = _fitting = False
+    opt = epochs = epoch = iter = batch = preds = loss = _dispatch = _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
                  lr: float | None = 0.1, cbs: Any = None, opt_func: Callable | None = optim.SGD) -> None:
@@ -93,15 +93,20 @@ class Learner:
         """Train for `n_epochs`, each followed by validation; `train` and `valid` switch either off. `cbs` are
         there for this fit alone, and `lr` stands in for the Learner's. What can be known to fail raises
         ValueError or TypeError before the first batch."""
+        if self._fitting: raise RuntimeError("this Learner is fitting already; call fit, or what uses it, after that")
         added = listed(cbs) + ([FiniteLossCB()] if self.check_finite else [])
         self.cbs.extend(added)
+        self._fitting = True
         try:
             check_fit(self, n_epochs, train, valid, self._own_phases())
             self.n_epochs, self.epochs, self.trains = n_epochs, range(n_epochs), train
-            self.history, self.metrics, self.skip_update, self._dispatch = [], None, False, None
+            self.history, self.skip_update, self._dispatch = [], False, None
+            vars(self).pop('metrics', None)
+            self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)
             self._fit(train, valid)
         finally:
+            self._fitting = False
             for cb in added: _remove_last(self.cbs, cb)
 
     def _own_phases(self) -> set[str]:
@@ -122,8 +127,8 @@ class Learner:
     def callback(self, method_nm: str) -> None:
         """Call the method `method_nm` of every callback that has it, in rising `order`.
         AttributeError where it is no event of this Learner."""
-        if self._dispatch is None: self._dispatch = Dispatch(self.cbs, self.events)
-        if self._dispatch.table.get(method_nm) != (): self._dispatch(method_nm, self)
+        dispatch = self._dispatch or self._listen(method_nm)
+        if dispatch.table.get(method_nm) != (): dispatch(method_nm, self)
 
     @property
     def cbs(self) -> list:
@@ -132,10 +137,18 @@ class Learner:
 
     @cbs.setter
     def cbs(self, cbs: list) -> None:
-        self._cbs, self._dispatch = cbs if isinstance(cbs, CallbackList) else CallbackList(cbs), None
+        self._cbs = cbs if isinstance(cbs, CallbackList) else CallbackList(listed(cbs))
+        self._dispatch = None
         self._cbs.on_change = self._listen_anew
 
     def _listen_anew(self) -> None: self._dispatch = None
+
+    def _listen(self, event: str) -> Dispatch:
+        "Find out who hears what. Where a callback is at fault, cleanups are still heard by those there before."
+        try: self._dispatch = self._last_dispatch = Dispatch(self.cbs, self.events)
+        except Exception:
+            if not event.startswith('cleanup_') or self._last_dispatch is None: raise
+        return self._last_dispatch
 
     @property
     def training(self) -> bool:

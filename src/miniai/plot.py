@@ -44,7 +44,7 @@ def _as_image(im: Any) -> np.ndarray:
     tensor = isinstance(im, torch.Tensor)
     if tensor: im = (im.float() if im.is_floating_point() else im).detach().cpu().numpy()
     im = np.asarray(im)
-    channels_first = im.ndim == 3 and im.shape[0] < 5 and (im.shape[-1] > 4 or (tensor and im.shape[0] == 1))
+    channels_first = im.ndim == 3 and im.shape[0] in (1, 3, 4) and (tensor or im.shape[-1] not in (1, 3, 4))
     if channels_first: im = im.transpose(1, 2, 0)
     return im[..., 0] if im.ndim == 3 and im.shape[-1] == 1 else im
 

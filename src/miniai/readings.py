@@ -1,4 +1,6 @@
 "Numbers that stay on the device until somebody looks at them, so that a training loop never waits. Knows torch alone."
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,12 @@ def is_number(x: object) -> bool:
 
 class Readings:
     "A growing list of scalars. Those on an accelerator are kept there, and read all at once by `values`."
-    def __init__(self) -> None: self._values, self._pending = [], []
+    def __init__(self, values: Iterable = ()) -> None: self._values, self._pending = list(values), []
     def __len__(self) -> int: return len(self._values) + len(self._pending)
 
     def append(self, x: float | Tensor) -> None:
-        "Add a number or a tensor of one element."
+        "Add a number or a tensor of one element; a larger tensor is kept as it is, cut from its graph."
+        if isinstance(x, Tensor) and x.numel() != 1: return self.values.append(x.detach())
         x = number(x)
         if isinstance(x, Tensor): self._pending.append(x.reshape(()))
         elif self._pending:       self._pending.append(torch.tensor(x))

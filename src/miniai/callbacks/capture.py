@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.device import to_cpu
+from miniai.device import first_tensor, to_cpu
 from miniai.events import PHASES, Callback, CancelFitException, listed
 from miniai.plot import show_images
-from miniai.restore import as_it_was
 
+from .restore import as_it_was, records_as_they_were
 from .train import SingleBatchCB, inputs_of, n_inputs
 
 __all__ = ['CapturePreds', 'capture_preds', 'StopAt', 'first_train_batch', 'show_image_batch']
@@ -46,18 +46,17 @@ def _joined(xs: list) -> Any:
 def capture_preds(self: Any, cbs: Any = None, inps: bool = False) -> tuple:
     """Predictions and targets of the whole validation set, on the CPU, a pair; with `inps` a triple that ends in the
     inputs. Targets are None where batches have none. Nothing is trained; `history` stays."""
-    capture, history = CapturePreds(), self.history
-    try: self.fit(1, train=False, cbs=[capture, *listed(cbs)])
-    finally: self.history = history
+    capture = CapturePreds()
+    with records_as_they_were(self): self.fit(1, train=False, cbs=[capture, *listed(cbs)])
     return (capture.all_preds, capture.all_targs, capture.all_inps)[:3 if inps else 2]
 
 
 class StopAt(Callback):
     "Stops the fit at `event`, after all others that hear it. Phases that then never run need not be there."
-    order = math.inf
+    order, stands_in = math.inf, True
     def __init__(self, event: str) -> None:
         setattr(self, event, self._stop)
-        for phase in PHASES[event != 'before_batch':]: setattr(self, phase, self._nothing)
+        for phase in PHASES if event == 'before_batch' else PHASES[1:]: setattr(self, phase, self._nothing)
 
     def _stop(self, learn: Any) -> None: raise CancelFitException()
     def _nothing(self, learn: Any) -> None: "The fit stops before this phase."
@@ -66,13 +65,17 @@ class StopAt(Callback):
 def first_train_batch(learn: Any, event: str, cbs: list) -> None:
     "Run the first training batch up to and with `event`; the Learner, but for `learn.batch`, is as before."
     with as_it_was(learn):
-        if learn.opt_func is None and learn.opt is None: learn.opt_func = torch.optim.SGD
+        no_optimizer, no_parameters = learn.opt_func is None and learn.opt is None, not list(learn.model.parameters())
+        if no_optimizer or no_parameters: learn.opt_func = _idle_optimizer
         learn.loss_func = learn.loss_func or (lambda preds, *targets: preds)
         learn.fit(1, valid=False, lr=learn.lr or 0., cbs=[StopAt(event), *cbs])
+
+
+def _idle_optimizer(params: Any, lr: float) -> torch.optim.Optimizer: return torch.optim.SGD([torch.zeros(1)], lr)
 
 
 def show_image_batch(self: Any, max_n: int = 9, cbs: Any = None, **kwargs: Any) -> None:
     """Draw up to `max_n` inputs of the first training batch, as the callbacks leave it. Nothing is trained;
     `kwargs` go to `show_images`."""
     first_train_batch(self, 'before_batch', listed(cbs))
-    show_images(self.batch[0][:max_n], **kwargs)
+    show_images(first_tensor(self.batch)[:max_n], **kwargs)

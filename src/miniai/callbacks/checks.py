@@ -1,6 +1,7 @@
 "What must hold before a fit starts, and the watch over its loss: errors that say what is wrong and what to do."
 import math
 import time
+import warnings
 from collections.abc import Sized
 from typing import Any, SupportsIndex
 
@@ -23,6 +24,7 @@ def check_fit(learn: Any, n_epochs: int, train: bool, valid: bool, own_phases: s
     if train: _check_loader(learn, 'train')
     if valid: _check_loader(learn, 'valid')
     _check_phases(learn, PHASES if train else _ONLY_VALIDATING, own_phases)
+    _warn_of_rivals(learn, PHASES if train else _ONLY_VALIDATING, own_phases)
     if train and not callable(learn.loss_func) and _needs_loss_func(learn, own_phases):
         raise ValueError(f"no loss function: loss_func is {learn.loss_func!r}; pass one, "
                          f"such as torch.nn.functional.cross_entropy, to {type(learn).__name__}")
@@ -47,10 +49,23 @@ def _short(x: Any) -> str: return repr(x) if len(repr(x)) < 60 else f"a {type(x)
 
 
 def _check_phases(learn: Any, phases: tuple[str, ...], own: set[str]) -> None:
-    missing = [p for p in phases if p not in own and not any(callable(getattr(cb, p, None)) for cb in learn.cbs)]
+    missing = [p for p in phases if p not in own and not _providers(learn, p)]
     if not missing: return
     raise ValueError(f"{type(learn).__name__} has no {', '.join(missing)} phase, and no callback has: "
                      f"add TrainCB() to cbs, use TrainLearner, or write the missing method")
+
+
+def _providers(learn: Any, phase: str) -> list: return [cb for cb in learn.cbs if callable(getattr(cb, phase, None))]
+
+
+def _warn_of_rivals(learn: Any, phases: tuple[str, ...], own: set[str]) -> None:
+    for phase in (ph for ph in phases if ph not in vars(learn)):
+        who = ([type(learn).__name__] if phase in own else []) + [
+            type(cb).__name__ for cb in _providers(learn, phase) if not getattr(cb, 'stands_in', False)]
+        if len(who) < 2: continue
+        what = f"{who[0]}'s alone runs" if phase in own else 'all of them run'
+        return warnings.warn(f"the phase {phase} is defined by {' and '.join(who)}: {what}. Use Learner with one such "
+                             f"callback, or TrainLearner without", stacklevel=4)
 
 
 def _needs_loss_func(learn: Any, own: set[str]) -> bool:

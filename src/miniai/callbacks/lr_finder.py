@@ -8,9 +8,8 @@ import numpy as np
 import torch
 
 from miniai.events import Callback, CancelEpochException, CancelFitException
-from miniai.restore import as_it_was
 
-from .schedule import BaseSchedCB
+from .restore import as_it_was
 
 __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
 
@@ -26,6 +25,9 @@ class LRFinderCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         self.lrs, self.losses, self.suggestion, self.best = [], [], None, math.inf
+        if learn.trains and not isinstance(learn.opt, torch.optim.Optimizer):
+            raise TypeError(f"the rate finder needs a torch.optim.Optimizer, whose rate it can move, and the optimizer "
+                            f"is a {type(learn.opt).__name__}: those of miniai.optim are such")
         self.sched = torch.optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma) if learn.trains else None
 
     def after_batch(self, learn: Any) -> None:
@@ -79,7 +81,7 @@ def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float 
     model and optimizer are put back as they were."""
     finder = LRFinderCB(gamma=gamma, max_mult=max_mult)
     with as_it_was(self):
-        self.cbs = [cb for cb in self.cbs if not isinstance(cb, BaseSchedCB)]
+        self.cbs = [cb for cb in self.cbs if not callable(getattr(cb, 'sched', None))]
         for group in getattr(self.opt, 'param_groups', ()) if self.opt_func is None else (): group['lr'] = start_lr
         self.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)
     if finder.suggestion is None:

@@ -38,7 +38,7 @@ class FunctionMetric:
     def __init__(self, f: Callable[[Any, Any], float | Tensor]) -> None: self.f, self.mean = f, Mean()
     def reset(self) -> None: self.mean.reset()
     def update(self, preds: Any, targets: Any) -> None:
-        self.mean.update(self.f(preds, targets), len(first_tensor(targets)))
+        self.mean.update(self.f(preds, targets), batch_size(targets))
 
     def compute(self) -> Tensor: return self.mean.compute()
 
@@ -48,6 +48,8 @@ class MetricsCB(Callback):
     function of (preds, targets). Positional ones go by the name of their class or function. `all_metrics`
     holds them and `loss`, a mean weighted by batch size. After each epoch `_log` gets a dict of strings,
     and `learn.history` a row of numbers."""
+    _n_inp, started, device = 1, 0., None
+
     def __init__(self, *ms: Any, **metrics: Any) -> None:
         named = [(_metric_name(m), m) for m in ms] + list(metrics.items())
         _check_metric_names([nm for nm, _ in named])
@@ -59,17 +61,17 @@ class MetricsCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         learn.metrics = self
-        self._n_inp, self.device = n_inputs(learn), None
 
     def before_epoch(self, learn: Any) -> None:
         for m in self.all_metrics.values(): m.reset()
-        self.started = time.perf_counter()
+        self._n_inp, self.device, self.started = n_inputs(learn), None, time.perf_counter()
 
     def after_batch(self, learn: Any) -> None:
-        if is_number(learn.loss): self.loss.update(learn.loss, len(first_tensor(learn.batch)))
+        if is_number(learn.loss): self.loss.update(learn.loss, batch_size(learn.batch))
         if not self.metrics: return
         preds, targets = detached(learn.preds), self._targets(learn.batch)
-        device = first_tensor(preds).device
+        first = first_tensor(preds)
+        device = torch.device('cpu') if first is None else first.device
         if device != self.device: self._move(device)
         for m in self.metrics.values():
             if device.type == 'cpu' or _follows(m): m.update(preds, targets)
@@ -88,9 +90,22 @@ class MetricsCB(Callback):
 
     def after_epoch(self, learn: Any) -> None:
         figures, phase = {nm: m.compute() for nm, m in self.all_metrics.items()}, 'train' if learn.training else 'eval'
-        learn.history.append(dict(epoch=learn.epoch, phase=phase) | {nm: _plain(v) for nm, v in figures.items()}
-                             | dict(seconds=time.perf_counter() - self.started))
+        row = {nm: _plain(v) for nm, v in figures.items()} | dict(seconds=time.perf_counter() - self.started)
+        _add_row(learn.history, dict(epoch=learn.epoch, phase=phase) | row)
         self._log({nm: _shown(v) for nm, v in figures.items()} | dict(epoch=learn.epoch, train=phase))
+
+
+def _add_row(history: list[dict[str, Any]], row: dict[str, Any]) -> None:
+    "Append a row; or add to the last one, where that is of the same epoch and phase."
+    same = history and all(history[-1][k] == row[k] for k in ('epoch', 'phase'))
+    if same: history[-1] |= row
+    else: history.append(row)
+
+
+def batch_size(x: Any) -> int:
+    "The length of the first tensor inside `x`, however deep; 1 where that is a single number, or there is none."
+    t = first_tensor(x)
+    return len(t) if t is not None and t.ndim else 1
 
 
 def _metric_name(m: Any) -> str: return getattr(m, '__name__', type(m).__name__)
@@ -126,5 +141,6 @@ def _plain(v: Any) -> Any:
 
 def _shown(v: Any) -> str:
     if isinstance(v, dict): return ' '.join(f'{k} {_shown(x)}' for k, x in v.items())
+    if isinstance(v, Tensor) and v.numel() > 10: return f'{tuple(v.shape)} numbers'
     v = _plain(v)
     return ' '.join(map(_shown, v)) if isinstance(v, list) else f'{v:.3f}' if isinstance(v, int | float) else str(v)

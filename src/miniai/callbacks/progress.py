@@ -71,18 +71,21 @@ class ProgressCB(Callback):
         "The loss of each training batch so far."
         return self._losses.values
 
+    @losses.setter
+    def losses(self, values: list[float]) -> None: self._losses = Readings(values)
+
     def before_fit(self, learn: Any) -> None:
         learn.epochs = self.mbar = EpochsBar(learn.epochs)
         self._losses, self.val_losses, self._val_batches, self._due, self._restore = Readings(), [], [], 0., []
-        if learn.metrics is None: self._add_metrics(learn)
-        self._take_rows(learn.metrics)
+        for metrics in _all_metrics(learn) or [self._added_metrics(learn)]: self._take_rows(metrics)
 
-    def _add_metrics(self, learn: Any) -> None:
+    def _added_metrics(self, learn: Any) -> MetricsCB:
         "Count the loss alone, with a MetricsCB of our own for the length of this fit."
         own = MetricsCB()
         own.before_fit(learn)
         learn.cbs.append(own)
         self._restore.append(lambda: learn.cbs.remove(own))
+        return own
 
     def _take_rows(self, metrics: Any) -> None:
         "Let the metrics log to our table, and still to a `_log` that a user of MetricsCB wrote."
@@ -128,6 +131,12 @@ class ProgressCB(Callback):
         for restore in self._restore[::-1]: restore()
         self._restore = []
         if self.mbar: self.mbar.face.close()
+
+
+def _all_metrics(learn: Any) -> list:
+    "Every MetricsCB; else what another callback has put into `learn.metrics`."
+    ours = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)]
+    return ours or [m for m in [getattr(learn, 'metrics', None)] if m is not None]
 
 
 def _users_log(metrics: Any) -> list[Callable]:

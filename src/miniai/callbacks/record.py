@@ -29,6 +29,9 @@ class RecorderCB(Callback):
         "The records so far, by name."
         return {k: r.values for k, r in self._readings.items()}
 
+    @recs.setter
+    def recs(self, recs: dict[str, list[float]]) -> None: self._readings = {k: Readings(v) for k, v in recs.items()}
+
     def before_fit(self, learn: Any) -> None:
         self._readings = {k: Readings() for k in self.d}
         groups = getattr(learn.opt, 'param_groups', None)

@@ -2,6 +2,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch.optim import lr_scheduler
+
 from miniai.events import Callback
 from miniai.optim.schedules import most_steps
 
@@ -15,6 +17,9 @@ class BaseSchedCB(Callback):
     def before_fit(self, learn: Any) -> None:
         if not learn.trains: return
         self.schedo = self.sched(learn.opt)
+        if isinstance(self.schedo, lr_scheduler.ReduceLROnPlateau):
+            raise TypeError("ReduceLROnPlateau follows a loss, which schedules by count do not see: step it in a "
+                            "callback of your own, after_epoch, with learn.history[-1]['loss']")
         steps, most = self._steps(learn), most_steps(self.schedo)
         if steps is not None and steps > most:
             raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, "

@@ -50,7 +50,9 @@ def append_stats(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> None:
     """Append mean, standard deviation and a 40-bin histogram of abs(activation) from 0 to 10 to
     `hook.stats`, a triple of lists."""
     if not hasattr(hook, 'stats'): hook.stats = ([], [], [])
-    acts = first_tensor(outp).detach().float()
+    acts = first_tensor(outp)
+    if acts is None: return
+    acts = acts.detach().float()
     for stat, value in zip(hook.stats, (acts.mean(), acts.std(), acts.abs().histc(40, 0, 10)), strict=True):
         stat.append(value)
 

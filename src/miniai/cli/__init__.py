@@ -25,7 +25,7 @@ def _exit_code(args: list[str]) -> int:
     try: return _run(_parsed(args))
     except ConfigError as e: return _complain(e, 2)
     except KeyboardInterrupt:
-        print('stopped; what there is lies in the run folder', file=sys.stderr)
+        print('stopped', file=sys.stderr)
         return 130
 
 

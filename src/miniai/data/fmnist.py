@@ -56,12 +56,12 @@ def fashion_mnist(folder: str | Path | None = None, source: str | None = None, q
 
 
 def _place(folder: str | Path | None, source: str | None) -> tuple[Path, str]:
-    named, by = folder, 'argument folder'
-    if not folder: named, by = os.environ.get('MINIAI_DATA'), 'environment variable MINIAI_DATA'
+    named, by = folder, 'you name'
+    if not folder: named, by = os.environ.get('MINIAI_DATA'), 'environment variable MINIAI_DATA names'
     if source == 'sample': return SAMPLE, 'the sample inside miniai'
     if named:
         if Path(named).expanduser().is_dir(): return Path(named).expanduser(), str(named)
-        raise FileNotFoundError(f"no folder {str(named)!r}, which {by} names: "
+        raise FileNotFoundError(f"no folder {str(named)!r}, which {by}: "
                                 f"it should hold {', '.join(FILES['train'] + FILES['valid'])}")
     if all((DEBIAN/nm).is_file() for names in FILES.values() for nm in names):
         return DEBIAN, str(DEBIAN)

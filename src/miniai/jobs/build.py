@@ -15,7 +15,7 @@ from miniai.layers import act_gr
 from miniai.optim import SGD, Adam, Momentum, RMSProp
 from miniai.resnet import get_resnet
 
-from .config import ConfigError, TrainConfig, _Config
+from .config import ConfigError, JobConfig, TrainConfig
 
 __all__ = ['OPTIMIZERS', 'build_device', 'build_data', 'build_model', 'rate_of', 'build_schedule']
 
@@ -27,7 +27,7 @@ _LRS = dict(sgd     = dict(constant=0.4,  cosine=0.8,  onecycle=1.),
             adamw   = dict(constant=6e-3, cosine=2e-2, onecycle=6e-2))
 
 
-def build_device(config: _Config) -> str:
+def build_device(config: JobConfig) -> str:
     "The device that the configuration names, tried. ConfigError where this machine has none such."
     device = def_device if config.device == 'auto' else config.device
     try: torch.zeros(1, device=device).item()
@@ -39,7 +39,7 @@ def build_device(config: _Config) -> str:
 def _first_sentence(e: Exception) -> str: return str(e).splitlines()[0].split('. ')[0]
 
 
-def build_data(config: _Config) -> DataLoaders:
+def build_data(config: JobConfig) -> DataLoaders:
     "Loaders of Fashion-MNIST; prints where it came from. ConfigError for a batch size that the model cannot take."
     known = dict(auto={}, hub=dict(source='hub'), sample=dict(source='sample'))
     data = fashion_mnist(**known.get(config.data, dict(folder=config.data)))
@@ -47,14 +47,14 @@ def build_data(config: _Config) -> DataLoaders:
     return image_loaders(data, config.batch_size, config.seed)
 
 
-def _check_last_batch(config: _Config, n: int) -> None:
+def _check_last_batch(config: JobConfig, n: int) -> None:
     "The resnet's last block gives one pixel a channel, and batch norm needs two values of each."
     if config.model != 'resnet' or (n - 1) % config.batch_size: return
     raise ConfigError(f"batch_size {config.batch_size} leaves a last batch of one image out of {n:,}, "
                       f"of which resnet's batch norm can make no statistics: choose another")
 
 
-def build_model(config: _Config) -> nn.Module:
+def build_model(config: JobConfig) -> nn.Module:
     "The model, its weights drawn from the configuration's seed."
     set_seed(config.seed)
     model = get_model(act_gr, norm=nn.BatchNorm2d) if config.model == 'simple' else get_resnet(act_gr)

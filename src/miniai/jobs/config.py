@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Self, get_args, get_origin
 
-__all__ = ['ConfigError', 'LRFindConfig', 'TrainConfig']
+__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'TrainConfig']
 
 
 class ConfigError(ValueError):
@@ -16,7 +16,8 @@ class ConfigError(ValueError):
 
 
 @dataclass(kw_only=True)
-class _Config:
+class JobConfig:
+    "What every job can be told."
     config: Path | None = None
     """A TOML file with any of these options, underscores for dashes. What the command line says wins over it."""
     data: str = 'auto'
@@ -58,7 +59,7 @@ class _Config:
 
 
 @dataclass(kw_only=True)
-class TrainConfig(_Config):
+class TrainConfig(JobConfig):
     "Train a classifier of Fashion-MNIST; leave its weights, figures and pictures."
     schedule: Literal['onecycle', 'cosine', 'constant'] = 'onecycle'
     """How the learning rate moves, batch by batch."""
@@ -74,7 +75,7 @@ class TrainConfig(_Config):
 
 
 @dataclass(kw_only=True)
-class LRFindConfig(_Config):
+class LRFindConfig(JobConfig):
     "Raise the learning rate until the loss explodes; draw that, and suggest a rate."
 
 

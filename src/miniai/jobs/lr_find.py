@@ -17,7 +17,7 @@ def lr_find_job(config: LRFindConfig) -> float | None:
     `lr_find.json`, which an error or Ctrl-C does not prevent."""
     device, dls, finder = build_device(config), build_data(config), LRFinderCB()
     folder = RunFolder(config.out, 'lr-find')
-    folder.write('config.toml', replace(config, device=device, out=str(folder.path)).to_toml())
+    folder.write('config.toml', replace(config, device=device).to_toml())
     folder.write_environment(device, dls.train.source)
     cbs = [DeviceCB(device), ProgressCB()]
     learn = TrainLearner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer])

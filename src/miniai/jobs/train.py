@@ -24,7 +24,7 @@ def train(config: TrainConfig) -> TrainLearner:
     figures as they come, and the model and pictures at the end, which an error or Ctrl-C does not prevent."""
     device, dls, lr = build_device(config), build_data(config), rate_of(config)
     folder = RunFolder(config.out, 'train')
-    folder.write('config.toml', replace(config, lr=lr, device=device, out=str(folder.path)).to_toml())
+    folder.write('config.toml', replace(config, lr=lr, device=device).to_toml())
     folder.write_environment(device, dls.train.source)
     stats, progress = ActivationStats(_is_activation), ProgressCB()
     recorder, schedule = RecorderCB(lr=lambda cb: cb.pg['lr']), build_schedule(config, config.epochs*len(dls.train))

@@ -1,0 +1,176 @@
+"Looking at a Learner leaves all that it and its callbacks recorded; mistakes in callbacks are said, not swallowed."
+import gc
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai import (
+    ActivationStats,
+    Callback,
+    DataLoaders,
+    MetricsCB,
+    ProgressCB,
+    RecorderCB,
+    TrainCB,
+    TrainLearner,
+    accuracy,
+)
+from miniai.accel import MixedPrecision
+from miniai.data import MemoryLoader
+from miniai.learner import CancelBatchException, Learner
+from miniai.sgd import EpochSchedCB
+
+
+def loaders(n=4): return DataLoaders(*[[(torch.randn(8, 5), torch.randint(3, (8,))) for _ in range(n)] for _ in 'tv'])
+def learner(*cbs, cls=TrainLearner, **kw): return cls(nn.Linear(5, 3), loaders(), F.cross_entropy, 0.1, cbs, **kw)
+
+
+@pytest.mark.parametrize('look', ['capture_preds', 'summary', 'lr_find'])
+def test_a_look_leaves_every_record_as_it_was(look):
+    stats, recorder, progress = ActivationStats(), RecorderCB(lr=lambda cb: cb.pg['lr']), ProgressCB()
+    learn = learner(stats, recorder, progress, MetricsCB(accuracy=accuracy))
+    learn.fit(2)
+    def records(): return [*map(list, (recorder.recs['lr'], progress.losses, progress.val_losses, learn.history)),
+                           learn.n_epochs, learn.epoch]
+    before = records()
+    getattr(learn, look)()
+    assert records() == before
+    assert len(before[0]) == 8
+    stats.color_dim()
+
+
+def test_a_look_leaves_the_order_of_a_loader_in_memory():
+    def losses(look):
+        torch.manual_seed(0)
+        x, y = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1), torch.arange(40) % 3
+        dls = DataLoaders(MemoryLoader(x, y, 8, shuffle=True, seed=3), MemoryLoader(x, y, 8))
+        model, progress = nn.Sequential(nn.Flatten(), nn.Linear(1, 3)), ProgressCB()
+        learn = TrainLearner(model, dls, F.cross_entropy, 0.1, progress)
+        if look: learn.summary()
+        learn.fit(1)
+        return progress.losses
+    assert losses(look=True) == losses(look=False)
+
+
+def test_what_a_cancelled_batch_made_is_freed_at_once():
+    seen = []
+    class Cancels(Callback):
+        def after_predict(self, learn):
+            seen.append(weakref.ref(learn.preds))
+            raise CancelBatchException
+    gc.disable()
+    try:
+        learn = learner(Cancels())
+        learn.fit(1, valid=False)
+        learn.preds = None
+        assert [r() for r in seen] == [None]*4
+    finally: gc.enable()
+
+
+def test_a_phase_that_two_define_is_told():
+    with pytest.warns(UserWarning, match=r"predict is .* TrainLearner and MixedPrecision: TrainLearner's alone runs"):
+        learner(MixedPrecision()).fit(1)
+    second = learner(TrainCB(), type('Mine', (TrainCB,), {})(), cls=Learner)
+    with pytest.warns(UserWarning, match='by TrainCB and Mine: all of them run'), pytest.raises(RuntimeError):
+        second.fit(1)
+
+
+def test_a_metrics_callback_may_leave_out_the_base_of_any_event():
+    class Mine(MetricsCB):
+        def before_fit(self, learn): learn.metrics = self
+    learn = learner(Mine(accuracy=accuracy))
+    learn.fit(1)
+    assert [r['phase'] for r in learn.history] == ['train', 'eval']
+
+
+def test_a_learner_without_metrics_has_no_metrics():
+    learn = learner()
+    learn.fit(1)
+    assert not hasattr(learn, 'metrics')
+
+
+def test_history_has_one_row_an_epoch_and_phase_for_any_number_of_metrics_callbacks():
+    late = type('Late', (MetricsCB,), dict(order=100))
+    for cbs in ([MetricsCB(accuracy=accuracy), MetricsCB(), ProgressCB()], [late(accuracy=accuracy), ProgressCB()]):
+        learn = learner(*cbs)
+        learn.fit(2)
+        rows = [(r['epoch'], r['phase']) for r in learn.history]
+        assert rows == [(0, 'train'), (0, 'eval'), (1, 'train'), (1, 'eval')]
+        assert all({'accuracy', 'loss'} <= set(r) for r in learn.history)
+
+
+def test_records_may_be_set_and_hold_more_than_numbers():
+    class Mine(ProgressCB):
+        def before_fit(self, learn):
+            super().before_fit(learn)
+            self.losses = []
+    mine, recorder = Mine(), RecorderCB(w=lambda cb: torch.ones(3))
+    learner(mine, recorder).fit(1)
+    assert len(mine.losses) == 4
+    assert [r.tolist() for r in recorder.recs['w']] == [[1., 1., 1.]]*4
+    recorder.recs = dict(w=[1.])
+    assert recorder.recs == dict(w=[1.])
+
+
+@pytest.mark.parametrize(('cbs', 'says'), [
+    ([Callback], r'class Callback; pass an instance of it: Callback\(\)'),
+    ([[Callback()]], 'no callback; pass a flat list'),
+    ('DeviceCB', "holds 'DeviceCB', which is no callback"), ([None], 'holds None')])
+def test_what_is_no_callback_is_refused(cbs, says):
+    learn = TrainLearner(nn.Linear(5, 3), loaders(), F.cross_entropy, 0.1, cbs)
+    with pytest.raises(TypeError, match=says): learn.fit(1)
+
+
+def test_callbacks_may_be_set_to_none():
+    learn = learner(ProgressCB())
+    learn.cbs = None
+    learn.fit(1)
+    assert list(learn.cbs) == []
+
+
+def test_a_schedule_that_follows_the_loss_is_refused_before_the_first_batch():
+    learn = learner(EpochSchedCB(torch.optim.lr_scheduler.ReduceLROnPlateau))
+    with pytest.raises(TypeError, match='follows a loss'): learn.fit(1)
+    assert learn.iter is None
+
+
+def test_a_bad_callback_that_comes_late_leaves_cleanups_to_the_others():
+    class Bad:
+        def after_bath(self, learn): pass
+    class Adds(Callback):
+        def after_batch(self, learn): learn.cbs.append(Bad())
+    stats = ActivationStats()
+    learn = learner(stats, Adds())
+    with pytest.raises(AttributeError, match=r"after_bath.*did you mean 'after_batch'") as e: learn.fit(1)
+    assert str(e.value).count('after_bath') == str(e.value).split('and then')[0].count('after_bath')
+    assert not learn.model._forward_hooks
+
+
+def test_a_fit_within_a_fit_is_refused():
+    class Fits(Callback):
+        def after_epoch(self, learn): learn.capture_preds()
+    learn = learner(Fits())
+    with pytest.raises(RuntimeError, match='fitting already'): learn.fit(1)
+    learn.cbs = None
+    learn.fit(1)
+
+
+def test_a_rate_finder_refuses_an_optimizer_whose_rate_it_cannot_move():
+    class Plain:
+        def __init__(self, params, lr): pass
+        def step(self): pass
+        def zero_grad(self): pass
+    with pytest.raises(TypeError, match=r'torch\.optim\.Optimizer.*is a Plain'): learner(opt_func=Plain).lr_find()
+
+
+def test_a_rate_finder_puts_back_buffers_that_are_not_saved():
+    model = nn.Linear(5, 3)
+    model.register_buffer('seen', torch.zeros(()), persistent=False)
+    def count(mod, inp, outp): mod.seen.add_(1)
+    model.register_forward_hook(count)
+    learn = TrainLearner(model, loaders(), F.cross_entropy, 0.1)
+    learn.lr_find()
+    assert model.seen == 0
