@@ -4,14 +4,14 @@ import math
 
 import pytest
 import torch
-from torch import nn, optim
+from torch import nn
 
 from miniai.callbacks.schedule import BatchSchedCB
 from miniai.device import def_device
 from miniai.jobs import build
 from miniai.jobs.build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
-from miniai.optim import SGD, Adam, Momentum, RMSProp
+from miniai.optim import SGD, Adam, AdamW, Momentum, RMSProp
 from tiny import write_tiny
 
 RULES, SCHEDULES = ['sgd', 'momentum', 'rmsprop', 'adam', 'adamw'], ['onecycle', 'cosine', 'constant']
@@ -102,7 +102,7 @@ def test_the_weights_are_kaimings_for_a_leak_of_a_tenth():
 # Optimizer, rate and schedule
 
 def test_every_optimizer_and_no_other_is_named():
-    named = dict(sgd=SGD, momentum=Momentum, rmsprop=RMSProp, adam=Adam, adamw=optim.AdamW)
+    named = dict(sgd=SGD, momentum=Momentum, rmsprop=RMSProp, adam=Adam, adamw=AdamW)
     assert named == OPTIMIZERS
 
 

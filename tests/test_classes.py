@@ -175,6 +175,11 @@ class Lion(RuleOptimizer):
     rule = lion
 
 
+def test_a_subclass_with_the_notebooks_methods_is_told_to_write_a_rule():
+    with pytest.raises(TypeError, match='opt_step, which nothing calls here: write the update as a rule'):
+        type('Mine', (SGD,), dict(opt_step=lambda self, p: None))
+
+
 def test_a_rule_of_ones_own_becomes_an_optimizer_by_class_or_by_call():
     start, gs = torch.randn(4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     p, avg = start.numpy().copy(), 0.

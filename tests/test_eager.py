@@ -67,7 +67,7 @@ def test_half_precision_is_the_formula_in_float32_rounded_once(rule, name, names
     saved = {k: s.double().numpy() for k, s in zip(names, states, strict=True)}
     want = formulas.FORMULAS[name](p.double().numpy(), g.double().numpy(), saved, 7, lr=lr, wd=wd, **hypers)
     hypers |= dict(lr=lr, t=7, wd=wd, g_scale=1.)
-    eager_step(program(spec, Stages()), [p, *states], g, hypers, [None]*(1+len(names)))
+    eager_step(program(spec, Stages()), [p, *states], g, hypers, [False]*(1+len(names)))
     for got, exact in [(p, want), *((s, saved[k]) for s, k in zip(states, names, strict=True))]:
         assert got.dtype == dtype
         near, limits = torch.tensor(exact).float(), torch.finfo(dtype)
@@ -106,7 +106,7 @@ def test_decay_shrinks_the_parameter_by_lr_times_wd_before_the_rule_sees_it():
         seen.append(p.clone())
         return p - lr*g
     p, g = torch.tensor([2.], dtype=torch.float64), torch.tensor([1.], dtype=torch.float64)
-    eager_step(program(read_rule(rule), Stages()), [p], g, dict(lr=.1, t=1, wd=.5, g_scale=1.), [None])
+    eager_step(program(read_rule(rule), Stages()), [p], g, dict(lr=.1, t=1, wd=.5, g_scale=1.), [False])
     assert seen[0].item() == pytest.approx(2*(1-.05), rel=1e-15)
     assert p.item() == pytest.approx(2*(1-.05) - .1, rel=1e-15)
 

@@ -12,14 +12,14 @@ from miniai.data import DataLoaders, fashion_mnist, image_loaders
 from miniai.device import def_device
 from miniai.init import get_model, init_weights
 from miniai.layers import act_gr
-from miniai.optim import SGD, Adam, Momentum, RMSProp
+from miniai.optim import SGD, Adam, AdamW, Momentum, RMSProp
 from miniai.resnet import get_resnet
 
 from .config import ConfigError, JobConfig, TrainConfig
 
 __all__ = ['OPTIMIZERS', 'build_device', 'build_data', 'build_model', 'rate_of', 'build_schedule']
 
-OPTIMIZERS = dict(sgd=SGD, momentum=Momentum, rmsprop=RMSProp, adam=Adam, adamw=torch.optim.AdamW)
+OPTIMIZERS = dict(sgd=SGD, momentum=Momentum, rmsprop=RMSProp, adam=Adam, adamw=AdamW)
 _LRS = dict(sgd     = dict(constant=0.4,  cosine=0.8,  onecycle=1.),
             momentum= dict(constant=1.5,  cosine=2.,   onecycle=3.),
             rmsprop = dict(constant=3e-3, cosine=6e-3, onecycle=1e-2),

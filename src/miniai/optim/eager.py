@@ -21,11 +21,12 @@ def wide(x: Tensor) -> Tensor:
 
 
 def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float],
-               keys: list[int | None]) -> None:
+               dither: list[bool], key: int = 0) -> None:
     """One step in place on `tensors`, the parameter and its states. Half precision is computed in float32; the gradient
-    is left alone. Results whose key is not None are rounded to bfloat16 at random."""
+    is left alone. Results marked in `dither` are rounded to bfloat16 at random, by `key`."""
     news = (_run_trace if program.trace else _run_rule)(program, [wide(x) for x in tensors], wide(g), hypers)
-    for old, new, key in zip(tensors, news, keys, strict=True): old.copy_(new if key is None else dithered(new, key))
+    for k, (old, new) in enumerate(zip(tensors, news, strict=True)):
+        old.copy_(dithered(new, key, sum(dither[:k])) if dither[k] else new)
 
 
 def _run_trace(program: Program, olds: list[Tensor], g: Tensor, hypers: dict[str, float]) -> list[Tensor]:

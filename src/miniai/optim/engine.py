@@ -1,6 +1,5 @@
 """A step over all tensors and groups of an optimizer: one table of addresses a kernel, checked at every step, and the
 eager path for the rest. Knows programs and kernels, no particular rule."""
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -75,30 +74,41 @@ class Batch:
         self.slots, self.params, self.states = slots, [s.p for s in slots], [s.state for s in slots]
         self.dtypes = (slots[0].p.dtype,)*2 + tuple(x.dtype for x in slots[0].tensors.values())
         self.kernel, self.hosts = kernel_of(program.trace, self.dtypes, dither), host_function(program.trace)
-        self.layouts = [(s.p, s.state, [(nm, x, x.dtype) for nm, x in s.tensors.items()], s.p.stride(), s.p.numel())
-                        for s in slots]
+        names = list(slots[0].tensors)
+        self.keys = [(s.state, nm) for nm in names for s in slots]
+        self.kept = [s.tensors[nm] for nm in names for s in slots]
+        self.staying, self.addresses = [*self.params, *self.kept], []
+        self.kinds, self.numels = [x.dtype for x in self.staying], [x.numel() for x in self.staying]
+        self.grad_dtypes, self.strides = [p.dtype for p in self.params], [p.stride() for p in self.params]
         self.elements, self.dithered = sum(p.numel() for p in self.params), any(dither)
         self.table = np.zeros((len(slots), len(self.dtypes)), np.uint64)
-        self.pack = struct.Struct(f'{self.table.size}Q').pack_into
         self.chunks = _chunks([p.numel() for p in self.params], CHUNK)
         self.h = np.zeros((len(slots), max(1, len(program.trace.hosts))), _HOSTS.get(self.dtypes[0], np.float32))
-        self.keys = np.zeros(self.table.shape if self.dithered else (1, 1), np.uint32)
+        self.dice = np.zeros((len(slots), 1) if self.dithered else (1, 1), np.uint32)
         self.runs = [(g, list(es)) for g, es in groupby(range(len(slots)), key=lambda e: slots[e].group)]
 
     def read(self) -> bool:
-        "Read every address anew; False where a tensor is no longer what the table was made for."
-        addresses, dtype = [], self.dtypes[0]
-        for p, state, tensors, stride, numel in self.layouts:
-            g = p.grad
-            if g is None or p.dtype is not dtype or g.dtype is not dtype or not p.is_cpu or not g.is_cpu: return False
-            if g.layout is not torch.strided or p.stride() != stride or g.stride() != stride: return False
-            if p.numel() != numel or g.numel() != numel: return False
-            addresses += (p.data_ptr(), g.data_ptr())
-            for name, x, d in tensors:
-                if state.get(name) is not x or (x.dtype, x.stride(), x.numel(), x.is_cpu) != (d, stride, numel, True):
-                    return False
-                addresses.append(x.data_ptr())
-        self.pack(self.table, 0, *addresses)
+        """Read every address anew; False where a tensor is no longer what the table was made for. Layout and device of
+        what stays are looked at again where an address has changed: other kinds of memory are elsewhere."""
+        try:
+            grads = [p.grad for p in self.params]
+            if [g.dtype for g in grads] != self.grad_dtypes or [g.stride() for g in grads] != self.strides: return False
+        except (AttributeError, RuntimeError): return False  # None and sparse gradients have no strides
+        if not all(map(is_, [state.get(nm) for state, nm in self.keys], self.kept)): return False
+        if [x.dtype for x in self.staying] != self.kinds: return False
+        if [x.numel() for x in self.staying] != self.numels: return False
+        addresses = [x.data_ptr() for x in self.staying]
+        if addresses != self.addresses and not self._moved(addresses): return False
+        self.table[:, 1] = [g.data_ptr() for g in grads]
+        return True
+
+    def _moved(self, addresses: list[int]) -> bool:
+        "Take over the addresses of what stays; False where it has moved to another device or layout."
+        columns = len(self.dtypes) - 1
+        if not all(x.is_cpu for x in self.staying): return False
+        if [x.stride() for x in self.staying] != self.strides*columns: return False
+        self.addresses = addresses
+        self.table[:, [0, *range(2, columns + 1)]] = np.array(addresses, np.uint64).reshape(columns, -1).T
         return True
 
     def run(self, kernel: Kernel, chunks: np.ndarray, h: np.ndarray, keys: np.ndarray) -> None:
@@ -116,8 +126,8 @@ class Batch:
     def step(self, hypers: list[Callable[[int], dict[str, float]]], seed: int) -> None:
         "Fill in the hyperparameters and step."
         for group, es in self.runs: self._fill(es, hypers[group])
-        if self.dithered: self._draw_keys(seed)
-        self.run(self.kernel, self.chunks, self.h, self.keys)
+        if self.dithered: self._throw_dice(seed)
+        self.run(self.kernel, self.chunks, self.h, self.dice)
         for state in self.states: state['step'] += 1
 
     def _fill(self, es: list[int], hypers: Callable[[int], dict[str, float]]) -> None:
@@ -127,9 +137,8 @@ class Batch:
         if len(rows) == 1: self.h[es[0]:es[-1] + 1] = rows[steps[0]]
         else: self.h[es[0]:es[-1] + 1] = [rows[t] for t in steps]
 
-    def _draw_keys(self, seed: int) -> None:
-        for e, s in enumerate(self.slots):
-            self.keys[e] = [key_of(seed, s.state['step'] + 1, s.place + k) for k in range(len(self.dtypes))]
+    def _throw_dice(self, seed: int) -> None:
+        self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place) for s in self.slots]
 
 
 def _chunks(sizes: list[int], most: int) -> np.ndarray:
@@ -187,10 +196,9 @@ class Plan:
     @torch.no_grad()
     def _step_eagerly(self, s: Slot, hypers: dict[str, float]) -> None:
         tensors = [s.p, *(s.state[nm] for nm in s.tensors)]
-        dither = (d and x.dtype is torch.bfloat16 for d, x in zip(self.dither, tensors, strict=True))
-        places, t = (s.place, *range(s.place + 2, s.place + 1 + len(tensors))), s.state['step'] + 1
-        keys = [key_of(self.seed, t, place) if d else None for place, d in zip(places, dither, strict=True)]
-        eager_step(self.program, tensors, s.p.grad, hypers, keys)
+        dithered = [d and x.dtype is torch.bfloat16 for d, x in zip(self.dither, tensors, strict=True)]
+        key = key_of(self.seed, s.state['step'] + 1, s.place)
+        eager_step(self.program, tensors, s.p.grad, hypers, dithered, key)
         s.state['step'] += 1
 
     def path(self) -> str:

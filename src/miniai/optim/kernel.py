@@ -25,7 +25,7 @@ from math import sqrt
 import numpy as np
 from numba import carray, njit, prange
 
-from miniai.optim.pointers import dithered, f32_at, f64_at, rounded, u16_at, widened
+from miniai.optim.pointers import dithered, f32_at, f64_at, high, low, mixed, rounded, u16_at, widened
 
 FLAGS = dict(fastmath={{'contract', 'nsz'}}, error_model='numpy', nogil=True, cache=True)
 
@@ -66,14 +66,18 @@ def kernel_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[b
         return f'{nm} = widened(a{k}[j])' if dtypes[k] is torch.bfloat16 else f'{nm} = a{k}[j]'
     def store(k: int, r: str) -> str:
         if dtypes[k] is not torch.bfloat16: return f'a{k}[j] = {r}'
-        return f'a{k}[j] = dithered({r}, first + j, keys[e, {k}])' if dither[k] else f'a{k}[j] = rounded({r})'
+        if not dither[k]: return f'a{k}[j] = rounded({r})'
+        turn = sum(dither[:k])
+        return f'a{k}[j] = dithered({r}, {("low", "high")[turn % 2]}(d{turn//2}))'
+    noise = ['d0 = mixed(np.uint32(first + j) ^ keys[e, 0])'] if any(dither) else []
+    noise += [f'd{i} = mixed(d{i - 1})' for i in range(1, (sum(dither) + 1)//2)]
     results = dict(zip(stored, trace.results, strict=True))
     return SOURCE.format(
         pointers=', '.join(f'q{k}' for k in range(len(names))),
         arrays='\n    '.join(f'a{k} = carray({POINTERS[d]}(q{k}), n)' for k, d in enumerate(dtypes)),
         hosts='\n    '.join(f'{nm} = h[e, {i}]' for i, nm in enumerate(trace.hosts.values())) or 'pass',
         loads='\n        '.join(load(k, nm) for k, nm in enumerate(names)),
-        lines='\n        '.join(f'{nm} = {code}' for code, nm in trace.lines.items()) or 'pass',
+        lines='\n        '.join([*noise, *(f'{nm} = {code}' for code, nm in trace.lines.items()), 'pass']),
         stores='\n        '.join(store(k, results[nm]) for k, nm in enumerate(names) if nm in results),
         addresses=', '.join(f'table[e, {k}] + np.uint64(first*{SIZES[d]})' for k, d in enumerate(dtypes)))
 

@@ -3,7 +3,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ['f32_at', 'f64_at', 'u16_at', 'widened', 'rounded', 'dithered']
+__all__ = ['f32_at', 'f64_at', 'u16_at', 'widened', 'rounded', 'mixed', 'low', 'high', 'dithered']
 
 FLAGS = dict(fastmath={'contract', 'nsz'}, error_model='numpy', nogil=True)
 
@@ -47,7 +47,7 @@ def rounded(x):
 
 
 @njit(**FLAGS)
-def _mixed(x):
+def mixed(x):
     "A number of 32 bits, its bits well mixed: Ellis' lowbias32."
     x = np.uint32(np.uint32(x ^ np.uint32(x >> _16)) * _A)
     x = np.uint32(np.uint32(x ^ np.uint32(x >> _15)) * _B)
@@ -55,11 +55,21 @@ def _mixed(x):
 
 
 @njit(**FLAGS)
-def dithered(x, i, key):
-    """The bits of `x` as bfloat16, rounded up or down at random, in proportion: a function of `x`, the index `i` and
-    `key` alone."""
+def low(noise):
+    "The lower 16 bits of 32."
+    return np.uint32(noise & _LOW)
+
+
+@njit(**FLAGS)
+def high(noise):
+    "The upper 16 bits of 32."
+    return np.uint32(noise >> _16)
+
+
+@njit(**FLAGS)
+def dithered(x, noise):
+    "The bits of `x` as bfloat16, rounded up where its lower half and `noise`, 16 bits, carry."
     u = _bits(x)
-    noise = np.uint32(_mixed(np.uint32(_mixed(np.uint32(i)) ^ key)) & _LOW)
     r = np.uint32(np.uint32(u + noise) >> _16)
     infinite = np.uint32(u & _MAGNITUDE) == _EXPONENT
     return np.uint16(_QUIET if x != x else (np.uint32(u >> _16) if infinite else r))

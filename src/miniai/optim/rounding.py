@@ -23,12 +23,14 @@ def key_of(seed: int, step: int, place: int) -> int:
     return (x ^ (x >> 31)) & _MASK
 
 
-def dithered(x: Tensor, key: int) -> Tensor:
-    "`x` as bfloat16, each element rounded by its own place in memory and `key`; NaN and infinities stay."
+def dithered(x: Tensor, key: int, turn: int = 0) -> Tensor:
+    """`x` as bfloat16, each element rounded by its own place in memory, `key`, and its `turn` among the tensors rounded
+    with that key; NaN and infinities stay. Every two turns share a number of 32 bits, half each."""
     x = x.float()
-    bits, places = x.view(torch.int32).long() & _MASK, torch.empty_like(x, dtype=torch.int64)
-    in_memory = sorted(range(x.ndim), key=lambda d: (-places.stride(d), d))
-    places.permute(in_memory).view(-1).copy_(torch.arange(x.numel(), device=x.device))
-    upper = ((bits + (_mixed(_mixed(places) ^ key) & 0xffff)) >> 16) & 0xffff
+    bits, noise = x.view(torch.int32).long() & _MASK, torch.empty_like(x, dtype=torch.int64)
+    in_memory = sorted(range(x.ndim), key=lambda d: (-noise.stride(d), d))
+    noise.permute(in_memory).view(-1).copy_(torch.arange(x.numel(), device=x.device) ^ key)
+    for _ in range(1 + turn//2): noise = _mixed(noise)
+    upper = ((bits + ((noise >> 16*(turn % 2)) & 0xffff)) >> 16) & 0xffff
     rounded = ((upper ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16)
     return torch.where(x.isfinite(), rounded, x.bfloat16())
