@@ -46,8 +46,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         ignored = {'opt_step', 'reg_step'} & set(vars(cls))
         if ignored:
-            raise TypeError(f"{cls.__name__} has {', '.join(sorted(ignored))}, which nothing calls here: write the update "
-                            f"as a rule, and the class as optimizer(rule)")
+            raise TypeError(f"{cls.__name__} has {', '.join(sorted(ignored))}, which nothing calls here: write the "
+                            f"update as a rule, and the class as optimizer(rule)")
         if 'rule' not in vars(cls): return
         rule = vars(cls)['rule']
         cls.rule = rule if isinstance(rule, staticmethod) else staticmethod(rule)
