@@ -115,14 +115,12 @@ class Dispatch:
         for cb in ordered: _check_names(cb, events)
         self.table = {e: _listeners(ordered, e) for e in events}
         self.cleanups = {e for e in events if e.startswith('cleanup_')}
+        self.silent = {e for e, methods in self.table.items() if not methods}
 
     def __call__(self, event: str, learn: Any) -> None:
         "Call everything that hears `event`, in order. An exception carries a note of its callback and event."
         methods = self.table.get(event)
-        if methods: self._call(methods, event, learn)
-        elif methods is None: raise _unknown(f"learn.callback({event!r})", event, self.events)
-
-    def _call(self, methods: tuple, event: str, learn: Any) -> None:
+        if methods is None: raise _unknown(f"learn.callback({event!r})", event, self.events)
         if event in self.cleanups: return self._clean_all(methods, event, learn)
         method = None
         try:

@@ -128,7 +128,7 @@ class Learner:
         """Call the method `method_nm` of every callback that has it, in rising `order`.
         AttributeError where it is no event of this Learner."""
         dispatch = self._dispatch or self._listen(method_nm)
-        if dispatch.table.get(method_nm) != (): dispatch(method_nm, self)
+        if method_nm not in dispatch.silent: dispatch(method_nm, self)
 
     @property
     def cbs(self) -> list:

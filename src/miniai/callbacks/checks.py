@@ -105,15 +105,11 @@ class FiniteLossCB(Callback):
     def before_epoch(self, learn: Any) -> None: self._unread, self._due = [], time.perf_counter() + self.every
 
     def after_loss(self, learn: Any) -> None:
-        learn.skip_update = learn.training and not self._seems_finite(learn.iter, learn.loss)
-
-    def _seems_finite(self, i: int, loss: Any) -> bool:
-        "Is the loss of batch `i` finite? One on an accelerator is taken to be, and looked at later."
-        if isinstance(loss, torch.Tensor):
-            if loss.is_cpu: return loss.numel() != 1 or math.isfinite(loss.item())
-            if loss.numel() == 1: self._unread.append((i, loss.detach()))
-            return True
-        return not is_number(loss) or math.isfinite(loss)
+        loss = learn.loss
+        if not learn.training or not is_number(loss): learn.skip_update = False
+        elif not isinstance(loss, torch.Tensor): learn.skip_update = not math.isfinite(loss)
+        elif loss.is_cpu: learn.skip_update = not math.isfinite(loss.item())
+        else: self._unread.append((learn.iter, loss.detach()))
 
     def after_batch(self, learn: Any) -> None:
         if learn.skip_update:

@@ -44,8 +44,9 @@ def _described(x: Any) -> str:
 def loss_of(learn: Any, targets: tuple | list) -> Any:
     """`learn.loss_func` of predictions and `targets`. Without targets, a loss function that takes predictions alone is
     called so; else it is a ValueError where the fit trains, and None where it only validates."""
+    if targets and learn.loss_func is not None: return learn.loss_func(learn.preds, *targets)
     if learn.loss_func is None and not learn.trains: return None
-    if targets or _takes_predictions_alone(learn.loss_func): return learn.loss_func(learn.preds, *targets)
+    if _takes_predictions_alone(learn.loss_func): return learn.loss_func(learn.preds)
     if not learn.trains: return None
     raise ValueError(f"the batch has no targets: of its {len(learn.batch)} item(s) all are inputs, "
                      f"so {_name(learn.loss_func)} has nothing to compare predictions with. "
