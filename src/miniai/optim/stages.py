@@ -18,7 +18,6 @@ class Stages:
     clip_value: bool = False
     decoupled: bool = True
     cautious: bool = False
-    rescaled: bool = False
     ema: bool = False
 
 
@@ -37,9 +36,9 @@ def with_l2(p: Any, g: Any, wd: Any) -> Any:
     return g + wd*p
 
 
-def cautious(p: Any, new_p: Any, g: Any, scale: Any = 1.) -> Any:
-    "The step where it goes against the gradient, times `scale`, and no step elsewhere (Liang et al. 2024)."
-    return where((p - new_p)*g > 0, p + (new_p - p)*scale, p)
+def cautious(p: Any, new_p: Any, g: Any) -> Any:
+    "The step where it goes against the gradient, and no step elsewhere (Liang et al. 2024, without the rescaling)."
+    return where((p - new_p)*g > 0, new_p, p)
 
 
 def averaged(ema: Any, p: Any, decay: Any) -> Any:
@@ -63,7 +62,7 @@ class Program:
 def program(spec: RuleSpec, stages: Stages) -> Program:
     "The composition of a rule and its stages, traced."
     states, run = (*spec.states, 'ema') if stages.ema else spec.states, _composed(spec, stages)
-    own = dict(clip_value=stages.clip_value, mask_scale=stages.rescaled, ema_decay=stages.ema)
+    own = dict(clip_value=stages.clip_value, ema_decay=stages.ema)
     hypers = ('t', *spec.hypers, 'wd', 'g_scale', *(nm for nm, used in own.items() if used))
     trace = trace_rule(run, ('p', 'g', *states), hypers) if spec.trace else None
     return Program(spec, stages, states, hypers, run, trace)
@@ -80,7 +79,7 @@ def _composed(spec: RuleSpec, stages: Stages) -> Callable:
     def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
         p, g = prepared(stages, p, g, h)
         new_p, *news = _ruled(spec, p, g, states[:len(spec.states)], h)
-        if stages.cautious: new_p = cautious(p, new_p, g, h.get('mask_scale', 1.))
+        if stages.cautious: new_p = cautious(p, new_p, g)
         return (new_p, *news, averaged(states[-1], new_p, h['ema_decay'])) if stages.ema else (new_p, *news)
     return run
 
