@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adam, AdamW, Lion, Momentum, RMSProp, engine, kernel, optimizer, threads
+from miniai.optim import SGD, Adam, AdamW, Lion, Momentum, RMSProp, engine, kernel, optimizer, table, threads
 from opts import same
 from oracle import (
     ALL,
@@ -168,7 +168,7 @@ def test_states_in_bfloat16_are_the_rules_to_one_place_at_every_step(dtype, path
 def test_results_are_the_same_to_the_bit_for_any_number_of_threads_and_any_chunk(options, parallel, monkeypatch):
     results = []
     for threads_, chunk in [(1, 1 << 15), (2, 1 << 15), (2, 1000), (2, 1001), (1, 1001), (2, 7)]:
-        monkeypatch.setattr(engine, 'CHUNK', chunk)
+        monkeypatch.setattr(table, 'CHUNK', chunk)
         torch.set_num_threads(threads_)
         ps = params((9001,), (33, 7), (5, 3, 3, 3), (1,), ())
         opt = run(AdamW(ps, lr=.1, **options), ps, 4)

@@ -6,6 +6,7 @@ from .classes import AdamW as AdamW
 from .classes import HeavyBall as HeavyBall
 from .classes import Lion as Lion
 from .classes import Momentum as Momentum
+from .classes import NAdamW as NAdamW
 from .classes import Nesterov as Nesterov
 from .classes import RMSProp as RMSProp
 from .groups import depth_groups as depth_groups
@@ -18,9 +19,10 @@ from .math import sqrt as sqrt
 from .math import where as where
 from .optimizer import RuleOptimizer as RuleOptimizer
 from .optimizer import optimizer as optimizer
+from .rules import scalars as scalars
 from .rules import starts as starts
 from .schedules import plot_schedule as plot_schedule
 
-__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'Lion', 'RuleOptimizer',
-           'optimizer', 'starts', 'plot_schedule', 'no_decay_groups', 'depth_groups', 'groups_table',
-           'sqrt', 'sign', 'where', 'maximum', 'minimum']
+__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'Lion',
+           'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule', 'no_decay_groups', 'depth_groups',
+           'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum']

@@ -2,7 +2,8 @@
 from . import rules
 from .optimizer import RuleOptimizer
 
-__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'Lion']
+__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
+           'Lion']
 
 
 class SGD(RuleOptimizer):
@@ -59,6 +60,15 @@ class AdamW(RuleOptimizer):
     rule = rules.adamw
     default_wd = 0.01
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class NAdamW(RuleOptimizer):
+    """`NAdamW(params, lr=2e-3, wd=0.01, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3)`: AdamW with Nesterov's
+    momentum, torch.optim.NAdam's mathematics with decoupled decay."""
+    rule = rules.nadamw
+    default_wd = 0.01
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+    torch_group = staticmethod(lambda group: dict(decoupled_weight_decay=True))
 
 
 class Lion(RuleOptimizer):

@@ -5,14 +5,18 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .local import local, placement, summed
 from .math import sqrt, where
 from .rounding import dithered
 from .stages import Program
 from .trace import Trace
 
-__all__ = ['eager_step', 'host_function', 'wide']
+__all__ = ['eager_step', 'eager_share', 'eager_sum_of_squares', 'host_function', 'scalar_places', 'wide']
+
+_BLOCK, _BLOCKS = 1 << 12, 1 << 8  # elements summed in one row, and rows at a time
 
 
 def wide(x: Tensor) -> Tensor:
@@ -21,24 +25,58 @@ def wide(x: Tensor) -> Tensor:
 
 
 def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float],
-               dither: list[bool], key: int = 0) -> None:
-    """One step in place on `tensors`, the parameter and its states. Half precision is computed in float32; the gradient
-    is left alone. Results marked in `dither` are rounded to bfloat16 at random, by `key`."""
-    news = (_run_trace if program.trace else _run_rule)(program, [wide(x) for x in tensors], wide(g), hypers)
+               dither: list[bool], key: int = 0) -> list[float]:
+    """One step in place on `tensors`, the parameter and its states; returns the new scalars, whose old ones are among
+    `hypers`. Half precision is computed in float32; the gradient is left alone. Results marked in `dither` are rounded
+    to bfloat16 at random, by `key`."""
+    news, scalars = _results(program, program.trace, program.run, tensors, g, hypers)
     for k, (old, new) in enumerate(zip(tensors, news, strict=True)):
         old.copy_(dithered(new, key, sum(dither[:k])) if dither[k] else new)
+    return scalars
 
 
-def _run_trace(program: Program, olds: list[Tensor], g: Tensor, hypers: dict[str, float]) -> list[Tensor]:
-    hosts = host_function(program.trace)(**hypers)
-    news = element_function(program.trace)(olds[0], g, *olds[1:], *hosts)
-    moved = [any(new is o for o in olds) and new is not old for old, new in zip(olds, news, strict=True)]
-    return [new.clone() if m else new for new, m in zip(news, moved, strict=True)]
+def eager_share(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float]) -> float:
+    "The share of the elements of a parameter whose step agrees with the gradient; 1 where there are none."
+    mask = _results(program, program.mask_trace, program.mask, tensors, g, hypers)[0][0]
+    return float(mask.double().mean()) if mask.numel() else 1.
 
 
-def _run_rule(program: Program, olds: list[Tensor], g: Tensor, hypers: dict[str, float]) -> list[Tensor]:
-    "The rule itself, on copies: it may change what it is given."
-    return list(program.run(olds[0].clone(), g.clone(), *(s.clone() for s in olds[1:]), **hypers))
+@torch.no_grad()
+def eager_sum_of_squares(g: Tensor) -> float:
+    "Of a gradient, in double precision, row by row: for any number of threads the same to the bit."
+    sums = [F.pad(part.double().square(), (0, -len(part) % _BLOCK)).view(-1, _BLOCK).sum(1)
+            for part in local(g).reshape(-1).split(_BLOCK*_BLOCKS)]
+    return summed([sum(torch.cat(sums).tolist())], placement(g))[0]
+
+
+def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[Tensor], g: Tensor,
+             hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
+    "The tensors and the scalars that `f`, or its trace, gives; none of them is one of `tensors`."
+    olds = [wide(x) for x in tensors]
+    if trace is None: return _split(_call(program, f, olds, wide(g), hypers), len(program.scalars))
+    hosts = host_function(trace)(**hypers)
+    news = element_function(trace)(olds[0], wide(g), *olds[1:], *hosts)
+    moved = [any(new is o for o in olds) and new is not old for old, new in zip(olds, news, strict=False)]
+    return ([new.clone() if m else new for new, m in zip(news, moved, strict=True)],
+            [hosts[i] for i in scalar_places(trace)])
+
+
+def _call(program: Program, f: Callable, olds: list[Tensor], g: Tensor, hypers: dict[str, float]) -> list:
+    "A program's function itself, on copies: a rule may change what it is given."
+    rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
+    return list(f(olds[0].clone(), g.clone(), *(s.clone() for s in olds[1:]),
+                  *(hypers[nm] for nm in program.scalars), **rest))
+
+
+def _split(out: list, scalars: int) -> tuple[list[Tensor], list[float]]:
+    n = len(out) - scalars
+    return out[:n], [float(x) for x in out[n:]]
+
+
+def scalar_places(trace: Trace) -> list[int]:
+    "Where among the values of its host function a trace's new scalars are."
+    names = list(trace.hosts.values())
+    return [names.index(nm) for nm in trace.scalars]
 
 
 def _compiled(name: str, args: tuple[str, ...], body: list[str], results: tuple[str, ...]) -> Callable:

@@ -19,6 +19,7 @@ def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
     for k, (i, p) in enumerate(zip(_ids(state_dict), _params(opt), strict=False)):
         saved = state_dict['state'].get(i)
         for name in map(opt.state_name, opt.program.states if saved else ()): _check_state(k, name, saved.get(name), p)
+        for name in map(opt.state_name, opt.program.scalars if saved else ()): _check_scalar(k, name, saved.get(name))
 
 
 def _check_state(k: int, name: str, saved: Any, p: Tensor) -> None:
@@ -29,6 +30,13 @@ def _check_state(k: int, name: str, saved: Any, p: Tensor) -> None:
     if saved.shape != p.shape:
         raise ValueError(f"the state_dict's {name!r} of parameter {k} has shape {tuple(saved.shape)}, "
                          f"the parameter {tuple(p.shape)}")
+
+
+def _check_scalar(k: int, name: str, saved: Any) -> None:
+    if isinstance(saved, Tensor) and saved.numel() == 1: saved = saved.item()
+    if isinstance(saved, int | float): return
+    raise ValueError(f"the state_dict's {name!r} of parameter {k} must be one number, got {saved!r}: "
+                     f"was it saved by another optimizer?")
 
 
 def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Kernels: a trace written out as a file for Numba, compiled once and kept on disk. Knows code and files, no rule, no
 optimizer."""
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from threading import RLock
 from types import ModuleType
@@ -12,10 +13,12 @@ import torch
 from .cache import load_module, seal
 from .trace import Trace
 
-__all__ = ['Kernel', 'kernel_of', 'compiled', 'POINTERS', 'SIZES']
+__all__ = ['Kernel', 'kernel_of', 'parts', 'compiled', 'POINTERS', 'SIZES']
 
 compiled = Counter()
-_lock = RLock()  # one thread at a time writes and compiles a module
+_lock = RLock()  # one thread at a time writes and compiles a module, and no fork comes between
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 POINTERS = {torch.float32: 'f32_at', torch.float64: 'f64_at', torch.bfloat16: 'u16_at'}
 SIZES = {torch.float32: 4, torch.float64: 8, torch.bfloat16: 2}
 
@@ -25,7 +28,7 @@ from math import sqrt
 import numpy as np
 from numba import carray, njit, prange
 
-from miniai.optim.pointers import dithered, f32_at, f64_at, high, low, mixed, rounded, u16_at, widened
+from miniai.optim.pointers import dithered, drawn, f32_at, f64_at, high, low, mixed, rounded, u16_at, widened
 
 FLAGS = dict(fastmath={{'contract', 'nsz'}}, error_model='numpy', nogil=True, cache=True)
 
@@ -59,48 +62,55 @@ def parallel(table, chunks, h, keys):
 '''
 
 
+def parts(trace: Trace, dtypes: tuple[torch.dtype, ...], lines: Iterable[str] = ()) -> dict[str, str]:
+    """What any kernel over a trace's elements, which have `dtypes`, is written with: its pointers and their addresses,
+    the values that it is given and loads, and its lines, after `lines`."""
+    names = trace.arguments
+    def load(k: int, nm: str) -> str:
+        return f'{nm} = widened(a{k}[j])' if dtypes[k] is torch.bfloat16 else f'{nm} = a{k}[j]'
+    return dict(
+        pointers=', '.join(f'q{k}' for k in range(len(names))),
+        arrays='\n    '.join(f'a{k} = carray({POINTERS[d]}(q{k}), n)' for k, d in enumerate(dtypes)),
+        hosts='\n    '.join(f'{nm} = h[e, {i}]' for i, nm in enumerate(trace.hosts.values())) or 'pass',
+        loads='\n        '.join(load(k, nm) for k, nm in enumerate(names)),
+        lines='\n        '.join([*lines, *(f'{nm} = {code}' for code, nm in trace.lines.items()), 'pass']),
+        addresses=', '.join(f'table[e, {k}] + np.uint64(first*{SIZES[d]})' for k, d in enumerate(dtypes)))
+
+
 def kernel_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...]) -> str:
     "The file for a trace whose elements have `dtypes`; results of elements marked in `dither` are rounded at random."
     names, stored = trace.arguments, [nm for nm in trace.arguments if nm != 'g_']
-    def load(k: int, nm: str) -> str:
-        return f'{nm} = widened(a{k}[j])' if dtypes[k] is torch.bfloat16 else f'{nm} = a{k}[j]'
     def store(k: int, r: str) -> str:
         if dtypes[k] is not torch.bfloat16: return f'a{k}[j] = {r}'
         if not dither[k]: return f'a{k}[j] = rounded({r})'
         turn = sum(dither[:k])
         return f'a{k}[j] = dithered({r}, {("low", "high")[turn % 2]}(d{turn//2}))'
-    noise = ['d0 = mixed(np.uint32(first + j) ^ keys[e, 0])'] if any(dither) else []
+    noise = ['d0 = drawn(first + j, keys[e, 0])'] if any(dither) else []
     noise += [f'd{i} = mixed(d{i - 1})' for i in range(1, (sum(dither) + 1)//2)]
     results = dict(zip(stored, trace.results, strict=True))
-    return SOURCE.format(
-        pointers=', '.join(f'q{k}' for k in range(len(names))),
-        arrays='\n    '.join(f'a{k} = carray({POINTERS[d]}(q{k}), n)' for k, d in enumerate(dtypes)),
-        hosts='\n    '.join(f'{nm} = h[e, {i}]' for i, nm in enumerate(trace.hosts.values())) or 'pass',
-        loads='\n        '.join(load(k, nm) for k, nm in enumerate(names)),
-        lines='\n        '.join([*noise, *(f'{nm} = {code}' for code, nm in trace.lines.items()), 'pass']),
-        stores='\n        '.join(store(k, results[nm]) for k, nm in enumerate(names) if nm in results),
-        addresses=', '.join(f'table[e, {k}] + np.uint64(first*{SIZES[d]})' for k, d in enumerate(dtypes)))
+    stores = [store(k, results[nm]) for k, nm in enumerate(names) if nm in results]
+    return SOURCE.format(stores='\n        '.join(stores), **parts(trace, dtypes, noise))
 
 
 class Kernel:
     "A compiled trace: `run` steps chunks of a table of addresses."
     def __init__(self, source: str) -> None: self.source, self.ready = source, {}
 
-    def run(self, way: str, table: np.ndarray, chunks: np.ndarray, h: np.ndarray, keys: np.ndarray) -> None:
+    def run(self, way: str, table: np.ndarray, chunks: np.ndarray, *rest: np.ndarray) -> None:
         "Run `way`, 'serial' or 'parallel', compiling it first where that has not been done."
-        (self.ready.get(way) or self._prepare(way, h, keys))(table, chunks, h, keys)
+        (self.ready.get(way) or self._prepare(way, rest))(table, chunks, *rest)
 
-    def _prepare(self, way: str, h: np.ndarray, keys: np.ndarray) -> Callable:
+    def _prepare(self, way: str, rest: tuple[np.ndarray, ...]) -> Callable:
         """Compile, or load, on no chunks at all: what fails here has touched no memory. A cache that fails is done
         without."""
         with _lock:
-            try: self.ready[way] = self._compiled(load_module(self.source), way, h, keys)
-            except Exception: self.ready[way] = self._compiled(load_module(self.source, afresh=True), way, h, keys)
+            try: self.ready[way] = self._compiled(load_module(self.source), way, rest)
+            except Exception: self.ready[way] = self._compiled(load_module(self.source, afresh=True), way, rest)
         return self.ready[way]
 
-    def _compiled(self, module: ModuleType, way: str, h: np.ndarray, keys: np.ndarray) -> Callable:
+    def _compiled(self, module: ModuleType, way: str, rest: tuple[np.ndarray, ...]) -> Callable:
         function = getattr(module, way)
-        function(np.zeros((1, 1), np.uint64), np.zeros((0, 3), np.int64), h, keys)
+        function(np.zeros((1, 1), np.uint64), np.zeros((0, 3), np.int64), *rest)
         compiled[way] += sum(function.stats.cache_misses.values())
         seal(module)
         return function

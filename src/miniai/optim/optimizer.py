@@ -66,16 +66,17 @@ class RuleOptimizer(torch.optim.Optimizer):
         super().__init__(params, self._group_names(given))
 
     def _options(self, decoupled: bool, clip_norm: float | None, clip_value: float | None, skip_nonfinite: bool,
-                 cautious: bool, ema: float | None, state: str | None, rounding: str, seed: int) -> None:
+                 cautious: bool | str, ema: float | None, state: str | None, rounding: str, seed: int) -> None:
         "Keep what stands around the rule, for the whole optimizer. ValueError for what cannot be meant."
         _check_option('clip_norm', clip_norm, clip_norm is None or clip_norm > 0, 'above 0')
         _check_option('clip_value', clip_value, clip_value is None or clip_value > 0, 'above 0')
+        _check_option('cautious', cautious, cautious in (False, True, 'rescaled'), "True, False or 'rescaled'")
         _check_option('ema', ema, ema is None or 0 <= ema < 1, 'in [0, 1), the weight of the average')
         _check_option('state', state, state in (None, 'bf16'), "'bf16' or None")
         _check_option('rounding', rounding, rounding in ('nearest', 'stochastic'), "'nearest' or 'stochastic'")
         self.clip_norm, self.clip_value, self.skip_nonfinite, self.ema = clip_norm, clip_value, skip_nonfinite, ema
         self.rounding, self.seed, self.state_dtype = rounding, seed, torch.bfloat16 if state else None
-        self.stages = Stages(clip_value is not None, decoupled, cautious, ema=ema is not None)
+        self.stages = Stages(clip_value is not None, decoupled, bool(cautious), cautious == 'rescaled', ema is not None)
         self.program = program(self.spec, self.stages)
 
     def _group_names(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +162,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         for s in self.program.states:
             dtype = self.state_dtype if self.state_dtype and s != 'ema' else like.dtype
             if self.state_name(s) not in state: state[self.state_name(s)] = torch.zeros_like(like, dtype=dtype)
+        for s, first in self.spec.scalars.items(): state.setdefault(self.state_name(s), float(first))
         state.setdefault('step', 0)
         return state
 
@@ -223,7 +225,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for k in set(self.torch_group(group | self.defaults)) - set(self.defaults): group.pop(k, None)
             for k, v in self.defaults.items(): group.setdefault(k, v)
-        for s in self.state.values(): s['step'] = int(s.get('step', 0))
+        for s in self.state.values():
+            s['step'] = int(s.get('step', 0))
+            s |= {nm: float(s[nm]) for nm in map(self.state_name, self.spec.scalars) if nm in s}
 
 
 def _check_option(name: str, value: Any, good: bool, wanted: str) -> None:
@@ -239,7 +243,7 @@ def _step(opt: RuleOptimizer, closure: Callable[[], Any] | None = None) -> Any:
     if scale is None: return loss
     hypers = [partial(opt._hypers, group, scale) for group in opt.param_groups]
     for s in plan.take_unstarted(): opt.start(s.p, hypers[s.group](1))
-    plan.step(hypers)
+    plan.step(hypers, opt.seed)
     return loss
 
 

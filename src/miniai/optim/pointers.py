@@ -3,7 +3,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ['f32_at', 'f64_at', 'u16_at', 'widened', 'rounded', 'mixed', 'low', 'high', 'dithered']
+__all__ = ['f32_at', 'f64_at', 'u16_at', 'widened', 'rounded', 'mixed', 'drawn', 'low', 'high', 'dithered']
 
 FLAGS = dict(fastmath={'contract', 'nsz'}, error_model='numpy', nogil=True)
 
@@ -29,7 +29,7 @@ f32_at, f64_at, u16_at = map(_pointer_to, (types.float32, types.float64, types.u
 _bits, _float = _bitcast(types.float32, types.uint32), _bitcast(types.uint32, types.float32)
 _16, _1, _LOW, _HALF, _QUIET = (np.uint32(x) for x in (16, 1, 0xffff, 0x7fff, 0x7fc0))
 _EXPONENT, _MAGNITUDE = np.uint32(0x7f800000), np.uint32(0x7fffffff)
-_15, _A, _B = np.uint32(15), np.uint32(0x7feb352d), np.uint32(0x846ca68b)
+_15, _A, _B = np.uint32(15), np.uint32(0x9e3779b9), np.uint32(0x846ca68b)
 
 
 @njit(**FLAGS)
@@ -48,10 +48,15 @@ def rounded(x):
 
 @njit(**FLAGS)
 def mixed(x):
-    "A number of 32 bits, its bits well mixed: Ellis' lowbias32."
-    x = np.uint32(np.uint32(x ^ np.uint32(x >> _16)) * _A)
+    "A number of 32 bits, its bits mixed: one round of a hash, enough for what is added below the last bit kept."
     x = np.uint32(np.uint32(x ^ np.uint32(x >> _15)) * _B)
     return np.uint32(x ^ np.uint32(x >> _16))
+
+
+@njit(**FLAGS)
+def drawn(i, key):
+    "A number of 32 bits for element `i`: for a `key` drawn evenly each is as likely as any other."
+    return mixed(np.uint32(np.uint32(np.uint32(i) * _A) + key))
 
 
 @njit(**FLAGS)

@@ -9,8 +9,7 @@ _MASK = 0xffffffff
 
 
 def _mixed(x: Tensor) -> Tensor:
-    "32 bits, well mixed, of integers held in int64: Ellis' lowbias32."
-    x = ((x ^ (x >> 16)) * 0x7feb352d) & _MASK
+    "32 bits, mixed, of integers held in int64: one round of a hash."
     x = ((x ^ (x >> 15)) * 0x846ca68b) & _MASK
     return x ^ (x >> 16)
 
@@ -29,7 +28,7 @@ def dithered(x: Tensor, key: int, turn: int = 0) -> Tensor:
     x = x.float()
     bits, noise = x.view(torch.int32).long() & _MASK, torch.empty_like(x, dtype=torch.int64)
     in_memory = sorted(range(x.ndim), key=lambda d: (-noise.stride(d), d))
-    noise.permute(in_memory).view(-1).copy_(torch.arange(x.numel(), device=x.device) ^ key)
+    noise.permute(in_memory).view(-1).copy_((torch.arange(x.numel(), device=x.device)*0x9e3779b9 + key) & _MASK)
     for _ in range(1 + turn//2): noise = _mixed(noise)
     upper = ((bits + ((noise >> 16*(turn % 2)) & 0xffff)) >> 16) & 0xffff
     rounded = ((upper ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16)

@@ -9,7 +9,8 @@ from typing import Any
 
 from .math import sign, sqrt
 
-__all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'lion', 'starts']
+__all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'lion',
+           'starts', 'scalars']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
@@ -17,6 +18,15 @@ def starts(**states: Callable[[Any, Any], Any]) -> Callable:
     starts at zero."""
     def decorate(rule: Callable) -> Callable:
         rule.starts = states
+        return rule
+    return decorate
+
+
+def scalars(**states: float) -> Callable:
+    """Decorator: says which states of a rule are one number for a whole parameter, and what they start at. Their new
+    value must come from hyperparameters and each other, not from an element."""
+    def decorate(rule: Callable) -> Callable:
+        rule.scalars = states
         return rule
     return decorate
 
@@ -71,6 +81,18 @@ def adamw(p, g, avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     avg     = beta1*avg     + (1-beta1)*g
     sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
     return p - lr/(1 - beta1**t) * avg / (sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps), avg, sqr_avg
+
+
+@scalars(mu_product=1.)
+def nadamw(p, g, avg, sqr_avg, mu_product, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3):
+    "Adam with Nesterov's momentum, which warms up (Dozat 2016, section 3); with decoupled decay it is NAdamW."
+    mu      = beta1 * (1 - 0.5 * 0.96**(t*momentum_decay))
+    mu_next = beta1 * (1 - 0.5 * 0.96**((t+1)*momentum_decay))
+    mu_product = mu_product*mu
+    avg     = beta1*avg     + (1-beta1)*g
+    sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
+    m = (1-mu)/(1 - mu_product)*g + mu_next/(1 - mu_product*mu_next)*avg
+    return p - lr*m / (sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps), avg, sqr_avg, mu_product
 
 
 def lion(p, g, avg, *, lr, beta1=0.9, beta2=0.99):

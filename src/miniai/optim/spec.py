@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .trace import BranchError, Trace, trace_rule
+from .trace import BranchError, trace_rule
 
 __all__ = ['RuleSpec', 'read_rule', 'rule_name', 'REQUIRED']
 
@@ -17,15 +17,16 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True, eq=False)
 class RuleSpec:
-    """A rule and its signature: `states`, the names after `p, g`; `hypers`, the keyword-only names but `t`, with their
-    defaults; `uses_t`. `starts` gives a state's value before the first step, as a function of (p, g), where it is not
-    zero. `trace` is the rule as code; where that is None, `untraced` says why."""
+    """A rule and its signature: after `p, g` come `states`, tensors, then `scalars`, one number each, with what they
+    start at; `hypers`, the keyword-only names but `t`, with their defaults; `uses_t`. `starts` gives a state's value
+    before the first step, as a function of (p, g), where it is not zero. Where the rule cannot be traced, `untraced`
+    says why."""
     rule: Callable
     states: tuple[str, ...]
+    scalars: dict[str, float]
     hypers: dict[str, Any]
     uses_t: bool
     starts: dict[str, Callable]
-    trace: Trace | None
     untraced: str
 
     @property
@@ -57,14 +58,16 @@ def read_rule(rule: Callable) -> RuleSpec:
     if not callable(rule): raise TypeError(f"a rule must be a function rule(p, g, …, *, lr, …), got {rule!r}")
     params = list(inspect.signature(rule).parameters.values())
     positional, hypers = [p.name for p in params if p.kind is _P], {p.name: p.default for p in params if p.kind is _K}
-    starts = getattr(rule, 'starts', {})
-    wrong = _wrong_with(params, positional, hypers, starts)
+    starts, scalars = getattr(rule, 'starts', {}), getattr(rule, 'scalars', {})
+    wrong = _wrong_with(params, positional, hypers, dict(starts=starts, scalars=scalars))
     if wrong: raise TypeError(f"rule {rule_name(rule)}{inspect.signature(rule)}: {wrong}")
     uses_t = hypers.pop('t', None) is not None
-    return RuleSpec(rule, tuple(positional[2:]), hypers, uses_t, starts, *_traced(rule))
+    states = tuple(nm for nm in positional[2:] if nm not in scalars)
+    return RuleSpec(rule, states, dict(scalars), hypers, uses_t, starts, _untraced(rule, scalars))
 
 
-def _wrong_with(params: list, positional: list[str], hypers: dict[str, Any], starts: dict[str, Any]) -> str | None:
+def _wrong_with(params: list, positional: list[str], hypers: dict[str, Any],
+                said: dict[str, dict[str, Any]]) -> str | None:
     "What keeps a signature from being a rule's, in words; None where nothing does."
     odd = [p.name for p in params if p.kind not in (_P, _K)]
     if odd: return (f"{', '.join(odd)} is positional-only or variadic; state comes as positional names, "
@@ -73,16 +76,22 @@ def _wrong_with(params: list, positional: list[str], hypers: dict[str, Any], sta
     with_default = [p.name for p in params if p.kind is _P and p.default is not REQUIRED]
     if with_default: return f"{', '.join(with_default)} has a default, as hyperparameters do: write them after a lone *"
     if 'lr' not in hypers: return "it needs a keyword-only lr, the learning rate: rule(p, g, *, lr)"
-    unknown = sorted(set(starts) - set(positional[2:]))
-    if unknown: return f"starts() names {', '.join(unknown)}, which is none of its states {positional[2:]}"
+    for by, names in said.items():
+        unknown = sorted(set(names) - set(positional[2:]))
+        if unknown: return f"{by}() names {', '.join(unknown)}, which is none of its states {positional[2:]}"
+    last = positional[len(positional) - len(said['scalars']):]
+    if set(last) != set(said['scalars']): return f"states that are one number, {', '.join(said['scalars'])}, come last"
+    both = sorted(set(said['starts']) & set(said['scalars']))
+    if both: return f"starts() and scalars() both name {', '.join(both)}"
     taken = [nm for nm in _OURS if nm in positional or nm in hypers]
     if taken: return (f"decay and the step count are the optimizer's: leave out {', '.join(taken)}, and take "
                       f"the count as a keyword-only t")
     return None
 
 
-def _traced(rule: Callable) -> tuple[Trace | None, str]:
-    "The trace of a rule; or None and the reason, where the rule does what has no symbols and must be run as it is."
-    try: return trace_rule(rule), ''
-    except BranchError: raise
-    except Exception as e: return None, f"{rule_name(rule)} cannot be traced: {e}"
+def _untraced(rule: Callable, scalars: dict[str, float]) -> str:
+    "Why a rule cannot be traced and must be run as it is: it does what has no symbols; '' where it can."
+    try: trace_rule(rule, scalars=tuple(scalars))
+    except BranchError as e: raise BranchError(f"rule {rule_name(rule)}: {e}") from e
+    except Exception as e: return f"{rule_name(rule)} cannot be traced: {e}"
+    return ''

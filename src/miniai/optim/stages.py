@@ -9,7 +9,10 @@ from .math import maximum, minimum, where
 from .spec import RuleSpec, rule_name
 from .trace import Trace, trace_rule
 
-__all__ = ['Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2', 'cautious', 'averaged']
+__all__ = ['Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2', 'agrees', 'cautious',
+           'rescaled', 'averaged']
+
+SMALLEST_SHARE = 1e-3  # as in the authors' own code: a step is lengthened a thousandfold at most
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,7 @@ class Stages:
     clip_value: bool = False
     decoupled: bool = True
     cautious: bool = False
+    rescaled: bool = False
     ema: bool = False
 
 
@@ -36,9 +40,19 @@ def with_l2(p: Any, g: Any, wd: Any) -> Any:
     return g + wd*p
 
 
+def agrees(p: Any, new_p: Any, g: Any) -> Any:
+    "Does the step from `p` to `new_p` go against the gradient?"
+    return (p - new_p)*g > 0
+
+
 def cautious(p: Any, new_p: Any, g: Any) -> Any:
-    "The step where it goes against the gradient, and no step elsewhere (Liang et al. 2024, without the rescaling)."
-    return where((p - new_p)*g > 0, new_p, p)
+    "The step where it goes against the gradient, and no step elsewhere (Liang et al. 2024, algorithm 1)."
+    return where(agrees(p, new_p, g), new_p, p)
+
+
+def rescaled(p: Any, new_p: Any, share: Any) -> Any:
+    "The step over the share of elements that may take it, which keeps its mean length (Liang et al. 2024)."
+    return p - (p - new_p) * (1/maximum(share, SMALLEST_SHARE))
 
 
 def averaged(ema: Any, p: Any, decay: Any) -> Any:
@@ -48,24 +62,35 @@ def averaged(ema: Any, p: Any, decay: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A rule with its stages around it: `run(p, g, *states, **hypers)` gives the new parameter and states. `trace` is
-    it as code; None where the rule has none."""
+    """A rule with its stages around it: `run(p, g, *states, *scalars, **hypers)` gives the new parameter, states and
+    scalars. `mask`, of the same arguments, says where a step agrees with its gradient; None unless the step is
+    rescaled by its mean, as the hyperparameter `share`. `trace` and `mask_trace` are both as code, None where the rule
+    has none."""
     spec: RuleSpec
     stages: Stages
     states: tuple[str, ...]
-    hypers: tuple[str, ...]
     run: Callable
     trace: Trace | None
+    mask: Callable | None
+    mask_trace: Trace | None
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        "The rule's states that are one number a parameter, with what they start at."
+        return self.spec.scalars
 
 
 @lru_cache(maxsize=512)
 def program(spec: RuleSpec, stages: Stages) -> Program:
     "The composition of a rule and its stages, traced."
-    states, run = (*spec.states, 'ema') if stages.ema else spec.states, _composed(spec, stages)
-    own = dict(clip_value=stages.clip_value, ema_decay=stages.ema)
+    states, own = (*spec.states, 'ema') if stages.ema else spec.states, dict(
+        clip_value=stages.clip_value, ema_decay=stages.ema, share=stages.rescaled)
     hypers = ('t', *spec.hypers, 'wd', 'g_scale', *(nm for nm, used in own.items() if used))
-    trace = trace_rule(run, ('p', 'g', *states), hypers) if spec.trace else None
-    return Program(spec, stages, states, hypers, run, trace)
+    def traced(f: Callable | None) -> Trace | None:
+        if spec.untraced or not f: return None
+        return trace_rule(f, ('p', 'g', *states, *spec.scalars), hypers, tuple(spec.scalars))
+    run, mask = _composed(spec, stages), _mask(spec, stages) if stages.rescaled else None
+    return Program(spec, stages, states, run, traced(run), mask, traced(mask))
 
 
 def prepared(stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any]:
@@ -76,18 +101,29 @@ def prepared(stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, An
 
 
 def _composed(spec: RuleSpec, stages: Stages) -> Callable:
+    n = len(spec.states)
     def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
         p, g = prepared(stages, p, g, h)
-        new_p, *news = _ruled(spec, p, g, states[:len(spec.states)], h)
+        new_p, *news = _ruled(spec, p, g, states, h)
+        if stages.rescaled: new_p = rescaled(p, new_p, h['share'])
         if stages.cautious: new_p = cautious(p, new_p, g)
-        return (new_p, *news, averaged(states[-1], new_p, h['ema_decay'])) if stages.ema else (new_p, *news)
+        average = (averaged(states[n], new_p, h['ema_decay']),) if stages.ema else ()
+        return (new_p, *news[:n], *average, *news[n:])
     return run
+
+
+def _mask(spec: RuleSpec, stages: Stages) -> Callable:
+    def mask(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
+        p, g = prepared(stages, p, g, h)
+        return agrees(p, _ruled(spec, p, g, states, h)[0], g), *states[len(states) - len(spec.scalars):]
+    return mask
 
 
 def _ruled(spec: RuleSpec, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:
     "What the rule gives, a tuple. TypeError where that is not the parameter and its states."
-    out = spec.rule(p, g, *states, **{nm: h[nm] for nm in (*spec.hypers, *(('t',) if spec.uses_t else ()))})
+    own = (*states[:len(spec.states)], *states[len(states) - len(spec.scalars):])
+    out = spec.rule(p, g, *own, **{nm: h[nm] for nm in (*spec.hypers, *(('t',) if spec.uses_t else ()))})
     out = out if isinstance(out, tuple) else (out,)
-    if len(out) == 1 + len(spec.states): return out
-    raise TypeError(f"rule {rule_name(spec.rule)} must return the new parameter and its {len(spec.states)} state(s) "
-                    f"{list(spec.states)}, got {len(out)} value(s)")
+    if len(out) == 1 + len(own): return out
+    raise TypeError(f"rule {rule_name(spec.rule)} must return the new parameter and its {len(own)} state(s) "
+                    f"{[*spec.states, *spec.scalars]}, got {len(out)} value(s)")

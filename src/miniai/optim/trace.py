@@ -15,12 +15,14 @@ class BranchError(TypeError): "A rule branches on an element: an `if`, `and`, `o
 class Trace:
     """A rule as code. It takes `elements` by element and `hypers` by step. `hosts` maps expressions over the hypers
     to the names h0, h1, … of their values, `lines` expressions over elements, h's and earlier x's to the names x0,
-    x1, …; `results` names the new parameter and states. Beside operators they use sqrt, abs and where."""
+    x1, …; `results` names the new parameter and states, and `scalars` the numbers that go with them, as `hosts` has
+    them. Beside operators they use sqrt, abs and where."""
     elements: tuple[str, ...]
     hypers: tuple[str, ...]
     hosts: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
     results: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -98,14 +100,26 @@ def symbolic_where(cond: Any, a: Any, b: Any) -> Symbol:
     return _node('where({}, {}, {})', cond, a, b)
 
 
-def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str, ...] = ()) -> Trace:
-    """Run `rule` once with symbols for its `elements` and `hypers`, by default those of its signature. BranchError for
-    an `if` on an element; TypeError for what else has no symbols."""
-    trace = Trace(elements, hypers) if elements else Trace(*_signature(rule))
-    out = rule(*(Symbol(trace, n, True) for n in trace.arguments),
-               **{n: Symbol(trace, n, False) for n in trace.hypers})
-    trace.results = tuple(_name(_symbol(trace, o)) for o in (out if isinstance(out, tuple) else (out,)))
+def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str, ...] = (),
+               scalars: tuple[str, ...] = ()) -> Trace:
+    """Run `rule` once with symbols for its `elements` and `hypers`, by default those of its signature. The last of its
+    elements and results may be `scalars`, numbers that are the same for all elements. BranchError for an `if` on an
+    element; TypeError for what else has no symbols."""
+    elements, hypers = (elements, hypers) if elements else _signature(rule)
+    trace = Trace(tuple(nm for nm in elements if nm not in scalars), (*hypers, *scalars))
+    given = {nm: Symbol(trace, nm, False) for nm in trace.hypers}
+    given |= {nm: Symbol(trace, code, True) for nm, code in zip(trace.elements, trace.arguments, strict=True)}
+    out = rule(*(given[nm] for nm in elements), **{nm: given[nm] for nm in hypers})
+    out = [_symbol(trace, o) for o in (out if isinstance(out, tuple) else (out,))]
+    tensors = len(out) - len(scalars)
+    trace.results = tuple(map(_name, out[:tensors]))
+    trace.scalars = tuple(_scalar_name(*found) for found in zip(scalars, out[tensors:], strict=True))
     return trace
+
+
+def _scalar_name(state: str, x: Symbol) -> str:
+    if not x.elem: return _name(x)
+    raise TypeError(f"its state {state}, which scalars() says is one number a parameter, comes from an element")
 
 
 def _signature(rule: Callable) -> list[tuple[str, ...]]:
