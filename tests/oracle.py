@@ -5,10 +5,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, Nesterov, RMSProp
+from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
 
-ALL = [SGD, Momentum, HeavyBall, Nesterov, RMSProp, Adagrad, Adam, AdamW, Lion]
-MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .95), beta2=(.9, .999), lr_decay=(0., .1))
+ALL = [SGD, Momentum, HeavyBall, Nesterov, RMSProp, Adagrad, Adam, AdamW, NAdamW, Lion]
+MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .95), beta2=(.9, .999), lr_decay=(0., .1),
+              momentum_decay=(1e-3, 1e-1))
 SHAPES = [(), (0,), (1,), (7,), (3, 2), (2, 3, 2, 1)]
 EVERYTHING = dict(decoupled=False, clip_norm=2., clip_value=.7, skip_nonfinite=True, cautious=True, ema=.9)
 OPTIONS = dict(plain={}, l2=dict(decoupled=False), norm=dict(clip_norm=2.), value=dict(clip_value=.5), ema=dict(ema=.9),
@@ -39,7 +40,7 @@ class Oracle:
         if o.get('clip_value'): g = min(max(g, -o['clip_value']), o['clip_value'])
         p = self.p*(1 - h['lr']*wd) if o.get('decoupled', True) else self.p
         if not o.get('decoupled', True): g += wd*self.p
-        if self.s is None: self.s = [g*g if self.cls is RMSProp else 0. for _ in rule.states]
+        if self.s is None: self.s = [g*g if self.cls is RMSProp else 0. for _ in rule.states] + [*rule.scalars.values()]
         out = rule.rule(p, g, *self.s, **h, **(dict(t=self.t) if rule.uses_t else {}))
         new, *self.s = out if isinstance(out, tuple) else (out,)
         if o.get('cautious') and (p - new)*g <= 0: new = p
@@ -96,6 +97,8 @@ def errors(cls, options, dtype, steps=50, seed=0, strided=False):
         worst = max(worst, error(flat(ps), [o.p for o in hs]))
     found = states_of(opt, ps)
     for i, s in enumerate(cls.spec.states): worst = max(worst, error(found[s], [o.s[i] for o in hs]))
+    for i, s in enumerate(cls.spec.scalars, len(cls.spec.states)):
+        worst = max(worst, *(abs(opt.state[p][s]/h.s[i] - 1) for p in ps for h in hs))
     if 'ema' in options: worst = max(worst, error(found['ema'], [o.ema for o in hs]))
     assert {opt.state[p]['step'] for p in ps} == {steps}
     return worst, opt

@@ -10,6 +10,10 @@ from torch import nn
 import formulas
 import miniai.optim
 import miniai.sgd
+from miniai import BatchSchedCB, MetricsCB, TrainLearner, accuracy, fashion_mnist, image_loaders
+from miniai.activations import set_seed
+from miniai.init import get_model, init_weights
+from miniai.layers import act_gr
 from miniai.optim import SGD, Adam, Momentum, RMSProp, RuleOptimizer, optimizer, rules, sign
 from opts import each_class, param
 
@@ -108,11 +112,30 @@ def test_without_decay_the_parameter_is_not_touched_before_the_rule(cls):
 def rosenbrock(w): return (1-w[0])**2 + 100*(w[1]-w[0]**2)**2
 
 
-@pytest.mark.parametrize(('cls', 'lr', 'limit'), [
-    (SGD, 1e-3, .2), (Momentum, 1e-3, .2), (RMSProp, 1e-3, .01), (Adam, 1e-2, 1e-3)])
-def test_every_class_descends_rosenbrocks_valley(cls, lr, limit):
+VALLEY = dict(SGD=(1e-3, .05), Momentum=(1e-3, .05), HeavyBall=(1e-3, 1e-10), Nesterov=(1e-3, 1e-10),
+              RMSProp=(1e-3, .01), Adagrad=(.3, .01), Adam=(1e-2, 1e-4), AdamW=(1e-2, 1e-8), NAdamW=(1e-2, 1e-4),
+              Lion=(1e-3, 1e-3))
+IMAGES = dict(SGD=.3, Momentum=1., HeavyBall=.1, Nesterov=.1, RMSProp=3e-3, Adagrad=.03, Adam=.01, AdamW=.01,
+              NAdamW=.01, Lion=1e-3)
+
+
+@pytest.mark.parametrize('name', IMAGES)
+def test_every_rule_reaches_80_percent_on_the_sample_of_fashion_mnist_in_two_epochs(name):
+    set_seed(1)
+    dls = image_loaders(fashion_mnist(source='sample', quiet=True), bs=128, seed=1)
+    model = get_model(act_gr, norm=nn.BatchNorm2d).apply(partial(init_weights, leaky=.1))
+    cosine = BatchSchedCB(partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2*len(dls.train)))
+    learn = TrainLearner(model, dls, nn.functional.cross_entropy, lr=IMAGES[name],
+                         cbs=[MetricsCB(accuracy=accuracy), cosine], opt_func=getattr(miniai.optim, name))
+    learn.fit(2)
+    assert learn.history[-1]['accuracy'] >= .8
+
+
+@pytest.mark.parametrize('name', VALLEY)
+def test_every_rule_descends_rosenbrocks_valley(name):
+    lr, limit = VALLEY[name]
     w = nn.Parameter(torch.tensor([-1., 1.], dtype=torch.float64))
-    opt = cls([w], lr=lr)
+    opt = getattr(miniai.optim, name)([w], lr=lr, wd=0.)
     first = rosenbrock(w).item()
     for _ in range(3000):
         w.grad, = torch.autograd.grad(rosenbrock(w), w)

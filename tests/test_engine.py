@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adam, AdamW, Lion, Momentum, RMSProp, engine, kernel, optimizer, table, threads
+from miniai.optim import SGD, Adam, AdamW, Lion, Momentum, NAdamW, RMSProp, engine, kernel, optimizer, table, threads
 from opts import same
 from oracle import (
     ALL,
@@ -112,7 +112,8 @@ def test_strided_views_are_stepped_by_the_eager_path_like_python_floats(cls):
 
 
 @both_paths
-@pytest.mark.parametrize(('cls', 'options'), [(AdamW, {}), (AdamW, EVERYTHING), (RMSProp, EVERYTHING), (Lion, {})])
+@pytest.mark.parametrize(('cls', 'options'), [(AdamW, {}), (AdamW, EVERYTHING), (RMSProp, EVERYTHING), (Lion, {}),
+                                              (NAdamW, {})])
 def test_bfloat16_parameters_are_the_rule_rounded_once_a_step_and_their_states_float32(cls, options, path, path_of):
     path_of(path)
     rng = np.random.default_rng(0)
@@ -217,6 +218,8 @@ def test_one_cycle_over_rate_and_betas_compiles_nothing_after_the_first_step():
 # Against torch
 
 PAIRS = dict(
+    NAdamW=(lambda ps: NAdamW(ps, lr=.01, wd=.1),
+            lambda ps: torch.optim.NAdam(ps, lr=.01, weight_decay=.1, decoupled_weight_decay=True)),
     AdamW=(lambda ps: AdamW(ps, lr=.01, wd=.1), lambda ps: torch.optim.AdamW(ps, lr=.01, weight_decay=.1)),
     SGD=(lambda ps: ALL[0](ps, lr=.01, wd=.1, decoupled=False),
          lambda ps: torch.optim.SGD(ps, lr=.01, weight_decay=.1)),
@@ -237,7 +240,7 @@ def test_50_steps_equal_torchs_with_state_dicts_exchanged_both_ways_on_the_way(n
     for seed in range(5):
         run(a, ps, 10, seed)
         run(b, qs, 10, seed)
-        assert error(flat(ps), flat(qs)) <= LIMITS[dtype]
+        assert error(flat(ps), flat(qs)) <= (LIMITS[dtype] if name != 'NAdamW' else 1e-5)  # torch's product is float32
         a_, b_ = ours(ps), theirs(qs)
         a_.load_state_dict(b.state_dict())
         b_.load_state_dict(a.state_dict())

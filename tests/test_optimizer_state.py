@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adam, Momentum, RMSProp
+from miniai.optim import SGD, Adam, Momentum, NAdamW, RMSProp
 from opts import each_class, net, param, same, train
 
 # Saved and continued
@@ -91,13 +91,23 @@ def steps(opt, p, grads):
 def near(a, b): return torch.allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.fixture(autouse=True)
+def doubles():
+    "Torch keeps NAdam's product of momenta in the default dtype."
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+NADAM = dict(decoupled_weight_decay=True)
 ADAM = dict(eps=0.)     # where eps is 0 it matters not that ours is inside the root
 EXCHANGES = [
     (SGD, {}, torch.optim.SGD, {}),
     (Momentum, dict(mom=.8), torch.optim.SGD, dict(momentum=.8, dampening=.8)),
     (RMSProp, dict(sqr_mom=.9), torch.optim.RMSprop, dict(alpha=.9, eps=1e-5)),
     (Adam, dict(beta1=.8, beta2=.9, wd=.1, **ADAM), torch.optim.AdamW, dict(betas=(.8, .9), weight_decay=.1, **ADAM)),
-    (Adam, dict(beta1=.8, beta2=.9, **ADAM), torch.optim.Adam, dict(betas=(.8, .9), **ADAM))]
+    (Adam, dict(beta1=.8, beta2=.9, **ADAM), torch.optim.Adam, dict(betas=(.8, .9), **ADAM)),
+    (NAdamW, dict(beta1=.8, wd=.1), torch.optim.NAdam, dict(betas=(.8, .999), weight_decay=.1, **NADAM))]
 each_exchange = pytest.mark.parametrize(('cls', 'kw', 'theirs', 'their_kw'), EXCHANGES)
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from miniai.optim import RuleOptimizer, optimizer, rules, starts
+from miniai.optim import RuleOptimizer, optimizer, rules, scalars, starts
 from miniai.optim.spec import REQUIRED, read_rule
 
 
@@ -106,3 +106,28 @@ def test_an_optimizer_of_what_is_no_rule_is_refused_in_the_same_words(rule, says
 @each_wrong
 def test_a_class_of_what_is_no_rule_is_refused_where_it_is_written(rule, says):
     with pytest.raises(TypeError, match=re.escape(says)): type('Mine', (RuleOptimizer,), dict(rule=rule))
+
+
+def test_states_that_are_one_number_come_last_and_are_kept_apart():
+    @scalars(k=2.)
+    def rule(p, g, a, k, *, lr): return p - lr*k*g, a, k/2
+    spec = read_rule(rule)
+    assert (spec.states, spec.scalars, spec.untraced) == (('a',), dict(k=2.), '')
+    @scalars(k=2.)
+    def early(p, g, k, a, *, lr): return p, k, a
+    with pytest.raises(TypeError, match='states that are one number, k, come last'): read_rule(early)
+    @scalars(b=1.)
+    def unknown(p, g, a, *, lr): return p, a
+    with pytest.raises(TypeError, match=r"scalars\(\) names b, which is none of its states"): read_rule(unknown)
+
+
+def test_a_number_that_comes_from_an_element_is_told_so():
+    @scalars(k=1.)
+    def rule(p, g, k, *, lr): return p - lr*g, k*g
+    says = "its state k, which scalars() says is one number a parameter, comes from an element"
+    assert read_rule(rule).untraced == f'rule cannot be traced: {says}'
+
+
+def test_a_rule_that_branches_is_named():
+    def mine(p, g, *, lr): return p if g > 0 else p - lr*g
+    with pytest.raises(TypeError, match='rule mine: a rule may not branch on an element'): read_rule(mine)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from miniai.optim import SGD, AdamW, Momentum, engine, optimizer, sqrt, where
+from miniai.optim import SGD, AdamW, Momentum, NAdamW, engine, optimizer, sqrt, table, threads, where
 from miniai.optim.rounding import dithered
 from oracle import error
 from test_engine import equal, everything, params, run
@@ -320,3 +320,74 @@ def test_order_grouping_and_missing_gradients_change_no_bit(shapes, data):
             q.grad = None if p.grad is None else p.grad.clone()
         one.step(), many.step()
     assert equal(everything(one, ps), everything(many, qs))
+
+
+# Cautious steps, rescaled by the mask's mean
+
+def rescaled_momentum(p, grads, lr, mom, wd):
+    "In double precision, after Liang et al. 2024 and the authors' own code: one parameter, whole."
+    p, avg = p.astype(np.float64), 0.
+    for g in grads.astype(np.float64):
+        p, avg = p*(1 - lr*wd), mom*avg + (1 - mom)*g
+        mask = (avg*g > 0).astype(np.float64)
+        p = p - lr*avg*mask/max(mask.mean() if mask.size else 1., 1e-3)
+    return p
+
+
+@both_paths
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_a_rescaled_cautious_step_is_divided_by_its_own_parameters_share(path, path_of, dtype):
+    path_of(path)
+    shapes, rng = [(5000,), (3, 7), (1,), (0,), ()], np.random.default_rng(0)
+    ps = [nn.Parameter(torch.tensor(rng.normal(size=s), dtype=dtype)) for s in shapes]
+    grads = [torch.tensor(rng.normal(size=(30, *s)), dtype=dtype) for s in shapes]
+    want = [rescaled_momentum(p.detach().numpy(), g.numpy(), .01, .7, .1) for p, g in zip(ps, grads, strict=True)]
+    opt = Momentum(ps, lr=.01, mom=.7, wd=.1, cautious='rescaled')
+    for t in range(30):
+        for p, g in zip(ps, grads, strict=True): p.grad = g[t].clone()
+        opt.step()
+    worst = max(error(p.detach(), w) for p, w in zip(ps, want, strict=True) if p.numel())
+    assert worst <= (1e-12 if dtype is torch.float64 else 1e-5)
+    assert path in opt.path
+
+
+@both_paths
+def test_one_step_in_ten_thousand_is_lengthened_a_thousandfold_and_the_others_are_not_taken(path, path_of):
+    path_of(path)
+    p = nn.Parameter(torch.zeros(10_000, dtype=torch.float64))
+    opt = Momentum([p], lr=1., mom=.5, cautious='rescaled')
+    p.grad = torch.ones_like(p)
+    opt.step()
+    before = p.detach().clone()
+    p.grad = torch.full_like(p, -.1)
+    p.grad[7] = 1.
+    opt.step()
+    moved = before - p.detach()
+    assert moved[7].item() == pytest.approx(.75*1000)
+    assert moved.count_nonzero() == 1
+
+
+@pytest.mark.parametrize('options', [{}, dict(ema=.9, clip_norm=1., decoupled=False), dict(state='bf16')])
+def test_rescaled_steps_have_the_same_bits_for_any_threads_and_chunks_and_the_eager_paths_values(options, monkeypatch):
+    def stepped(eager=False, workers=1, chunk=None):
+        with monkeypatch.context() as m:
+            if eager: m.setattr(engine, 'eager_reason', lambda slot, program: 'a test wants it so')
+            if chunk: m.setattr(table, 'CHUNK', chunk)
+            m.setattr(threads, 'WORTH_IT', 0)
+            before = torch.get_num_threads()
+            torch.set_num_threads(workers)
+            ps = params((9001,), (33, 3), (0,), dtype=torch.float64)
+            opt = run(NAdamW(ps, lr=.01, cautious='rescaled', **options), ps, 8)
+            torch.set_num_threads(before)
+        return everything(opt, ps)
+    first = stepped()
+    for other in (stepped(workers=2), stepped(chunk=100), stepped(chunk=5000, workers=2)): assert equal(first, other)
+    if 'state' in options: return  # a last bit decides how bfloat16 is rounded
+    (ps, _), (qs, _) = first, stepped(eager=True)
+    assert all(error(q, p) <= 1e-12 for p, q in zip(ps, qs, strict=True) if p.numel())
+
+
+def test_cautious_is_a_choice_of_three():
+    for good in (True, False, 'rescaled'): AdamW(params((2,)), cautious=good)
+    with pytest.raises(ValueError, match="cautious must be True, False or 'rescaled', got 'scaled'"):
+        AdamW(params((2,)), cautious='scaled')

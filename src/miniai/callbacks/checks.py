@@ -98,11 +98,16 @@ class NonFiniteLossError(RuntimeError): "The training loss became NaN or infinit
 class FiniteLossCB(Callback):
     """Stops a fit whose training loss is not finite, with a NonFiniteLossError that names epoch and batch. It runs
     last, so that a rate finder sees the loss first. Losses on the CPU are looked at before the weights change, which
-    they then do not; those on an accelerator every `every` seconds and at the end of the epoch."""
+    they then do not; those on an accelerator every `every` seconds and at the end of the epoch. After each epoch it
+    warns of steps that an optimizer with `skip_nonfinite` has skipped in it."""
     order = math.inf
     def __init__(self, every: float = 0.5) -> None: self.every = every
 
-    def before_epoch(self, learn: Any) -> None: self._unread, self._due = [], time.perf_counter() + self.every
+    def before_epoch(self, learn: Any) -> None:
+        self._skipped = getattr(learn.opt, 'skipped', 0)
+        self._read_later()
+
+    def _read_later(self) -> None: self._unread, self._due = [], time.perf_counter() + self.every
 
     def after_loss(self, learn: Any) -> None:
         loss = learn.loss
@@ -117,14 +122,19 @@ class FiniteLossCB(Callback):
             self._fail(learn, learn.iter, float(number(learn.loss)), "The weights are as they were before this batch.")
         if self._unread and time.perf_counter() >= self._due: self._read(learn)
 
-    def after_epoch(self, learn: Any) -> None: self._read(learn)
+    def after_epoch(self, learn: Any) -> None:
+        skipped = getattr(learn.opt, 'skipped', 0) - self._skipped
+        self._read(learn)
+        if skipped and getattr(learn.opt, 'skip_nonfinite', False):
+            warnings.warn(f"{skipped} of {learn.iter + 1} steps of epoch {learn.epoch} were skipped: their gradients "
+                          f"were not finite", stacklevel=2)
 
     def _read(self, learn: Any) -> None:
         if not self._unread: return
         iters, losses = zip(*self._unread, strict=True)
         for i, x in zip(iters, torch.stack([x.reshape(()) for x in losses]).tolist(), strict=True):
             if not math.isfinite(x): self._fail(learn, i, x, "The weights have been stepped since.")
-        self.before_epoch(learn)
+        self._read_later()
 
     def _fail(self, learn: Any, batch: int, loss: float, weights: str) -> None:
         raise NonFiniteLossError(

@@ -1,0 +1,103 @@
+"DTensors: every rule and option on parts in two processes is what it is on whole tensors in one."
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from miniai.optim import Adagrad, AdamW, Lion, NAdamW, RMSProp
+from miniai.optim.local import is_dtensor, local, placement, summed
+
+CASES = [(AdamW, {}), (NAdamW, dict(cautious='rescaled', ema=.9)), (RMSProp, dict(clip_norm=.5, decoupled=False)),
+         (Lion, dict(clip_value=.5, skip_nonfinite=True)), (Adagrad, dict(cautious=True))]
+SHAPES = [(7, 3), (4,), (1, 5), ()]
+
+
+def whole(dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    return [torch.randn(s, generator=g, dtype=dtype) for s in SHAPES]
+
+
+def gradients(steps=6):
+    g = torch.Generator().manual_seed(1)
+    return [[torch.randn(s, generator=g, dtype=torch.float64) for s in SHAPES] for _ in range(steps)]
+
+
+def stepped(cls, options, wrap=lambda x: x, unwrap=lambda x: x):
+    ps = [nn.Parameter(wrap(x)) for x in whole()]
+    opt = cls(ps, lr=.01, wd=.1, **options)
+    for gs in gradients():
+        for p, g in zip(ps, gs, strict=True): p.grad = wrap(g)
+        opt.step()
+    if options.get('skip_nonfinite'):
+        for p in ps: p.grad = wrap(torch.full(p.shape, torch.inf, dtype=torch.float64))
+        opt.step()
+        assert opt.skipped == 1
+    return [unwrap(p.detach()) for p in ps], opt
+
+
+def in_two_processes(rank, port, folder):
+    os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor, init_device_mesh
+    mesh = init_device_mesh('cpu', (2,))
+    found = {}
+    for i, (cls, options) in enumerate(CASES):
+        def shard(x): return distribute_tensor(x, mesh, [Shard(0) if x.ndim else Replicate()])
+        got, opt = stepped(cls, options, shard, lambda x: x.full_tensor())
+        found[i] = got, opt.path, {k: is_dtensor(v) for k, v in opt.state[opt.param_groups[0]['params'][0]].items()}
+    x = distribute_tensor(torch.ones(4), mesh, [Replicate()])
+    odd = nn.Parameter(x)
+    odd.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
+    opt = AdamW([odd], lr=.1)
+    opt.step()
+    partial = torch.distributed.tensor.DTensor.from_local(torch.ones(4), mesh, [Partial()])
+    sums = [summed([1., 2.], placement(t)) for t in (shard(torch.ones(4)), x)]
+    found['odd'] = odd.detach().full_tensor(), opt.path, sums, local(shard(torch.arange(4.))), is_dtensor(partial)
+    if rank == 0: torch.save(found, f'{folder}/found.pt')
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('dtensor')
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    mp.spawn(in_two_processes, (port, str(folder)), nprocs=2)
+    return torch.load(folder/'found.pt', weights_only=True)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@pytest.mark.parametrize('case', range(len(CASES)))
+def test_steps_on_parts_in_two_processes_are_the_steps_on_whole_tensors(found, case):
+    got, path, states = found[case]
+    want, _ = stepped(*CASES[case])
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-14) for a, b in zip(got, want, strict=True))
+    assert 'eager' not in path
+    assert all(d == (k not in ('step', 'mu_product')) for k, d in states.items())
+
+
+def test_a_gradient_placed_otherwise_takes_the_eager_path_and_says_so(found):
+    stepped_to, path, _, _, _ = found['odd']
+    assert torch.allclose(stepped_to, torch.full((4,), 1 - .1*.01 - .1), atol=1e-6)
+    assert 'eager: 1 parameter(s), as gradient or state lie on other processes' in path
+
+
+def test_sums_run_over_parts_and_not_over_copies(found):
+    _, _, sums, part, partial = found['odd']
+    assert sums == [[2., 4.], [1., 2.]]
+    assert part.tolist() == [0., 1.]
+    assert partial
+
+
+def test_a_plain_tensor_is_its_own_local_part():
+    x = torch.ones(2)
+    assert local(x) is x
+    assert placement(x) is None
+    assert summed([1.], None) == [1.]
+    assert not is_dtensor(x)
