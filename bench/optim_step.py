@@ -128,10 +128,9 @@ def matmul(args):
 
 def rules(args):
     "Other rules, per byte moved, over AdamW."
-    classes = {nm: getattr(optim, nm, None) for nm in ('Adam', 'NAdamW', 'Lion', 'RMSProp')}
+    classes = {nm: getattr(optim, nm) for nm in ('Adam', 'NAdamW', 'Lion', 'RMSProp')}
     classes["this file's own rule"] = optim.optimizer(soft_lion)
     for nm, cls in classes.items():
-        if cls is None: continue  # a rule of a later version
         n = 4*(1 + 2*(1 + len(cls.spec.states)))
         for size in LARGE:
             contenders = [stepper(c, size, lr=1e-4) for c in (cls, optim.AdamW)]
