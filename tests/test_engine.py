@@ -442,7 +442,7 @@ def test_the_path_says_what_runs_where_and_why(monkeypatch):
     assert SGD([q], lr=.1).path.endswith('its gradient or state has another layout or dtype')
     both = run(SGD([p, cases[0][0]], lr=.1), [p, cases[0][0]], 1).path.splitlines()
     assert [x.split(':')[0] for x in both] == ['fused', 'eager']
-    monkeypatch.setattr(engine, '_missing_numba', lambda: 'Numba is not installed')
+    monkeypatch.setattr(engine, 'missing_numba', lambda: 'Numba is not installed')
     assert run(SGD([p], lr=.2), [p], 1).path.endswith('as Numba is not installed')
 
 

@@ -194,3 +194,52 @@ def test_one_layer_has_its_picture_and_modules_that_never_ran_have_none(picture)
     getattr(cb, picture)()
     assert len(cb) == 2
     assert len(visible(plt.gcf())) == (2 if picture == 'plot_stats' else 1)
+
+
+# Every k-th batch, and gradients
+
+def test_every_third_batch_is_recorded_where_asked_for():
+    cb = ActivationStats(relu, every=3)
+    hooked(cb)
+    assert len(cb.hooks[0].stats[0]) == 2  # of 4 batches: the first and the fourth
+    with pytest.raises(ValueError, match=r'every.*must be 1 or more, got 0'): ActivationStats(relu, every=0)
+
+
+def test_gradients_are_those_that_reach_each_layers_output():
+    cb, want = ActivationStats(relu, gradients=True), []
+    class Keep:
+        def after_predict(self, learn):
+            if learn.training: learn.preds.retain_grad()
+        def after_backward(self, learn): want.append((learn.preds.grad @ learn.model[2].weight).std().item())
+    learner([cb, Keep()]).fit(1)
+    means, stds, hists = cb.hooks[0].gradient_stats
+    assert [s.item() for s in stds] == pytest.approx(want, rel=1e-4)
+    assert [h.sum().item() for h in hists] == [6*8]*4
+    assert len(means) == len(cb.hooks[0].stats[0]) == 4
+
+
+def test_recording_gradients_changes_no_weight():
+    a, b = learner(), learner(ActivationStats(gradients=True))
+    a.fit(1)
+    b.fit(1)
+    assert all(map(torch.equal, a.model.parameters(), b.model.parameters()))
+
+
+@pytest.mark.parametrize('picture', ['color_dim', 'dead_chart', 'plot_stats'])
+def test_pictures_of_gradients_are_drawn_where_they_were_recorded(picture):
+    cb = ActivationStats(relu, every=2, gradients=True)
+    hooked(cb)
+    getattr(cb, picture)(of='gradients')
+    assert plt.gcf().axes
+    with pytest.raises(ValueError, match="of must be 'activations' or 'gradients', got 'weights'"):
+        getattr(cb, picture)(of='weights')
+    plain = ActivationStats(relu)
+    hooked(plain)
+    with pytest.raises(ValueError, match=r'gradients=True'): getattr(plain, picture)(of='gradients')
+
+
+def test_the_batches_of_a_picture_are_those_that_were_recorded():
+    cb = ActivationStats(relu, every=3)
+    hooked(cb)
+    cb.plot_stats()
+    assert plt.gcf().axes[0].lines[0].get_xdata().tolist() == [0, 3]

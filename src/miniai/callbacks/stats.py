@@ -13,7 +13,9 @@ from miniai.events import Callback
 from miniai.hooks import Hook, Hooks
 from miniai.plot import get_grid, show_image
 
-__all__ = ['HooksCallback', 'append_stats', 'get_hist', 'get_min', 'ActivationStats']
+from .tally import tally, tally_powers
+
+__all__ = ['HooksCallback', 'append_stats', 'append_gradient_stats', 'get_hist', 'get_min', 'ActivationStats']
 
 
 def _every_module(m: nn.Module) -> bool: return True
@@ -45,63 +47,92 @@ class HooksCallback(Callback):
     def __len__(self) -> int: return len(self.hooks)
 
 
-@torch.no_grad()
 def append_stats(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> None:
     """Append mean, standard deviation and a 40-bin histogram of abs(activation) from 0 to 10 to
     `hook.stats`, a triple of lists."""
-    if not hasattr(hook, 'stats'): hook.stats = ([], [], [])
     acts = first_tensor(outp)
-    if acts is None: return
-    acts = acts.detach().float()
-    for stat, value in zip(hook.stats, (acts.mean(), acts.std(), acts.abs().histc(40, 0, 10)), strict=True):
-        stat.append(value)
+    _append(hook, 'stats', () if acts is None else tally(acts.detach()))
 
 
-def _histograms(h: Hook) -> Tensor: return torch.stack(h.stats[2]).t().float().cpu()
+def append_gradient_stats(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> None:
+    """For an output with a gradient to come: append that gradient's mean, standard deviation and histogram of
+    abs(gradient), 40 bins of a power of two from 2**-32, to `hook.gradient_stats`, a triple of lists."""
+    acts = first_tensor(outp)
+    if acts is None or not acts.requires_grad: return
+    acts.register_hook(lambda g: _append(hook, 'gradient_stats', tally_powers(g.detach())))
+
+
+def _append(hook: Hook, name: str, figures: tuple[Tensor, ...]) -> None:
+    if not hasattr(hook, name): setattr(hook, name, ([], [], []))
+    for record, figure in zip(getattr(hook, name), figures, strict=False): record.append(figure)
+
+
+def _histograms(stats: tuple[list, list, list]) -> Tensor: return torch.stack(stats[2]).t().float().cpu()
 
 
 def get_hist(h: Hook) -> Tensor:
     "The log histogram of a hook's activations: 40 bins by batches."
-    return _histograms(h).log1p()
+    return _histograms(h.stats).log1p()
 
 
 def get_min(h: Hook) -> Tensor:
     "The share of a hook's activations in the lowest bin, a value a batch: how dead the layer is."
-    hist = _histograms(h)
+    return _lowest(h.stats)
+
+
+def _lowest(stats: tuple[list, list, list]) -> Tensor:
+    hist = _histograms(stats)
     return hist[0] / hist.sum(0)
 
 
 class ActivationStats(HooksCallback):
-    """Mean, standard deviation and histogram of the training activations of every module that passes
-    `mod_filter`, and their pictures."""
-    def __init__(self, mod_filter: Callable[[nn.Module], bool] = _every_module) -> None:
+    """Mean, standard deviation and histogram of the training activations of every module that passes `mod_filter`, in
+    every `every`-th batch, and their pictures. With `gradients`, of the gradients of those activations too; a
+    picture of these is asked for by `of='gradients'`."""
+    def __init__(self, mod_filter: Callable[[nn.Module], bool] = _every_module, every: int = 1,
+                 gradients: bool = False) -> None:
+        if every < 1: raise ValueError(f"every, the number of batches from one record to the next, must be 1 or more, "
+                                       f"got {every}")
         super().__init__(append_stats, mod_filter)
+        self.every, self.gradients = every, gradients
 
-    def _recorded(self) -> list[Hook]:
-        hooks = [h for h in self if hasattr(h, 'stats')]
-        if not hooks:
-            raise ValueError("no activations recorded yet: train with this callback first, learn.fit(1, cbs=...)")
-        return hooks
+    def _hookfunc(self, learn: Any, *args: Any) -> None:
+        if not learn.training or (learn.iter or 0) % self.every: return
+        append_stats(*args)
+        if self.gradients: append_gradient_stats(*args)
 
-    def color_dim(self, figsize: tuple[float, float] = (11, 5)) -> None:
-        """A panel a layer: batches from left to right, activations from 0 at the bottom to 10,
-        brighter where there are more."""
-        hooks = self._recorded()
-        for h, ax in zip(hooks, get_grid(len(hooks), figsize=figsize)[1].flat, strict=False):
-            show_image(get_hist(h), ax, origin='lower', aspect='auto')
+    def _recorded(self, of: str) -> list[tuple[list, list, list]]:
+        name = dict(activations='stats', gradients='gradient_stats').get(of)
+        if name is None: raise ValueError(f"of must be 'activations' or 'gradients', got {of!r}")
+        found = [getattr(h, name) for h in self if hasattr(h, name)]
+        if found: return found
+        if of == 'gradients' and not self.gradients:
+            raise ValueError("no gradients recorded: train with ActivationStats(…, gradients=True)")
+        raise ValueError(f"no {of} recorded yet: train with this callback first, learn.fit(1, cbs=...)")
 
-    def dead_chart(self, figsize: tuple[float, float] = (11, 5)) -> None:
-        "A panel a layer: the share of activations near zero, over the batches."
-        hooks = self._recorded()
-        for h, ax in zip(hooks, get_grid(len(hooks), figsize=figsize)[1].flat, strict=False):
-            ax.plot(get_min(h))
+    def _batches(self, stats: tuple[list, list, list]) -> range: return range(0, len(stats[0])*self.every, self.every)
+
+    def color_dim(self, figsize: tuple[float, float] = (11, 5), of: str = 'activations') -> None:
+        """A panel a layer: batches from left to right, activations from 0 at the bottom to 10, or gradients from
+        2**-32 by powers of two to 2**8, brighter where there are more."""
+        for stats, ax in self._panels(figsize, of):
+            show_image(_histograms(stats).log1p(), ax, origin='lower', aspect='auto')
+
+    def dead_chart(self, figsize: tuple[float, float] = (11, 5), of: str = 'activations') -> None:
+        "A panel a layer: the share of activations, or gradients, near zero, over the batches."
+        for stats, ax in self._panels(figsize, of):
+            ax.plot(self._batches(stats), _lowest(stats))
             ax.set_ylim(0, 1)
 
-    def plot_stats(self, figsize: tuple[float, float] = (10, 4)) -> None:
+    def _panels(self, figsize: tuple[float, float], of: str) -> Iterator[tuple]:
+        recorded = self._recorded(of)
+        return zip(recorded, get_grid(len(recorded), figsize=figsize)[1].flat, strict=False)
+
+    def plot_stats(self, figsize: tuple[float, float] = (10, 4), of: str = 'activations') -> None:
         "Means and standard deviations of every layer, over the batches."
-        hooks = self._recorded()
+        recorded = self._recorded(of)
         axs = get_grid(2, nrows=1, figsize=figsize)[1]
         for ax, title, i in zip(axs.flat, ('Means', 'Stdevs'), (0, 1), strict=True):
-            for h in hooks: ax.plot(torch.stack(h.stats[i]).cpu())
+            for stats in recorded: ax.plot(self._batches(stats), torch.stack(stats[i]).cpu())
             ax.set_title(title)
-        axs.flat[1].legend(range(len(hooks)))
+        axs.flat[1].legend(range(len(recorded)))

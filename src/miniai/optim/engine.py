@@ -18,7 +18,7 @@ from .stages import Program
 from .table import Slot, Table
 from .threads import parallel_reason
 
-__all__ = ['Plan']
+__all__ = ['Plan', 'is_dense', 'missing_numba']
 
 
 def eager_reason(slot: Slot, program: Program) -> str:
@@ -33,7 +33,7 @@ def eager_reason(slot: Slot, program: Program) -> str:
     if g.dtype is not p.dtype or any(_layout(x) != _layout(p) for x in (g, *kept)):
         return 'its gradient or state has another layout or dtype'
     if any(x.dtype not in SIZES or not x.is_cpu for x in kept): return 'its state has no kernel'
-    return _missing_numba()
+    return missing_numba()
 
 
 def _placed_alike(slot: Slot) -> bool:
@@ -56,7 +56,8 @@ def is_dense(x: Tensor) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _missing_numba() -> str:
+def missing_numba() -> str:
+    "Why there are no kernels at all; '' where there are."
     return '' if find_spec('numba') else 'Numba is not installed'
 
 

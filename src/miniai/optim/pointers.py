@@ -3,7 +3,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ['f32_at', 'f64_at', 'u16_at', 'widened', 'rounded', 'mixed', 'drawn', 'low', 'high', 'dithered']
+__all__ = ['f32_at', 'f64_at', 'u16_at', 'widened', 'rounded', 'bits_of', 'mixed', 'drawn', 'low', 'high', 'dithered']
 
 FLAGS = dict(fastmath={'contract', 'nsz'}, error_model='numpy', nogil=True)
 
@@ -26,7 +26,7 @@ def _bitcast(source, target):
 
 
 f32_at, f64_at, u16_at = map(_pointer_to, (types.float32, types.float64, types.uint16))
-_bits, _float = _bitcast(types.float32, types.uint32), _bitcast(types.uint32, types.float32)
+bits_of, _float = _bitcast(types.float32, types.uint32), _bitcast(types.uint32, types.float32)
 _16, _1, _LOW, _HALF, _QUIET = (np.uint32(x) for x in (16, 1, 0xffff, 0x7fff, 0x7fc0))
 _EXPONENT, _MAGNITUDE = np.uint32(0x7f800000), np.uint32(0x7fffffff)
 _15, _A, _B = np.uint32(15), np.uint32(0x9e3779b9), np.uint32(0x846ca68b)
@@ -41,7 +41,7 @@ def widened(u):
 @njit(**FLAGS)
 def rounded(x):
     "The bits of the bfloat16 nearest to `x`, ties to even."
-    u = _bits(x)
+    u = bits_of(x)
     r = np.uint32(np.uint32(u + np.uint32(_HALF + np.uint32(np.uint32(u >> _16) & _1))) >> _16)
     return np.uint16(_QUIET if x != x else r)
 
@@ -74,7 +74,7 @@ def high(noise):
 @njit(**FLAGS)
 def dithered(x, noise):
     "The bits of `x` as bfloat16, rounded up where its lower half and `noise`, 16 bits, carry."
-    u = _bits(x)
+    u = bits_of(x)
     r = np.uint32(np.uint32(u + noise) >> _16)
     infinite = np.uint32(u & _MAGNITUDE) == _EXPONENT
     return np.uint16(_QUIET if x != x else (np.uint32(u >> _16) if infinite else r))
