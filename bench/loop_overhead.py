@@ -3,22 +3,26 @@
     python bench/loop_overhead.py [--rounds N] [--batches N]
 
 One thread, a 2-layer MLP of 500 parameters, batches of 32 ready in memory, SGD. Every round runs all variants, in turn,
-for one epoch each; the figure is the median over rounds of (variant - bare) / batches. The bar is drawn as in a
-terminal, to a null device.
+for one epoch each; the figure is the median over rounds of (variant - bare) / batches. Bars are drawn as in a
+terminal, to a null device. Of the peers in peers.py, each with loss, accuracy and its own bar, those that are installed
+take part; `make bench` installs them.
 """
 import argparse
+import contextlib
 import os
 import statistics
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import peers
 from machine import record
 from miniai import DataLoaders, DeviceCB, MetricsCB, ProgressCB, TrainLearner, accuracy
 from miniai.display import Terminal
+
+BARE, BARE_WITH = 'bare loop', 'bare loop, loss and accuracy'
 
 
 def model(): return nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 10))
@@ -56,6 +60,15 @@ class TerminalBarCB(ProgressCB):
         self.mbar.face = Terminal(self.null)
 
 
+def installed_peers(batches):
+    "The peers that can be imported here, set up, by name."
+    found = {}
+    for nm, peer in peers.PEERS.items():
+        try: found[f'{nm}, loss, accuracy, bar'] = peer(model(), batches)
+        except ImportError as e: print(f'{nm} takes no part: {e}')
+    return found
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--rounds', type=int, default=40)
@@ -65,21 +78,23 @@ def main():
     torch.manual_seed(0)
     batches = [(torch.randn(32, 20), torch.randint(10, (32,))) for _ in range(args.batches)]
     full = [DeviceCB('cpu'), MetricsCB(accuracy=accuracy), TerminalBarCB()]
-    variants = {'bare loop': bare(batches), 'bare loop, loss and accuracy': bare(batches, with_accuracy=True),
+    variants = {BARE: bare(batches), BARE_WITH: bare(batches, with_accuracy=True),
                 'miniai, no callbacks': miniai(batches, []),
                 'miniai, device, loss, accuracy, bar': miniai(batches, full)}
-    times = {nm: [] for nm in variants}
+    epochs = {nm: peers.timed(epoch) for nm, epoch in variants.items()} | installed_peers(batches)
+    times = {nm: [] for nm in epochs}
     for r in range(args.rounds + 2):
-        for nm, epoch in variants.items():
-            started = time.perf_counter()
-            epoch()
-            if r >= 2: times[nm].append((time.perf_counter() - started) / args.batches * 1e6)
-    bare_times = times['bare loop']
-    rows = [(nm, statistics.median(ts), statistics.median(t - b for t, b in zip(ts, bare_times, strict=True)))
-            for nm, ts in times.items()]
-    table = ['| loop | µs a batch | over the bare loop |', '|--|--:|--:|']
-    table += [f'| {nm} | {t:.1f} | {over:+.1f} |' for nm, t, over in rows]
-    record('loop_overhead', '\n'.join(table), runs=f'{args.rounds} rounds of {args.batches} batches, medians')
+        for nm, epoch in epochs.items():
+            with contextlib.redirect_stdout(TerminalBarCB.null), contextlib.redirect_stderr(TerminalBarCB.null):
+                seconds = epoch()
+            if r >= 2: times[nm].append(seconds / args.batches * 1e6)
+    def over(nm, base):
+        return statistics.median(t - b for t, b in zip(times[nm], times[base], strict=True))
+    table = ['| loop | µs a batch | over the bare loop | over it with loss and accuracy |', '|--|--:|--:|--:|']
+    table += [f'| {nm} | {statistics.median(ts):.1f} | {over(nm, BARE):+.1f} | {over(nm, BARE_WITH):+.1f} |'
+              for nm, ts in times.items()]
+    record('loop_overhead', '\n'.join(table), runs=f'{args.rounds} rounds of {args.batches} batches, medians',
+           packages=('pytorch-ignite', 'lightning', 'fastai', 'skorch'))
 
 
 if __name__ == '__main__': main()
