@@ -1,24 +1,57 @@
-"""Make the pictures of the README: train on the embedded sample, and keep what the run drew.
+"""Make the pictures: train on the embedded sample and keep what the run drew; augment a few of its images.
 
     python docs/make_pictures.py
 """
+import random
 import shutil
 import tempfile
 from pathlib import Path
 
 import matplotlib
+import torch
 
+from miniai import DataLoaders, TrainLearner, fashion_mnist
+from miniai.augment import CutMixCB, MixUpCB, mirror, rand_copy, rand_crop, rand_erase, rand_flip, rand_translate
+from miniai.callbacks.capture import first_train_batch
 from miniai.jobs.config import TrainConfig
 from miniai.jobs.train import train
+from miniai.plot import show_image, subplots
 
 HERE = Path(__file__).parent
 
 
-def main():
-    matplotlib.use('agg')
+def training():
     with tempfile.TemporaryDirectory() as tmp:
         train(TrainConfig(data='sample', batch_size=256, lr=2e-2, out=f'{tmp}/run'))
         shutil.copy(f'{tmp}/run/curves.png', HERE/'training.png')
+
+
+def mixed(x, cb):
+    learn = TrainLearner(torch.nn.Identity(), DataLoaders([(x, x)], []))
+    first_train_batch(learn, 'before_batch', [cb])
+    return learn.batch[0]
+
+
+def augmentations():
+    "A row an augmentation: the same eight images, as it leaves them."
+    torch.manual_seed(5)
+    random.seed(5)
+    x = fashion_mnist(source='sample', quiet=True).x_train[:8, None]/255
+    rows = {'as they are': x, 'mirror': mirror(x), 'rand_flip': rand_flip(x), 'rand_crop': rand_crop(x),
+            'rand_translate': rand_translate(x, .2), 'rand_erase': rand_erase(x.clone(), .3, 4),
+            'rand_copy': rand_copy(x.clone(), .3, 4),
+            'MixUpCB': mixed(x, MixUpCB(4.)), 'CutMixCB': mixed(x, CutMixCB())}
+    fig, axs = subplots(len(rows), len(x), imsize=.9, layout='constrained')
+    for (name, ims), line in zip(rows.items(), axs, strict=True):
+        for im, ax in zip(ims, line, strict=True): show_image(im, ax, cmap='gray', vmin=0, vmax=1)
+        line[0].text(-.2, .5, name, transform=line[0].transAxes, ha='right', va='center')
+    fig.savefig(HERE/'augment.png', dpi=80)
+
+
+def main():
+    matplotlib.use('agg')
+    training()
+    augmentations()
 
 
 if __name__ == '__main__': main()

@@ -136,6 +136,8 @@ def test_the_layers_are_the_functions(layer, f):
     assert (m.pct, m.max_num) == (.3, 5)
     for seed in range(5): assert torch.equal(seeded(m, seed, x.clone()), seeded(f, seed, x.clone(), .3, 5))
     assert (layer().pct, layer().max_num) == (.2, 4)
+    out = layer(generator=torch.Generator().manual_seed(1))(x.clone())
+    assert torch.equal(out, f(x.clone(), generator=torch.Generator().manual_seed(1)))
 
 
 def test_patches_draw_their_places_from_random_so_that_set_seed_repeats_them():
@@ -143,6 +145,65 @@ def test_patches_draw_their_places_from_random_so_that_set_seed_repeats_them():
     first = rand_copy(noise((1, 1, 9, 9)), .5)
     random.seed(3)
     assert torch.equal(rand_copy(noise((1, 1, 9, 9)), .5), first)
+
+
+def drawn_by_hand(f, x, pct, max_num, rand, randn):
+    "What `f` does, by its own description: the number of patches, then each one's top and left, a copy's source first."
+    mean, std, low, high = x.mean(), x.std(), x.min(), x.max()
+    size = [int(pct*n) for n in x.shape[2:]]
+    def span(n, m): return slice(a := int(rand()*(1 - pct)*n), a + m)
+    def patch(): return tuple(map(span, x.shape[2:], size))
+    for _ in range(max_num):
+        if f is rand_copy: source, target = patch(), patch()
+        else: target = patch()
+        new = x[..., *source].clone() if f is rand_copy else (randn(x[..., *target])*std + mean).clamp(low, high)
+        x[..., *target] = new
+    return x
+
+
+@FUNCTIONS
+def test_without_a_generator_the_draws_are_those_of_random_and_of_torchs_own(f):
+    for seed in range(10):
+        set_seed(seed)
+        want = drawn_by_hand(f, noise((2, 3, 12, 15)), .4, random.randint(0, 4), random.random, torch.randn_like)
+        assert torch.equal(seeded(f, seed, noise((2, 3, 12, 15)), .4), want)
+
+
+@FUNCTIONS
+def test_a_generator_draws_everything_and_leaves_the_others_alone(f):
+    def g(seed): return torch.Generator().manual_seed(seed)
+    states = random.getstate(), torch.get_rng_state()
+    for seed in range(10):
+        rng = g(seed)
+        def rand(rng=rng): return torch.rand((), generator=rng).item()
+        want = drawn_by_hand(f, noise((2, 3, 12, 15)), .4, int(rand()*5), rand,
+                             lambda p, rng=rng: torch.randn(p.shape, generator=rng))
+        assert torch.equal(f(noise((2, 3, 12, 15)), .4, generator=g(seed)), want)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
+@FUNCTIONS
+@unhurried
+@given(sizes, st.sampled_from([torch.float64, torch.float16, torch.bfloat16]), seeds,
+       st.sampled_from([torch.contiguous_format, torch.channels_last]))
+def test_patches_keep_any_float_type_and_memory_format(f, size, dtype, seed, fmt):
+    x = noise(size).to(dtype).contiguous(memory_format=fmt)
+    strides, low, high = x.stride(), x.min(), x.max()
+    f(x, .7, generator=torch.Generator().manual_seed(seed))
+    assert (x.dtype, x.stride()) == (dtype, strides)
+    assert (x.min() >= low, x.max() <= high) == (True, True)
+
+
+@FUNCTIONS
+def test_a_single_pixel_stays_and_an_empty_batch_too(f):
+    for seed in range(5): assert seeded(f, seed, torch.full((1, 1, 1, 1), 3.), 1., 3).item() == 3.
+    assert seeded(f, 0, torch.zeros(0, 1, 5, 5)).shape == (0, 1, 5, 5)
+
+
+def test_rand_erase_of_bytes_is_an_error_that_says_what_to_do():
+    with pytest.raises(TypeError, match=r'needs a batch of floats, got torch\.uint8: use x\.float\(\)'):
+        rand_erase(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
 
 
 # The Learner's methods, by the names that user code imports

@@ -13,6 +13,7 @@ from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
 from miniai.callbacks.summary import summary
 from miniai.callbacks.train import DeviceCB, SingleBatchCB, TrainCB, checked, loss_of
+from miniai.callbacks.tta import tta
 from miniai.device import to_cpu
 from miniai.events import (
     EVENTS,
@@ -155,7 +156,7 @@ class Learner:
         "Is the model in training mode?"
         return self.model.training
 
-    lr_find, summary, show_image_batch, capture_preds = lr_find, summary, show_image_batch, capture_preds
+    lr_find, summary, show_image_batch, capture_preds, tta = lr_find, summary, show_image_batch, capture_preds, tta
 
 
 def _remove_last(cbs: list, cb: Any) -> None:
