@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniai.data import ImageSet, fashion_mnist, fmnist
+from miniai.data import DataLoaders, ImageSet, MemoryLoader, fashion_mnist, fmnist, image_loaders
 from miniai.data.fmnist import CLASSES, DEBIAN, MEAN, STD, read_idx
 
 NAMES = ['train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz',
@@ -301,3 +301,18 @@ def test_without_the_package_datasets_the_hub_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'datasets', None)
     with pytest.raises(ImportError, match=r"source='hub' needs the package datasets: pip install 'miniai-torch\[hf\]'"):
         fashion_mnist(source='hub')
+
+
+def labels(loader): return [y.tolist() for _, y in loader]
+
+
+def test_image_loaders_shuffle_training_by_seed_and_keep_validation_in_order_twice_as_large():
+    x, y = torch.randint(0, 256, (30, 28, 28), dtype=torch.uint8), torch.arange(30)
+    dls = image_loaders(ImageSet(x, y, x[:20], y[:20], CLASSES, 'here'), 8, seed=3)
+    assert isinstance(dls, DataLoaders)
+    assert labels(dls.valid) == [list(range(16)), list(range(16, 20))]
+    assert labels(dls.train) == labels(MemoryLoader(x, y, bs=8, shuffle=True, seed=3))
+    for dl in (dls.train, dls.valid):
+        assert dl.source == 'here'
+        xb, yb = next(iter(dl))
+        torch.testing.assert_close(xb, (x[yb][:, None]/255 - MEAN)/STD)

@@ -2,12 +2,14 @@
 import pickle
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
+from miniai.data import MemoryLoader
 from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace
 
 hf = pytest.importorskip('datasets')
@@ -155,3 +157,103 @@ def test_from_dd_of_one_split_is_an_error_that_says_what_to_do(dd):
 def test_from_dd_makes_a_class_s_own_kind(dd):
     class Mine(DataLoaders): pass
     assert type(Mine.from_dd(dd, 4)) is Mine
+
+
+def ran(dls, seed, epochs=2):
+    torch.manual_seed(seed)
+    return [[t.tolist() for t in b] for _ in range(epochs) for dl in (dls.train, dls.valid) for b in dl]
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning', 'ignore:.*max number of worker:UserWarning')
+def test_an_ordinary_loader_gives_the_same_batches_for_the_same_seed_with_any_number_of_workers(dd):
+    tensors = TensorDataset(torch.arange(10)), TensorDataset(torch.arange(5))
+    makers = [lambda n: DataLoaders.from_dd(dd.with_transform(halved), 3, num_workers=n),
+              lambda n: DataLoaders(*get_dls(*tensors, 3, num_workers=n))]
+    for make in makers:
+        alone = ran(make(0), 7)
+        assert ran(make(1), 7) == ran(make(4), 7) == alone != ran(make(0), 8)
+
+
+def arrays(n=20, side=4): return torch.randint(0, 256, (n, side, side), dtype=torch.uint8), torch.arange(n)
+def drawn(dl): return [i for _, y in dl for i in y.tolist()]
+
+
+@settings(deadline=None)
+@given(st.integers(5, 40), st.sampled_from([.2, .5]), st.integers(0, 9), st.integers(1, 9))
+def test_from_arrays_splits_and_shuffles_by_seed_without_a_copy(n, fraction, seed, bs):
+    x, y = arrays(n)
+    dls = DataLoaders.from_arrays(x, y, fraction, bs, seed)
+    train, valid = drawn(dls.train), drawn(dls.valid)
+    assert sorted(train + valid) == list(range(n))
+    assert len(valid) == round(n*fraction)
+    assert drawn(dls.valid) == valid == sorted(valid)
+    assert sorted(drawn(dls.train)) == sorted(train)
+    assert drawn(DataLoaders.from_arrays(x, y, fraction, bs, seed).train) == train
+    assert (dls.train.bs, dls.valid.bs) == (bs, bs*2)
+    for dl in (dls.train, dls.valid): assert [t.data_ptr() for t in dl.tensors] == [x.data_ptr(), y.data_ptr()]
+
+
+def test_from_arrays_takes_a_validation_set_of_its_own():
+    (x, y), (xv, yv) = arrays(20), arrays(6)
+    dls = DataLoaders.from_arrays(x.numpy(), y.numpy(), valid=(xv, yv), bs=8, drop_last=True, source='here')
+    assert sorted(drawn(dls.train.batches(0))) == sorted(permuted(20, 0, 0)[:16])
+    assert drawn(dls.valid) == list(range(6))
+    assert dls.train.tensors[0].data_ptr() == x.data_ptr()
+    assert [dl.source for dl in (dls.train, dls.valid)] == ['here']*2
+    torch.testing.assert_close(next(iter(dls.valid))[0], xv[:, None]/255)
+
+
+def permuted(n, seed, epoch):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed*1_000_003 + epoch)).tolist()
+
+
+@pytest.mark.parametrize('shape', [(30, 4, 4), (30, 3, 4, 4)])
+def test_from_arrays_normalises_by_the_training_part_alone(shape):
+    x = np.random.default_rng(0).integers(0, 200, shape, np.uint8)
+    dls = DataLoaders.from_arrays(x, np.arange(30), .5, 7, normalize=True)
+    xt = x.reshape(30, -1, 4, 4)[sorted(drawn(dls.train))]/255
+    mean, std = (f(xt, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    for dl in (dls.train, dls.valid):
+        for xb, yb in dl:
+            np.testing.assert_allclose(xb, (x.reshape(30, -1, 4, 4)[yb]/255 - mean)/std, rtol=1e-4, atol=1e-5)
+
+
+def test_from_arrays_normalises_by_the_pair_that_is_given_and_leaves_integers():
+    x, y = arrays()
+    xb, yb = next(iter(DataLoaders.from_arrays(x, y, normalize=(.3, .2)).valid))
+    torch.testing.assert_close(xb, (x[yb][:, None]/255 - .3)/.2)
+    ids, _ = next(iter(DataLoaders.from_arrays(y.reshape(10, 2), y[:10]).valid))
+    assert ids.dtype == torch.int64
+
+
+def test_from_arrays_sends_batches_to_a_device():
+    xb, yb = next(iter(DataLoaders.from_arrays(*arrays(), device='meta', normalize=True).train))
+    assert (xb.device.type, yb.device.type, xb.dtype) == ('meta', 'meta', torch.float32)
+
+
+@pytest.mark.parametrize(('given', 'error', 'said'), [
+    (dict(y=torch.arange(3)), ValueError, 'must have the same length, got 20 and 3'),
+    (dict(x=torch.zeros(0, 4), y=torch.zeros(0)), ValueError, 'no training data: the arrays have no rows'),
+    (dict(valid=(torch.zeros(0, 4, 4), [])), ValueError, 'no validation data'),
+    (dict(valid=1.), ValueError, 'must lie between 0 and 1, got 1.0'),
+    (dict(valid=.01), ValueError, 'leaves none for validation'),
+    (dict(valid='x'), TypeError, r'a fraction, or a pair \(x_valid, y_valid\), got a str'),
+    (dict(valid=(torch.zeros(3, 4, 5), [1, 2, 3])), ValueError, r'x differs in kind: torch.uint8 of \(4, 4\) for'),
+    (dict(valid=(torch.zeros(3, 4, 4).byte(), [1., 2., 3.])), ValueError, 'y differs in kind: torch.int64'),
+    (dict(x=torch.arange(20), normalize=True), ValueError, 'not for torch.int64'),
+    (dict(normalize=(0., 0.)), ValueError, 'std above 0'), (dict(bs=0), ValueError, 'must be 1 or more, got 0'),
+    (dict(x='images'), TypeError, 'a str that torch cannot take')])
+def test_from_arrays_says_what_is_wrong(given, error, said):
+    x, y = arrays()
+    with pytest.raises(error, match=said): DataLoaders.from_arrays(**dict(x=x, y=y) | given)
+
+
+def test_from_arrays_makes_a_class_s_own_kind_and_cached_keeps_it_and_what_it_has(dd):
+    class Mine(DataLoaders): pass
+    assert type(Mine.from_arrays(*arrays())) is Mine
+    dls = Mine.from_dd(dd.with_format('torch'), 4)
+    dls.note = 'mine'
+    cached = dls.cached()
+    assert (type(cached), cached.note) == (Mine, 'mine')
+    assert isinstance(dls.train, DataLoader)
+    assert isinstance(cached.train, MemoryLoader)

@@ -46,7 +46,7 @@ def test_a_look_leaves_the_order_of_a_loader_in_memory():
     def losses(look):
         torch.manual_seed(0)
         x, y = torch.arange(40, dtype=torch.uint8).reshape(40, 1, 1), torch.arange(40) % 3
-        dls = DataLoaders(MemoryLoader(x, y, 8, shuffle=True, seed=3), MemoryLoader(x, y, 8))
+        dls = DataLoaders(MemoryLoader(x, y, bs=8, shuffle=True, seed=3), MemoryLoader(x, y, bs=8))
         model, progress = nn.Sequential(nn.Flatten(), nn.Linear(1, 3)), ProgressCB()
         learn = TrainLearner(model, dls, F.cross_entropy, 0.1, progress)
         if look: learn.summary()

@@ -1,9 +1,14 @@
-"Loaders: a pair of them, from a dataset pair or a Hugging Face DatasetDict, and how their items become tuples."
+"Loaders: a pair of them, from arrays, datasets or a Hugging Face DatasetDict, and how their items become tuples."
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial, wraps
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, default_collate
+
+from .cached import cached_pair
+from .split import memory_loaders
 
 __all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders']
 
@@ -59,3 +64,30 @@ class DataLoaders:
         train, valid = list(dd.values())[:2]
         if as_tuple: kwargs.setdefault('collate_fn', collate_dict(train))
         return cls(*get_dls(train, valid, bs=batch_size, **kwargs))
+
+    @classmethod
+    def from_arrays(cls, x: Any, y: Any, valid: float | Sequence = 0.2, bs: int = 64, seed: int = 0,
+                    normalize: bool | Sequence = False, device: str | torch.device | None = None,
+                    drop_last: bool = False, source: str = '') -> 'DataLoaders':
+        """Loaders over tensors or arrays, which stay in memory as they are, uncopied: inputs `x`, their first dimension
+        the samples, and targets `y`. `valid` is the pair (x_valid, y_valid), or the fraction of the samples that is
+        drawn for it by `seed`. Training is shuffled by (seed, epoch); validation comes in order, with batches twice as
+        large. Batches are gathered where the arrays live and sent to `device`; uint8 inputs become float32 from 0
+        to 1 there, and (N, H, W) gets a channel. `normalize` subtracts a mean and divides by a standard deviation: with
+        True those of the training inputs, for each channel (dimension 1), else the pair that is given. `drop_last`
+        leaves out a smaller last batch of training. ValueError or TypeError for what cannot be so."""
+        return cls(*memory_loaders(x, y, valid, bs, seed, normalize, drop_last, device=device, source=source))
+
+    def cached(self, memory: float | None = None, check: str = 'some', seed: int = 0) -> 'DataLoaders':
+        """The same with loaders in memory, in place of DataLoaders over datasets that give the same samples each time:
+        each is gone through once, in order, by its own collate function and workers, and what came out is kept, uint8
+        as uint8. Batch sizes, the structure of batches and `drop_last` stay; a shuffled loader gets an order of its
+        own, by (seed, epoch). `check` compares with a second look: at 'some' samples, first, last and 62 between, or
+        at 'all'; ValueError where they differ, as with random augmentation, and for samples of unequal shapes.
+
+        What takes more than `memory` bytes for both (half of what is available unless given) stays as it is, with its
+        workers, and a warning says so; so does a loader that has no order of its own to keep (samplers other than
+        torch's random and sequential ones), no length, or is no DataLoader at all."""
+        new = copy(self)
+        new.train, new.valid = cached_pair(self.train, self.valid, memory, check, seed)
+        return new

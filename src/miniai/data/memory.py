@@ -1,45 +1,102 @@
-"Batches from memory: images kept as they came, shuffled by (seed, epoch), gathered and made float by the batch."
-from collections.abc import Iterator
+"Batches from memory: arrays kept as they came, shuffled by (seed, epoch), gathered and made float by the batch."
+import warnings
+from collections.abc import Callable, Iterator
+from operator import index
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .fmnist import MEAN, STD, ImageSet
-from .loaders import DataLoaders
+from .pixels import Scaling
 
-__all__ = ['MemoryLoader', 'image_loaders']
+__all__ = ['MemoryLoader', 'as_tensors', 'permutation']
 
 
 class MemoryLoader:
-    """Batches `(x, y)` of `bs` from uint8 images `x` (N, H, W) and labels `y` (N,) in memory: x as float32
-    (bs, 1, H, W), from 0 to 1, less `mean`, over `std`. With `shuffle` the order is a function of `seed` and of how
-    often the loader was gone through; the last batch may be smaller. `source` says where the data came from."""
-    def __init__(self, x: Tensor, y: Tensor, bs: int, shuffle: bool = False, seed: int = 0,
-                 mean: float = 0., std: float = 1., source: str = '') -> None:
-        if bs < 1: raise ValueError(f"the batch size must be 1 or more, got {bs}")
-        if len(x) != len(y):
-            raise ValueError(f"inputs and targets must have the same length, got {len(x)} and {len(y)}")
-        self.x, self.y, self.bs, self.shuffle, self.seed, self.mean, self.std = x, y, bs, shuffle, seed, mean, std
-        self.epoch, self.source = 0, source
+    """Batches of `bs` rows, as tuples, from tensors or arrays of equal length, which stay as they came: uncopied, of
+    their own dtypes, where they live. A batch is gathered there, goes to `device` if one is given, and there its first
+    tensor, the inputs, is scaled: see `Scaling` for `to_float`, `mean` and `std`. All others stay as they are.
 
-    def __len__(self) -> int: return (len(self.x) + self.bs - 1) // self.bs
+    Order: with `shuffle` a function of `seed` and epoch, else that of the arrays, or of `rows`, the indices of those
+    to use. `epoch` is the epoch that the next pass will be; each pass adds one, and it may be set. `batches(epoch,
+    start)` begins at any batch without gathering those before. The last batch may be smaller, unless `drop_last` leaves
+    it out. `pack` makes the batch of a list of tensors; `source` says where the data came from. ValueError or TypeError
+    for arrays that cannot be had as tensors, are unequal in length, or do not go with `mean` and `std`."""
+    def __init__(self, *arrays: Any, bs: int, shuffle: bool = False, seed: int = 0, drop_last: bool = False,
+                 device: str | torch.device | None = None, to_float: bool = True, mean: Any = None, std: Any = None,
+                 rows: Tensor | None = None, pack: Callable[[list[Tensor]], Any] = tuple, source: str = '') -> None:
+        if index(bs) < 1: raise ValueError(f"the batch size must be 1 or more, got {bs}")
+        self.tensors, self.rows = as_tensors(*arrays), rows
+        self.n = len(self.tensors[0]) if rows is None else len(rows)
+        self.bs, self.shuffle, self.seed, self.drop_last = bs, shuffle, seed, drop_last
+        self.device, self.pack, self.source, self.epoch = device, pack, source, 0
+        self.scaling = Scaling(self.tensors[0], to_float, mean, std)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self._order(self.epoch)
+    def __len__(self) -> int: return self.n//self.bs if self.drop_last else (self.n + self.bs - 1) // self.bs
+
+    def __repr__(self) -> str:
+        kinds = ', '.join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape[1:])}" for t in self.tensors)
+        order = f'shuffled by seed {self.seed}' if self.shuffle else 'in order'
+        return f'{self.n:,} samples in memory ({kinds}), {order}, in {len(self):,} batches of {self.bs}'
+
+    def __iter__(self) -> Iterator:
         self.epoch += 1
-        for idxs in order.split(self.bs) if len(order) else (): yield self._images(self.x[idxs]), self.y[idxs]
+        return self.batches(self.epoch - 1)
 
-    def _order(self, epoch: int) -> Tensor:
-        if not self.shuffle: return torch.arange(len(self.x))
-        generator = torch.Generator().manual_seed((self.seed*1_000_003 + epoch) % 2**63)
-        return torch.randperm(len(self.x), generator=generator)
+    def batches(self, epoch: int, start: int = 0) -> Iterator:
+        """The batches of `epoch` from number `start` on, both counted from 0. Leaves the attribute `epoch` alone.
+        ValueError for a `start` below 0 or beyond the end."""
+        if not 0 <= index(start) <= len(self):
+            raise ValueError(f"start must lie in 0 to {len(self)}, the number of batches, got {start}")
+        rows = slice(start*self.bs, min(len(self)*self.bs, self.n))
+        return self._batches(self._orders(index(epoch)), rows) if rows.start < rows.stop else iter(())
 
-    def _images(self, x: Tensor) -> Tensor: return x[:, None].float().div_(255).sub_(self.mean).div_(self.std)
+    def _batches(self, orders: dict[torch.device, Tensor] | None, rows: slice) -> Iterator:
+        for batch in zip(*(_gathered(t, orders, rows, self.bs) for t in self.tensors), strict=True):
+            x, *others = batch if self.device is None else [t.to(self.device) for t in batch]
+            yield self.pack([self.scaling(x), *others])
+
+    def _orders(self, epoch: int) -> dict[torch.device, Tensor] | None:
+        "The indices of the rows in the order of `epoch`, on every device that holds some; None for all as they are."
+        order = permutation(self.n, self.seed, epoch) if self.shuffle else None
+        if self.rows is not None: order = self.rows if order is None else self.rows[order]
+        return None if order is None else {t.device: order.to(t.device) for t in self.tensors}
 
 
-def image_loaders(data: ImageSet, bs: int, seed: int = 0) -> DataLoaders:
-    """Loaders over an ImageSet in memory, normalised: training shuffled by `seed`,
-    validation in order with batches twice as large."""
-    given = dict(mean=MEAN, std=STD, source=data.source)
-    return DataLoaders(MemoryLoader(data.x_train, data.y_train, bs, shuffle=True, seed=seed, **given),
-                       MemoryLoader(data.x_valid, data.y_valid, bs*2, **given))
+def _gathered(t: Tensor, orders: dict[torch.device, Tensor] | None, rows: slice, bs: int) -> Iterator[Tensor]:
+    "Copies of the rows, `bs` at a time: a user may change a batch. index_select takes an eighth of indexing's time."
+    if orders is None: yield from (part.clone() for part in t[rows].split(bs))
+    else: yield from (t.index_select(0, part) for part in orders[t.device][rows].split(bs))
+
+
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
+    "A permutation of 0 to `n` - 1: a function of `seed` and `epoch` alone, on every machine and device."
+    generator = torch.Generator().manual_seed((seed*1_000_003 + epoch) % 2**63)
+    return torch.randperm(n, generator=generator)
+
+
+def as_tensors(*arrays: Any) -> list[Tensor]:
+    """Tensors of equal length over the memory of `arrays`: tensors, numpy's (memory maps too) and what turns into them;
+    lists of numbers are copied. TypeError or ValueError for others."""
+    if not arrays: raise TypeError("no arrays: give at least one tensor or array")
+    tensors = [_as_tensor(a) for a in arrays]
+    for t in tensors:
+        if not t.ndim: raise TypeError("an array of no dimensions has no rows: arguments such as bs go by name")
+    lengths = [len(t) for t in tensors]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"inputs and targets must have the same length, got {' and '.join(map(str, lengths))}")
+    return tensors
+
+
+def _as_tensor(a: Any) -> Tensor:
+    if isinstance(a, Tensor): return a.detach()
+    try: return _over(np.asarray(a)) if hasattr(a, '__array__') else torch.as_tensor(a)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"a {type(a).__name__} that torch cannot take as an array of numbers of one shape: {e}") from e
+
+
+def _over(a: np.ndarray) -> Tensor:
+    with warnings.catch_warnings():  # of arrays that may not be written to: nothing here writes
+        warnings.filterwarnings('ignore', '.*not writable', UserWarning)
+        return torch.from_numpy(a if all(s >= 0 for s in a.strides) else a.copy())
