@@ -24,7 +24,7 @@ test: $(READY)  ## all tests but the slow ones' long versions
 	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
 
 bench: $(READY)  ## all benchmarks, into bench/results/
-	for b in loop_overhead import_time optim_step; do $(BIN)/python bench/$$b.py || exit 1; done
+	for b in loop_overhead profile_cost import_time optim_step; do $(BIN)/python bench/$$b.py || exit 1; done
 
 clean:      ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .coverage
