@@ -24,8 +24,16 @@ train: $(READY)  ## train Fashion-MNIST: a bar, a table, and a run folder in run
 test: $(READY)  ## all tests but the slow ones' long versions
 	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
 
+bench: $(READY) $(PEERS)  ## all benchmarks, into bench/results/
 	$(VENV)-bench/bin/python bench/loop_overhead.py
 	for b in import_time optim_step activation_stats data profile_cost scaling; do $(BIN)/python bench/$$b.py || exit 1; done
+
+$(PEERS): bench/requirements.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
+	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/requirements.txt -e .
+	@touch $@
 
 clean:      ## remove the virtual environment and caches
 	rm -rf $(VENV) $(VENV)-bench .pytest_cache .hypothesis .ruff_cache .coverage

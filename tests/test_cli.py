@@ -95,7 +95,7 @@ def test_no_arguments_show_the_help(here, capsys):
 
 DEFAULTS = {'--config': 'None', '--data': 'auto', '--model': 'simple', '--optimizer': 'adamw', '--batch-size': '1024',
             '--seed': '42', '--device': 'auto', '--out': "'runs/{time}-{job}'"}
-TRAIN = DEFAULTS | {'--schedule': 'onecycle', '--lr': 'auto', '--epochs': '5'}
+TRAIN = DEFAULTS | {'--schedule': 'onecycle', '--lr': 'auto', '--epochs': '5', '--no-profile': 'False'}
 
 
 @pytest.mark.parametrize(('command', 'options'), [('train', TRAIN), ('lr-find', DEFAULTS)])
@@ -259,6 +259,18 @@ def test_every_option_reaches_the_configuration(here, monkeypatch):
                 schedule='cosine', lr=0.5, epochs=6)
     args = [a for k, v in said.items() for a in (f'--{k.replace("_", "-")}', str(v))]
     assert config_of(monkeypatch, 'train', *args) == TrainConfig(**said)
+
+
+@pytest.mark.parametrize(('args', 'profile'), [(['--profile'], True), (['--no-profile'], False), ([], True)])
+def test_what_is_on_or_off_is_said_by_a_flag_that_wins_over_the_file(here, monkeypatch, args, profile):
+    (here/'a.toml').write_text('profile = true\n')
+    assert config_of(monkeypatch, 'train', '--config', 'a.toml', *args).profile is profile
+
+
+def test_a_profile_is_printed_and_left_in_the_run_folder(here, capsys):
+    assert run('train', *QUICK, '--profile', '--out', 'run') == 0
+    assert re.search(r'^waiting for data +\d+\.\d{3} +\d+\.\d{3} +\d+\.\d%$', capsys.readouterr().out, re.M)
+    assert files(here/'run') == sorted([*ALL, 'profile.json', 'profile.png'])
 
 
 @pytest.mark.parametrize('form', [['--config', 'a.toml'], ['--config=a.toml']])

@@ -14,7 +14,7 @@ COMMON = dict(data=st.text(), model=st.sampled_from(['simple', 'resnet']),
               optimizer=st.sampled_from(['sgd', 'momentum', 'rmsprop', 'adam', 'adamw']),
               batch_size=st.integers(1), seed=st.integers(0, 2**64 - 1), device=st.text(), out=st.text())
 lrs = st.just('auto') | st.floats(0, exclude_min=True, allow_infinity=False) | st.integers(1, 10**300)
-trains = st.builds(TrainConfig, **COMMON, epochs=st.integers(1), lr=lrs,
+trains = st.builds(TrainConfig, **COMMON, epochs=st.integers(1), lr=lrs, profile=st.booleans(),
                    schedule=st.sampled_from(['onecycle', 'cosine', 'constant']))
 lr_finds = st.builds(LRFindConfig, **COMMON)
 
@@ -71,11 +71,11 @@ def test_what_a_file_sets_is_taken_and_the_rest_stays_at_its_default(file):
 def test_an_unknown_key_is_refused_with_the_file_and_the_nearest_name_or_all(file, key, near):
     with pytest.raises(ConfigError) as e: read(file, f'{key} = 1\n')
     hint = f"did you mean '{near}'?" if near else ('known are data, model, optimizer, batch_size, seed, device, out, '
-                                                   'schedule, lr, epochs')
+                                                   'schedule, lr, epochs, profile')
     assert str(e.value) == f"{file}: unknown key {key!r}; {hint}"
 
 
-@pytest.mark.parametrize('key', ['lr', 'epochs', 'schedule'])
+@pytest.mark.parametrize('key', ['lr', 'epochs', 'schedule', 'profile'])
 def test_lr_find_refuses_what_only_train_knows(file, key):
     with pytest.raises(ConfigError, match=f"unknown key '{key}'; "): read(file, f'{key} = 1\n', LRFindConfig)
 
@@ -93,6 +93,7 @@ WRONG = [('epochs', '"2"', "epochs must be int, got '2'"), ('epochs', '2.0', r'e
          ('optimizer', '"sgdd"', "optimizer must be sgd or momentum or rmsprop or adam or adamw, got 'sgdd'"),
          ('schedule', '"1cycle"', "schedule must be onecycle or cosine or constant, got '1cycle'"),
          ('lr', '"fast"', "lr must be auto or float or int, got 'fast'"), ('lr', 'false', 'lr must be .*, got False'),
+         *(('profile', v, f'profile must be bool, got {said}') for v, said in (('1', 1), ('0', 0), ('"yes"', "'yes'"))),
          ('epochs', '0', 'epochs must be 1 or more, got 0'), ('epochs', '-3', 'epochs must be 1 or more, got -3'),
          ('batch_size', '0', 'batch_size must be 1 or more, got 0'), ('seed', '-1', 'seed must be 0 or more.*got -1'),
          ('seed', str(2**64), rf'seed must be 0 or more, and below 2\*\*64, got {2**64}'),

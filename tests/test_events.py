@@ -1,4 +1,5 @@
 "The events: order, cancels, cleanups, and errors that name what was wrong."
+from functools import wraps
 from types import SimpleNamespace
 
 import pytest
@@ -253,3 +254,37 @@ def test_a_misspelt_method_is_an_error_naming_callback_method_and_the_nearest_ev
 
 def test_without_any_event_an_unknown_one_is_still_a_clear_error():
     with pytest.raises(AttributeError, match='is no event of this Learner'): Dispatch([], ())('fit', None)
+
+
+# Listeners wrapped
+
+class Wraps:
+    "Says what is called, and before whose method."
+    def __init__(self, log): self.log = log
+
+    def wrap_listener(self, cb, event, method):
+        @wraps(method)
+        def wrapped(learn):
+            self.log.append((type(cb).__name__, event))
+            method(learn)
+        return wrapped
+
+
+def test_a_callback_may_wrap_what_each_hears_and_without_one_the_very_methods_are_called():
+    log, cb = [], Says([], 'a')
+    Dispatch([Wraps(log), cb], ALL)('after_fit', None)
+    assert (log, cb.log) == ([('Says', 'after_fit')], ['a'])
+    assert Dispatch([cb], ALL).table['after_fit'] == (cb.after_fit,)
+
+
+def test_an_error_within_wrappers_names_the_callback():
+    class Broken:
+        def after_loss(self, learn): raise ValueError('oh')
+    with pytest.raises(ValueError, match='oh') as e: Dispatch([Wraps([]), Wraps([]), Broken()], ALL)('after_loss', None)
+    assert e.value.__notes__ == ['raised by callback Broken in event after_loss']
+
+
+def test_what_answers_to_every_name_is_no_wrapper():
+    class Answers:
+        def __getattr__(self, name): return print if name == 'after_fit' else None
+    Dispatch([Answers()], ALL)

@@ -84,6 +84,29 @@ def test_it_says_what_it_trains_and_where_the_run_is(config, capsys):
     assert said[-1].endswith(f' s; the run is in {config.out}')
 
 
+def test_a_profile_leaves_its_rows_and_picture_and_says_its_table_before_the_last_line(config, tmp_path, capsys):
+    learn = train(replace(config, profile=True))
+    assert files(tmp_path/'run') == sorted([*ALL, 'profile.json', 'profile.png'])
+    rows = json.loads((tmp_path/'run'/'profile.json').read_text())
+    for phase in ('train', 'eval'):
+        parts = {r['part']: r['seconds'] for r in rows if r['phase'] == phase}
+        assert {'waiting for data', 'copying', 'forward', 'loss', 'MetricsCB', 'loop'} < parts.keys()
+        measured = next(r['seconds'] for r in learn.history if r['phase'] == phase)
+        assert measured <= sum(parts.values()) < measured + 1
+    assert {'backward', 'optimizer', 'zero_grad', 'ActivationStats'} < {r['part'] for r in rows}
+    assert colours(tmp_path/'run'/'profile.png') > 10
+    said = capsys.readouterr().out.splitlines()
+    assert 'train: 6 batches, ' in said[5]
+    assert said[-2:-1] == ['']
+    assert said[-1].endswith(f's; the run is in {config.out}')
+
+
+def test_a_profile_of_a_run_that_was_stopped_is_left_too(config, tmp_path, monkeypatch):
+    stopping_at(monkeypatch, 2, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt): train(replace(config, profile=True))
+    assert {'profile.json', 'profile.png'} < set(files(tmp_path/'run'))
+
+
 # What it trains
 
 @pytest.mark.parametrize(('optimizer', 'schedule'), PAIRS)

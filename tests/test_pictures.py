@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from miniai.activations import ActivationStats
-from miniai.jobs.pictures import activations_figure, curves_figure
+from miniai.callbacks.profile import ProfileCB
+from miniai.jobs.pictures import activations_figure, curves_figure, profile_figure
 from small import learner
 
 
@@ -66,4 +67,14 @@ def test_activations_have_a_panel_a_layer_and_a_column_a_batch():
     shapes = [ax.images[0].get_array().shape for ax in fig.axes if ax.images]
     assert shapes == [(40, 8), (40, 8)]
     assert torch.tensor(fig.axes[0].images[0].get_array()).max() > 0
+    assert plt.get_fignums() == []
+
+
+def test_a_profile_has_a_panel_for_training_and_one_for_validation_with_every_part_and_leaves_pyplot_alone():
+    profile = ProfileCB(quiet=True)
+    learner().fit(1, cbs=profile)
+    fig = profile_figure(profile)
+    assert [ax.get_title().split(':')[0] for ax in fig.axes] == ['train', 'eval']
+    parts = [sum(r['phase'] == phase for r in profile.rows) for phase in ('train', 'eval')]
+    assert [len(ax.patches) for ax in fig.axes] == parts
     assert plt.get_fignums() == []

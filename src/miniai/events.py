@@ -108,12 +108,14 @@ def _gravity(e: BaseException) -> int:
 class Dispatch:
     """Who hears what: a table from event to the callbacks' bound methods, built once for a list of
     callbacks, so that an event that nobody hears costs nothing. An AttributeError names a callback's method
-    that looks like an event and is none."""
+    that looks like an event and is none. A callback whose class has `wrap_listener(cb, event, method)` says what is
+    called in the place of each method: a timer around it, say."""
     def __init__(self, cbs: list, events: tuple[str, ...]) -> None:
         self.cbs, self.events = list(cbs), events
         ordered = _in_order(cbs)
         for cb in ordered: _check_names(cb, events)
-        self.table = {e: _listeners(ordered, e) for e in events}
+        wrappers = [cb.wrap_listener for cb in ordered if hasattr(type(cb), 'wrap_listener')]
+        self.table = {e: _listeners(ordered, e, wrappers) for e in events}
         self.cleanups = {e for e in events if e.startswith('cleanup_')}
         self.silent = {e for e, methods in self.table.items() if not methods}
 
@@ -142,13 +144,24 @@ class Dispatch:
         finally: del failure
 
     def _note(self, e: BaseException, method: Callable, event: str) -> None:
-        owner = next((cb for cb in self.cbs if getattr(cb, event, None) == method), method)
+        owner = next((cb for cb in self.cbs if _is_own(getattr(cb, event, None), method)), method)
         e.add_note(f"raised by callback {type(owner).__name__} in event {event}")
 
 
-def _listeners(ordered: list, event: str) -> tuple:
-    found = (getattr(cb, event, None) for cb in ordered)
-    return tuple(m for m in found if callable(m))
+def _listeners(ordered: list, event: str, wrappers: list[Callable]) -> tuple:
+    found = ((cb, getattr(cb, event, None)) for cb in ordered)
+    return tuple(_wrapped(wrappers, cb, event, m) for cb, m in found if callable(m))
+
+
+def _wrapped(wrappers: list[Callable], cb: Any, event: str, method: Callable) -> Callable:
+    for wrap in wrappers: method = wrap(cb, event, method)
+    return method
+
+
+def _is_own(method: Any, called: Any) -> bool:
+    "Is a callback's `method` what was `called`, or inside the wrappers that were?"
+    while method != called and hasattr(called, '__wrapped__'): called = called.__wrapped__
+    return method == called
 
 
 def _check_names(cb: Any, events: tuple[str, ...]) -> None:

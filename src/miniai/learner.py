@@ -1,5 +1,5 @@
 "The loop: fit, epoch, batch, and the five phases of a batch. Everything else is a callback."
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -72,10 +72,12 @@ class Learner:
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
         self.iter = None
-        for self.iter, self.batch in enumerate(self.dl): self._one_batch()  # noqa: B020
+        for self.iter, self.batch in self._batches(): self._one_batch()  # noqa: B020
         if self.iter is None:
             raise ValueError(f"the loader gave no batch in epoch {self.epoch}: "
                              f"it is empty, or an iterator that can be used only once")
+
+    def _batches(self) -> Iterator[tuple[int, Any]]: return enumerate(self.dl)
 
     def one_epoch(self, training: bool) -> None:
         "One pass over `dls.train`, or, with `training` False, over `dls.valid`."

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
 FLOORS = {
-    **dict.fromkeys(('device', 'readings', 'hooks', 'plot', 'display', 'layers', 'measures', 'moves'), 0),
+    **dict.fromkeys(('device', 'readings', 'hooks', 'plot', 'display', 'layers', 'measures', 'moves', 'stopwatch'), 0),
     **dict.fromkeys(('events', 'optim', 'data'), 1),
     'callbacks': 2,
     'learner': 3,

@@ -67,6 +67,8 @@ class TrainConfig(JobConfig):
     """The learning rate, the highest one of a schedule. auto: one that suits optimizer and schedule."""
     epochs: int = 5
     """How often to go through the training images."""
+    profile: bool = False
+    """Say where the time went: a table at the end, and profile.json and profile.png in the run folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +81,7 @@ class LRFindConfig(JobConfig):
     "Raise the learning rate until the loss explodes; draw that, and suggest a rate."
 
 
-def _toml(value: str | float) -> str:
+def _toml(value: str | float | bool) -> str:
     "JSON's notation, which is TOML's too but for characters outside the 16-bit range and the one named DEL."
     return json.dumps(value, ensure_ascii=False).replace('\x7f', r'\u007f')
 
@@ -93,7 +95,7 @@ def _check_key(key: str, names: list[str], path: Path) -> None:
 
 def _check_type(name: str, wanted: Any, value: Any) -> None:
     types, words = _types_and_words(wanted)
-    if value in words or (isinstance(value, types) and not isinstance(value, bool)): return
+    if value in words or (isinstance(value, types) and (bool in types or not isinstance(value, bool))): return
     expected = [*words, *(t.__name__ for t in types if t is not NoneType)]
     raise ConfigError(f"{name} must be {' or '.join(expected)}, got {value!r}")
 

@@ -3,8 +3,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from miniai.activations import ActivationStats
+from miniai.callbacks.profile import ProfileCB
 
-__all__ = ['curves_figure', 'activations_figure']
+__all__ = ['curves_figure', 'activations_figure', 'profile_figure']
 
 
 def curves_figure(history: Sequence[dict[str, Any]], losses: Sequence[float], lrs: Sequence[float],
@@ -38,4 +39,12 @@ def activations_figure(stats: ActivationStats) -> Any:
     fig.suptitle('Activations, batch by batch: sizes from 0 at the bottom to 10, brighter where there are more')
     fig.set_layout_engine('constrained')
     plt.close(fig)
+    return fig
+
+
+def profile_figure(profile: ProfileCB) -> Any:
+    "Where the time of a batch went, in training and in validation."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(12, 4.5), layout='constrained')
+    profile.plot(fig)
     return fig

@@ -6,6 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from miniai.activations import ActivationStats
+from miniai.callbacks.profile import ProfileCB
 from miniai.layers import GeneralRelu
 from miniai.learner import DeviceCB, MetricsCB, ProgressCB, TrainLearner
 from miniai.measures import accuracy
@@ -13,8 +14,8 @@ from miniai.sgd import BatchSchedCB, RecorderCB
 
 from .build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
 from .config import TrainConfig
-from .pictures import activations_figure, curves_figure
-from .run_folder import HistoryFileCB, RunFolder
+from .pictures import activations_figure, curves_figure, profile_figure
+from .run_folder import HistoryFileCB, RunFolder, as_json
 
 __all__ = ['train']
 
@@ -26,10 +27,10 @@ def train(config: TrainConfig) -> TrainLearner:
     folder = RunFolder(config.out, 'train')
     folder.write('config.toml', replace(config, lr=lr, device=device).to_toml())
     folder.write_environment(device, dls.train.source)
-    stats, progress = ActivationStats(_is_activation), ProgressCB()
+    stats, progress, profile = ActivationStats(_is_activation), ProgressCB(), ProfileCB(quiet=True)
     recorder, schedule = RecorderCB(lr=lambda cb: cb.pg['lr']), build_schedule(config, config.epochs*len(dls.train))
     cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), progress, stats, recorder, BatchSchedCB(schedule),
-           HistoryFileCB(folder.path/'metrics.jsonl')]
+           HistoryFileCB(folder.path/'metrics.jsonl'), *([profile] if config.profile else [])]
     learn = TrainLearner(build_model(config), dls, F.cross_entropy, lr, cbs, OPTIMIZERS[config.optimizer])
     print(f'{config.model} model of {_size(learn.model)} parameters, {config.optimizer}, {config.schedule}, '
           f'lr {lr:g}, on {device}')
@@ -37,6 +38,7 @@ def train(config: TrainConfig) -> TrainLearner:
     try: learn.fit(config.epochs)
     finally:
         _leave(folder, learn, progress, recorder, stats)
+        if profile.rows: _leave_profile(folder, profile)
         print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
     return learn
 
@@ -51,3 +53,9 @@ def _leave(folder: RunFolder, learn: Any, progress: ProgressCB, recorder: Record
     curves = curves_figure(learn.history, progress.losses, recorder.recs['lr'], len(learn.dls.train))
     folder.picture('curves.png', curves)
     folder.picture('activations.png', activations_figure(stats))
+
+
+def _leave_profile(folder: RunFolder, profile: ProfileCB) -> None:
+    print(f'\n{profile.table()}\n')
+    folder.write('profile.json', as_json(profile.rows, indent=1) + '\n')
+    folder.picture('profile.png', profile_figure(profile))
