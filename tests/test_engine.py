@@ -2,6 +2,8 @@
 import copy
 import os
 import pickle
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -466,3 +468,105 @@ def test_a_transposed_parameter_is_stepped_in_place_by_the_kernel():
     assert torch.equal(p, q)
     assert (p.data_ptr(), p.stride()) == (where, (1, 4))
     assert a.path.startswith('fused')
+
+
+# Gradients that change what they are between steps
+
+CHANGED = dict(
+    shrunk=lambda p: setattr(p.grad, 'data', torch.ones(2, 4)),
+    negated=lambda p: setattr(p, 'grad', torch._neg_view(torch.ones(1000, 4))),
+    sparse=lambda p: setattr(p, 'grad', torch.ones_like(p).to_sparse()))
+
+
+def test_a_gradient_with_the_negative_bit_keeps_its_sign():
+    p, = params((1000, 4))
+    opt = SGD([p], lr=1.)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    before = p.detach().clone()
+    CHANGED['negated'](p)
+    opt.step()
+    assert torch.equal(p.detach(), before + 1)
+    assert 'eager' in opt.path
+
+
+def test_a_gradient_that_shrinks_is_not_read_beyond_its_end():
+    p, = params((1000, 4))
+    opt = SGD([p], lr=1.)
+    p.grad = torch.ones_like(p)
+    opt.step()
+    before = p.detach().clone()
+    CHANGED['shrunk'](p)
+    with pytest.raises(RuntimeError): opt.step()
+    assert torch.equal(p.detach(), before)
+
+
+def test_the_path_follows_the_gradient_at_hand_not_the_first_one():
+    p, = params((6, 4))
+    opt = AdamW([p], lr=.1)
+    p.grad = torch.ones(4, 6).t()
+    opt.step()
+    assert 'eager' in opt.path
+    p.grad = torch.ones(6, 4)
+    opt.step()
+    assert 'eager' not in opt.path
+    p.grad = torch.ones(4, 6).t()
+    opt.step()
+    CHANGED['sparse'](p)
+    with pytest.raises(TypeError, match='sparse gradient'): opt.step()
+
+
+def test_a_step_that_fails_for_its_hyperparameters_changes_nothing_on_either_path():
+    def rule(p, g, avg, *, lr, k=1.): return p - lr/k*g, avg + g
+    a, b = params((4,)), params((4,), dtype=torch.float16)
+    opt = optimizer(rule)([dict(params=a), dict(params=b, k=0.)], lr=.1)
+    for p in (*a, *b): p.grad = torch.ones_like(p)
+    before = [p.detach().clone() for p in (*a, *b)]
+    with pytest.raises(ZeroDivisionError): opt.step()
+    assert same([p.detach() for p in (*a, *b)], before)
+    assert [opt.state[p]['step'] for p in (*a, *b)] == [0, 0]
+
+
+def test_a_first_step_that_fails_leaves_the_start_to_the_next():
+    p, q = params((4,)), params((4,))
+    a, b = RMSProp(p, lr=.1), RMSProp(q, lr=.1)
+    p[0].grad = torch.full((4,), 5.)
+    a.param_groups[0]['eps'] = None
+    with pytest.raises(TypeError): a.step()
+    a.param_groups[0]['eps'] = 1e-5
+    p[0].grad, q[0].grad = torch.ones(4), torch.ones(4)
+    a.step(), b.step()
+    assert torch.equal(p[0], q[0])
+
+
+def test_a_child_forked_during_another_threads_first_step_steps_too():
+    code = """
+import os, sys, threading, time, torch
+from torch import nn
+from miniai.optim import AdamW
+def made():
+    p = nn.Parameter(torch.ones(70_000))
+    p.grad = torch.ones_like(p)
+    return AdamW([p], lr=.1)
+torch.set_num_threads(2)
+first, second = made(), made()
+thread = threading.Thread(target=first.step)
+thread.start()
+time.sleep(float(sys.argv[1]))
+pid = os.fork()
+if pid == 0:
+    torch.set_num_threads(1)  # torch's own threads do not survive a fork
+    second.step()
+    os._exit(7)
+for _ in range(600):
+    done, status = os.waitpid(pid, os.WNOHANG)
+    if done: break
+    time.sleep(.1)
+else: os.kill(pid, 9); sys.exit('the child hangs')
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(status) != 7)
+"""
+    for delay in ('.1', '.3'):
+        args = [sys.executable, '-W', 'ignore', '-c', code, delay]
+        out = subprocess.run(args, capture_output=True, text=True, timeout=120)
+        assert out.returncode == 0, out.stderr

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from miniai.optim import Adagrad, AdamW, Lion, NAdamW, RMSProp
+from miniai.optim import SGD, Adagrad, AdamW, Lion, NAdamW, RMSProp, optimizer
 from miniai.optim.local import is_dtensor, local, placement, summed
 
 CASES = [(AdamW, {}), (NAdamW, dict(cautious='rescaled', ema=.9)), (RMSProp, dict(clip_norm=.5, decoupled=False)),
@@ -39,6 +39,26 @@ def stepped(cls, options, wrap=lambda x: x, unwrap=lambda x: x):
     return [unwrap(p.detach()) for p in ps], opt
 
 
+def awkward(mesh, shard, Partial, Replicate):
+    "Gradients on their way, gradients in summands, random rounding of parts."
+    dtensor, rank = torch.distributed.tensor, dist.get_rank()
+    late = nn.Parameter(dtensor.distribute_tensor(torch.ones(6), mesh, [Replicate()]))
+    with torch.no_grad(): late.grad = shard(torch.arange(6.)).redistribute(mesh, [Replicate()], async_op=True)
+    AdamW([late], lr=.1, wd=0.).step()
+    summed_up = nn.Parameter(dtensor.distribute_tensor(torch.zeros(2), mesh, [Replicate()]))
+    summed_up.grad = dtensor.DTensor.from_local(torch.tensor([3., 4.])*(.75 if rank else .25), mesh, [Partial()])
+    SGD([summed_up], lr=1., clip_norm=.5).step()
+    rough = nn.Parameter(shard(torch.zeros(3000).bfloat16()))
+    rough.grad = shard(torch.full((3000,), 1.001).bfloat16())
+    for _ in range(2): AdamW([rough], lr=1.003e-3, wd=0., rounding='stochastic').step()
+    odd = nn.Parameter(shard(torch.zeros(7).bfloat16()))
+    odd.grad = shard(torch.ones(7).bfloat16())
+    def untraced(p, g, *, lr): return p - float(lr)*g
+    optimizer(untraced)([odd], lr=.1, rounding='stochastic').step()
+    return dict(late=late.detach().full_tensor(), summed_up=summed_up.detach().full_tensor(),
+                rough=rough.detach().full_tensor(), cut=odd.detach().full_tensor())
+
+
 def in_two_processes(rank, port, folder):
     os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
     dist.init_process_group('gloo', rank=rank, world_size=2)
@@ -55,6 +75,7 @@ def in_two_processes(rank, port, folder):
     odd.grad = distribute_tensor(torch.ones(4), mesh, [Shard(0)])
     opt = AdamW([odd], lr=.1)
     opt.step()
+    found |= awkward(mesh, shard, Partial, Replicate)
     partial = torch.distributed.tensor.DTensor.from_local(torch.ones(4), mesh, [Partial()])
     sums = [summed([1., 2.], placement(t)) for t in (shard(torch.ones(4)), x)]
     found['odd'] = odd.detach().full_tensor(), opt.path, sums, local(shard(torch.arange(4.))), is_dtensor(partial)
@@ -86,6 +107,20 @@ def test_a_gradient_placed_otherwise_takes_the_eager_path_and_says_so(found):
     stepped_to, path, _, _, _ = found['odd']
     assert torch.allclose(stepped_to, torch.full((4,), 1 - .1*.01 - .1), atol=1e-6)
     assert 'eager: 1 parameter(s), as gradient or state lie on other processes' in path
+
+
+def test_a_gradient_still_on_its_way_is_waited_for(found):
+    assert torch.allclose(found['late'], 1 - .1*(torch.arange(6) > 0), atol=1e-5)
+
+
+def test_a_gradient_in_summands_is_clipped_by_the_norm_of_its_sum(found):
+    assert torch.allclose(found['summed_up'], -torch.tensor([.3, .4]), atol=1e-4)
+
+
+def test_parts_of_a_dtensor_are_rounded_by_numbers_of_their_own(found):
+    first, second = found['rough'].chunk(2)
+    assert not torch.equal(first, second)
+    assert torch.allclose(found['cut'].float(), torch.tensor(-.1), rtol=1e-2)
 
 
 def test_sums_run_over_parts_and_not_over_copies(found):

@@ -188,3 +188,45 @@ def test_momentum_is_torchs_dampened_momentum_from_the_second_step_on_and_back()
         avg = .8*avg + .2*g
         x = x - .1*avg
     assert near(p, x)
+
+
+# What loading refuses, changing nothing
+
+def test_a_state_of_other_betas_or_another_kind_of_decay_or_no_step_is_refused():
+    p = param(4)
+    saved = torch.optim.NAdam([p], weight_decay=.1).state_dict()
+    says = 'trained with L2 regularisation, this NAdamW has decoupled decay: make it with decoupled=False'
+    with pytest.raises(ValueError, match=says): NAdamW([p]).load_state_dict(saved)
+    NAdamW([p], decoupled=False).load_state_dict(saved)
+    opt = NAdamW([p])
+    opt.step()
+    before = copy.deepcopy(opt.state_dict())
+    for change, says in ((lambda d: d['param_groups'][0].update(betas=(.9,)), 'has 1 betas, NAdamW takes 2'),
+                         (lambda d: d['state'][0].update(step='x'), "'step' of parameter 0 must be one number"),
+                         (lambda d: d['state'][0].update(mu_product=[1.]), "'mu_product' of parameter 0 must be one")):
+        broken = copy.deepcopy(before)
+        change(broken)
+        with pytest.raises(ValueError, match=says): opt.load_state_dict(broken)
+        assert same(opt.state_dict(), before)
+
+
+def test_l2_goes_to_torchs_class_as_l2():
+    p = param(4)
+    opt = NAdamW([p], wd=.1, decoupled=False)
+    assert not opt.state_dict()['param_groups'][0]['decoupled_weight_decay']
+    assert NAdamW([p]).state_dict()['param_groups'][0]['decoupled_weight_decay']
+
+
+def test_numbers_of_bfloat16_parameters_are_exchanged_unrounded():
+    p = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    opt = NAdamW([p])
+    for _ in range(3): opt.step()
+    other = NAdamW([p])
+    other.load_state_dict(in_memory(opt.state_dict()))
+    assert other.state[p]['mu_product'] == opt.state[p]['mu_product'] != float(torch.tensor(.0912143).bfloat16())
+
+
+def test_rates_of_decay_below_zero_are_refused():
+    with pytest.raises(ValueError, match='momentum_decay must be 0 or more, got -1'):
+        NAdamW([param(1)], momentum_decay=-1)

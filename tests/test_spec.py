@@ -3,8 +3,9 @@ import re
 from functools import partial
 
 import pytest
+import torch
 
-from miniai.optim import RuleOptimizer, optimizer, rules, scalars, starts
+from miniai.optim import RuleOptimizer, optimizer, rules, scalars, sqrt, starts
 from miniai.optim.spec import REQUIRED, read_rule
 
 
@@ -124,10 +125,50 @@ def test_states_that_are_one_number_come_last_and_are_kept_apart():
 def test_a_number_that_comes_from_an_element_is_told_so():
     @scalars(k=1.)
     def rule(p, g, k, *, lr): return p - lr*g, k*g
-    says = "its state k, which scalars() says is one number a parameter, comes from an element"
-    assert read_rule(rule).untraced == f'rule cannot be traced: {says}'
+    says = r"rule rule: its state k, which scalars\(\) says is one number a parameter, comes from an element"
+    with pytest.raises(TypeError, match=says): read_rule(rule)
 
 
 def test_a_rule_that_branches_is_named():
     def mine(p, g, *, lr): return p if g > 0 else p - lr*g
     with pytest.raises(TypeError, match='rule mine: a rule may not branch on an element'): read_rule(mine)
+
+
+def test_scalars_are_matched_by_name_whatever_their_order_and_must_be_numbers():
+    @scalars(b=10., a=1.)
+    def rule(p, g, a, b, *, lr): return p - lr*b, a*2, b
+    assert list(read_rule(rule).scalars.items()) == [('a', 1.), ('b', 10.)]
+    with pytest.raises(TypeError, match=r"scalars\(\) takes numbers that states start at, got {'a': 'x'}"):
+        scalars(a='x')
+
+
+def test_a_partial_of_a_rule_keeps_what_its_decorators_said():
+    assert read_rule(partial(rules.nadamw, beta1=.8)).scalars == dict(mu_product=1.)
+    assert set(read_rule(partial(partial(rules.rmsprop, eps=1.), sqr_mom=.5)).starts) == {'sqr_avg'}
+
+
+@pytest.mark.parametrize('name', ['g_scale', 'share', 'ema', 'ema_decay', 'clip_value', 'clip_norm', 'state', 'seed'])
+def test_names_that_the_optimizer_uses_itself_are_refused_as_states_and_hyperparameters(name):
+    state, hyper = (eval(f'lambda {args}: p') for args in (f'p, g, {name}, *, lr', f'p, g, *, lr, {name}=1.'))
+    for rule in (state, hyper):
+        with pytest.raises(TypeError, match=f"{name} is a name of the optimizer's own: call it something else"):
+            read_rule(rule)
+
+
+@pytest.mark.parametrize('rule', [
+    lambda p, g, *, lr: p - lr*((g > 0) + (p > -5)), lambda p, g, *, lr: p - lr*abs(g > 0),
+    lambda p, g, *, lr: p - lr*-(g > 0), lambda p, g, *, lr: p - lr*sqrt(g > 0), lambda p, g, *, lr: p - lr*(g > 0)**2])
+def test_arithmetic_with_a_comparison_is_refused_and_where_is_named(rule):
+    with pytest.raises(TypeError, match='may not compute with a comparison: write where'): read_rule(rule)
+
+
+def test_a_long_computation_over_hyperparameters_is_written_once_a_step_of_it():
+    def rule(p, g, *, lr, n=1.):
+        y, c = lr, lr
+        for _ in range(150): y, c = y*(1.5 - 0.5*n*y*y), c*n + lr
+        return p - y*g*c
+    assert read_rule(rule).untraced == ''
+    p, q = (torch.nn.Parameter(torch.full((3,), 2., dtype=torch.float64)) for _ in range(2))
+    p.grad = torch.ones_like(p)
+    optimizer(rule)([p], lr=.1, n=.5).step()
+    assert p.tolist() == pytest.approx(rule(q, p.grad, lr=.1, n=.5).tolist(), rel=1e-12)

@@ -391,3 +391,22 @@ def test_cautious_is_a_choice_of_three():
     for good in (True, False, 'rescaled'): AdamW(params((2,)), cautious=good)
     with pytest.raises(ValueError, match="cautious must be True, False or 'rescaled', got 'scaled'"):
         AdamW(params((2,)), cautious='scaled')
+
+
+def test_averages_are_swapped_in_for_parameters_that_have_stepped_alone():
+    p, = params((3,))
+    opt = AdamW([p], lr=.1, ema=.9, skip_nonfinite=True)
+    before = p.detach().clone()
+    p.grad = torch.full((3,), math.inf)
+    opt.step()
+    with opt.averaged(): assert torch.equal(p.detach(), before)
+    assert opt.skipped == 1
+
+
+@both_paths
+def test_a_cautious_step_sees_signs_of_products_too_small_for_float32(path, path_of):
+    path_of(path)
+    p = nn.Parameter(torch.zeros(3))
+    p.grad = torch.tensor([1e-24, -1e-24, 0.])
+    SGD([p], lr=1e-3, cautious=True).step()
+    assert p.detach().sign().tolist() == [-1., 1., 0.]

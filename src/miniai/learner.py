@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from miniai.callbacks.capture import capture_preds, show_image_batch
-from miniai.callbacks.checks import FiniteLossCB, NonFiniteLossError, check_fit, check_lr, check_optimizer
+from miniai.callbacks.checks import (
+    FiniteLossCB,
+    NonFiniteLossError,
+    SkippedStepsCB,
+    check_fit,
+    check_lr,
+    check_optimizer,
+)
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
@@ -97,7 +104,7 @@ class Learner:
         there for this fit alone, and `lr` stands in for the Learner's. What can be known to fail raises
         ValueError or TypeError before the first batch."""
         if self._fitting: raise RuntimeError("this Learner is fitting already; call fit, or what uses it, after that")
-        added = listed(cbs) + ([FiniteLossCB()] if self.check_finite else [])
+        added = [*listed(cbs), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
         self.cbs.extend(added)
         self._fitting = True
         try:

@@ -10,7 +10,7 @@ import torch
 from miniai.events import PHASES, Callback
 from miniai.readings import is_number, number
 
-__all__ = ['NonFiniteLossError', 'FiniteLossCB', 'check_fit', 'check_lr', 'check_optimizer']
+__all__ = ['NonFiniteLossError', 'FiniteLossCB', 'SkippedStepsCB', 'check_fit', 'check_lr', 'check_optimizer']
 
 _ONLY_VALIDATING = PHASES[:2]
 
@@ -95,19 +95,25 @@ def check_optimizer(opt: Any, opt_func: Any = None) -> None:
 class NonFiniteLossError(RuntimeError): "The training loss became NaN or infinite."
 
 
+class SkippedStepsCB(Callback):
+    "Warns, after each epoch, of the steps that an optimizer with `skip_nonfinite` has skipped in it."
+    def before_epoch(self, learn: Any) -> None: self.opt, self.before = learn.opt, getattr(learn.opt, 'skipped', 0)
+
+    def after_epoch(self, learn: Any) -> None:
+        if learn.opt is not self.opt or not getattr(self.opt, 'skip_nonfinite', False): return
+        skipped = self.opt.skipped - self.before
+        if skipped: warnings.warn(f"{skipped} step(s) of epoch {learn.epoch} were skipped: their gradients were not "
+                                  f"finite", stacklevel=2)
+
+
 class FiniteLossCB(Callback):
     """Stops a fit whose training loss is not finite, with a NonFiniteLossError that names epoch and batch. It runs
     last, so that a rate finder sees the loss first. Losses on the CPU are looked at before the weights change, which
-    they then do not; those on an accelerator every `every` seconds and at the end of the epoch. After each epoch it
-    warns of steps that an optimizer with `skip_nonfinite` has skipped in it."""
+    they then do not; those on an accelerator every `every` seconds and at the end of the epoch."""
     order = math.inf
     def __init__(self, every: float = 0.5) -> None: self.every = every
 
-    def before_epoch(self, learn: Any) -> None:
-        self._skipped = getattr(learn.opt, 'skipped', 0)
-        self._read_later()
-
-    def _read_later(self) -> None: self._unread, self._due = [], time.perf_counter() + self.every
+    def before_epoch(self, learn: Any) -> None: self._unread, self._due = [], time.perf_counter() + self.every
 
     def after_loss(self, learn: Any) -> None:
         loss = learn.loss
@@ -122,19 +128,14 @@ class FiniteLossCB(Callback):
             self._fail(learn, learn.iter, float(number(learn.loss)), "The weights are as they were before this batch.")
         if self._unread and time.perf_counter() >= self._due: self._read(learn)
 
-    def after_epoch(self, learn: Any) -> None:
-        skipped = getattr(learn.opt, 'skipped', 0) - self._skipped
-        self._read(learn)
-        if skipped and getattr(learn.opt, 'skip_nonfinite', False):
-            warnings.warn(f"{skipped} of {learn.iter + 1} steps of epoch {learn.epoch} were skipped: their gradients "
-                          f"were not finite", stacklevel=2)
+    def after_epoch(self, learn: Any) -> None: self._read(learn)
 
     def _read(self, learn: Any) -> None:
         if not self._unread: return
         iters, losses = zip(*self._unread, strict=True)
         for i, x in zip(iters, torch.stack([x.reshape(()) for x in losses]).tolist(), strict=True):
             if not math.isfinite(x): self._fail(learn, i, x, "The weights have been stepped since.")
-        self._read_later()
+        self.before_epoch(learn)
 
     def _fail(self, learn: Any, batch: int, loss: float, weights: str) -> None:
         raise NonFiniteLossError(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .local import local, placement, summed
+from .local import has_sums_in_parts, local, placement, summed
 from .math import sqrt, where
 from .rounding import dithered
 from .stages import Program
@@ -31,7 +31,8 @@ def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[
     to bfloat16 at random, by `key`."""
     news, scalars = _results(program, program.trace, program.run, tensors, g, hypers)
     for k, (old, new) in enumerate(zip(tensors, news, strict=True)):
-        old.copy_(dithered(new, key, sum(dither[:k])) if dither[k] else new)
+        if dither[k]: local(old).copy_(dithered(local(new), key, sum(dither[:k])))
+        else: old.copy_(new)
     return scalars
 
 
@@ -44,6 +45,7 @@ def eager_share(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict
 @torch.no_grad()
 def eager_sum_of_squares(g: Tensor) -> float:
     "Of a gradient, in double precision, row by row: for any number of threads the same to the bit."
+    if has_sums_in_parts(placement(g)): g = g.full_tensor()
     sums = [F.pad(part.double().square(), (0, -len(part) % _BLOCK)).view(-1, _BLOCK).sum(1)
             for part in local(g).reshape(-1).split(_BLOCK*_BLOCKS)]
     return summed([sum(torch.cat(sums).tolist())], placement(g))[0]
@@ -95,4 +97,5 @@ def element_function(trace: Trace) -> Callable:
 @lru_cache(maxsize=512)
 def host_function(trace: Trace) -> Callable:
     "The hosts of a trace as a function of the hyperparameters, which gives (h0, h1, …) as Python floats."
-    return _compiled('hosts', trace.hypers, [], tuple(trace.hosts))
+    body = [f'{name} = {code}' for code, name in trace.steps.items()]
+    return _compiled('hosts', trace.hypers, body, tuple(trace.hosts))

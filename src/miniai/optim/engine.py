@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .eager import eager_share, eager_step, eager_sum_of_squares
+from .eager import eager_share, eager_step, eager_sum_of_squares, host_function
 from .kernel import SIZES
-from .local import local, placement
+from .local import has_sums_in_parts, local, part_number, placement
 from .rounding import key_of
 from .stages import Program
-from .table import Slot, Table
+from .table import PLAIN, Slot, Table
 from .threads import parallel_reason
 
 __all__ = ['Plan', 'is_dense', 'missing_numba']
@@ -27,7 +27,8 @@ def eager_reason(slot: Slot, program: Program) -> str:
     if not _placed_alike(slot): return 'gradient or state lie on other processes than it, or are sums in parts'
     p, g, *kept = map(local, (slot.p, slot.p.grad, *slot.tensors.values()))
     if not p.is_cpu: return f'no kernel for {p.device.type}'
-    if type(p) not in (Tensor, torch.nn.Parameter): return f'a {type(p).__name__} is no plain tensor'
+    for x in (p, g, *kept):
+        if type(x) not in PLAIN: return f'a {type(x).__name__} is no plain tensor'
     if p.dtype not in SIZES: return f'no kernel for {p.dtype}'
     if not is_dense(p): return 'its layout has gaps or overlaps'
     if g.dtype is not p.dtype or any(_layout(x) != _layout(p) for x in (g, *kept)):
@@ -38,7 +39,7 @@ def eager_reason(slot: Slot, program: Program) -> str:
 
 def _placed_alike(slot: Slot) -> bool:
     where = placement(slot.p)
-    if where is not None and any(kind.is_partial() for kind in where[1]): return False
+    if has_sums_in_parts(where): return False
     return all(placement(x) == where for x in (slot.p.grad, *slot.tensors.values()))
 
 
@@ -70,8 +71,7 @@ class Plan:
         self.scalars = {nm: opt.state_name(nm) for nm in self.program.scalars}
         self.dither = [opt.dithers(x) for x in (None, *self.program.states)]
         reasons = [eager_reason(s, self.program) for s in slots]
-        self.eager = [s for s, why in zip(slots, reasons, strict=True) if why]
-        self.reasons = sorted({why for why in reasons if why})
+        self.eager = {s: why for s, why in zip(slots, reasons, strict=True) if why}
         kinds = {}
         for s, why in zip(slots, reasons, strict=True):
             if not why: kinds.setdefault(_kind(s), []).append(s)
@@ -88,34 +88,45 @@ class Plan:
         "Is everything still where and what it was? Reads all addresses anew."
         if opt.state is not self.state or opt.program is not self.program or _sizes(opt) != self.sizes: return False
         if not all(map(is_, _things(opt), self.things)): return False
-        if any(p.grad is not None for p in self.idle) or any(s.p.grad is None for s in self.eager): return False
-        return all(b.read() for b in self.tables)
+        if any(p.grad is not None for p in self.idle): return False
+        return all(self._stays_eager(s, why) for s, why in self.eager.items()) and all(b.read() for b in self.tables)
 
-    def take_unstarted(self) -> list[Slot]:
-        "Parameters before their first step, this once."
-        taken, self.unstarted = self.unstarted, []
-        return taken
+    def _stays_eager(self, s: Slot, why: str) -> bool:
+        g = s.p.grad
+        return g is not None and g.layout is torch.strided and eager_reason(s, self.program) == why
 
     def sum_of_squares(self) -> float:
         "Of all gradients, NaN where one is not finite."
         return sum((b.sum_of_squares() for b in self.tables), sum(eager_sum_of_squares(s.p.grad) for s in self.eager))
 
     def step(self, hypers: list[Callable[[int], dict[str, float]]], seed: int) -> None:
-        "Step every parameter by its group's hyperparameters, functions of the step count."
+        """Step every parameter by its group's hyperparameters, functions of the step count. All that can fail for their
+        sake does so before anything is changed."""
         for b in self.tables: b.fill(hypers, seed)
+        given = [self._given(s, hypers[s.group](s.state['step'] + 1)) for s in self.eager]
         for b in self.tables: b.step()
-        for s in self.eager: self._step_eagerly(s, hypers[s.group](s.state['step'] + 1), seed)
+        for s, h in zip(self.eager, given, strict=True): self._step_eagerly(s, h, seed)
         torch.autograd.graph.increment_version(self.touched)
+        self.unstarted = []
 
     @torch.no_grad()
-    def _step_eagerly(self, s: Slot, hypers: dict[str, float], seed: int) -> None:
-        tensors, given = [s.p, *(s.state[nm] for nm in s.tensors)], dict(hypers)
-        given |= {nm: s.state[key] for nm, key in self.scalars.items()}
+    def _given(self, s: Slot, hypers: dict[str, float]) -> dict[str, float]:
+        "What the eager path computes with beside tensors."
+        given = hypers | {nm: s.state[key] for nm, key in self.scalars.items()}
         if self.program.mask:
             given['share'] = 1.
-            given['share'] = eager_share(self.program, tensors, s.p.grad, given)
+            given['share'] = eager_share(self.program, self._tensors(s), s.p.grad, given)
+        if self.program.trace: host_function(self.program.trace)(**given)
+        return given
+
+    def _tensors(self, s: Slot) -> list[Tensor]: return [s.p, *(s.state[nm] for nm in s.tensors)]
+
+    @torch.no_grad()
+    def _step_eagerly(self, s: Slot, given: dict[str, float], seed: int) -> None:
+        tensors, part = self._tensors(s), part_number(placement(s.p))
         dithered = [d and x.dtype is torch.bfloat16 for d, x in zip(self.dither, tensors, strict=True)]
-        news = eager_step(self.program, tensors, s.p.grad, given, dithered, key_of(seed, s.state['step'] + 1, s.place))
+        key = key_of(seed, s.state['step'] + 1, s.place, part)
+        news = eager_step(self.program, tensors, s.p.grad, given, dithered, key)
         s.state.update(zip(self.scalars.values(), news, strict=True))
         s.state['step'] += 1
 
@@ -123,7 +134,9 @@ class Plan:
         "Which path steps how many parameters, and why."
         lines = [f"fused: {len(b.slots)} parameter(s) of {b.elements:,} elements in {str(b.dtypes[0])[6:]}, "
                  + _threads(b.elements) for b in self.tables]
-        if self.eager: lines.append(f"eager: {len(self.eager)} parameter(s), as {'; '.join(self.reasons)}")
+        if self.eager:
+            reasons = '; '.join(sorted(set(self.eager.values())))
+            lines.append(f"eager: {len(self.eager)} parameter(s), as {reasons}")
         return '\n'.join(lines) or 'no parameter has a gradient'
 
 def _kind(s: Slot) -> tuple: return s.p.dtype, *(x.dtype for x in s.tensors.values()), placement(s.p)

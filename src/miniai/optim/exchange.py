@@ -14,12 +14,24 @@ def _ids(state_dict: dict[str, Any]) -> list: return [i for g in state_dict['par
 
 
 def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
-    """ValueError where a saved state lacks one of the rule's, or has it in another shape. Torch checks the groups
-    themselves."""
+    """ValueError where a saved state lacks one of the rule's, or has it in another shape, or a group means another
+    decay. Torch checks the groups themselves."""
+    for group in state_dict['param_groups']: _check_group(opt, group)
     for k, (i, p) in enumerate(zip(_ids(state_dict), _params(opt), strict=False)):
         saved = state_dict['state'].get(i)
         for name in map(opt.state_name, opt.program.states if saved else ()): _check_state(k, name, saved.get(name), p)
         for name in map(opt.state_name, opt.program.scalars if saved else ()): _check_scalar(k, name, saved.get(name))
+        _check_scalar(k, 'step', (saved or {}).get('step', 0))
+
+
+def _check_group(opt: Any, group: dict[str, Any]) -> None:
+    betas, decoupled = group.get('betas'), group.get('decoupled_weight_decay')
+    if betas is not None and len(betas) != len(opt.spec.betas):
+        raise ValueError(f"the state_dict has {len(betas)} betas, {type(opt).__name__} takes {len(opt.spec.betas)}")
+    if decoupled is None or decoupled == opt.stages.decoupled or not group.get('weight_decay'): return
+    kinds = {True: 'decoupled decay', False: 'L2 regularisation'}
+    raise ValueError(f"the state_dict was trained with {kinds[bool(decoupled)]}, this {type(opt).__name__} has "
+                     f"{kinds[opt.stages.decoupled]}: make it with decoupled={bool(decoupled)}")
 
 
 def _check_state(k: int, name: str, saved: Any, p: Tensor) -> None:
@@ -46,6 +58,7 @@ def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:
         for s in opt.program.states if saved else ():
             name = opt.state_name(s)
             opt.state[p][name] = _placed(saved[name], p, None if s == 'ema' else opt.state_dtype)
+        for name in map(opt.state_name, opt.program.scalars if saved else ()): opt.state[p][name] = float(saved[name])
 
 
 def _placed(saved: Tensor, p: Tensor, dtype: torch.dtype | None) -> Tensor:

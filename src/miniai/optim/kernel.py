@@ -1,24 +1,20 @@
 """Kernels: a trace written out as a file for Numba, compiled once and kept on disk. Knows code and files, no rule, no
 optimizer."""
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from threading import RLock
 from types import ModuleType
 
 import numpy as np
 import torch
 
 from .cache import load_module, seal
+from .threads import undisturbed
 from .trace import Trace
 
 __all__ = ['Kernel', 'kernel_of', 'parts', 'compiled', 'POINTERS', 'SIZES']
 
 compiled = Counter()
-_lock = RLock()  # one thread at a time writes and compiles a module, and no fork comes between
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 POINTERS = {torch.float32: 'f32_at', torch.float64: 'f64_at', torch.bfloat16: 'u16_at'}
 SIZES = {torch.float32: 4, torch.float64: 8, torch.bfloat16: 2}
 
@@ -98,12 +94,13 @@ class Kernel:
 
     def run(self, way: str, table: np.ndarray, chunks: np.ndarray, *rest: np.ndarray) -> None:
         "Run `way`, 'serial' or 'parallel', compiling it first where that has not been done."
-        (self.ready.get(way) or self._prepare(way, rest))(table, chunks, *rest)
+        self.prepare(way, *rest)(table, chunks, *rest)
 
-    def _prepare(self, way: str, rest: tuple[np.ndarray, ...]) -> Callable:
+    def prepare(self, way: str, *rest: np.ndarray) -> Callable:
         """Compile, or load, on no chunks at all: what fails here has touched no memory. A cache that fails is done
         without."""
-        with _lock:
+        if way in self.ready: return self.ready[way]
+        with undisturbed:
             try: self.ready[way] = self._compiled(load_module(self.source), way, rest)
             except Exception: self.ready[way] = self._compiled(load_module(self.source, afresh=True), way, rest)
         return self.ready[way]

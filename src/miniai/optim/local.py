@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['is_dtensor', 'local', 'placement', 'summed']
+__all__ = ['is_dtensor', 'local', 'placement', 'has_sums_in_parts', 'part_number', 'summed']
 
 
 def is_dtensor(x: Any) -> bool:
@@ -17,13 +17,30 @@ def is_dtensor(x: Any) -> bool:
 
 @torch.no_grad()
 def local(x: Tensor) -> Tensor:
-    "What of `x` lies in this process: the local part of a DTensor, which shares its memory, else `x` itself."
-    return x.to_local() if is_dtensor(x) else x
+    """What of `x` lies in this process: the local part of a DTensor, which shares its memory and is waited for where it
+    is still on its way, else `x` itself."""
+    if not is_dtensor(x): return x
+    part = x.to_local()
+    return part.wait() if hasattr(part, 'wait') else part
 
 
 def placement(x: Tensor) -> tuple | None:
     "Where the parts of a DTensor are, as something that can be compared; None for other tensors."
     return (x.device_mesh, tuple(x.placements)) if is_dtensor(x) else None
+
+
+def has_sums_in_parts(where: tuple | None) -> bool:
+    "Does a DTensor of this placement hold, in each process, a summand of its values?"
+    return where is not None and any(kind.is_partial() for kind in where[1])
+
+
+def part_number(where: tuple | None) -> int:
+    "Which part of a DTensor of this placement this process has: 0 for all of one that is not cut up."
+    if where is None: return 0
+    mesh, number = where[0], 0
+    for i, kind in enumerate(where[1]):
+        if kind.is_shard(): number = number*mesh.size(i) + mesh.get_local_rank(i)
+    return number
 
 
 def summed(values: list[float], where: tuple | None) -> list[float]:

@@ -113,7 +113,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _check(self, group: dict[str, Any]) -> None:
         for h, x in (self.spec.hypers_of(group) | dict(wd=float(group['weight_decay']))).items():
             average = re.fullmatch(r'beta\d|(\w+_)?mom', h)
-            if math.isnan(x) or (x < 0 and (average or h in ('lr', 'wd', 'eps'))):
+            if math.isnan(x) or (x < 0 and (average or h in ('lr', 'wd', 'eps') or h.endswith('decay'))):
                 raise ValueError(f"{type(self).__name__}: {h} must be 0 or more, got {x}")
             if average and x >= 1:
                 raise ValueError(f"{type(self).__name__}: {h} is the weight of an average and must be below 1, got {x}")
@@ -187,7 +187,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     def swap_averages(self) -> None:
         "Put weight averages in the place of the parameters that have one; called again, put the parameters back."
         kept, self._kept = self._kept, None
-        if kept is None: self._kept = {p: p.detach().clone() for p, state in self.state.items() if 'ema' in state}
+        begun = [p for p, state in self.state.items() if state.get('step') and 'ema' in state]
+        if kept is None: self._kept = {p: p.detach().clone() for p in begun}
         for p in self._kept or kept or (): p.copy_(self.state[p]['ema'] if kept is None else kept[p])
 
     def dithers(self, s: str | None) -> bool:
@@ -201,7 +202,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         "As torch's, and with what torch's class of the same mathematics wants in a group, so that it can load it."
         out = super().state_dict()
-        for group in out['param_groups']: group |= self.torch_group(group)
+        for group in out['param_groups']:
+            group |= self.torch_group(group)
+            if 'decoupled_weight_decay' in group: group['decoupled_weight_decay'] = self.stages.decoupled
         return out
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -242,7 +245,7 @@ def _step(opt: RuleOptimizer, closure: Callable[[], Any] | None = None) -> Any:
     scale = opt._gradient_scale(plan)
     if scale is None: return loss
     hypers = [partial(opt._hypers, group, scale) for group in opt.param_groups]
-    for s in plan.take_unstarted(): opt.start(s.p, hypers[s.group](1))
+    for s in plan.unstarted: opt.start(s.p, hypers[s.group](1))
     plan.step(hypers, opt.seed)
     return loss
 

@@ -14,9 +14,10 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def key_of(seed: int, step: int, place: int) -> int:
-    "A key of 32 bits for one tensor at one step: a function of `seed`, `step` and the tensor's `place`."
-    x = (seed ^ (step*0x9e3779b97f4a7c15) ^ (place*0xbf58476d1ce4e5b9)) & (2**64 - 1)
+def key_of(seed: int, step: int, place: int, part: int = 0) -> int:
+    """A key of 32 bits for one tensor at one step: a function of `seed`, `step`, the tensor's `place`, and which `part`
+    of it this is."""
+    x = (seed ^ (step*0x9e3779b97f4a7c15) ^ (place*0xbf58476d1ce4e5b9) ^ (part*0x94d049bb133111eb)) & (2**64 - 1)
     x = ((x ^ (x >> 30)) * 0xbf58476d1ce4e5b9) & (2**64 - 1)
     x = ((x ^ (x >> 27)) * 0x94d049bb133111eb) & (2**64 - 1)
     return (x ^ (x >> 31)) & _MASK

@@ -24,7 +24,9 @@ def starts(**states: Callable[[Any, Any], Any]) -> Callable:
 
 def scalars(**states: float) -> Callable:
     """Decorator: says which states of a rule are one number for a whole parameter, and what they start at. Their new
-    value must come from hyperparameters and each other, not from an element."""
+    value must come from hyperparameters and each other, not from an element. They are the last in its signature."""
+    bad = {nm: x for nm, x in states.items() if not isinstance(x, int | float)}
+    if bad: raise TypeError(f"scalars() takes numbers that states start at, got {bad}")
     def decorate(rule: Callable) -> Callable:
         rule.scalars = states
         return rule

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .trace import BranchError, trace_rule
+from .trace import RuleError, trace_rule
 
 __all__ = ['RuleSpec', 'read_rule', 'rule_name', 'REQUIRED']
 
 _P, _K = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-_OURS = ('wd', 'weight_decay', 'step', 'params')
+_OURS = {'wd', 'weight_decay', 'step', 'params', 'betas', 'g_scale', 'share', 'ema_decay', 'decoupled',
+         'clip_norm', 'clip_value', 'skip_nonfinite', 'cautious', 'ema', 'state', 'rounding', 'seed'}
 REQUIRED = inspect.Parameter.empty
 
 
@@ -58,12 +59,13 @@ def read_rule(rule: Callable) -> RuleSpec:
     if not callable(rule): raise TypeError(f"a rule must be a function rule(p, g, …, *, lr, …), got {rule!r}")
     params = list(inspect.signature(rule).parameters.values())
     positional, hypers = [p.name for p in params if p.kind is _P], {p.name: p.default for p in params if p.kind is _K}
-    starts, scalars = getattr(rule, 'starts', {}), getattr(rule, 'scalars', {})
+    starts, scalars = _said(rule, 'starts'), _said(rule, 'scalars')
     wrong = _wrong_with(params, positional, hypers, dict(starts=starts, scalars=scalars))
     if wrong: raise TypeError(f"rule {rule_name(rule)}{inspect.signature(rule)}: {wrong}")
     uses_t = hypers.pop('t', None) is not None
     states = tuple(nm for nm in positional[2:] if nm not in scalars)
-    return RuleSpec(rule, states, dict(scalars), hypers, uses_t, starts, _untraced(rule, scalars))
+    scalars = {nm: scalars[nm] for nm in positional if nm in scalars}
+    return RuleSpec(rule, states, scalars, hypers, uses_t, starts, _untraced(rule, scalars))
 
 
 def _wrong_with(params: list, positional: list[str], hypers: dict[str, Any],
@@ -83,15 +85,22 @@ def _wrong_with(params: list, positional: list[str], hypers: dict[str, Any],
     if set(last) != set(said['scalars']): return f"states that are one number, {', '.join(said['scalars'])}, come last"
     both = sorted(set(said['starts']) & set(said['scalars']))
     if both: return f"starts() and scalars() both name {', '.join(both)}"
-    taken = [nm for nm in _OURS if nm in positional or nm in hypers]
-    if taken: return (f"decay and the step count are the optimizer's: leave out {', '.join(taken)}, and take "
-                      f"the count as a keyword-only t")
-    return None
+    taken = sorted(nm for nm in _OURS if nm in positional or nm in hypers)
+    if set(taken) & {'wd', 'weight_decay', 'step'} or 't' in positional:
+        return (f"decay and the step count are the optimizer's: leave out {', '.join(taken or 't')}, and take "
+                f"the count as a keyword-only t")
+    return f"{', '.join(taken)} is a name of the optimizer's own: call it something else" if taken else None
+
+
+def _said(rule: Callable, what: str) -> dict[str, Any]:
+    "What the decorator `what` said of a rule, or of the rule that a partial wraps."
+    while not hasattr(rule, what) and hasattr(rule, 'func'): rule = rule.func
+    return getattr(rule, what, {})
 
 
 def _untraced(rule: Callable, scalars: dict[str, float]) -> str:
     "Why a rule cannot be traced and must be run as it is: it does what has no symbols; '' where it can."
     try: trace_rule(rule, scalars=tuple(scalars))
-    except BranchError as e: raise BranchError(f"rule {rule_name(rule)}: {e}") from e
+    except RuleError as e: raise RuleError(f"rule {rule_name(rule)}: {e}") from e
     except Exception as e: return f"{rule_name(rule)} cannot be traced: {e}"
     return ''

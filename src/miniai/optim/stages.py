@@ -42,7 +42,7 @@ def with_l2(p: Any, g: Any, wd: Any) -> Any:
 
 def agrees(p: Any, new_p: Any, g: Any) -> Any:
     "Does the step from `p` to `new_p` go against the gradient?"
-    return (p - new_p)*g > 0
+    return where(g > 0, p - new_p, where(g < 0, new_p - p, 0.)) > 0
 
 
 def cautious(p: Any, new_p: Any, g: Any) -> Any:

@@ -12,19 +12,22 @@ from torch import Tensor
 
 from .eager import host_function, scalar_places
 from .kernel import Kernel, kernel_of
-from .local import local, placement, summed
+from .local import local, part_number, placement, summed
 from .rounding import key_of
 from .stages import Program
 from .threads import on_torchs_threads, parallel_reason
 from .totals import BLOCK, blocks, count_kernel, norm_kernel
 
-__all__ = ['CHUNK', 'Slot', 'Table']
+__all__ = ['CHUNK', 'PLAIN', 'Slot', 'Table']
 
 CHUNK = 1 << 15
 _HOSTS = {torch.float64: np.float64}
 
 
-@dataclass(frozen=True, slots=True)
+PLAIN = {Tensor, torch.nn.Parameter}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Slot:
     """A parameter of a step, with its group's index, its state, the tensors of the state by name, and its place
     among all."""
@@ -76,6 +79,8 @@ class Table:
             grads, staying = list(map(local, grads)), list(map(local, staying))
         try:
             if [g.dtype for g in grads] != self.grad_dtypes or [g.stride() for g in grads] != self.strides: return False
+            if not PLAIN.issuperset(map(type, grads)) or list(map(Tensor.numel, grads)) != self.sizes: return False
+            if any(map(Tensor.is_neg, grads)): return False
         except (AttributeError, RuntimeError): return False  # None and sparse gradients have no strides
         if not all(map(is_, [state.get(nm) for state, nm in self.keys], self.kept)): return False
         if [x.dtype for x in staying] != self.kinds: return False
@@ -88,7 +93,7 @@ class Table:
     def _moved(self, staying: list[Tensor], addresses: list[int]) -> bool:
         "Take over the addresses of what stays; False where it has moved to another device or layout."
         columns = len(self.dtypes) - 1
-        if not all(x.is_cpu for x in staying): return False
+        if not all(x.is_cpu and not x.is_neg() for x in staying): return False
         if [x.stride() for x in staying] != self.strides*columns: return False
         self.addresses = addresses
         self.table[:, [0, *range(2, columns + 1)]] = np.array(addresses, np.uint64).reshape(columns, -1).T
@@ -96,8 +101,11 @@ class Table:
 
     def run(self, kernel: Kernel, chunks: np.ndarray, *rest: np.ndarray) -> None:
         "Run a kernel over chunks of the table, in parallel where that is safe and worth it."
-        if parallel_reason(self.elements): return kernel.run('serial', self.table, chunks, *rest)
-        on_torchs_threads(lambda: kernel.run('parallel', self.table, chunks, *rest))
+        way = self._way()
+        if way == 'serial': return kernel.run(way, self.table, chunks, *rest)
+        on_torchs_threads(lambda: kernel.run(way, self.table, chunks, *rest))
+
+    def _way(self) -> str: return 'serial' if parallel_reason(self.elements) else 'parallel'
 
     def _total(self, kernel: Kernel, h: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
         "What a kernel gives for each block, and the entry that each block lies in."
@@ -117,7 +125,10 @@ class Table:
         self.shares = [1.]*len(self.slots)
         if self.program.mask: self._measure_shares(hypers)
         self._fill(self.h, self.hosts, hypers)
-        if self.dithered: self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place) for s in self.slots]
+        if self.dithered:
+            part = part_number(self.where)
+            self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place, part) for s in self.slots]
+        self.kernel.prepare(self._way(), self.h, self.dice)
 
     def _fill(self, h: np.ndarray, hosts: Callable, hypers: list[Callable[[int], dict[str, float]]]) -> None:
         "Rows of host values, computed once for what entries of a group have in common: step count, scalars, share."

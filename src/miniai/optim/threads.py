@@ -2,18 +2,27 @@
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from threading import RLock
 
 import torch
 
-__all__ = ['parallel_reason', 'on_torchs_threads', 'WORTH_IT']
+__all__ = ['parallel_reason', 'on_torchs_threads', 'undisturbed', 'WORTH_IT']
 
 WORTH_IT = 1 << 16  # elements: below this, waking threads costs more than they save
 _PID = os.getpid()
+undisturbed = RLock()  # whoever imports Numba or compiles with it holds it, and no process forks meanwhile
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=undisturbed.acquire, after_in_parent=undisturbed.release,
+                        after_in_child=undisturbed.release)
 
 
 @lru_cache(maxsize=1)
 def _layer_reason() -> str:
     "Why the threading layer is unsafe, '' where it is safe: workqueue aborts when two threads step at once."
+    with undisturbed: return _look_at_layer()
+
+
+def _look_at_layer() -> str:
     from numba import config, threading_layer
     try: layer = threading_layer()
     except ValueError: layer = config.THREADING_LAYER

@@ -5,20 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ['BranchError', 'Symbol', 'Trace', 'trace_rule', 'symbolic_where']
+__all__ = ['RuleError', 'Symbol', 'Trace', 'trace_rule', 'symbolic_where']
 
 
-class BranchError(TypeError): "A rule branches on an element: an `if`, `and`, `or` or `not` where it must say `where`."
+class RuleError(TypeError): "A rule does what none may: an `if` on an element, arithmetic with a comparison."
 
 
 @dataclass(eq=False)
 class Trace:
-    """A rule as code. It takes `elements` by element and `hypers` by step. `hosts` maps expressions over the hypers
-    to the names h0, h1, … of their values, `lines` expressions over elements, h's and earlier x's to the names x0,
-    x1, …; `results` names the new parameter and states, and `scalars` the numbers that go with them, as `hosts` has
-    them. Beside operators they use sqrt, abs and where."""
+    """A rule as code. It takes `elements` by element and `hypers` by step. `steps` maps expressions over the hypers and
+    earlier ones to names, and `hosts` those whose values elements need to the names h0, h1, …; `lines` maps
+    expressions over elements, h's and earlier x's to the names x0, x1, …; `results` names the new parameter and states,
+    and `scalars` the numbers that go with them, as `hosts` has them. Beside operators they use sqrt, abs and where."""
     elements: tuple[str, ...]
     hypers: tuple[str, ...]
+    steps: dict[str, str] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
     results: tuple[str, ...] = ()
@@ -29,8 +30,12 @@ class Trace:
         "What the elements are called in code: no name that code is written with ends in an underscore."
         return tuple(f'{nm}_' for nm in self.elements)
 
+    def step(self, code: str) -> str:
+        "The name of a value that Python computes, once a step; equal code is computed once."
+        return self.steps.setdefault(code, f'__{len(self.steps)}')
+
     def host(self, code: str) -> str:
-        "The name of a value that Python computes, once a step."
+        "The name of such a value for those who compute by element."
         return self.hosts.setdefault(code, f'h{len(self.hosts)}')
 
     def line(self, code: str) -> str:
@@ -39,13 +44,14 @@ class Trace:
 
 
 class Symbol:
-    "A number while a rule is traced: `code` that gives it, `elem` if it differs by element, on a tape, `trace`."
-    def __init__(self, trace: Trace, code: str, elem: bool) -> None:
-        self.trace, self.code, self.elem = trace, code, elem
+    """A number while a rule is traced: `code` that gives it, `elem` if it differs by element, `truth` if it is a
+    comparison, on a tape, `trace`."""
+    def __init__(self, trace: Trace, code: str, elem: bool, truth: bool = False) -> None:
+        self.trace, self.code, self.elem, self.truth = trace, code, elem, truth
 
     def __bool__(self) -> bool:
         if self.elem:
-            raise BranchError("a rule may not branch on an element: write where(condition, a, b) in place of if")
+            raise RuleError("a rule may not branch on an element: write where(condition, a, b) in place of if")
         raise TypeError("it branches on a hyperparameter, which may change at any step")
 
     def __add__(self, o: Any) -> 'Symbol': return _node('{} + {}', self, o)
@@ -56,12 +62,12 @@ class Symbol:
     def __rmul__(self, o: Any) -> 'Symbol': return _node('{} * {}', o, self)
     def __truediv__(self, o: Any) -> 'Symbol': return _node('{} / {}', self, o)
     def __rtruediv__(self, o: Any) -> 'Symbol': return _node('{} / {}', o, self)
-    def __lt__(self, o: Any) -> 'Symbol': return _node('{} < {}', self, o)
-    def __le__(self, o: Any) -> 'Symbol': return _node('{} <= {}', self, o)
-    def __gt__(self, o: Any) -> 'Symbol': return _node('{} > {}', self, o)
-    def __ge__(self, o: Any) -> 'Symbol': return _node('{} >= {}', self, o)
-    def __eq__(self, o: Any) -> 'Symbol': return _node('{} == {}', self, o)
-    def __ne__(self, o: Any) -> 'Symbol': return _node('{} != {}', self, o)
+    def __lt__(self, o: Any) -> 'Symbol': return _truth('{} < {}', self, o)
+    def __le__(self, o: Any) -> 'Symbol': return _truth('{} <= {}', self, o)
+    def __gt__(self, o: Any) -> 'Symbol': return _truth('{} > {}', self, o)
+    def __ge__(self, o: Any) -> 'Symbol': return _truth('{} >= {}', self, o)
+    def __eq__(self, o: Any) -> 'Symbol': return _truth('{} == {}', self, o)
+    def __ne__(self, o: Any) -> 'Symbol': return _truth('{} != {}', self, o)
     __hash__ = object.__hash__
     def __neg__(self) -> 'Symbol': return _node('-{}', self)
     def __abs__(self) -> 'Symbol': return _node('abs({})', self)
@@ -77,10 +83,20 @@ def _symbol(trace: Trace, x: Any) -> Symbol:
 
 
 def _node(template: str, *xs: Any) -> Symbol:
+    if not any(getattr(x, 'truth', False) for x in xs): return _written(template, *xs)
+    raise RuleError("a rule may not compute with a comparison: write where(condition, 1., 0.) for its number")
+
+
+def _truth(template: str, *xs: Any) -> Symbol:
+    found = _node(template, *xs)
+    return Symbol(found.trace, found.code, found.elem, truth=True)
+
+
+def _written(template: str, *xs: Any) -> Symbol:
     trace = next(x.trace for x in xs if isinstance(x, Symbol))
     xs = [_symbol(trace, x) for x in xs]
-    if not any(x.elem for x in xs): return Symbol(trace, f'({template.format(*(x.code for x in xs))})', False)
-    return Symbol(trace, trace.line(template.format(*map(_name, xs))), True)
+    if any(x.elem for x in xs): return Symbol(trace, trace.line(template.format(*map(_name, xs))), True)
+    return Symbol(trace, trace.step(template.format(*(x.code for x in xs))), False)
 
 
 def _name(x: Symbol) -> str: return x.code if x.elem else x.trace.host(x.code)
@@ -97,13 +113,13 @@ _POWERS = {2: lambda x: x*x, 3: lambda x: x*x*x, 0.5: Symbol.sqrt}
 
 def symbolic_where(cond: Any, a: Any, b: Any) -> Symbol:
     "`a` where `cond` holds, else `b`; at least one of them a symbol."
-    return _node('where({}, {}, {})', cond, a, b)
+    return _written('where({}, {}, {})', cond, a, b)
 
 
 def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str, ...] = (),
                scalars: tuple[str, ...] = ()) -> Trace:
     """Run `rule` once with symbols for its `elements` and `hypers`, by default those of its signature. The last of its
-    elements and results may be `scalars`, numbers that are the same for all elements. BranchError for an `if` on an
+    elements and results may be `scalars`, numbers that are the same for all elements. RuleError for an `if` on an
     element; TypeError for what else has no symbols."""
     elements, hypers = (elements, hypers) if elements else _signature(rule)
     trace = Trace(tuple(nm for nm in elements if nm not in scalars), (*hypers, *scalars))
@@ -119,7 +135,7 @@ def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str
 
 def _scalar_name(state: str, x: Symbol) -> str:
     if not x.elem: return _name(x)
-    raise TypeError(f"its state {state}, which scalars() says is one number a parameter, comes from an element")
+    raise RuleError(f"its state {state}, which scalars() says is one number a parameter, comes from an element")
 
 
 def _signature(rule: Callable) -> list[tuple[str, ...]]:
