@@ -33,6 +33,14 @@ class JobConfig:
     """Seeds the weights, the order of the images, and everything random."""
     device: str = 'auto'
     """Where to train: cpu, cuda, mps. auto: the best there is."""
+    precision: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+    """What the forward pass computes in; weights stay in float32. On a CPU float16 becomes bfloat16."""
+    layout: Literal['auto', 'channels-first', 'channels-last'] = 'auto'
+    """How images lie in memory. auto: channels-last where convolutions are quicker so: on a CPU, and on cuda in half
+    precision."""
+    compile: bool = False
+    """Compile the model by torch.compile, which takes seconds to minutes first. Where that fails, a warning says why,
+    and training goes on without."""
     out: str = 'runs/{time}-{job}'
     """The run folder, new or empty."""
 
@@ -79,7 +87,7 @@ class LRFindConfig(JobConfig):
     "Raise the learning rate until the loss explodes; draw that, and suggest a rate."
 
 
-def _toml(value: str | float) -> str:
+def _toml(value: str | float | bool) -> str:
     "JSON's notation, which is TOML's too but for characters outside the 16-bit range and the one named DEL."
     return json.dumps(value, ensure_ascii=False).replace('\x7f', r'\u007f')
 
@@ -93,7 +101,7 @@ def _check_key(key: str, names: list[str], path: Path) -> None:
 
 def _check_type(name: str, wanted: Any, value: Any) -> None:
     types, words = _types_and_words(wanted)
-    if value in words or (isinstance(value, types) and not isinstance(value, bool)): return
+    if value in words or (isinstance(value, types) and (bool in types or not isinstance(value, bool))): return
     expected = [*words, *(t.__name__ for t in types if t is not NoneType)]
     raise ConfigError(f"{name} must be {' or '.join(expected)}, got {value!r}")
 
