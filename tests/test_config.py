@@ -12,7 +12,9 @@ from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
 
 COMMON = dict(data=st.text(), model=st.sampled_from(['simple', 'resnet']),
               optimizer=st.sampled_from(['sgd', 'momentum', 'rmsprop', 'adam', 'adamw']),
-              batch_size=st.integers(1), seed=st.integers(0, 2**64 - 1), device=st.text(), out=st.text())
+              batch_size=st.integers(1), seed=st.integers(0, 2**64 - 1), device=st.text(), out=st.text(),
+              precision=st.sampled_from(['float32', 'bfloat16', 'float16']), compile=st.booleans(),
+              layout=st.sampled_from(['auto', 'channels-first', 'channels-last']))
 lrs = st.just('auto') | st.floats(0, exclude_min=True, allow_infinity=False) | st.integers(1, 10**300)
 trains = st.builds(TrainConfig, **COMMON, epochs=st.integers(1), lr=lrs, profile=st.booleans(),
                    schedule=st.sampled_from(['onecycle', 'cosine', 'constant']))
@@ -70,8 +72,8 @@ def test_what_a_file_sets_is_taken_and_the_rest_stays_at_its_default(file):
     ('schedul', 'schedule'), ('devise', 'device'), ('LR', None), ('zzz', None), ('config', None)])
 def test_an_unknown_key_is_refused_with_the_file_and_the_nearest_name_or_all(file, key, near):
     with pytest.raises(ConfigError) as e: read(file, f'{key} = 1\n')
-    hint = f"did you mean '{near}'?" if near else ('known are data, model, optimizer, batch_size, seed, device, out, '
-                                                   'schedule, lr, epochs, profile')
+    hint = f"did you mean '{near}'?" if near else ('known are data, model, optimizer, batch_size, seed, device, '
+                                                   'precision, layout, compile, out, schedule, lr, epochs, profile')
     assert str(e.value) == f"{file}: unknown key {key!r}; {hint}"
 
 
@@ -92,6 +94,9 @@ WRONG = [('epochs', '"2"', "epochs must be int, got '2'"), ('epochs', '2.0', r'e
          ('model', '"vgg"', "model must be simple or resnet, got 'vgg'"),
          ('optimizer', '"sgdd"', "optimizer must be sgd or momentum or rmsprop or adam or adamw, got 'sgdd'"),
          ('schedule', '"1cycle"', "schedule must be onecycle or cosine or constant, got '1cycle'"),
+         ('compile', '1', 'compile must be bool, got 1'), ('compile', '"yes"', "compile must be bool, got 'yes'"),
+         ('precision', '"half"', "precision must be float32 or bfloat16 or float16, got 'half'"),
+         ('layout', '"nhwc"', "layout must be auto or channels-first or channels-last, got 'nhwc'"),
          ('lr', '"fast"', "lr must be auto or float or int, got 'fast'"), ('lr', 'false', 'lr must be .*, got False'),
          *(('profile', v, f'profile must be bool, got {said}') for v, said in (('1', 1), ('0', 0), ('"yes"', "'yes'"))),
          ('epochs', '0', 'epochs must be 1 or more, got 0'), ('epochs', '-3', 'epochs must be 1 or more, got -3'),

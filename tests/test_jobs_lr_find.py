@@ -47,8 +47,8 @@ def test_the_figures_are_rates_from_1e_5_each_1_3_times_the_last_with_their_loss
 def test_the_configuration_left_is_the_one_that_ran(config, tmp_path):
     lr_find_job(replace(config, device='auto'))
     left = LRFindConfig.from_toml(tmp_path/'run'/'config.toml')
-    assert left.device != 'auto'
-    assert replace(left, config=None, device='cpu') == config
+    assert 'auto' not in (left.device, left.layout)
+    assert replace(left, config=None, device='cpu', layout='auto') == config
 
 
 class Finder(job.LRFinderCB):

@@ -66,7 +66,7 @@ def test_the_configuration_left_is_the_one_that_ran_with_auto_filled_in(done, da
     out, _ = done
     left = TrainConfig.from_toml(out/'config.toml')
     assert left == TrainConfig(data=data, out=str(out), epochs=2, batch_size=64, device='cpu', lr=6e-2,
-                               config=out/'config.toml')
+                               layout='channels-last', config=out/'config.toml')
     assert 'auto' not in tomllib.loads((out/'config.toml').read_text()).values()
 
 

@@ -1,13 +1,17 @@
-"Mixed precision, by PyTorch's autocast or by Hugging Face Accelerate, as callbacks that replace phases of a batch."
+"""How a fit computes: mixed precision, by PyTorch's autocast or by Hugging Face Accelerate, as callbacks that replace
+phases of a batch; and, from their homes, memory layout, compilation and gradient accumulation."""
 import warnings
 from typing import Any
 
 import torch
 
+from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
+from miniai.callbacks.compile import CompileCB as CompileCB
+from miniai.callbacks.layout import ChannelsLastCB as ChannelsLastCB
 from miniai.callbacks.train import DeviceCB, TrainCB
 from miniai.device import def_device
 
-__all__ = ['MixedPrecision', 'AccelerateCB']
+__all__ = ['MixedPrecision', 'AccelerateCB', 'ChannelsLastCB', 'CompileCB', 'AccumulateCB']
 
 
 class MixedPrecision(TrainCB):

@@ -48,7 +48,7 @@ class Learner:
     that is not finite stops a fit unless `check_finite` is False."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
-    skip_update = trains = _fitting = False
+    skip_update = skip_step = trains = _fitting = False
     opt = epochs = epoch = iter = batch = preds = loss = _dispatch = _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
@@ -71,6 +71,7 @@ class Learner:
         self.callback('after_loss')
         if not self.training or self.skip_update: return
         self.backward()
+        if self.skip_step: return
         self.callback('after_backward')
         self.step()
         self.callback('after_step')
@@ -110,7 +111,7 @@ class Learner:
         try:
             check_fit(self, n_epochs, train, valid, self._own_phases())
             self.n_epochs, self.epochs, self.trains = n_epochs, range(n_epochs), train
-            self.history, self.skip_update, self._dispatch = [], False, None
+            self.history, self.skip_update, self.skip_step, self._dispatch = [], False, False, None
             vars(self).pop('metrics', None)
             self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)

@@ -15,8 +15,8 @@ __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
 
 
 class LRFinderCB(Callback):
-    """Multiplies the learning rate of every group by `gamma` after each batch, records `lrs` and `losses`, and
-    stops the fit at a loss that is NaN or `max_mult` times the best. At the end it draws loss over rate;
+    """Multiplies the learning rate of every group by `gamma` after each batch that steps, records `lrs` and `losses`,
+    and stops the fit at a loss that is NaN or `max_mult` times the best. At the end it draws loss over rate;
     `suggestion` is the rate it suggests."""
     def __init__(self, gamma: float = 1.3, max_mult: float = 3) -> None:
         if gamma <= 1: raise ValueError(f"gamma must be above 1, so that the rate rises, got {gamma}")
@@ -33,6 +33,7 @@ class LRFinderCB(Callback):
     def after_batch(self, learn: Any) -> None:
         if not learn.training: raise CancelEpochException()
         loss = float(learn.loss.detach())
+        if learn.skip_step and math.isfinite(loss): return
         self.lrs.append(float(learn.opt.param_groups[0]['lr']))
         self.losses.append(loss)
         self.best = min(self.best, loss)

@@ -32,13 +32,28 @@ class BaseSchedCB(Callback):
 
 
 class BatchSchedCB(BaseSchedCB):
-    "A schedule stepped after each training batch."
-    _unit = 'batches'
+    """A schedule stepped after each training batch. Where several batches make a step of the optimizer, it waits for
+    that and then takes theirs at once."""
+    _unit, _due = 'batches', 0
     def _steps(self, learn: Any) -> int | None:
         try: return learn.n_epochs * len(learn.dls.train)
         except TypeError: return None
 
-    def after_batch(self, learn: Any) -> None: self._step(learn)
+    def before_fit(self, learn: Any) -> None:
+        super().before_fit(learn)
+        self._due = 0
+
+    def before_epoch(self, learn: Any) -> None:
+        if learn.training: self._take_due(learn)
+
+    def after_batch(self, learn: Any) -> None:
+        if not learn.training: return
+        self._due += 1
+        if not learn.skip_step: self._take_due(learn)
+
+    def _take_due(self, learn: Any) -> None:
+        for _ in range(self._due): self._step(learn)
+        self._due = 0
 
 
 class EpochSchedCB(BaseSchedCB):

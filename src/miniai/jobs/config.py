@@ -33,6 +33,14 @@ class JobConfig:
     """Seeds the weights, the order of the images, and everything random."""
     device: str = 'auto'
     """Where to train: cpu, cuda, mps. auto: the best there is."""
+    precision: Literal['float32', 'bfloat16', 'float16'] = 'float32'
+    """What the forward pass computes in; weights stay in float32. On a CPU float16 becomes bfloat16."""
+    layout: Literal['auto', 'channels-first', 'channels-last'] = 'auto'
+    """How images lie in memory. auto: channels-last where convolutions are quicker so: on a CPU, and on cuda in half
+    precision."""
+    compile: bool = False
+    """Compile the model by torch.compile, which takes seconds to minutes first. Where that fails, a warning says why,
+    and training goes on without."""
     out: str = 'runs/{time}-{job}'
     """The run folder, new or empty."""
 

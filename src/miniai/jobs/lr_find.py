@@ -1,11 +1,10 @@
 "The job that looks for a learning rate and draws what it saw. Knows the parts and where they go."
-from dataclasses import replace
-
 import torch.nn.functional as F
 
-from miniai.learner import DeviceCB, LRFinderCB, ProgressCB, TrainLearner
+from miniai.learner import DeviceCB, Learner, LRFinderCB, ProgressCB
 
 from .build import OPTIMIZERS, build_data, build_device, build_model
+from .compute import build_computing, settled
 from .config import LRFindConfig
 from .run_folder import RunFolder, as_json
 
@@ -16,11 +15,11 @@ def lr_find_job(config: LRFindConfig) -> float | None:
     """Run the job: prints and returns the suggested rate. The run folder gets `lr_find.png`, and its figures as
     `lr_find.json`, which an error or Ctrl-C does not prevent."""
     device, dls, finder = build_device(config), build_data(config), LRFinderCB()
-    folder = RunFolder(config.out, 'lr-find')
-    folder.write('config.toml', replace(config, device=device).to_toml())
+    folder, config = RunFolder(config.out, 'lr-find'), settled(config, device)
+    folder.write('config.toml', config.to_toml())
     folder.write_environment(device, dls.train.source)
-    cbs = [DeviceCB(device), ProgressCB()]
-    learn = TrainLearner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer])
+    cbs = [DeviceCB(device), *build_computing(config), ProgressCB()]
+    learn = Learner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer])
     try: learn.fit(100, valid=False, lr=1e-5, cbs=finder)
     finally: _leave(folder, finder)
     print(f'suggested learning rate for {config.optimizer}: {finder.suggestion:.2g}' if finder.suggestion else

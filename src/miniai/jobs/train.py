@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from miniai.activations import ActivationStats
 from miniai.callbacks.profile import ProfileCB
 from miniai.layers import GeneralRelu
-from miniai.learner import DeviceCB, MetricsCB, ProgressCB, TrainLearner
+from miniai.learner import DeviceCB, Learner, MetricsCB, ProgressCB
 from miniai.measures import accuracy
 from miniai.sgd import BatchSchedCB, RecorderCB
 
 from .build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
+from .compute import build_computing, settled
 from .config import TrainConfig
 from .pictures import activations_figure, curves_figure, profile_figure
 from .run_folder import HistoryFileCB, RunFolder, as_json
@@ -20,18 +21,18 @@ from .run_folder import HistoryFileCB, RunFolder, as_json
 __all__ = ['train']
 
 
-def train(config: TrainConfig) -> TrainLearner:
+def train(config: TrainConfig) -> Learner:
     """Run the job and return its Learner. The run folder gets its configuration and environment before training,
     figures as they come, and the model and pictures at the end, which an error or Ctrl-C does not prevent."""
     device, dls, lr = build_device(config), build_data(config), rate_of(config)
-    folder = RunFolder(config.out, 'train')
-    folder.write('config.toml', replace(config, lr=lr, device=device).to_toml())
+    folder, config = RunFolder(config.out, 'train'), settled(replace(config, lr=lr), device)
+    folder.write('config.toml', config.to_toml())
     folder.write_environment(device, dls.train.source)
     stats, progress, profile = ActivationStats(_is_activation), ProgressCB(), ProfileCB(quiet=True)
     recorder, schedule = RecorderCB(lr=lambda cb: cb.pg['lr']), build_schedule(config, config.epochs*len(dls.train))
-    cbs = [DeviceCB(device), MetricsCB(accuracy=accuracy), progress, stats, recorder, BatchSchedCB(schedule),
-           HistoryFileCB(folder.path/'metrics.jsonl'), *([profile] if config.profile else [])]
-    learn = TrainLearner(build_model(config), dls, F.cross_entropy, lr, cbs, OPTIMIZERS[config.optimizer])
+    cbs = [DeviceCB(device), *build_computing(config), MetricsCB(accuracy=accuracy), progress, stats, recorder,
+           BatchSchedCB(schedule), HistoryFileCB(folder.path/'metrics.jsonl'), *([profile] if config.profile else [])]
+    learn = Learner(build_model(config), dls, F.cross_entropy, lr, cbs, OPTIMIZERS[config.optimizer])
     print(f'{config.model} model of {_size(learn.model)} parameters, {config.optimizer}, {config.schedule}, '
           f'lr {lr:g}, on {device}')
     started = time.perf_counter()

@@ -1,0 +1,99 @@
+"Gradient accumulation: several batches to a step, equal to one large batch. Knows events and the flag `skip_step`."
+import math
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+
+from miniai.events import Callback
+
+from .metrics import batch_size
+
+__all__ = ['AccumulateCB']
+
+
+class AccumulateCB(Callback):
+    """Steps once for every `n` training batches, with the gradient of one batch that holds them all. For a loss that
+    is a mean over samples: batches weigh by their size (the length of their first tensor), however unequal. An epoch's
+    last group steps at its last batch, fewer than `n` though it may have; where a loader does not know its length,
+    after it. A group that a cancel or an error cuts short is dropped, its gradients zeroed.
+
+    `learn.loss` stays the batch's own. Until a group is whole `learn.skip_step` is True, and `after_backward`, `step`,
+    `after_step` and `zero_grad` are left out, so that who clips or looks at gradients sees whole ones. Schedules still
+    count batches, and move when a step is taken. BatchNorm still makes its statistics of each batch.
+    ValueError for `n` below 1, and after a first step whose `zero_grad` keeps gradients, as MomentumLearner's does."""
+    order = math.inf
+    def __init__(self, n: int) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"AccumulateCB: n must be a whole number of batches, 1 or more, got {n!r}")
+        self.n, self.batches, self.samples, self.planned = n, 0, 0, 0
+
+    def before_fit(self, learn: Any) -> None: self._zeroing_is_known = self.n == 1
+    def before_epoch(self, learn: Any) -> None: self._start_group(_length(learn.dl))
+
+    def _start_group(self, length: int | None) -> None: self.batches, self.samples, self.length = 0, 0, length
+
+    def after_loss(self, learn: Any) -> None:
+        if not learn.training: return
+        size, whole = batch_size(learn.batch), self.batches + 1 == self.n or learn.iter + 1 == self.length
+        if not self.batches: self.planned = self.n*size
+        if whole: self._plan_anew(learn, self.samples + size)
+        _weigh(learn.loss, size/self.planned)
+        self.batches, self.samples, learn.skip_step = self.batches + 1, self.samples + size, not whole
+
+    def _plan_anew(self, learn: Any, samples: int) -> None:
+        "Gradients so far were weighed for groups of `planned` samples; let them be weighed for `samples`."
+        if samples != self.planned and self.batches:
+            for g in _gradients(learn): g.mul_(self.planned/samples)
+        self.planned = samples
+
+    def after_step(self, learn: Any) -> None: self._start_group(self.length)
+
+    def cleanup_batch(self, learn: Any) -> None:
+        if self.batches and not learn.skip_step: self._drop(learn)
+
+    def after_batch(self, learn: Any) -> None:
+        if self._zeroing_is_known or not learn.training or learn.skip_step: return
+        self._zeroing_is_known = True
+        if any(g.any() for g in _gradients(learn)):
+            raise ValueError(f"AccumulateCB cannot tell a group's gradients from those that {type(learn).__name__} "
+                             f"keeps in its zero_grad phase: use it with a Learner that zeroes them, such as "
+                             f"TrainLearner, and take momentum from the optimizer")
+
+    def after_epoch(self, learn: Any) -> None:
+        if not self.batches: return
+        self._plan_anew(learn, self.samples)
+        learn.skip_step = False
+        learn.callback('after_backward')
+        learn.step()
+        learn.callback('after_step')
+        learn.zero_grad()
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        if self.batches: self._drop(learn)
+
+    def cleanup_fit(self, learn: Any) -> None: learn.skip_step = False
+
+    def _drop(self, learn: Any) -> None:
+        self._start_group(self.length)
+        learn.zero_grad()
+
+
+def _weigh(loss: Any, weight: float) -> None:
+    "Let gradients that flow back from `loss` be multiplied by `weight`; the loss itself stays."
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"AccumulateCB needs a loss that is a tensor, got a {type(loss).__name__}")
+    if loss.requires_grad: loss.register_hook(lambda g: g*weight)
+
+
+def _gradients(learn: Any) -> Iterable[Tensor]:
+    "Every gradient of the model's parameters and of the optimizer's other ones."
+    groups = (g['params'] for g in getattr(learn.opt, 'param_groups', ()))
+    params = {id(p): p for p in chain(learn.model.parameters(), *groups)}
+    return [p.grad for p in params.values() if p.grad is not None]
+
+
+def _length(dl: Any) -> int | None:
+    try: return len(dl)
+    except TypeError: return None

@@ -1,0 +1,148 @@
+"CompileCB: the compiled path, the eager one with its reason, and that the model is as before."
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from miniai.activations import ActivationStats
+from miniai.callbacks.compile import CompileCB, reason
+from small import batches, learner, same, weights
+
+
+def failing(gm, example_inputs): raise OSError('no compiler to be had\nand a long trace')
+
+
+# torch, where it cuts a graph in two, looks at such gradients itself
+pytestmark = pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled():
+    yield
+    torch._dynamo.reset()
+
+
+def counting(calls):
+    def backend(gm, example_inputs):
+        calls.append(gm)
+        return gm.forward
+    return backend
+
+
+# The compiled path
+
+def test_the_model_is_compiled_and_trains_the_same():
+    calls, plain = [], learner()
+    cb = CompileCB(backend=counting(calls))
+    ours = learner(cb)
+    for learn in (ours, plain): learn.fit(2)
+    assert calls
+    assert cb.failure == ''
+    assert same(weights(ours), weights(plain))
+
+
+def test_within_the_fit_and_after_it_model_and_names_are_the_same():
+    learn, seen = learner(CompileCB(backend='eager')), []
+    class Sees:
+        def after_batch(self, learn): seen.append((learn.model, list(learn.model.state_dict())))
+    model, names, own = learn.model, list(learn.model.state_dict()), set(vars(learn.model))
+    learn.fit(1, cbs=Sees())
+    assert all(m is model and nms == names for m, nms in seen)
+    assert set(vars(model)) == own
+
+
+def test_a_forward_of_the_models_own_is_put_back():
+    learn = learner(CompileCB(backend='eager'))
+    own = learn.model.forward = learn.model.forward
+    learn.fit(1)
+    assert learn.model.forward is own
+
+
+def test_activation_statistics_are_those_of_the_eager_model():
+    both = []
+    for cbs in ([CompileCB(backend='eager')], []):
+        stats = ActivationStats(lambda m: isinstance(m, nn.ReLU))
+        learner([*cbs, stats]).fit(1)
+        both.append(stats.hooks[0].stats)
+    assert len(both[0][0]) == 4
+    torch.testing.assert_close(both[0], both[1])
+
+
+def test_hooks_that_record_do_not_make_it_compile_anew_at_every_batch():
+    calls, counts = [], []
+    class Counts:
+        def after_batch(self, learn): counts.append(len(calls))
+    stats = ActivationStats(lambda m: isinstance(m, nn.ReLU))
+    learner([CompileCB(backend=counting(calls)), stats, Counts()]).fit(3)
+    assert counts[0] > 0
+    assert counts[6:] == [counts[6]]*12
+
+
+def test_the_learners_looks_work_with_it():
+    learn = learner(CompileCB(backend='eager'))
+    before = weights(learn)
+    learn.lr_find(max_epochs=2)
+    assert learn.summary().params == 67
+    assert learn.capture_preds()[0].shape == (12, 3)
+    assert same(before, weights(learn))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
+def test_the_default_compiler_trains_the_same_but_for_rounding():
+    cb, plain = CompileCB(), learner()
+    ours = learner(cb)
+    for learn in (ours, plain): learn.fit(1)
+    assert cb.failure == ''
+    torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-4, atol=1e-5)
+
+
+# Where it is not to be had
+
+def test_a_model_that_cannot_be_compiled_trains_on_eagerly_and_the_warning_says_why_once():
+    cb, plain = CompileCB(backend=failing), learner()
+    ours = learner(cb)
+    with pytest.warns(UserWarning, match=r'^the model is not compiled, .*: OSError: no compiler to be had$') as seen:
+        ours.fit(2)
+    plain.fit(2)
+    assert len(seen) == 1
+    assert cb.failure == 'OSError: no compiler to be had'
+    assert same(weights(ours), weights(plain))
+
+
+def test_where_there_is_no_compilation_at_all_it_trains_eagerly(monkeypatch):
+    def unsupported(*args, **kwargs): raise RuntimeError('torch.compile is not supported on Python 3.99+')
+    monkeypatch.setattr(torch, 'compile', unsupported)
+    ours, plain = learner(CompileCB()), learner()
+    with pytest.warns(UserWarning, match=r'eagerly: RuntimeError: torch.compile is not supported'): ours.fit(1)
+    plain.fit(1)
+    assert same(weights(ours), weights(plain))
+    assert 'forward' not in vars(ours.model)
+
+
+def test_a_failure_is_forgotten_in_the_next_fit():
+    cb = CompileCB(backend=failing)
+    learn = learner(cb)
+    with pytest.warns(UserWarning, match='no compiler'): learn.fit(1)
+    torch._dynamo.reset()
+    cb.options = dict(backend='eager')
+    learn.fit(1)
+    assert cb.failure == ''
+
+
+def test_an_error_of_the_models_own_is_raised_as_itself():
+    learn = learner(CompileCB(backend='eager'))
+    learn.dls.train = [(torch.randn(6, 5), y) for _, y in batches()]
+    with pytest.raises(RuntimeError, match='mat1 and mat2 shapes cannot be multiplied'): learn.fit(1)
+    assert 'forward' not in vars(learn.model)
+
+
+def test_options_that_torch_does_not_know_are_an_error_at_once():
+    with pytest.raises(TypeError): learner(CompileCB(speed='high')).fit(1)
+
+
+def test_a_reason_is_one_line():
+    assert reason(ValueError('\n a\nb')) == 'ValueError: a'
+    assert reason(KeyError()) == 'KeyError'
