@@ -21,8 +21,7 @@ class JobConfig:
     config: Path | None = None
     """A TOML file with any of these options, underscores for dashes. What the command line says wins over it."""
     data: str = 'auto'
-    """A folder with the Fashion-MNIST files, 'hub' or 'sample'. auto: the folder in MINIAI_DATA, else Debian's package
-    dataset-fashion-mnist, else the sample inside miniai."""
+    """A folder with Fashion-MNIST's files, 'hub' or 'sample'. auto: MINIAI_DATA, Debian's package, else the sample."""
     model: Literal['simple', 'resnet'] = 'simple'
     """simple: five convolutions, 30 thousand parameters. resnet: five residual blocks, 300 thousand."""
     optimizer: Literal['sgd', 'momentum', 'rmsprop', 'adam', 'adamw'] = 'adamw'
@@ -36,11 +35,9 @@ class JobConfig:
     precision: Literal['float32', 'bfloat16', 'float16'] = 'float32'
     """What the forward pass computes in; weights stay in float32. On a CPU float16 becomes bfloat16."""
     layout: Literal['auto', 'channels-first', 'channels-last'] = 'auto'
-    """How images lie in memory. auto: channels-last where convolutions are quicker so: on a CPU, and on cuda in half
-    precision."""
+    """How images lie in memory. auto: channels-last where convolutions are quicker so."""
     compile: bool = False
-    """Compile the model by torch.compile, which takes seconds to minutes first. Where that fails, a warning says why,
-    and training goes on without."""
+    """Compile the model, which takes seconds to minutes; where that fails, a warning says why."""
     out: str = 'runs/{time}-{job}'
     """The run folder, new or empty."""
 
