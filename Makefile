@@ -26,7 +26,7 @@ test: $(READY)  ## all tests but the slow ones' long versions
 
 bench: $(READY) $(PEERS)  ## all benchmarks, into bench/results/
 	$(VENV)-bench/bin/python bench/loop_overhead.py
-	for b in import_time optim_step activation_stats data profile_cost scaling; do $(BIN)/python bench/$$b.py || exit 1; done
+	for b in import_time optim_step activation_stats data profile_cost scaling epoch; do $(BIN)/python bench/$$b.py || exit 1; done
 
 $(PEERS): bench/requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)-bench
