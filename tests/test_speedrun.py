@@ -1,0 +1,113 @@
+"The speedrun in examples/: every target trains, repeats under its seed, and sees no test image before it is done."
+import importlib.util
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from miniai.data import fashion_mnist
+from small import same
+
+PATH = Path(__file__).resolve().parents[1]/'examples'/'speedrun.py'
+TARGETS = ['90.6', '92', '93', '94']
+
+
+@pytest.fixture(scope='module')
+def sr():
+    spec = importlib.util.spec_from_file_location('speedrun', PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def data():
+    d = fashion_mnist(source='sample', quiet=True)
+    return replace(d, x_train=d.x_train[:192], y_train=d.y_train[:192], x_valid=d.x_valid[:60], y_valid=d.y_valid[:60])
+
+
+def short(sr, target): return sr.TARGETS[target] | dict(epochs=1, bs=96)
+
+
+@pytest.mark.parametrize('target', TARGETS)
+def test_a_target_trains_and_repeats_under_its_seed(sr, data, target):
+    nets = [sr.train(data.x_train, data.y_train, seed, **short(sr, target)).state_dict() for seed in (1, 1, 2)]
+    assert same(nets[0], nets[1])
+    assert not same(nets[0], nets[2])
+
+
+def test_there_is_a_setting_for_each_target_in_less_than_150_lines(sr):
+    assert list(sr.TARGETS) == TARGETS
+    assert len(PATH.read_text().splitlines()) < 150
+
+
+class Watched:
+    "Data that writes down when its test images are read."
+    def __init__(self, data, log): self.data, self.log = data, log
+    def __getattr__(self, name):
+        if name.endswith('_valid'): self.log.append('test')
+        return getattr(self.data, name)
+
+
+def test_a_run_looks_at_the_test_images_once_and_after_training(sr, data, monkeypatch):
+    log, trained = [], sr.train
+    def train(*args, **kwargs):
+        out = trained(*args, **kwargs)
+        log.append('trained')
+        return out
+    monkeypatch.setattr(sr, 'train', train)
+    took, score = sr.run(Watched(data, log), 1, short(sr, '92'))
+    assert log == ['trained', 'test', 'test']  # images, labels
+    assert took > 0
+    assert 0 <= score <= 100
+
+
+def test_held_out_images_come_from_the_training_images_and_are_not_trained_on(sr, data):
+    ids = torch.arange(192)
+    marked = replace(data, x_train=ids[:, None, None].expand(192, 28, 28), y_train=ids)
+    folds = [sr.held_out(marked, seed) for seed in range(12)]
+    for d in folds:
+        assert sorted([*d.y_train.tolist(), *d.y_valid.tolist()]) == ids.tolist()
+        assert torch.equal(d.x_valid[:, 0, 0], d.y_valid)
+        assert torch.equal(d.x_train[:, 0, 0], d.y_train)
+    assert torch.equal(torch.cat([d.y_valid for d in folds]), ids)
+
+
+def test_the_loader_mirrors_every_image_at_every_epoch(sr, data):
+    dl = sr.MirroringLoader(data.x_train, data.y_train, 96)
+    first, second = (torch.cat([x for x, _ in dl]) for _ in range(2))
+    assert torch.equal(second, data.x_train[:, None].float()/255)
+    assert torch.equal(first, second.flip(3))
+
+
+def test_shifted_images_are_windows_of_the_padded_image(sr, data):
+    x = (data.x_train[:40, None].float()/255 - sr.MEAN)/sr.STD
+    out, y = sr.shifted((x, data.y_train[:40]), 1)
+    padded = F.pad(x, (1,)*4, value=x.min().item())
+    seen = [next((i, j) for i in range(3) for j in range(3) if torch.allclose(o, p[:, i:i + 28, j:j + 28]))
+            for o, p in zip(out, padded, strict=True)]
+    assert len(set(seen)) > 4
+    assert torch.equal(y, data.y_train[:40])
+
+
+def test_a_score_is_that_of_the_mean_over_an_image_and_its_mirror_image(sr):
+    class Sides(torch.nn.Module):
+        "Class 0 for a bright left half, class 1, more certainly, for a bright right half."
+        def forward(self, x): return torch.stack([x[..., :14].mean((1, 2, 3)), 2*x[..., 14:].mean((1, 2, 3))], 1)
+    x = torch.zeros(4, 28, 28, dtype=torch.uint8)
+    x[:, :, :14] = 255
+    assert sr.score(Sides(), x, torch.tensor([1, 1, 1, 0])) == 75  # the left half alone would say 0, the mirror image 1
+
+
+def test_the_command_line_reports_runs_their_mean_and_their_ratio_to_the_notebook(sr, data, monkeypatch, capsys):
+    monkeypatch.setattr(sr, 'fashion_mnist', lambda: data)
+    monkeypatch.setitem(sr.TARGETS, '92', short(sr, '92'))
+    monkeypatch.setattr(torch, 'set_num_threads', lambda n: None)
+    sr.main(['--target', '92', '--seed', '5', '--runs', '2', '--measure', '--tune'])
+    out = capsys.readouterr().out
+    assert re.findall(r'^seed (\d): [\d.]+ % in [\d.]+ s, T [\d.]+ s$', out, re.M) == ['5', '6']
+    last = r'^2 runs: mean [\d.]+ % held out, standard deviation [\d.]+, median [\d.]+ s, [\d.]+ T$'
+    assert re.search(last, out, re.M)
