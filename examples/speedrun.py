@@ -59,7 +59,7 @@ def network(words: str) -> nn.Sequential:
 class MirroringLoader(MemoryLoader):
     "Mirrors every image at every epoch: with random ones mirrored before, both sides are seen evenly (airbench's way)."
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        self.x = self.x.flip(2)
+        self.tensors[0] = self.tensors[0].flip(2)
         return super().__iter__()
 
 
@@ -75,7 +75,7 @@ def train(x: Tensor, y: Tensor, seed: int, net: str, epochs: int, bs: int = 256,
     "A net trained on uint8 images `x` (N, 28, 28) and labels `y` alone; the same for the same seed."
     torch.manual_seed(seed)
     model, x = network(net), torch.where(torch.rand(len(x), 1, 1) < 0.5, x, x.flip(2))
-    dl = MirroringLoader(x, y, bs, shuffle=True, seed=seed, mean=MEAN, std=STD)
+    dl = MirroringLoader(x, y, bs=bs, shuffle=True, seed=seed, mean=MEAN, std=STD)
     def opt_func(params, lr): return AdamW(no_decay_groups(model, wd), lr, beta2=0.99)
     def loss_func(preds, yb): return F.cross_entropy(preds, yb, label_smoothing=0.1)
     sched = partial(OneCycleLR, max_lr=lr, total_steps=epochs*len(dl), pct_start=0.2, anneal_strategy='linear',
@@ -92,7 +92,7 @@ def score(model: nn.Module, x: Tensor, y: Tensor) -> float:
     model.eval()
     with torch.autocast('cpu', torch.bfloat16, enabled=HALF):
         probs = [model(xb).float().softmax(1) + model(xb.flip(3)).float().softmax(1)
-                 for xb, _ in MemoryLoader(x, y, 1000, mean=MEAN, std=STD)]
+                 for xb, _ in MemoryLoader(x, y, bs=1000, mean=MEAN, std=STD)]
     return 100*accuracy(torch.cat(probs), y).item()
 
 

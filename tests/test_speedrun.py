@@ -77,7 +77,7 @@ def test_held_out_images_come_from_the_training_images_and_are_not_trained_on(sr
 
 
 def test_the_loader_mirrors_every_image_at_every_epoch(sr, data):
-    dl = sr.MirroringLoader(data.x_train, data.y_train, 96)
+    dl = sr.MirroringLoader(data.x_train, data.y_train, bs=96)
     first, second = (torch.cat([x for x, _ in dl]) for _ in range(2))
     assert torch.equal(second, data.x_train[:, None].float()/255)
     assert torch.equal(first, second.flip(3))
