@@ -93,11 +93,13 @@ class ActivationStats(HooksCallback):
                  gradients: bool = False) -> None:
         if every < 1: raise ValueError(f"every, the number of batches from one record to the next, must be 1 or more, "
                                        f"got {every}")
-        super().__init__(append_stats, mod_filter)
+        super().__init__(self._record, mod_filter)
         self.every, self.gradients = every, gradients
 
     def _hookfunc(self, learn: Any, *args: Any) -> None:
-        if not learn.training or (learn.iter or 0) % self.every: return
+        if (learn.iter or 0) % self.every == 0: super()._hookfunc(learn, *args)
+
+    def _record(self, *args: Any) -> None:
         append_stats(*args)
         if self.gradients: append_gradient_stats(*args)
 
