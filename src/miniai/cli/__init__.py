@@ -4,8 +4,10 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+from miniai.checkpoint import CheckpointError
+from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
 
 __all__ = ['main']
@@ -34,7 +36,7 @@ def _complain(e: Exception, code: int) -> int:
     return code
 
 
-def _parsed(args: list[str]) -> TrainConfig | LRFindConfig:
+def _parsed(args: list[str]) -> TrainConfig | LRFindConfig | VerifyConfig | ShowConfig:
     try:
         import tyro
     except ImportError:
@@ -42,8 +44,17 @@ def _parsed(args: list[str]) -> TrainConfig | LRFindConfig:
     file, commands = _config_file(args), {'train': TrainConfig, 'lr-find': LRFindConfig}
     defaults = {nm: cls.from_toml(file) if file and nm in args[:1] else cls() for nm, cls in commands.items()}
     train, lr_find = (Annotated[type(d), tyro.conf.subcommand(nm, default=d)] for nm, d in defaults.items())
-    flat = (tyro.conf.OmitSubcommandPrefixes,)
-    return tyro.cli(train | lr_find, args=args or ['--help'], prog='miniai', description=ABOUT, config=flat)
+    flat = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.PositionalRequiredArgs)
+    jobs = train | lr_find | _checkpoint_commands()
+    return tyro.cli(jobs, args=args or ['--help'], prog='miniai', description=ABOUT, config=flat)
+
+
+def _checkpoint_commands() -> Any:
+    import tyro
+    verify = Annotated[VerifyConfig, tyro.conf.subcommand('verify')]
+    show = Annotated[ShowConfig, tyro.conf.subcommand('show')]
+    about = 'Verify checkpoints, or show what is in one.'
+    return Annotated[verify | show, tyro.conf.subcommand('checkpoint', description=about)]
 
 
 def _config_file(args: list[str]) -> Path | None:
@@ -54,7 +65,8 @@ def _config_file(args: list[str]) -> Path | None:
     return file
 
 
-def _run(config: TrainConfig | LRFindConfig) -> int:
+def _run(config: TrainConfig | LRFindConfig | VerifyConfig | ShowConfig) -> int:
+    if isinstance(config, VerifyConfig | ShowConfig): return _look(config)
     import matplotlib
     matplotlib.use('agg')
 
@@ -66,3 +78,8 @@ def _run(config: TrainConfig | LRFindConfig) -> int:
     except ConfigError: raise
     except (NonFiniteLossError, DataError, OSError, ImportError) as e: return _complain(e, 1)
     return 0
+
+
+def _look(config: VerifyConfig | ShowConfig) -> int:
+    try: return verify_files(config) if isinstance(config, VerifyConfig) else show_file(config)
+    except (CheckpointError, OSError) as e: return _complain(e, 1)

@@ -1,0 +1,176 @@
+"""What does a checkpoint survive? Kills, failing calls, power loss, damage, malice; and what does saving cost?
+
+    python bench/faults.py [--quick] [--only ROW ...]
+
+Each row runs one kind of fault many times and counts what should not be. A control is a save made worse on purpose,
+which the same row must find out.
+"""
+import argparse
+import ast
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]/'tests'
+sys.path.insert(0, str(TESTS))
+
+import torch
+
+import crash
+import damage
+from machine import record
+from miniai.checkpoint import SaveError, Saver, load, save
+
+QUICK = False
+
+
+def many(n): return max(10, n // 20) if QUICK else n
+
+
+def python(*args):
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, check=True).stdout
+
+
+# A row is a function that returns (what was done, what was found, whether that is as it should be)
+
+def kills():
+    out = ast.literal_eval(python(crash.__file__, many(1000)))
+    found = '{corrupt} corrupt, {lost} of {acknowledged} acknowledged saves lost, {left_over} left over'.format(**out)
+    return f'{out["kills"]} SIGKILLs at random moments of saving, {out["temporaries"]} amid a write', found, \
+        not out['corrupt'] + out['lost'] + out['left_over']
+
+
+def kills_control():
+    out = ast.literal_eval(python(crash.__file__, many(1000), 'in place'))
+    return f'{out["kills"]} SIGKILLs, control: written in place', f'{out["corrupt"]} corrupt', out['corrupt'] > 0
+
+
+def calls():
+    with tempfile.TemporaryDirectory() as folder:
+        outcomes = [crash.try_fault(folder, *case) for case in crash.fault_cases(folder)]
+    n, wrong = len(outcomes), sum(not right for _, right in outcomes)
+    raised = sum(o != 'saved' for o, _ in outcomes)
+    found = f'{raised} saves refused, {wrong} not as they should be'
+    return f'{n} failures of single calls, once and for good', found, not wrong
+
+
+def full_disk():
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'c.safetensors')
+        save(path, 'old')
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000_000, hard))
+        try: save(path, torch.zeros(5_000_000))
+        except SaveError as e: said = str(e)
+        finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        right = load(path) == 'old' and os.listdir(folder) == ['c.safetensors'] and path in said
+        return 'a save of 20 MB where files end at 10 MB', said.replace(path, 'PATH'), right
+
+
+def power():
+    outs = [crash.power_loss(saves=3, seed=s, background=s % 2 == 1) for s in range(many(40))]
+    cuts, disks, wrong = (sum(o[k] for o in outs) for k in ('cuts', 'disks', 'wrong'))
+    found = f'{wrong} without the old or new file whole'
+    return f'power lost at {cuts} points, {disks} states of the disk', found, not wrong
+
+
+def power_control():
+    wrong = [crash.power_loss(1, (nm,))['wrong'] for nm in ('fsync', 'fsync_dir')]
+    return 'power loss, control: no sync of the file; of the folder', f'{wrong[0]}; {wrong[1]} wrong', all(wrong)
+
+
+def damaged():
+    with tempfile.TemporaryDirectory() as folder: out = damage.damaged(folder, many(10_000))
+    return f'{out["files"]} damaged files', f'{out["refused"]} refused by name', not out['other']
+
+
+PEAK = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from damage import peak_of_reading
+from miniai.checkpoint import load, save
+save(sys.argv[1] + '.small', 1), load(sys.argv[1] + '.small')
+print(peak_of_reading(sys.argv[1]))
+"""
+
+
+def memory():
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, 'c')
+        save(path, [torch.randn(10_000_000) for _ in range(5)])
+        whole = float(python('-c', PEAK, path, TESTS))
+        with open(path, 'r+b') as f: f.seek(-1, os.SEEK_END), f.write(b'x')
+        bad = float(python('-c', PEAK, path, TESTS))
+    return 'memory to load 200 MB, whole; damaged', f'{whole:.2f}; {bad:.2f} of the file', max(whole, bad) < 2
+
+
+def hostile():
+    with tempfile.TemporaryDirectory() as folder: out = json.loads(python(damage.__file__, folder))
+    refused, seen = sum(r['results'][0] != 'harmless' for r in out.values()), sum(len(r['seen']) for r in out.values())
+    odd = [nm for nm, r in out.items() if set(r['results']) - {'refused', 'harmless'} and nm != 'link to itself']
+    found = f'{refused} refused, the rest plain data; {seen} things executed, imported, opened or sent'
+    return f'{len(out)} hostile files', found, not seen and not odd
+
+
+def timed(f, *args):
+    started = time.perf_counter()
+    f(*args)
+    return time.perf_counter() - started
+
+
+def torch_save(path, state):
+    with open(path, 'wb') as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def cost(mb):
+    """Medians over interleaved rounds, each to a new file: torch.save + fsync, a verified save, what a background
+    save stops."""
+    state, saver = {f'layer{i}': torch.randn(mb*1000_000 // 4 // 20) for i in range(20)}, Saver()
+    saver.reserve(state)
+    rounds, ratios, stops, plain = (3 if QUICK else 15), [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [os.path.join(folder, nm) for nm in 'abc']
+        for k in range(rounds + 1):
+            t, s = timed(torch_save, paths[0], state), timed(save, paths[1], state)
+            stop = timed(saver.save, paths[2], state)
+            saver.wait()
+            for p in paths: os.unlink(p)
+            if k: ratios.append(s/t), stops.append(stop/s), plain.append(t)  # the first round warms up
+    ratio, stop = statistics.median(ratios), statistics.median(stops)
+    found = f'{ratio:.2f} of it; in the background it stops the caller for {stop:.0%} of a save'
+    done = f'a verified save of {mb} MB beside torch.save + fsync ({statistics.median(plain):.2f} s)'
+    return done, found, ratio <= 1.5 and stop <= 0.1
+
+
+ROWS = dict(kills=kills, kills_control=kills_control, calls=calls, full_disk=full_disk, power=power,
+            power_control=power_control,
+            damaged=damaged, memory=memory, hostile=hostile, cost_100=lambda: cost(100), cost_400=lambda: cost(400))
+
+
+def main():
+    global QUICK
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--quick', action='store_true', help='a twentieth of the counts')
+    ap.add_argument('--only', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW', help=', '.join(ROWS))
+    args = ap.parse_args()
+    QUICK = args.quick
+    table, bad = ['| row | done | found | as it should be |', '|--|--|--|--|'], []
+    for nm in args.only:
+        done, found, right = ROWS[nm]()
+        print(f'{nm}: {done}: {found}', flush=True)
+        table.append(f'| {nm} | {done} | {found} | {"yes" if right else "NO"} |')
+        if not right: bad.append(nm)
+    record('faults', '\n'.join(table), runs='quick' if QUICK else 'full counts', packages=('safetensors',))
+    sys.exit(', '.join(bad))
+
+
+if __name__ == '__main__': main()

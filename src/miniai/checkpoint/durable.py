@@ -1,0 +1,118 @@
+"""Writing that survives: a file that is whole under its name, or not there at all, whatever stops the machine. Knows
+bytes and the order in which a disk must hear of them, no state."""
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
+
+from torch import Tensor
+
+from . import disk
+from .beside import Beside
+from .errors import SaveError
+from .header import sealed
+from .read import check_written, pieces_of
+
+__all__ = ['write_durably', 'temporary_names']
+
+_LARGE = 1 << 24  # bytes; from here on the disk is set to work while the hash is still being taken
+_BEFORE = 'what stood there before stays'
+_ours = set()     # the temporaries of saves under way in this process
+
+
+def temporary_names() -> frozenset[str]:
+    "The paths of this process's own temporaries, of saves under way."
+    return frozenset(_ours)
+
+
+def write_durably(path: str, head: bytes, memories: list[Tensor], size: int) -> None:
+    """Put a file of `head` and `memories`, flat bytes, `size` in all, at `path`, the sha256 in its place in the
+    head; return when it was read back and is on the disk to stay. SaveError where that fails: what was there stays,
+    and nothing else is left."""
+    _Writing(os.path.realpath(path), size).run(head, memories)
+
+
+class _Writing:
+    def __init__(self, path: str, size: int) -> None:
+        self.path, self.wanted, self.written, self.stands = path, size, 0, _BEFORE
+        self.folder, name = os.path.split(path)
+        stem = os.path.join(self.folder, f'.{name}.{os.getpid()}.{secrets.token_hex(4)}')
+        self.part, self.old = f'{stem}.part', f'{stem}.old.part'
+
+    def run(self, head: bytes, memories: list[Tensor]) -> None:
+        try:
+            with _removed(self.part), _removed(self.old):
+                self._write(head, memories)
+                self._put_in_place()
+        except Exception as e: raise SaveError(self.path, self.wanted, self.written, e, self.stands) from e
+
+    def _write(self, head: bytes, memories: list[Tensor]) -> None:
+        fd = disk.create(self.part)
+        try:
+            head = self._stream(fd, head, memories)
+            disk.fsync(fd)
+        finally: disk.close(fd)
+        check_written(self.part, head, memories)
+
+    def _stream(self, fd: int, head: bytes, memories: list[Tensor]) -> bytes:
+        "One pass, hashed beside the writing; last comes the digest, in its place in the head, which is returned so."
+        digest = hashlib.sha256(head)
+        with Beside() as beside:
+            beside.do(_hash, digest, memories)
+            for piece in chain([memoryview(head)], pieces_of(memories)): self._write_all(fd, piece)
+            if self.wanted >= _LARGE: disk.fsync(fd)
+        head, place = sealed(head, digest.hexdigest())
+        if disk.pwrite(fd, head[place], place.start) != 64: raise OSError('the digest was not written whole')
+        return head
+
+    def _write_all(self, fd: int, piece: memoryview) -> None:
+        while len(piece):
+            n = disk.write(fd, piece)
+            if n <= 0: raise OSError('the system wrote nothing')
+            self.written, piece = self.written + n, piece[n:]
+
+    def _put_in_place(self) -> None:
+        "Rename, and sync the folder; where that fails the old file, kept by a second name until then, comes back."
+        folder = disk.open_dir(self.folder)
+        try:
+            self._keep_old()
+            self._rename(folder)
+        finally:
+            with suppress(OSError): disk.close_dir(folder)
+
+    def _keep_old(self) -> None:
+        try: disk.link(self.path, self.old)
+        except FileNotFoundError: self.undo = lambda: disk.unlink(self.path)
+        except OSError: self.undo = None  # a file system without second names: there, the new file stays
+        else: self.undo = lambda: disk.rename(self.old, self.path)
+
+    def _rename(self, folder: int | None) -> None:
+        try:
+            disk.rename(self.part, self.path)
+            disk.fsync_dir(folder)
+        except BaseException:
+            if not os.path.lexists(self.part): self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        self.stands = 'what stands there is the new file, whole, but not sure to outlive a power loss'
+        with suppress(OSError):
+            if not self.undo: return
+            self.undo()
+            self.stands = _BEFORE
+
+
+def _hash(digest: 'hashlib._Hash', memories: list[Tensor]) -> None:
+    for piece in pieces_of(memories): digest.update(piece)
+
+
+@contextmanager
+def _removed(path: str) -> Iterator[None]:
+    "Whatever comes, nothing is left at `path`; a disk that refuses even that leaves it to `remove_stale`."
+    _ours.add(path)
+    try: yield
+    finally:
+        _ours.discard(path)
+        with suppress(OSError): disk.unlink(path)

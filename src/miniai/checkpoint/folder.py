@@ -1,0 +1,60 @@
+"""A folder of checkpoints: what a dead process left in it, and the newest file that can be trusted. Knows names and
+files, no state."""
+import os
+import re
+import warnings
+from os import PathLike
+from pathlib import Path
+
+from .durable import temporary_names
+from .errors import CheckpointError
+from .read import inspect, verify
+
+__all__ = ['remove_stale', 'newest_valid']
+
+_PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
+
+
+def remove_stale(folder: str | PathLike) -> list[Path]:
+    """Remove the temporary files that saves of dead processes left in `folder`, and return them. Those of living
+    ones stay, and so does every other file. On a folder shared between machines, or between containers, hold its
+    FolderLock: process numbers of other machines mean nothing here."""
+    stale = [p for p in sorted(Path(folder).iterdir()) if _is_stale(p)]
+    for p in stale: p.unlink(missing_ok=True)
+    return stale
+
+
+def _is_stale(path: Path) -> bool:
+    found = _PART.fullmatch(path.name)
+    if not found: return False
+    pid, mine = int(found[1]), os.path.join(os.path.realpath(path.parent), path.name) in temporary_names()
+    return not mine if pid == os.getpid() else not _is_alive(pid)
+
+
+def _is_alive(pid: int) -> bool:
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except (OSError, OverflowError): return True  # it is another user's
+    return True
+
+
+def newest_valid(folder: str | PathLike, pattern: str = '*.safetensors') -> Path | None:
+    """The checkpoint in `folder` that was saved last, by its own word, of those whose names match `pattern` and
+    that verify; None where there is none. A warning names each newer one that does not verify, and says why."""
+    dated = [(when, p) for p in sorted(Path(folder).glob(pattern)) if (when := _saved(p))]
+    return next((p for _, p in sorted(dated, reverse=True) if _is_valid(p)), None)
+
+
+def _saved(path: Path) -> str | None:
+    try: return inspect(path).saved
+    except (CheckpointError, OSError) as e: return _warned(path, e)
+
+
+def _is_valid(path: Path) -> bool:
+    try: return bool(verify(path))
+    except (CheckpointError, OSError) as e: return bool(_warned(path, e))
+
+
+def _warned(path: Path, e: Exception) -> None:
+    said = str(e) if isinstance(e, CheckpointError) else f'{path}: {e}'
+    warnings.warn(f'passed over, {said}', stacklevel=5)

@@ -1,0 +1,43 @@
+"The jobs that verify checkpoints and show what is in one. Know files alone."
+from dataclasses import dataclass
+from pathlib import Path
+
+from miniai.checkpoint import CheckpointError, describe, inspect, verify
+from miniai.jobs.config import ConfigError
+
+__all__ = ['VerifyConfig', 'ShowConfig', 'verify_files', 'show_file']
+
+
+@dataclass
+class VerifyConfig:
+    "Say of each file whether it is whole, as it was saved; exit with 1 if not."
+    path: tuple[Path, ...]
+    """The files."""
+
+
+@dataclass
+class ShowConfig:
+    "Show what is in a checkpoint: where it comes from, its values, its tensors."
+    path: Path
+    """The file."""
+
+
+def verify_files(config: VerifyConfig) -> int:
+    "Print a line for each file; return 0 if all are whole, else 1. ConfigError where none is named."
+    if not config.path: raise ConfigError("name one checkpoint or more: miniai checkpoint verify PATH…")
+    good = [_is_whole(p) for p in config.path]
+    return 0 if all(good) else 1
+
+
+def _is_whole(path: Path) -> bool:
+    try: print(f'{path}: whole, sha256 {verify(path)}')
+    except CheckpointError as e: print(e)
+    except OSError as e: print(f'{path}: {e.strerror or e}')
+    else: return True
+    return False
+
+
+def show_file(config: ShowConfig) -> int:
+    "Print what is in the file; return 0. CheckpointError or OSError where it is no checkpoint."
+    print(describe(inspect(config.path)))
+    return 0

@@ -1,0 +1,79 @@
+"What the command line says of checkpoints."
+from pathlib import Path
+
+import pytest
+import torch
+
+from miniai.checkpoint import describe, inspect, save
+from miniai.checkpoint.describe import size_in_words
+from miniai.cli import main
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save('a.safetensors', dict(epoch=3, note='x'*200, model={'w': torch.zeros(2, 300, dtype=torch.bfloat16),
+                                                             'n': torch.tensor(1)}))
+    return 'a.safetensors'
+
+
+def run(*args):
+    with pytest.raises(SystemExit) as e: main(args)
+    return e.value.code
+
+
+@pytest.mark.parametrize(('n', 'said'), [(0, '0 B'), (999, '999 B'), (1000, '1.0 kB'), (1_234_567, '1.2 MB'),
+                                         (10**9, '1.0 GB'), (10**16, '10000.0 TB')])
+def test_a_size_has_the_unit_that_suits_it(n, said): assert size_in_words(n) == said
+
+
+def test_a_description_is_tables_of_origin_values_and_tensors(path):
+    about, values, tensors = describe(inspect(path)).split('\n\n')
+    assert [line.split()[0] for line in about.splitlines()] == ['file', 'saved', 'by', 'format', 'size', 'sha256']
+    assert values.splitlines()[0] == 'epoch  3'
+    assert max(map(len, values.splitlines())) < 100
+    assert tensors.splitlines() == ['tensor   dtype     shape    size', 'model/n  int64     0-d      8 B',
+                                    'model/w  bfloat16  2 x 300  1.2 kB']
+
+
+def test_a_state_without_tensors_or_values_is_described_too(path):
+    save(path, [])
+    assert len(describe(inspect(path)).split('\n\n')) == 1
+
+
+def test_verify_prints_a_line_a_file_and_exits_0_if_all_are_whole(path, capsys):
+    assert run('checkpoint', 'verify', path, path) == 0
+    assert capsys.readouterr().out == f'{path}: whole, sha256 {inspect(path).sha256}\n'*2
+
+
+def test_verify_exits_1_if_one_is_not_and_says_why(path, capsys):
+    Path('b').write_bytes(Path(path).read_bytes()[:-1])
+    assert run('checkpoint', 'verify', 'b', 'none', path) == 1
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert (first[:7], second, third[:22]) == ('b: cut:', 'none: No such file or directory', 'a.safetensors: whole, ')
+
+
+def test_verify_wants_a_file(path, capsys):
+    assert run('checkpoint', 'verify') == 2
+    assert 'name one checkpoint or more' in capsys.readouterr().err
+
+
+def test_show_prints_the_description(path, capsys):
+    assert run('checkpoint', 'show', path) == 0
+    assert capsys.readouterr().out == describe(inspect(path)) + '\n'
+
+
+def test_show_of_what_is_no_checkpoint_exits_1_and_names_it(path, capsys):
+    Path('b').write_text('hello')
+    assert run('checkpoint', 'show', 'b') == 1
+    assert capsys.readouterr().err == 'miniai: error: b: not a checkpoint of miniai, or cut: it has only 5 bytes\n'
+    assert run('checkpoint', 'show', 'none') == 1
+    assert 'No such file' in capsys.readouterr().err
+
+
+def test_the_help_lists_both(path, capsys):
+    run('checkpoint', '--help')
+    said = capsys.readouterr().out
+    assert 'verify' in said
+    assert 'show' in said
+    assert max(map(len, said.splitlines())) <= 80

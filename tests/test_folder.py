@@ -1,0 +1,83 @@
+"A folder of checkpoints: temporaries of the dead go, nothing else does; the newest whole file is found."
+import os
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+
+from miniai.checkpoint import disk, load, newest_valid, remove_stale, save
+
+
+def dead_pid():
+    p = subprocess.Popen([sys.executable, '-c', ''])
+    p.wait()
+    return p.pid
+
+
+def test_temporaries_of_dead_processes_and_of_an_earlier_life_go_and_all_else_stays(tmp_path):
+    dead = dead_pid()
+    stale = [f'.a.safetensors.{dead}.0123abcd.part', f'.a.safetensors.{dead}.0123abcd.old.part',
+             f'.b c.{os.getpid()}.00000000.part']
+    living = [f'.a.safetensors.{os.getppid()}.0123abcd.part', '.a.safetensors.1.0123abcd.part',
+              f'a.safetensors.{dead}.0123abcd.part',
+              f'.a.safetensors.{dead}.part', f'.a.{dead}.0123abcd.partly', 'a.safetensors', '.miniai.lock',
+              f'.x.{dead}.0123ABCD.part']
+    for nm in stale + living: (tmp_path/nm).write_text('x')
+    assert sorted(p.name for p in remove_stale(tmp_path)) == sorted(stale)
+    assert sorted(os.listdir(tmp_path)) == sorted(living)
+    assert remove_stale(tmp_path) == []
+
+
+def test_the_temporary_of_a_save_under_way_stays(tmp_path, monkeypatch):
+    writing, go_on, real = threading.Event(), threading.Event(), disk.write
+    def write(fd, data):
+        writing.set()
+        assert go_on.wait(10)
+        return real(fd, data)
+    monkeypatch.setattr(disk, 'write', write)
+    pending = save(tmp_path/'a', 1, background=True)
+    assert writing.wait(10)
+    assert remove_stale(tmp_path) == []
+    go_on.set()
+    pending.wait()
+    assert load(tmp_path/'a') == 1
+
+
+def saved(folder, *names):
+    for i, nm in enumerate(names): save(folder/nm, [i, torch.ones(3)])
+
+
+def test_the_newest_is_the_one_saved_last_whatever_names_and_file_times_say(tmp_path):
+    saved(tmp_path, 'c.safetensors', 'a.safetensors', 'b.safetensors')
+    os.utime(tmp_path/'b.safetensors', (1, 1))
+    assert newest_valid(tmp_path) == tmp_path/'b.safetensors'
+    assert newest_valid(tmp_path, '[ac]*') == tmp_path/'a.safetensors'
+    assert newest_valid(tmp_path, '*.pt') is None
+
+
+def test_newer_files_that_do_not_verify_are_passed_over_with_a_warning_each(tmp_path):
+    saved(tmp_path, *(f'{i}.safetensors' for i in range(4)))
+    with (tmp_path/'3.safetensors').open('ab') as f: f.write(b'x')
+    raw = (tmp_path/'2.safetensors').read_bytes()
+    (tmp_path/'2.safetensors').write_bytes(raw[:-1] + b'\x55')
+    (tmp_path/'9.safetensors').mkdir()
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('always')
+        assert newest_valid(tmp_path) == tmp_path/'1.safetensors'
+    said = sorted(str(w.message) for w in heard)
+    assert [s.split('/')[-1].split(':')[0] for s in said] == ['2.safetensors', '3.safetensors', '9.safetensors']
+    assert 'damaged: its sha256' in said[0]
+    assert 'follow its end' in said[1]
+    assert 'no regular file' in said[2]
+
+
+def test_older_files_are_not_read(tmp_path, monkeypatch):
+    saved(tmp_path, 'a.safetensors', 'b.safetensors')
+    raw = (tmp_path/'a.safetensors').read_bytes()
+    (tmp_path/'a.safetensors').write_bytes(raw[:-1] + b'\x55')
+    assert newest_valid(tmp_path) == tmp_path/'b.safetensors'
+    (tmp_path/'b.safetensors').unlink()
+    with pytest.warns(UserWarning, match='passed over'): assert newest_valid(tmp_path) is None

@@ -1,0 +1,315 @@
+"Checkpoints as their users meet them: what is saved comes back bit for bit, now or beside the caller."
+import json
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from safetensors import safe_open
+from torch import nn
+
+from miniai.checkpoint import SaveError, Saver, disk, inspect, load, save, verify
+from states import DTYPES, aliases, bits, everything, same, states
+
+LAX = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+@pytest.fixture
+def path(tmp_path): return tmp_path/'a.safetensors'
+
+
+def back(path, state):
+    save(path, state)
+    return load(path)
+
+
+# What comes back
+
+@given(states())
+@settings(max_examples=150, **LAX)
+def test_any_nest_comes_back_bit_for_bit_with_types_order_strides_and_aliases(path, state):
+    got = back(path, state)
+    assert same(got, state)
+    assert aliases(got) == aliases(state)
+
+
+def test_one_of_everything_comes_back_bit_for_bit(path): assert same(back(path, everything()), everything())
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_every_dtype_comes_back_with_its_bytes(path, dtype):
+    t = torch.arange(48, dtype=torch.uint8).view(torch.uint8 if dtype == torch.bool else dtype)
+    t = t > 20 if dtype == torch.bool else t
+    assert same(back(path, t), t)
+
+
+@pytest.mark.parametrize('layout', ['channels_last', 'permuted', 'gaps', 'expanded', 'windows', 'empty', 'point'])
+def test_a_layout_comes_back_with_its_strides(path, layout):
+    t = torch.arange(120.).view(2, 3, 4, 5)
+    t = dict(channels_last=t.contiguous(memory_format=torch.channels_last), permuted=t.permute(3, 1, 0, 2), empty=t[:0],
+             gaps=t[:, ::2, 1], expanded=t[0, 0, 0].expand(7, 5), windows=t.view(-1).unfold(0, 5, 2),
+             point=t.sum())[layout]
+    got = back(path, t)
+    assert got.stride() == t.stride()
+    assert torch.equal(got, t)
+
+
+def test_a_dense_layout_takes_no_more_room_than_its_elements(path):
+    t = torch.zeros(8, 16, 32, 32).contiguous(memory_format=torch.channels_last)
+    save(path, t)
+    assert t.nbytes < path.stat().st_size < t.nbytes + 1000
+
+
+def test_tied_weights_are_written_once_and_tied_again(path):
+    layer = nn.Linear(300, 300)
+    got = back(path, dict(encoder=layer.weight, decoder=layer.weight, alias=layer.weight.detach()))
+    assert got['encoder'] is got['decoder'] is got['alias']
+    assert path.stat().st_size < 1.1*layer.weight.nbytes
+
+
+def test_equal_tensors_of_their_own_memory_are_not_tied(path):
+    got = back(path, [torch.zeros(3), torch.zeros(3)])
+    got[0].add_(1)
+    assert got[1].sum() == 0
+
+
+def test_what_comes_back_is_the_callers_own_and_writable(path):
+    got = back(path, dict(t=torch.ones(3), a=np.broadcast_to(np.ones(1), 3)))
+    got['t'].add_(1), got['a'].__iadd__(1)
+    assert got['t'].tolist() == got['a'].tolist() == [2, 2, 2]
+
+
+def test_negated_and_conjugated_views_come_back_by_value(path):
+    z = torch.randn(4, dtype=torch.complex64)
+    got = back(path, dict(conj=z.conj(), neg=z.conj().imag, z=z))
+    assert torch.equal(got['conj'], z.conj())
+    assert torch.equal(got['neg'], -z.imag)
+    assert torch.equal(got['z'], z)
+
+
+def test_the_modules_own_state_dict_loads_again(path):
+    a, b = (nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+            for _ in range(2))
+    b.load_state_dict(back(path, a.state_dict()))
+    assert same(dict(a.state_dict()), dict(b.state_dict()))
+
+
+# The file
+
+def test_safetensors_itself_reads_the_file_and_its_tensors_by_their_paths(path):
+    state = everything()
+    save(path, state)
+    with safe_open(str(path), 'pt') as f:
+        meta = f.metadata()
+        assert torch.equal(f.get_tensor('model/body.weight'), state['model']['body.weight'])
+        assert torch.equal(f.get_tensor('opt/0/avg'), state['opt'][0]['avg'].permute(0, 2, 3, 1))
+        assert torch.equal(f.get_tensor('views/point'), torch.tensor(2.5))
+    assert json.loads(meta['state'])['epoch'] == 3
+
+
+def test_all_tensors_lie_aligned_for_readers_that_map_the_file(path):
+    save(path, [torch.zeros(3, dtype=d) for d in DTYPES])
+    n = int.from_bytes(path.read_bytes()[:8], 'little')
+    header = json.loads(path.read_bytes()[8:8 + n])
+    begins = [(e['data_offsets'][0], e['dtype']) for nm, e in header.items() if nm != '__metadata__']
+    assert n % 8 == 0
+    assert all(at % dict(F64=8, F32=4, I64=8, U64=8).get(nm, 1) == 0 for at, nm in begins)
+
+
+def test_names_that_collide_or_cannot_be_printed_get_names_of_their_own(path):
+    state = {'a/b': torch.zeros(1), 'a': {'b': torch.ones(1)}, '__metadata__': torch.ones(2),
+             'x\ud800\n': torch.ones(3)}
+    assert same(back(path, state), state)
+    with safe_open(str(path), 'pt') as f: assert sorted(f.keys()) == ['__metadata__~2', 'a/b', 'a/b~2', 'x\ufffd\ufffd']
+
+
+def test_the_digest_is_the_sha256_of_the_file_with_zeros_in_its_place(path):
+    import hashlib
+    save(path, everything())
+    raw = path.read_bytes()
+    digest = verify(path).encode()
+    assert raw.count(digest) == 1
+    assert hashlib.sha256(raw.replace(digest, b'0'*64)).hexdigest().encode() == digest
+
+
+def test_a_large_state_is_written_in_one_pass_without_a_copy(path, monkeypatch):
+    state, seen = torch.zeros(5_000_000), []
+    real = disk.write
+    monkeypatch.setattr(disk, 'write', lambda fd, data: seen.append(len(data)) or real(fd, data))
+    save(path, state)
+    assert sum(seen) == path.stat().st_size
+    assert max(seen) <= 1 << 21
+    assert verify(path)
+
+
+def test_the_mode_of_the_file_follows_the_umask(path):
+    import os
+    old = os.umask(0o027)
+    try: save(path, 1)
+    finally: os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_link_stays_a_link_and_its_target_is_replaced(path, tmp_path):
+    (tmp_path/'there').mkdir()
+    path.symlink_to('there/b.safetensors')
+    save(path, 1), save(path, 2)
+    assert path.is_symlink()
+    assert load(tmp_path/'there'/'b.safetensors') == 2
+
+
+# What cannot be saved
+
+@pytest.mark.parametrize(('state', 'said'), [
+    ({'opt': {'state': {3: {'avg': object()}}}}, r"state\['opt'\]\['state'\]\[3\]\['avg'\] is a builtins.object"),
+    ([1, {2}], r"state\[1\] is a builtins.set"), ({1.5: 0}, 'state has the key 1.5; keys must be str or int'),
+    ({True: 0}, 'state has the key True'), (namedtuple('P', 'x')(1), 'state is a .*P, which'),
+    (torch.float32, 'is a torch.dtype'), (np.array(['a']), r"state is a ndarray of <U1, not a plain array"),
+    (np.arange(3, dtype='>i4'), 'not a plain array of native'), ([torch.eye(2).to_sparse()],
+                                                                 r'state\[0\] is a tensor that is sparse'),
+    (torch.zeros(2, device='meta'), 'meta device'), (np.longdouble(1), 'longdouble'), (len, 'builtin_function'),
+    (nn.Linear(1, 1), 'Linear')])
+def test_what_a_checkpoint_cannot_hold_is_a_type_error_with_its_path_before_any_writing(path, state, said):
+    for background in (False, True):
+        with pytest.raises(TypeError, match=said): save(path, state, background=background)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_state_that_contains_itself_is_a_type_error(path):
+    state = []
+    state.append(state)
+    with pytest.raises(TypeError, match='contains itself'): save(path, state)
+
+
+def test_a_header_beyond_what_safetensors_reads_is_refused_with_advice(path, monkeypatch):
+    monkeypatch.setattr('miniai.checkpoint.header.LONGEST', 10_000)
+    with pytest.raises(ValueError, match='give long lists as tensors'): save(path, list(range(5000)))
+
+
+def test_a_folder_that_is_not_there_is_a_save_error_with_path_bytes_and_cause(tmp_path):
+    with pytest.raises(SaveError, match='No such file or directory') as e: save(tmp_path/'no'/'a', 1)
+    assert e.value.path == str(tmp_path/'no'/'a')
+    assert (e.value.written, type(e.value.__cause__)) == (0, FileNotFoundError)
+    assert e.value.wanted > 100
+
+
+# Beside the caller
+
+class Gate:
+    "Holds the first write until it is opened."
+    def __init__(self, monkeypatch):
+        self.open, self.real = threading.Event(), disk.write
+        monkeypatch.setattr(disk, 'write', self.write)
+
+    def write(self, fd, data):
+        assert self.open.wait(10)
+        return self.real(fd, data)
+
+
+def no_space(fd, data): raise OSError(28, 'No space left on device')
+
+
+def test_a_background_save_holds_the_state_as_of_the_request(path, monkeypatch):
+    gate, state = Gate(monkeypatch), everything()
+    pending = save(path, state, background=True)
+    for t in (state['model']['body.weight'], state['opt'][0]['avg'], state['views']['gaps']): t.fill_(9)
+    state['random'][1][:], state['epoch'] = 9, 9
+    assert not pending.done()
+    assert not path.exists()
+    gate.open.set()
+    pending.wait()
+    assert pending.done()
+    assert same(load(path), everything())
+
+
+def test_a_failure_in_the_background_is_raised_by_wait_and_by_the_next_save_to_the_path(path, monkeypatch):
+    save(path, 'old')
+    with monkeypatch.context() as m:
+        m.setattr(disk, 'write', no_space)
+        first, second = save(path, 1, background=True), save(path.with_name('b'), 2, background=True)
+        with pytest.raises(SaveError, match='No space left'): first.wait()
+        with pytest.raises(SaveError, match='No space left'): save(path.with_name('b'), 3)
+    assert second.done()
+    assert load(path) == 'old'
+    save(path.with_name('b'), 3)  # heard once, it is over
+    assert [p.name for p in sorted(path.parent.iterdir())] == ['a.safetensors', 'b']
+
+
+def test_a_saver_saves_one_after_the_other_and_never_loses_a_failure(path, monkeypatch):
+    with Saver() as saver:
+        for i in range(4): saver.save(path.with_name(f'{i}'), dict(i=i, t=torch.full((1000,), i)))
+        saver.wait()
+        assert saver.done()
+        assert [load(path.with_name(f'{i}'))['t'].unique().tolist() for i in range(4)] == [[0], [1], [2], [3]]
+        monkeypatch.setattr(disk, 'write', no_space)
+        for heard in (lambda: saver.save(path, 1), saver.wait):
+            saver.save(path, 1)
+            with pytest.raises(SaveError): heard()
+        saver.save(path, 1)
+        with pytest.raises(SaveError): [saver.done() for _ in iter(int, 1)]
+        saver.save(path, 1)
+        with pytest.raises(SaveError): saver.__exit__(None, None, None)
+        assert saver.done()
+
+
+def test_memory_reserved_for_a_state_is_the_memory_that_its_copy_goes_to(path):
+    with Saver() as saver:
+        saver.reserve(everything())
+        taken = saver._arena._memory
+        saver.save(path, everything())
+        assert saver._arena._memory is taken
+    assert same(load(path), everything())
+
+
+def test_a_saver_can_save_at_once(path):
+    Saver().save(path, 5, background=False)
+    assert load(path) == 5
+
+
+EXIT = """
+import sys
+from miniai.checkpoint import save, disk
+import torch
+if sys.argv[2] == 'fail': disk.write = lambda fd, data: (_ for _ in ()).throw(OSError(28, 'No space left on device'))
+save(sys.argv[1], torch.ones(4_000_000), background=True)
+"""
+
+
+def at_exit(path, how): return subprocess.run([sys.executable, '-c', EXIT, str(path), how], capture_output=True,
+                                              text=True)
+
+
+def test_the_interpreters_end_waits_for_a_background_save(path):
+    assert at_exit(path, 'well').stderr == ''
+    assert load(path).sum() == 4_000_000
+
+
+def test_a_failure_that_nobody_heard_is_said_at_the_interpreters_end(path):
+    said = at_exit(path, 'fail').stderr
+    assert said.startswith(f'miniai: error: {path} was not saved')
+    assert 'No space left' in said
+
+
+# Looking into a file
+
+def test_inspect_tells_what_is_in_a_file_by_its_head(path):
+    save(path, everything())
+    info = inspect(path)
+    assert (info.version, info.torch, info.size, info.sha256) == ('1', torch.__version__, path.stat().st_size,
+                                                                  verify(path))
+    assert info.tensors['opt/0/avg'].shape == (2, 3, 4, 5)
+    assert (info.tensors['opt/7/avg'].dtype, info.tensors['opt/7/avg'].nbytes) == ('bfloat16', 40)
+    assert info.scalars == dict(scalar=np.float32(1.5), epoch=3)
+    assert bits(info.scalars['scalar']) == bits(np.float32(1.5))
+
+
+def test_inspect_reads_the_head_alone(path, monkeypatch):
+    save(path, torch.zeros(1_000_000))
+    seen, real = [], disk.read_into
+    monkeypatch.setattr(disk, 'read_into', lambda fd, buffer: seen.append(len(buffer)) or real(fd, buffer))
+    inspect(path)
+    assert sum(seen) < 1000
