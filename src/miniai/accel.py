@@ -34,6 +34,14 @@ class MixedPrecision(TrainCB):
                             f"optimizer is a {type(learn.opt).__name__}: use dtype=torch.bfloat16, or an optimizer of "
                             f"miniai.optim")
 
+    def state_dict(self) -> dict[str, Any]:
+        "The scaler's state."
+        return dict(scaler=self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.scaler.load_state_dict(state['scaler'])
+
     def before_batch(self, learn: Any) -> None:
         self.autocast = torch.autocast(self.device, dtype=self.used)
         self.autocast.__enter__()

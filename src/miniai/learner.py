@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from miniai.callbacks.capture import capture_preds, show_image_batch
+from miniai.callbacks.checkpoint import resumed
 from miniai.callbacks.checks import (
     FiniteLossCB,
     NonFiniteLossError,
@@ -48,7 +49,8 @@ class Learner:
     that is not finite stops a fit unless `check_finite` is False."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
-    skip_update = skip_step = trains = _fitting = False
+    skip_update = skip_step = trains = validates = trained = _fitting = False
+    first_batch = 0
     opt = epochs = epoch = iter = batch = preds = loss = _dispatch = _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
@@ -79,38 +81,43 @@ class Learner:
 
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
-        self.iter = None
+        self.iter = self.first_batch - 1 if self.first_batch else None
         for self.iter, self.batch in self._batches(): self._one_batch()  # noqa: B020
         if self.iter is None:
             raise ValueError(f"the loader gave no batch in epoch {self.epoch}: "
                              f"it is empty, or an iterator that can be used only once")
 
-    def _batches(self) -> Iterator[tuple[int, Any]]: return enumerate(self.dl)
+    def _batches(self) -> Iterator[tuple[int, Any]]: return enumerate(self.dl, self.first_batch)
 
     def one_epoch(self, training: bool) -> None:
         "One pass over `dls.train`, or, with `training` False, over `dls.valid`."
         self.model.train(training)
         self.dl = self.dls.train if training else self.dls.valid
+        if self.first_batch: self.dl = self.rest(self.dl)
         self._one_epoch()
 
     @with_cbs('fit')
     def _fit(self, train: bool, valid: bool) -> None:
         for self.epoch in self.epochs:  # noqa: B020
-            if train: self.one_epoch(True)
+            if train and not self.trained: self.one_epoch(True)
+            self.first_batch, self.trained = 0, False
             if valid: torch.no_grad()(self.one_epoch)(False)
 
     def fit(self, n_epochs: int = 1, train: bool = True, valid: bool = True, cbs: Any = None,
-            lr: float | None = None) -> None:
+            lr: float | None = None, resume: bool = False) -> None:
         """Train for `n_epochs`, each followed by validation; `train` and `valid` switch either off. `cbs` are
-        there for this fit alone, and `lr` stands in for the Learner's. What can be known to fail raises
-        ValueError or TypeError before the first batch."""
+        there for this fit alone, and `lr` stands in for the Learner's. With `resume` the fit goes on from the newest
+        checkpoint of its CheckpointCB, where there is one. What can be known to fail raises ValueError or TypeError
+        before the first batch."""
         if self._fitting: raise RuntimeError("this Learner is fitting already; call fit, or what uses it, after that")
         added = [*listed(cbs), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
         self.cbs.extend(added)
         self._fitting = True
         try:
             check_fit(self, n_epochs, train, valid, self._own_phases())
-            self.n_epochs, self.epochs, self.trains = n_epochs, range(n_epochs), train
+            self.n_epochs, self.trains, self.validates = n_epochs, train, valid
+            self.first_batch, self.trained = 0, False
+            self.epochs = resumed(self, n_epochs) if resume else range(n_epochs)
             self.history, self.skip_update, self.skip_step, self._dispatch = [], False, False, None
             vars(self).pop('metrics', None)
             self._listen('before_fit')

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
 FLOORS = {
-    **dict.fromkeys(('device', 'readings', 'hooks', 'plot', 'display', 'layers', 'measures', 'moves', 'stopwatch'), 0),
+    **dict.fromkeys(('device', 'readings', 'hooks', 'plot', 'display', 'layers', 'measures', 'moves', 'stopwatch',
+                     'randomness'), 0),
     **dict.fromkeys(('events', 'optim', 'data', 'checkpoint'), 1),
     'callbacks': 2,
     'learner': 3,

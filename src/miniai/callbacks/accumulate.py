@@ -29,6 +29,15 @@ class AccumulateCB(Callback):
             raise ValueError(f"AccumulateCB: n must be a whole number of batches, 1 or more, got {n!r}")
         self.n, self.batches, self.samples, self.planned = n, 0, 0, 0
 
+    def state_dict(self) -> dict[str, Any]:
+        "The group so far."
+        return dict(batches=self.batches, samples=self.samples, planned=self.planned, known=self._zeroing_is_known)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.batches, self.samples, self.planned = state['batches'], state['samples'], state['planned']
+        self._zeroing_is_known = state['known']
+
     def before_fit(self, learn: Any) -> None: self._zeroing_is_known = self.n == 1
     def before_epoch(self, learn: Any) -> None: self._start_group(_length(learn.dl))
 

@@ -26,6 +26,14 @@ class Mean:
         self.total  = self.total + number(value)*weight
         self.weight = self.weight + weight
 
+    def state_dict(self) -> dict[str, Any]:
+        "The sums so far."
+        return dict(total=self.total, weight=self.weight)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.total, self.weight = state['total'], state['weight']
+
     def compute(self) -> Tensor:
         "The mean so far, a 0-d tensor on the CPU."
         total = self.total.item() if isinstance(self.total, Tensor) else self.total
@@ -41,6 +49,8 @@ class FunctionMetric:
         self.mean.update(self.f(preds, targets), batch_size(targets))
 
     def compute(self) -> Tensor: return self.mean.compute()
+    def state_dict(self) -> dict[str, Any]: return self.mean.state_dict()
+    def load_state_dict(self, state: dict[str, Any]) -> None: self.mean.load_state_dict(state)
 
 
 class MetricsCB(Callback):
@@ -93,6 +103,27 @@ class MetricsCB(Callback):
         row = {nm: _plain(v) for nm, v in figures.items()} | dict(seconds=time.perf_counter() - self.started)
         _add_row(learn.history, dict(epoch=learn.epoch, phase=phase) | row)
         self._log({nm: _shown(v) for nm, v in figures.items()} | dict(epoch=learn.epoch, train=phase))
+
+
+    def state_dict(self) -> dict[str, Any]:
+        "What every metric has seen of the epoch so far. TypeError for one that cannot say it."
+        return {nm: _metric_state(nm, m) for nm, m in self.all_metrics.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        for nm, m in self.all_metrics.items(): _set_metric_state(m, state[nm])
+
+
+def _metric_state(nm: str, m: Any) -> dict[str, Any]:
+    if hasattr(m, 'metric_state'): return dict(m.metric_state) | dict(_update_count=m.update_count)  # torchmetrics'
+    if hasattr(m, 'state_dict') and hasattr(m, 'load_state_dict'): return dict(m.state_dict())
+    raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has no state_dict and load_state_dict, so that a run with "
+                    f"checkpoints cannot go on in the middle of an epoch: give it both")
+
+
+def _set_metric_state(m: Any, state: dict[str, Any]) -> None:
+    if not hasattr(m, 'metric_state'): return m.load_state_dict(state)
+    for k, v in state.items(): setattr(m, k, v)
 
 
 def _add_row(history: list[dict[str, Any]], row: dict[str, Any]) -> None:

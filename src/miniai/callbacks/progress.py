@@ -43,7 +43,7 @@ class ProgressBar:
         pause = self.face.seconds_between_updates
         self.face.bar(self.label, 0, _length(self.dl), '')
         due = time.perf_counter() + pause
-        for done, batch in enumerate(self.dl, 1):
+        for done, batch in enumerate(self.dl, 1 + getattr(self.dl, 'start', 0)):
             yield batch
             if time.perf_counter() < due: continue
             comment = self.comment() if callable(self.comment) else str(self.comment)
@@ -114,6 +114,14 @@ class ProgressCB(Callback):
             self.val_losses.append(float(learn.metrics.all_metrics['loss'].compute()))
             self._val_batches.append(len(self._losses))
         if self.plot: self._draw()
+
+    def state_dict(self) -> dict[str, Any]:
+        "The losses so far."
+        return dict(losses=self.losses, val_losses=self.val_losses, val_batches=self._val_batches)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.losses, self.val_losses, self._val_batches = state['losses'], state['val_losses'], state['val_batches']
 
     def _draw(self) -> None:
         "Draw the curves so far; the next time comes after at least a second, and twenty times what this one took."

@@ -32,6 +32,14 @@ class RecorderCB(Callback):
     @recs.setter
     def recs(self, recs: dict[str, list[float]]) -> None: self._readings = {k: Readings(v) for k, v in recs.items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        "The records so far."
+        return dict(self.recs)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.recs = state
+
     def before_fit(self, learn: Any) -> None:
         self._readings = {k: Readings() for k in self.d}
         groups = getattr(learn.opt, 'param_groups', None)

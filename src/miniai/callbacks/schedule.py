@@ -25,6 +25,14 @@ class BaseSchedCB(Callback):
             raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, "
                              f"and this fit takes {steps} {self._unit}: pass it a total of {steps}, or fit for less")
 
+    def state_dict(self) -> dict[str, Any]:
+        "Where the schedule stands."
+        return dict(schedule=self.schedo.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.schedo.load_state_dict(state['schedule'])
+
     def _steps(self, learn: Any) -> int | None: return None
 
     def _step(self, learn: Any) -> None:
@@ -43,8 +51,17 @@ class BatchSchedCB(BaseSchedCB):
         super().before_fit(learn)
         self._due = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        "Where the schedule stands, and how many batches it has yet to count."
+        return super().state_dict() | dict(due=self._due)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        super().load_state_dict(state)
+        self._due = state['due']
+
     def before_epoch(self, learn: Any) -> None:
-        if learn.training: self._take_due(learn)
+        if learn.training and not learn.first_batch: self._take_due(learn)
 
     def after_batch(self, learn: Any) -> None:
         if not learn.training: return

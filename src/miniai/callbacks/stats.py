@@ -18,6 +18,9 @@ from .tally import tally, tally_powers
 __all__ = ['HooksCallback', 'append_stats', 'append_gradient_stats', 'get_hist', 'get_min', 'ActivationStats']
 
 
+_RECORDS = ('stats', 'gradient_stats')
+
+
 def _every_module(m: nn.Module) -> bool: return True
 
 
@@ -102,6 +105,15 @@ class ActivationStats(HooksCallback):
     def _record(self, *args: Any) -> None:
         append_stats(*args)
         if self.gradients: append_gradient_stats(*args)
+
+    def state_dict(self) -> dict[str, Any]:
+        "What the hooks have recorded so far."
+        return dict(hooks=[{nm: list(getattr(h, nm)) for nm in _RECORDS if hasattr(h, nm)} for h in self])
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        for h, records in zip(self, state['hooks'], strict=True):
+            for nm, lists in records.items(): setattr(h, nm, tuple(lists))
 
     def _recorded(self, of: str) -> list[tuple[list, list, list]]:
         name = dict(activations='stats', gradients='gradient_stats').get(of)

@@ -70,13 +70,16 @@ def _run(config: TrainConfig | LRFindConfig | VerifyConfig | ShowConfig) -> int:
     import matplotlib
     matplotlib.use('agg')
 
+    from miniai.callbacks.run_state import ResumeError
+    from miniai.checkpoint import CheckpointError, FolderInUseError
     from miniai.data.fmnist import DataError
     from miniai.jobs.lr_find import lr_find_job
     from miniai.jobs.train import train
     from miniai.learner import NonFiniteLossError
     try: (train if isinstance(config, TrainConfig) else lr_find_job)(config)
     except ConfigError: raise
-    except (NonFiniteLossError, DataError, OSError, ImportError) as e: return _complain(e, 1)
+    except (NonFiniteLossError, DataError, ResumeError, CheckpointError, FolderInUseError, OSError, ImportError) as e:
+        return _complain(e, 1)
     return 0
 
 

@@ -2,7 +2,7 @@
 import json
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
@@ -72,6 +72,8 @@ class TrainConfig(JobConfig):
     """The learning rate, the highest one of a schedule. auto: one that suits optimizer and schedule."""
     epochs: int = 5
     """How often to go through the training images."""
+    resume: bool = False
+    """Go on with the run in --out, or with the last one, from its newest checkpoint and with its own options."""
     profile: bool = False
     """Say where the time went: a table at the end, and profile.json and profile.png in the run folder."""
 
@@ -79,6 +81,17 @@ class TrainConfig(JobConfig):
         super().__post_init__()
         if self.epochs < 1: raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
         if self.lr != 'auto' and not 0 < self.lr < math.inf: raise ConfigError(f"lr must be above 0, got {self.lr}")
+
+
+    def of_run(self, saved: Self) -> Self:
+        """The options of a run that goes on: `saved`, with the number of epochs asked for. ConfigError for an option
+        that was given and is another than the run's."""
+        for f in fields(self):
+            now, then = getattr(self, f.name), getattr(saved, f.name)
+            if f.name in ('config', 'epochs', 'out', 'resume', 'profile') or now in (f.default, then): continue
+            raise ConfigError(f"the run goes on with {f.name} = {then!r}, and {now!r} was asked for: leave it out")
+        epochs = saved.epochs if self.epochs == type(self).epochs else self.epochs
+        return replace(saved, epochs=epochs, resume=True, profile=self.profile)
 
 
 @dataclass(kw_only=True)

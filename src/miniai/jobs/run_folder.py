@@ -39,6 +39,17 @@ class RunFolder:
         path = Path(name.replace('{time}', time.strftime('%Y-%m-%d_%H%M%S')).replace('{job}', job))
         self.path = _numbered(path) if '{time}' in name else _new_or_empty(path)
 
+    @classmethod
+    def of_run(cls, name: str, job: str) -> 'RunFolder':
+        """The folder of a run that there is: of that name, or, where it has `{time}` in it, the one made last.
+        FileNotFoundError where there is none."""
+        pattern = Path(name.replace('{time}', '*').replace('{job}', job))
+        there = [p for p in pattern.parent.glob(pattern.name) if (p/'config.toml').is_file()]
+        if not there: raise FileNotFoundError(f"there is no run to go on with at {pattern}: name its folder with --out")
+        folder = cls.__new__(cls)
+        folder.path = max(there, key=lambda p: (p/'config.toml').stat().st_mtime)
+        return folder
+
     def write(self, name: str, text: str) -> None:
         "Write a text file whole, or leave the old one."
         self._replace(name, lambda p: p.write_text(text, 'utf-8'))
@@ -94,8 +105,8 @@ def _version(package: str) -> str | None:
 
 
 class HistoryFileCB(Callback):
-    "Appends each new row of `learn.history` to a file, a line of JSON an epoch and phase, as it comes."
+    "Keeps `learn.history` in a file of a run folder, a line of JSON an epoch and phase, as rows come."
     order = 2
-    def __init__(self, path: Path) -> None: self.path = path
+    def __init__(self, folder: RunFolder, name: str = 'metrics.jsonl') -> None: self.folder, self.name = folder, name
     def after_epoch(self, learn: Any) -> None:
-        with self.path.open('a', encoding='utf-8') as f: f.write(as_json(learn.history[-1]) + '\n')
+        self.folder.write(self.name, ''.join(as_json(row) + '\n' for row in learn.history))

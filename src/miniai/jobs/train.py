@@ -6,6 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 
 from miniai.activations import ActivationStats
+from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.profile import ProfileCB
 from miniai.layers import GeneralRelu
 from miniai.learner import DeviceCB, Learner, MetricsCB, ProgressCB
@@ -23,25 +24,35 @@ __all__ = ['train']
 
 def train(config: TrainConfig) -> Learner:
     """Run the job and return its Learner. The run folder gets its configuration and environment before training,
-    figures as they come, and the model and pictures at the end, which an error or Ctrl-C does not prevent."""
+    figures and checkpoints as they come, and the model and pictures at the end, which an error or Ctrl-C does not
+    prevent. With `resume` the run in the folder goes on."""
+    old = RunFolder.of_run(config.out, 'train') if config.resume else None
+    if old: config = config.of_run(TrainConfig.from_toml(old.path/'config.toml'))
     device, dls, lr = build_device(config), build_data(config), rate_of(config)
-    folder, config = RunFolder(config.out, 'train'), settled(replace(config, lr=lr), device)
-    folder.write('config.toml', config.to_toml())
+    folder, config = old or RunFolder(config.out, 'train'), settled(replace(config, lr=lr), device)
+    if not old: _note_options(folder, config)
     folder.write_environment(device, dls.train.source)
     stats, progress, profile = ActivationStats(_is_activation), ProgressCB(), ProfileCB(quiet=True)
     recorder, schedule = RecorderCB(lr=lambda cb: cb.pg['lr']), build_schedule(config, config.epochs*len(dls.train))
     cbs = [DeviceCB(device), *build_computing(config), MetricsCB(accuracy=accuracy), progress, stats, recorder,
-           BatchSchedCB(schedule), HistoryFileCB(folder.path/'metrics.jsonl'), *([profile] if config.profile else [])]
+           BatchSchedCB(schedule), HistoryFileCB(folder), *([profile] if config.profile else []),
+           CheckpointCB(folder.path/'checkpoints', minutes=10)]
     learn = Learner(build_model(config), dls, F.cross_entropy, lr, cbs, OPTIMIZERS[config.optimizer])
     print(f'{config.model} model of {_size(learn.model)} parameters, {config.optimizer}, {config.schedule}, '
           f'lr {lr:g}, on {device}')
     started = time.perf_counter()
-    try: learn.fit(config.epochs)
+    try:
+        learn.fit(config.epochs, resume=config.resume)
+        _note_options(folder, config)
     finally:
         _leave(folder, learn, progress, recorder, stats)
         if profile.rows: _leave_profile(folder, profile)
         print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
     return learn
+
+
+def _note_options(folder: RunFolder, config: TrainConfig) -> None:
+    folder.write('config.toml', replace(config, resume=False).to_toml())
 
 
 def _is_activation(m: Any) -> bool: return isinstance(m, GeneralRelu)

@@ -183,6 +183,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         try: yield
         finally: self.swap_averages()
 
+    @property
+    def shows_averages(self) -> bool:
+        "Are weight averages in the place of the parameters now?"
+        return self._kept is not None
+
     @torch.no_grad()
     def swap_averages(self) -> None:
         "Put weight averages in the place of the parameters that have one; called again, put the parameters back."

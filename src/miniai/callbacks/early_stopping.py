@@ -1,0 +1,38 @@
+"Stopping when it no longer gets better. Knows the figures of epochs, not the loop."
+from typing import Any
+
+from miniai.events import Callback, CancelFitException
+
+__all__ = ['EarlyStoppingCB']
+
+
+class EarlyStoppingCB(Callback):
+    """Ends a fit when `metric`, a figure of validation, has not got better by more than `min_delta` for `patience`
+    epochs: 'accuracy' gets better upwards, '-loss' downwards. `best` and `best_epoch` say what was reached."""
+    order = 100
+    def __init__(self, metric: str = '-loss', patience: int = 3, min_delta: float = 0.) -> None:
+        if patience < 1: raise ValueError(f"EarlyStoppingCB: patience must be 1 epoch or more, got {patience}")
+        if min_delta < 0: raise ValueError(f"EarlyStoppingCB: min_delta must be 0 or more, got {min_delta}")
+        self.metric, self.patience, self.min_delta = metric, patience, min_delta
+        self.best, self.best_epoch = None, None
+
+    def before_fit(self, learn: Any) -> None: self.best, self.best_epoch = None, None
+
+    def after_epoch(self, learn: Any) -> None:
+        if learn.training: return
+        name, sign = self.metric.removeprefix('-'), -1 if self.metric.startswith('-') else 1
+        row = learn.history[-1] if learn.history else {}
+        if name not in row:
+            raise ValueError(f"EarlyStoppingCB: validation has no figure {name!r}; it has {sorted(row)}: add "
+                             f"MetricsCB({name}=…) to cbs")
+        better = self.best is None or sign*(row[name] - self.best) > self.min_delta
+        if better: self.best, self.best_epoch = row[name], learn.epoch
+        elif learn.epoch - self.best_epoch >= self.patience: raise CancelFitException()
+
+    def state_dict(self) -> dict[str, Any]:
+        "What was best so far."
+        return dict(best=self.best, best_epoch=self.best_epoch)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.best, self.best_epoch = state['best'], state['best_epoch']

@@ -1,0 +1,84 @@
+"A small run with all that could make a resume inexact, and a digest of everything that is left of it."
+import hashlib
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from miniai import BatchSchedCB, Callback, DataLoaders, MetricsCB, RecorderCB, TrainLearner, accuracy
+from miniai.accel import AccumulateCB
+from miniai.augment import RandCrop
+from miniai.callbacks.average import AverageCB
+from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.data import SeededSamples
+from miniai.optim import AdamW
+
+
+class Noisy:
+    "Images and labels; each image is given with noise of its own, drawn when it is asked for."
+    def __init__(self, n=40):
+        g = torch.Generator().manual_seed(5)
+        self.x, self.y = torch.randn(n, 1, 8, 8, generator=g), torch.randint(0, 3, (n,), generator=g)
+
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i] + .1*torch.randn(1, 8, 8), self.y[i]
+
+
+class CropCB(Callback):
+    "Crops training batches by a generator of its own."
+    def __init__(self): self.crop = RandCrop(1, generator=torch.Generator().manual_seed(9))
+    def before_batch(self, learn):
+        if learn.training: learn.batch = self.crop(learn.batch[0]), learn.batch[1]
+
+
+class Quiet(MetricsCB):
+    def _log(self, d): pass
+
+
+class StopCB(Callback):
+    "Ends a fit by an error after one training batch."
+    order = float('inf')
+    def __init__(self, epoch, batch): self.at = epoch, batch
+    def after_batch(self, learn):
+        if learn.training and (learn.epoch, learn.iter) == self.at: raise RuntimeError('stopped by a test')
+
+
+def loaders(kind):
+    ds = Noisy()
+    if kind == 'memory': return DataLoaders.from_arrays(ds.x, ds.y, valid=.2, bs=5, seed=3)
+    workers = int(kind)
+    ds = SeededSamples(ds) if workers else ds
+    return DataLoaders(DataLoader(ds, 5, shuffle=True, num_workers=workers), DataLoader(ds, 10, num_workers=workers))
+
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(.2), nn.Flatten(),
+                         nn.Linear(144, 3))
+
+
+def run(folder=None, kind='memory', cbs=(), n_epochs=2, model=None, sched_steps=None, **saving):
+    "A Learner: shuffling, dropout, BatchNorm, random crops, AdamW, 1cycle, accumulation, a weight average."
+    torch.manual_seed(0)
+    dls, model = loaders(kind), model or net()
+    steps = sched_steps or n_epochs*len(dls.train)
+    sched = BatchSchedCB(partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=steps))
+    saves = [CheckpointCB(folder, **(dict(batches=1, keep=1000) | saving))] if folder else []
+    given = [Quiet(accuracy=accuracy), RecorderCB(lr=lambda cb: cb.pg['lr']), sched, AverageCB(), AccumulateCB(3)]
+    opt_func = partial(AdamW, ema=.9, state='bf16')
+    return TrainLearner(model, dls, F.cross_entropy, 1e-3, [*given, CropCB(), *saves, *cbs], opt_func)
+
+
+def digest(learn):
+    "sha256 of weights, optimizer, rates recorded, history and random state."
+    h = hashlib.sha256()
+    def walk(x):
+        if isinstance(x, torch.Tensor): h.update(x.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(x, dict): walk([[k, v] for k, v in x.items() if k != 'seconds'])
+        elif isinstance(x, list | tuple):
+            for v in x: walk(v)
+        else: h.update(repr(x).encode())
+    records = [cb.recs for cb in learn.cbs if isinstance(cb, RecorderCB)]
+    walk([dict(learn.model.state_dict()), learn.opt.state_dict(), records, learn.history, torch.get_rng_state()])
+    return h.hexdigest()

@@ -1,0 +1,286 @@
+"Going on from a checkpoint: the same to the bit, from every batch, however often; what differs is refused by name."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from miniai import SGD, Callback, DataLoaders, accuracy
+from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.run_state import ResumeError
+from miniai.checkpoint import FolderInUseError, verify
+from miniai.learner import CancelFitException
+from resuming import Noisy, Quiet, StopCB, digest, net, run
+from small import learner
+
+HERE = Path(__file__).parent
+
+
+def interrupted(folder, epoch, batch, **kwargs):
+    learn = run(folder, cbs=[StopCB(epoch, batch)], **kwargs)
+    with pytest.raises(RuntimeError, match='stopped by a test'): learn.fit(2)
+
+
+def resumed(folder, to=2, seed=88, **kwargs):
+    learn = run(folder, **kwargs)
+    torch.manual_seed(seed)
+    learn.fit(to, resume=True)
+    return learn
+
+
+def whole(kind, folder):
+    learn = run(folder, kind)
+    learn.fit(2)
+    return digest(learn), len(learn.dls.train)
+
+
+@pytest.mark.parametrize('kind', ['memory', '0'])
+def test_from_every_batch_of_two_epochs_everything_ends_as_in_the_uninterrupted_run(kind, tmp_path):
+    want, n = whole(kind, tmp_path/'whole')
+    for epoch in (0, 1):
+        for batch in range(n):
+            folder = tmp_path/f'{epoch}-{batch}'
+            interrupted(folder, epoch, batch, kind=kind)
+            assert digest(resumed(folder, kind=kind)) == want, (epoch, batch)
+
+
+def test_with_two_workers_and_seeded_samples_it_does_too(tmp_path):
+    want, n = whole('2', tmp_path/'whole')
+    for epoch, batch in ((0, 1), (1, 4), (1, n - 1)):
+        folder = tmp_path/f'{epoch}-{batch}'
+        interrupted(folder, epoch, batch, kind='2')
+        assert digest(resumed(folder, kind='2')) == want
+
+
+def test_three_interruptions_in_a_row_leave_no_trace(tmp_path):
+    want, _ = whole('memory', tmp_path/'whole')
+    interrupted(tmp_path/'run', 0, 1)
+    for epoch, batch in ((0, 5), (1, 2)):
+        with pytest.raises(RuntimeError, match='stopped'):
+            run(tmp_path/'run', cbs=[StopCB(epoch, batch)]).fit(2, resume=True)
+    assert digest(resumed(tmp_path/'run')) == want
+
+
+def test_checkpoints_do_not_change_a_run(tmp_path):
+    plain = run()
+    plain.fit(2)
+    assert whole('memory', tmp_path)[0] == digest(plain)
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_checkpoints_by_epoch_go_on_too_and_in_the_background(background, tmp_path):
+    want, _ = whole('memory', tmp_path/'whole')
+    interrupted(tmp_path/'run', 1, 2, batches=None, background=background)
+    assert digest(resumed(tmp_path/'run', batches=None, background=background)) == want
+
+
+def test_after_completion_nothing_is_done_and_all_is_there(tmp_path):
+    want, _ = whole('memory', tmp_path)
+    again = resumed(tmp_path)
+    assert digest(again) == want
+    assert [r['phase'] for r in again.history] == ['train', 'eval']*2
+
+
+def test_a_longer_run_goes_on_where_the_schedule_allows_it_and_is_refused_clearly_where_not(tmp_path):
+    long = run(tmp_path/'long', n_epochs=3)
+    long.fit(3)
+    first = run(tmp_path/'run', sched_steps=21)
+    first.fit(2)
+    assert digest(resumed(tmp_path/'run', 3, sched_steps=21)) == digest(long)
+    whole('memory', tmp_path/'short')
+    with pytest.raises(ResumeError, match='schedule 0: total_steps was 14 in the checkpoint and is 21 here'):
+        resumed(tmp_path/'short', 3, n_epochs=3)
+    with pytest.raises(ResumeError, match='has done 2 epochs, and 1 were asked for'): resumed(tmp_path/'short', 1)
+
+
+# What is refused
+
+def wider(): return torch.nn.Sequential(*net()[:-1], torch.nn.Linear(144, 4))
+
+
+def test_another_model_data_or_optimizer_is_refused_with_both_values(tmp_path):
+    interrupted(tmp_path, 0, 2)
+    says = r"model 5.weight was '\(3, 144\) float32' in the checkpoint and is '\(4, 144\)"
+    with pytest.raises(ResumeError, match=says): resumed(tmp_path, model=wider())
+    other = run(tmp_path)
+    other.dls.valid.bs = 4
+    with pytest.raises(ResumeError, match='validation data: batches was 1 in the checkpoint and is 2 here'):
+        other.fit(2, resume=True)
+    other = run(tmp_path)
+    other.dls.train.seed = 4
+    with pytest.raises(ResumeError, match='training data: seed was 3 in the checkpoint and is 4 here'):
+        other.fit(2, resume=True)
+    other = run(tmp_path)
+    other.opt_func = SGD
+    with pytest.raises(ResumeError, match="optimizer was 'AdamW' in the checkpoint and is 'SGD' here"):
+        other.fit(2, resume=True)
+
+
+def test_a_new_run_in_a_folder_of_another_is_refused_as_is_a_second_one_at_once(tmp_path):
+    interrupted(tmp_path, 0, 2)
+    with pytest.raises(ResumeError, match=r'holds 3 checkpoint\(s\) of an earlier run, such as'): run(tmp_path).fit(2)
+    class Second(Callback):
+        def before_batch(self, learn):
+            with pytest.raises(FolderInUseError): run(tmp_path).fit(2, resume=True)
+            raise CancelFitException()
+    run(tmp_path, cbs=[Second()]).fit(2, resume=True)
+
+
+def test_resume_needs_a_checkpoint_callback_and_without_a_checkpoint_starts_at_the_start(tmp_path):
+    with pytest.raises(ValueError, match=r'resume=True\) needs one CheckpointCB'): learner().fit(1, resume=True)
+    assert digest(resumed(tmp_path/'new', seed=0)) != ''
+
+
+def test_random_draws_in_workers_are_told_at_the_start_and_refused_within_an_epoch(tmp_path):
+    def learn(folder, cbs=()):
+        dl = DataLoader(Noisy(20), 5, shuffle=True, num_workers=1)
+        return learner([CheckpointCB(folder, batches=1), *cbs], model=net(), dls=DataLoaders(dl, dl))
+    with (pytest.warns(UserWarning, match='cannot go on exactly: its dataset draws random numbers in 1 worker'),
+          pytest.raises(RuntimeError, match='stopped')): learn(tmp_path, [StopCB(0, 1)]).fit(1)
+    with pytest.raises(ResumeError, match=r'wrap it in miniai.data.SeededSamples\(dataset\)'):
+        learn(tmp_path).fit(1, resume=True)
+
+
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path):
+    want, _ = whole('memory', tmp_path/'whole')
+    interrupted(tmp_path/'run', 0, 3)
+    newest = max((tmp_path/'run').glob('*.safetensors'))
+    newest.write_bytes(newest.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match=newest.name): assert digest(resumed(tmp_path/'run')) == want
+
+
+def test_mistakes_are_told_at_once(tmp_path):
+    for kwargs, says in ((dict(keep=0), 'keep must be above 0'), (dict(batches=-1), 'batches must be above 0'),
+                         (dict(minutes=0), 'minutes must be above 0')):
+        with pytest.raises(ValueError, match=says): CheckpointCB(tmp_path, **kwargs)
+    with pytest.raises(ValueError, match="no figure 'f1' to be best at; there are"):
+        run(tmp_path/'best', best='f1').fit(1)
+
+
+# What is kept
+
+LAST = ['00001-1-00000007', '00002-3-00000000']
+
+
+def test_the_last_ones_and_the_best_stay(tmp_path):
+    learn = run(tmp_path, keep=2, best='accuracy')
+    learn.fit(2)
+    names = sorted(p.name for p in tmp_path.glob('*.safetensors'))
+    assert names == ['best.safetensors', *(f'checkpoint-{at}.safetensors' for at in LAST)]
+    for p in tmp_path.glob('*.safetensors'): verify(p)
+
+
+def test_looks_and_searches_save_nothing(tmp_path):
+    learn = learner([CheckpointCB(tmp_path/'run'), Quiet(accuracy=accuracy)], lr=.1)
+    learn.fit(1, train=False)
+    learn.lr_find()
+    learn.capture_preds()
+    assert not (tmp_path/'run').exists()
+
+
+def test_a_metric_that_cannot_tell_its_state_is_named(tmp_path):
+    class Mute:
+        def reset(self): pass
+        def update(self, preds, targets): pass
+        def compute(self): return 0.
+    with pytest.raises(TypeError, match="metric 'mute', a Mute, has no state_dict and load_state_dict"):
+        run(tmp_path, cbs=[Quiet(mute=Mute())]).fit(1)
+
+
+# Signals
+
+SCRIPT = f"""
+import sys; sys.path.insert(0, {str(HERE)!r})
+import time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from resuming import *
+class Slow(Callback):
+    def before_batch(self, learn):
+        Path(sys.argv[1], 'at').write_text(f'{{learn.epoch}} {{learn.training}} {{learn.iter}}')
+        time.sleep(float(sys.argv[3]))
+learn = run(Path(sys.argv[1])/'run', cbs=[Slow()], batches=None)
+learn.fit(2, resume=sys.argv[2] == 'resume')
+print(digest(learn))
+"""
+
+
+def started(folder, how, pause=.02): return subprocess.Popen(
+    [sys.executable, '-W', 'ignore', '-c', SCRIPT, str(folder), how, str(pause)], stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, text, limit=60):
+    until = time.monotonic() + limit
+    while time.monotonic() < until:
+        if path.exists() and path.read_text().startswith(text): return
+        time.sleep(.01)
+    raise AssertionError(f'{path} never said {text}')
+
+
+@pytest.mark.parametrize(('number', 'code', 'when'), [
+    (signal.SIGTERM, 143, '0 True 2'), (signal.SIGINT, 130, '1 True 4'), (signal.SIGTERM, 143, '0 False 0')])
+def test_a_signal_finishes_the_batch_saves_and_leaves_and_the_run_goes_on_exactly(number, code, when, tmp_path):
+    whole_run = started(tmp_path, 'new', 0)
+    want, errors = whole_run.communicate(timeout=120)
+    assert whole_run.returncode == 0, errors
+    for p in (tmp_path/'run').glob('*'): p.unlink()
+    (tmp_path/'at').unlink()
+    child = started(tmp_path, 'new', .3)
+    wait_for(tmp_path/'at', when)
+    child.send_signal(number)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == code
+    assert f'{number.name}: finishing the batch and saving; once more to leave at once' in errors
+    again = started(tmp_path, 'resume', 0)
+    got, errors = again.communicate(timeout=120)
+    assert got == want, errors
+
+
+def test_a_second_signal_leaves_at_once(tmp_path):
+    child = started(tmp_path, 'new', 30)
+    wait_for(tmp_path/'at', '0 True 0')
+    child.send_signal(signal.SIGTERM)
+    time.sleep(.3)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=20) == -signal.SIGTERM
+    child.communicate()
+
+
+def test_handlers_are_put_back_and_in_a_notebook_an_interrupt_leaves_a_usable_learner(tmp_path, monkeypatch):
+    from miniai.callbacks import signals
+    monkeypatch.setattr(signals, '_in_notebook', lambda: True)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    class Interrupt(Callback):
+        def before_batch(self, learn):
+            if learn.training and (learn.epoch, learn.iter) == (0, 3): os.kill(os.getpid(), signal.SIGINT)
+    learn = run(tmp_path, cbs=[Interrupt()], batches=None)
+    with pytest.raises(KeyboardInterrupt): learn.fit(2)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [p.name for p in tmp_path.glob('*.safetensors')] == ['checkpoint-00000-1-00000004.safetensors']
+    want = run()
+    want.fit(2)
+    learn.cbs.remove(learn.cbs[-1])
+    learn.fit(2, resume=True)
+    assert [r['loss'] for r in learn.history] == [r['loss'] for r in want.history]
+
+
+def test_a_torch_dataloader_over_tensors_needs_no_seeds(tmp_path):
+    ds = TensorDataset(Noisy().x, Noisy().y)
+    def learn(folder, cbs=()):
+        torch.manual_seed(4)
+        dl = DataLoader(ds, 5, shuffle=True, num_workers=1)
+        return learner([CheckpointCB(folder, batches=1), *cbs], model=net(), dls=DataLoaders(dl, dl))
+    with pytest.raises(RuntimeError, match='stopped'): learn(tmp_path/'run', [StopCB(0, 3)]).fit(1)
+    torch.manual_seed(77)
+    again, want = learn(tmp_path/'run'), learn(tmp_path/'whole')
+    again.fit(1, resume=True)
+    want = learn(tmp_path/'whole')
+    want.fit(1)
+    assert all(map(torch.equal, again.model.parameters(), want.model.parameters()))
