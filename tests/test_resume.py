@@ -4,17 +4,19 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from miniai import SGD, Callback, DataLoaders, accuracy
+from miniai import Callback, DataLoaders, accuracy
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.run_state import ResumeError
 from miniai.checkpoint import FolderInUseError, verify
 from miniai.learner import CancelFitException
+from miniai.optim import Lion
 from resuming import Noisy, Quiet, StopCB, digest, net, run
 from small import learner
 
@@ -116,8 +118,8 @@ def test_another_model_data_or_optimizer_is_refused_with_both_values(tmp_path):
     with pytest.raises(ResumeError, match='training data: seed was 3 in the checkpoint and is 4 here'):
         other.fit(2, resume=True)
     other = run(tmp_path)
-    other.opt_func = SGD
-    with pytest.raises(ResumeError, match="optimizer was 'AdamW' in the checkpoint and is 'SGD' here"):
+    other.opt_func = partial(Lion, ema=.9)
+    with pytest.raises(ResumeError, match="optimizer was 'AdamW' in the checkpoint and is 'Lion' here"):
         other.fit(2, resume=True)
 
 
@@ -197,6 +199,7 @@ def test_a_metric_that_cannot_tell_its_state_is_named(tmp_path):
 SCRIPT = f"""
 import sys; sys.path.insert(0, {str(HERE)!r})
 import time
+from functools import partial
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
