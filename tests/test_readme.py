@@ -21,14 +21,15 @@ def small_sample(monkeypatch):
     monkeypatch.setattr(miniai, 'fashion_mnist', lambda: part)
 
 
-def test_the_blocks_of_the_readme_run_and_do_what_they_show(small_sample, capsys):
-    assert len(BLOCKS) == 4
+def test_the_blocks_of_the_readme_run_and_do_what_they_show(small_sample, capsys, tmp_path, monkeypatch):
+    assert len(BLOCKS) == 6
+    monkeypatch.chdir(tmp_path)
     names = {}
     for block in BLOCKS: exec(compile(block, 'README.md', 'exec'), names)
     learn = names['learn']
     rows = capsys.readouterr().out.splitlines()
-    assert len([r for r in rows if r.startswith('accuracy')]) == 2*(3 + 1 + 1 + 2)
-    assert len(learn.history) == 4
+    assert len([r for r in rows if r.startswith('accuracy')]) == 2*(3 + 1 + 1 + 2 + 1 + 2 + 1)
+    assert [r['epoch'] for r in learn.history] == [0, 0, 1, 1, 2, 2]
     assert learn.history[-1]['phase'] == 'eval'
     assert len(plt.get_fignums()) == 2
     assert type(learn.opt).__name__ == 'Adam'

@@ -1,4 +1,6 @@
 "miniai: train PyTorch models with accelerated SGD. The names that a user types first."
+from miniai.callbacks.checkpoint import CheckpointCB as CheckpointCB
+from miniai.callbacks.early_stopping import EarlyStoppingCB as EarlyStoppingCB
 from miniai.callbacks.profile import ProfileCB as ProfileCB
 from miniai.callbacks.record import RecorderCB as RecorderCB
 from miniai.callbacks.schedule import BatchSchedCB as BatchSchedCB
@@ -24,5 +26,6 @@ from miniai.optim import plot_schedule as plot_schedule
 
 __version__ = '0.1.0'
 __all__ = ['Learner', 'TrainLearner', 'Callback', 'TrainCB', 'DeviceCB', 'MetricsCB', 'ProgressCB', 'ProfileCB',
-           'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'ActivationStats', 'DataLoaders', 'fashion_mnist',
-           'image_loaders', 'accuracy', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'optimizer', 'plot_schedule']
+           'CheckpointCB', 'EarlyStoppingCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'ActivationStats',
+           'DataLoaders', 'fashion_mnist', 'image_loaders', 'accuracy', 'SGD', 'Momentum', 'RMSProp', 'Adam',
+           'optimizer', 'plot_schedule']
