@@ -1,0 +1,48 @@
+"Stopping early: after `patience` epochs without a better figure, upwards or downwards, and exactly so after a resume."
+import pytest
+
+from miniai import EarlyStoppingCB
+from small import learner
+
+
+class Figures:
+    "Puts given figures in the place of validation's."
+    order = 50
+    def __init__(self, *figures): self.figures = figures
+    def after_epoch(self, learn):
+        if learn.training: return
+        learn.history.append(dict(epoch=learn.epoch, phase='eval', score=self.figures[learn.epoch]))
+
+
+@pytest.mark.parametrize(('metric', 'figures', 'epochs', 'best'), [
+    ('score', [1, 2, 2, 1, 5], 4, (2, 1)), ('score', [1, 2, 3, 4, 5], 5, (5, 4)),
+    ('-score', [5, 4, 6, 3, 3, 3], 6, (3, 3)), ('-score', [1, 2, 3, 4], 3, (1, 0))])
+def test_a_fit_ends_two_epochs_after_its_best(metric, figures, epochs, best):
+    cb = EarlyStoppingCB(metric, patience=2)
+    learn = learner([cb, Figures(*figures)])
+    learn.fit(len(figures))
+    assert len([r for r in learn.history if 'score' in r]) == epochs
+    assert (cb.best, cb.best_epoch) == best
+
+
+def test_better_by_less_than_min_delta_is_not_better():
+    cb = EarlyStoppingCB('score', patience=2, min_delta=.5)
+    learn = learner([cb, Figures(1, 1.4, 1.5, 9)])
+    learn.fit(4)
+    assert (cb.best, cb.best_epoch, len(learn.history)) == (1, 0, 3)
+
+
+def test_what_was_best_goes_on_and_a_new_fit_begins_anew():
+    cb, other = EarlyStoppingCB('score'), EarlyStoppingCB('score')
+    learner([cb, Figures(1, 2)]).fit(2)
+    other.load_state_dict(cb.state_dict())
+    assert (other.best, other.best_epoch) == (2, 1)
+    other.before_fit(None)
+    assert other.best is None
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match='patience must be 1 epoch or more, got 0'): EarlyStoppingCB(patience=0)
+    with pytest.raises(ValueError, match='min_delta must be 0 or more'): EarlyStoppingCB(min_delta=-1)
+    with pytest.raises(ValueError, match=r"validation has no figure 'f1'; it has .*: add MetricsCB\(f1=…\) to cbs"):
+        learner([EarlyStoppingCB('f1'), Figures(1)]).fit(1)
