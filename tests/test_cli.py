@@ -27,7 +27,8 @@ from miniai.jobs.config import TrainConfig
 from tiny import Screen, colours, write_tiny
 
 MINIAI = Path(sys.executable).with_name('miniai')
-ALL = ['activations.png', 'config.toml', 'curves.png', 'environment.json', 'metrics.jsonl', 'model.safetensors']
+ALL = ['activations.png', 'checkpoints', 'config.toml', 'curves.png', 'environment.json', 'metrics.jsonl',
+       'model.safetensors']
 STARTED = []
 QUICK = ['--epochs', '1', '--batch-size', '100', '--device', 'cpu']
 
@@ -96,7 +97,8 @@ def test_no_arguments_show_the_help(here, capsys):
 DEFAULTS = {'--config': 'None', '--data': 'auto', '--model': 'simple', '--optimizer': 'adamw', '--batch-size': '1024',
             '--seed': '42', '--device': 'auto', '--precision': 'float32', '--layout': 'auto', '--compile': 'False',
             '--out': "'runs/{time}-{job}'"}
-TRAIN = DEFAULTS | {'--schedule': 'onecycle', '--lr': 'auto', '--epochs': '5', '--profile': 'False'}
+TRAIN = DEFAULTS | {'--schedule': 'onecycle', '--lr': 'auto', '--epochs': '5', '--resume': 'False',
+                    '--profile': 'False'}
 
 
 @pytest.mark.parametrize(('command', 'options'), [('train', TRAIN), ('lr-find', DEFAULTS)])
@@ -327,6 +329,10 @@ def test_ctrl_c_in_this_process_gets_code_130_and_a_line(here, capsys, monkeypat
     assert complaint(capsys) == 'stopped'
 
 
+NOTED = 'SIGINT: finishing the batch and saving; once more to leave at once'
+GOES_ON = 'stopped: miniai train --resume goes on with it'
+
+
 def is_a_stopped_run(folder):
     assert files(folder) == ALL
     rows = history(folder)
@@ -344,7 +350,7 @@ def test_ctrl_c_leaves_model_metrics_and_pictures_and_exits_130(here):
     wait_for(lambda: ((here/'run'/'metrics.jsonl').exists() and len(history(here/'run')) >= 2) or p.poll() is not None)
     p.send_signal(signal.SIGINT)
     out, err = p.communicate(timeout=60)
-    assert (p.returncode, err) == (130, 'stopped\n')
+    assert (p.returncode, err.splitlines()[1:]) == (130, [NOTED, GOES_ON])
     assert out.splitlines()[-1].endswith('s; the run is in run')
     is_a_stopped_run(here/'run')
 
@@ -411,7 +417,7 @@ def test_ctrl_c_leaves_the_terminal_clean_and_everything_on_disk(here):
     t.read_until()
     assert t.p.wait(60) == 130
     shown = [ln for ln in t.screen.shown if ln]
-    assert shown[-1] == 'stopped'
+    assert shown[-1] == GOES_ON
     assert not any('batch/s' in ln or 'Traceback' in ln for ln in shown)
     assert t.screen.col == 0
     assert t.text.count('\x1b[?25l') == t.text.count('\x1b[?25h')

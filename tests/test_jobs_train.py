@@ -17,7 +17,8 @@ from miniai.learner import NonFiniteLossError
 from tiny import colours, write_tiny
 
 PAIRS = list(itertools.product(['sgd', 'momentum', 'rmsprop', 'adam', 'adamw'], ['onecycle', 'cosine', 'constant']))
-ALL = ['activations.png', 'config.toml', 'curves.png', 'environment.json', 'metrics.jsonl', 'model.safetensors']
+ALL = ['activations.png', 'checkpoints', 'config.toml', 'curves.png', 'environment.json', 'metrics.jsonl',
+       'model.safetensors']
 
 
 @pytest.fixture(scope='module')
@@ -145,6 +146,7 @@ def stopping_at(monkeypatch, n, e):
             super().after_batch(learn)
             self.seen += 1
             if self.seen == n: raise e
+    Stop.__name__ = 'ProgressCB'  # by which a checkpoint knows its records
     monkeypatch.setattr(job, 'ProgressCB', Stop)
 
 
@@ -176,10 +178,11 @@ def test_an_error_before_the_first_batch_leaves_the_model_and_no_pictures(config
 
 def test_a_run_is_never_written_over(done, data):
     out, _ = done
-    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    def contents(): return {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+    before = contents()
     with pytest.raises(FileExistsError, match='never written over'):
         train(TrainConfig(data=data, out=str(out), device='cpu'))
-    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    assert contents() == before
 
 
 @pytest.mark.parametrize('wrong', [dict(device='nope'), dict(data='/no/such/folder')])
@@ -201,3 +204,17 @@ def test_the_loaders_are_those_of_the_configuration(done):
     config = TrainConfig(data='sample', batch_size=64)
     assert type(learn.dls.train) is type(build_data(config).train)
     assert (learn.dls.train.bs, learn.dls.valid.bs, learn.dls.train.seed) == (64, 128, config.seed)
+
+
+def test_a_run_that_was_stopped_goes_on_in_its_folder_and_ends_as_if_it_had_not_been(config, tmp_path, monkeypatch):
+    whole = train(replace(config, epochs=2, out=str(tmp_path/'whole')))
+    with monkeypatch.context() as m:
+        stopping_at(m, 6 + 1 + 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt): train(replace(config, epochs=2))
+    learn = train(TrainConfig(out=config.out, resume=True))
+    assert [r['loss'] for r in learn.history] == [r['loss'] for r in whole.history]
+    assert [r['loss'] for r in history(tmp_path/'run')] == [r['loss'] for r in whole.history]
+    assert all(torch.equal(p, q) for p, q in zip(learn.model.parameters(), whole.model.parameters(), strict=True))
+    assert files(tmp_path/'run') == ALL
+    with pytest.raises(ConfigError, match="goes on with optimizer = 'adamw', and 'sgd' was asked for: leave it out"):
+        train(TrainConfig(out=config.out, resume=True, optimizer='sgd'))

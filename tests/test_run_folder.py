@@ -158,10 +158,22 @@ def test_json_has_null_where_a_number_is_not_finite():
 
 
 def test_each_epoch_and_phase_adds_its_row_as_it_comes(tmp_path):
-    path, learn = tmp_path/'metrics.jsonl', SimpleNamespace(history=[])
+    folder, learn = RunFolder(str(tmp_path), 'train'), SimpleNamespace(history=[])
+    path = tmp_path/'metrics.jsonl'
     rows = [dict(epoch=0, phase='train', loss=0.5), dict(epoch=0, phase='eval', loss=math.nan)]
     for n, row in enumerate(rows, 1):
         learn.history.append(row)
-        HistoryFileCB(path).after_epoch(learn)
+        HistoryFileCB(folder).after_epoch(learn)
         assert len(path.read_text().splitlines()) == n
     assert [json.loads(s) for s in path.read_text().splitlines()] == [rows[0], rows[1] | dict(loss=None)]
+
+
+def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'there is no run to go on with at .*: name its folder'):
+        RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train')
+    for age, name in enumerate(('2026-01-02_000000-train', '2026-01-01_000000-train', '2026-01-03_000000-lr-find')):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'config.toml').write_text('')
+        os.utime(tmp_path/name/'config.toml', (age, age))
+    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train'
+    assert RunFolder.of_run(str(tmp_path/'2026-01-02_000000-train'), 'train').path.name == '2026-01-02_000000-train'

@@ -8,13 +8,16 @@ from typing import Annotated, Any
 
 from miniai.checkpoint import CheckpointError
 from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
-from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
+from miniai.jobs.config import ConfigError, JobConfig, LRFindConfig, ProveConfig, TrainConfig
 
 __all__ = ['main']
 
 ABOUT = """Train PyTorch models with accelerated SGD.
 
 Options can also stand in a TOML file: miniai train --config FILE.toml"""
+
+
+JOBS = {'train': TrainConfig, 'lr-find': LRFindConfig, 'prove-resume': ProveConfig}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -36,16 +39,16 @@ def _complain(e: Exception, code: int) -> int:
     return code
 
 
-def _parsed(args: list[str]) -> TrainConfig | LRFindConfig | VerifyConfig | ShowConfig:
+def _parsed(args: list[str]) -> JobConfig | VerifyConfig | ShowConfig:
     try:
         import tyro
     except ImportError:
         raise ConfigError("the command line needs tyro and rich: pip install 'miniai-torch[cli]'") from None
-    file, commands = _config_file(args), {'train': TrainConfig, 'lr-find': LRFindConfig}
-    defaults = {nm: cls.from_toml(file) if file and nm in args[:1] else cls() for nm, cls in commands.items()}
-    train, lr_find = (Annotated[type(d), tyro.conf.subcommand(nm, default=d)] for nm, d in defaults.items())
+    file = _config_file(args)
+    defaults = {nm: cls.from_toml(file) if file and nm in args[:1] else cls() for nm, cls in JOBS.items()}
+    train, lr_find, prove = (Annotated[type(d), tyro.conf.subcommand(nm, default=d)] for nm, d in defaults.items())
     flat = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.PositionalRequiredArgs)
-    jobs = train | lr_find | _checkpoint_commands()
+    jobs = train | lr_find | prove | _checkpoint_commands()
     return tyro.cli(jobs, args=args or ['--help'], prog='miniai', description=ABOUT, config=flat)
 
 
@@ -65,7 +68,7 @@ def _config_file(args: list[str]) -> Path | None:
     return file
 
 
-def _run(config: TrainConfig | LRFindConfig | VerifyConfig | ShowConfig) -> int:
+def _run(config: JobConfig | VerifyConfig | ShowConfig) -> int:
     if isinstance(config, VerifyConfig | ShowConfig): return _look(config)
     import matplotlib
     matplotlib.use('agg')
@@ -74,13 +77,18 @@ def _run(config: TrainConfig | LRFindConfig | VerifyConfig | ShowConfig) -> int:
     from miniai.checkpoint import CheckpointError, FolderInUseError
     from miniai.data.fmnist import DataError
     from miniai.jobs.lr_find import lr_find_job
+    from miniai.jobs.prove import prove_resume
     from miniai.jobs.train import train
     from miniai.learner import NonFiniteLossError
-    try: (train if isinstance(config, TrainConfig) else lr_find_job)(config)
+    run = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume}[type(config)]
+    try: done = run(config)
+    except SystemExit as e:
+        print('stopped: miniai train --resume goes on with it', file=sys.stderr)
+        return e.code
     except ConfigError: raise
     except (NonFiniteLossError, DataError, ResumeError, CheckpointError, FolderInUseError, OSError, ImportError) as e:
         return _complain(e, 1)
-    return 0
+    return 1 if done is False else 0
 
 
 def _look(config: VerifyConfig | ShowConfig) -> int:

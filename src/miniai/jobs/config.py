@@ -8,7 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Self, get_args, get_origin
 
-__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'TrainConfig']
+__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig']
 
 
 class ConfigError(ValueError):
@@ -92,6 +92,17 @@ class TrainConfig(JobConfig):
             raise ConfigError(f"the run goes on with {f.name} = {then!r}, and {now!r} was asked for: leave it out")
         epochs = saved.epochs if self.epochs == type(self).epochs else self.epochs
         return replace(saved, epochs=epochs, resume=True, profile=self.profile)
+
+
+@dataclass(kw_only=True)
+class ProveConfig(TrainConfig):
+    "Prove that a run can be resumed: kill one halfway, go on with it, compare its weights with one left alone."
+    batches: int = 6
+    """Training batches of each run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batches < 2: raise ConfigError(f"batches must be 2 or more, got {self.batches}")
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,7 @@ from .config import TrainConfig
 from .pictures import activations_figure, curves_figure, profile_figure
 from .run_folder import HistoryFileCB, RunFolder, as_json
 
-__all__ = ['train']
+__all__ = ['train', 'learner_of']
 
 
 def train(config: TrainConfig) -> Learner:
@@ -33,11 +33,10 @@ def train(config: TrainConfig) -> Learner:
     if not old: _note_options(folder, config)
     folder.write_environment(device, dls.train.source)
     stats, progress, profile = ActivationStats(_is_activation), ProgressCB(), ProfileCB(quiet=True)
-    recorder, schedule = RecorderCB(lr=lambda cb: cb.pg['lr']), build_schedule(config, config.epochs*len(dls.train))
-    cbs = [DeviceCB(device), *build_computing(config), MetricsCB(accuracy=accuracy), progress, stats, recorder,
-           BatchSchedCB(schedule), HistoryFileCB(folder), *([profile] if config.profile else []),
+    recorder = RecorderCB(lr=lambda cb: cb.pg['lr'])
+    cbs = [progress, stats, recorder, HistoryFileCB(folder), *([profile] if config.profile else []),
            CheckpointCB(folder.path/'checkpoints', minutes=10)]
-    learn = Learner(build_model(config), dls, F.cross_entropy, lr, cbs, OPTIMIZERS[config.optimizer])
+    learn = learner_of(config, dls, cbs)
     print(f'{config.model} model of {_size(learn.model)} parameters, {config.optimizer}, {config.schedule}, '
           f'lr {lr:g}, on {device}')
     started = time.perf_counter()
@@ -49,6 +48,14 @@ def train(config: TrainConfig) -> Learner:
         if profile.rows: _leave_profile(folder, profile)
         print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
     return learn
+
+
+def learner_of(config: TrainConfig, dls: Any, cbs: list) -> Learner:
+    "The Learner that a settled configuration says, with `cbs`."
+    schedule = build_schedule(config, config.epochs*len(dls.train))
+    given = [DeviceCB(config.device), *build_computing(config), MetricsCB(accuracy=accuracy), *cbs]
+    return Learner(build_model(config), dls, F.cross_entropy, config.lr, [*given, BatchSchedCB(schedule)],
+                   OPTIMIZERS[config.optimizer])
 
 
 def _note_options(folder: RunFolder, config: TrainConfig) -> None:
