@@ -60,7 +60,7 @@ def main():
                 if r >= 3: times[nm].append(time.perf_counter() - started)
         plain = statistics.median(times['plain'])
         over = {nm: statistics.median(t - p for t, p in zip(times[nm], times['plain'], strict=True)) for nm in steps}
-        names = dict(plain='without statistics', ours='with ActivationStats', torchs='with mean, std and histc')
+        names = dict(plain='without statistics', ours="with ActivationStats' hooks", torchs='with mean, std and histc')
         for nm in steps:
             table.append(f'| {threads} | {names[nm]} | {statistics.median(times[nm])*1e3:.1f} | {over[nm]*1e3:.2f} | '
                          f'{over[nm]/plain:.1%} |')

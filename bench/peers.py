@@ -84,7 +84,7 @@ def lightning(model, batches):
 
 
 def fastai(model, batches):
-    from fastai.callback.progress import ProgressCallback
+    import fastai.callback.progress  # which adds its bar to every Learner
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.metrics import accuracy
@@ -92,7 +92,8 @@ def fastai(model, batches):
     dls = DataLoaders(batches, [], device=torch.device('cpu'))
     def opt_func(params, lr): return OptimWrapper(params, torch.optim.SGD, lr=lr)
     learn = Learner(dls, model, loss_func=F.cross_entropy, opt_func=opt_func, lr=0.01, metrics=accuracy,
-                    default_cbs=True, cbs=[ProgressCallback()], train_bn=True)
+                    default_cbs=True, train_bn=True)
+    assert fastai.callback.progress.ProgressCallback in map(type, learn.cbs)
     learn.recorder.train_metrics = True
     return timed(lambda: learn.fit(1))
 

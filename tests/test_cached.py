@@ -238,6 +238,7 @@ class OwnOrder(DataLoader):
     (DataLoader(range(4), sampler=WeightedRandomSampler([1.]*4, 4)), 'of its WeightedRandomSampler'),
     (DataLoader(range(4), sampler=[3, 1]), 'order is that of its list'),
     (DataLoader(range(4), batch_sampler=type('Mine', (BatchSampler,), {})(range(4), 2, False)), 'of its Mine'),
+    (DataLoader(range(4), batch_sampler=BatchSampler(range(4), 2, False)), 'a batch_sampler of its own'),
     (OwnOrder(range(4), 2), 'it is of class OwnOrder'), ((i for i in range(3)), 'it is of class generator')])
 def test_what_has_no_samples_or_order_to_keep_stays_and_it_is_said_why(dl, said):
     with pytest.warns(UserWarning, match=f'the train loader stays as it is, not cached: .*{said}'):

@@ -6,6 +6,7 @@ from torch import nn
 
 from miniai import TrainLearner
 from miniai.accel import ChannelsLastCB
+from miniai.datasets import DataLoaders
 from miniai.learner import SingleBatchCB
 from miniai.optim import AdamW
 from small import raising, same, weights
@@ -128,3 +129,12 @@ def test_an_error_before_it_starts_leaves_nothing_behind():
         before_fit = staticmethod(raising(RuntimeError('early')))
     learn = conv_learner([ChannelsLastCB(), Fails()])
     with pytest.raises(RuntimeError, match='early'): learn.fit(1)
+
+
+def test_expanded_buffers_stay_as_they_are():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3))
+    model(torch.randn(1, 1, 8, 8))
+    model.register_buffer('b', torch.ones(3, 1, 1, 1).expand(3, 2, 4, 4))
+    batch = torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.long)
+    TrainLearner(model, DataLoaders([batch], [batch]), nn.functional.cross_entropy, .1, cbs=ChannelsLastCB()).fit(1)
+    assert model.b.stride() == (1, 0, 0, 0)

@@ -236,10 +236,3 @@ def test_pictures_of_gradients_are_drawn_where_they_were_recorded(picture):
     plain = ActivationStats(relu)
     hooked(plain)
     with pytest.raises(ValueError, match=r'gradients=True'): getattr(plain, picture)(of='gradients')
-
-
-def test_the_batches_of_a_picture_are_those_that_were_recorded():
-    cb = ActivationStats(relu, every=3)
-    hooked(cb)
-    cb.plot_stats()
-    assert plt.gcf().axes[0].lines[0].get_xdata().tolist() == [0, 3]

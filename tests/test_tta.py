@@ -8,7 +8,7 @@ from miniai.accel import MixedPrecision
 from miniai.augment import mirror, rand_erase, tta
 from miniai.datasets import DataLoaders
 from miniai.init import BatchTransformCB
-from miniai.learner import Learner, MetricsCB, ProgressCB, TrainCB
+from miniai.learner import Learner, MetricsCB, ProgressCB, TrainCB, TrainLearner
 from small import learner, raising
 from test_restore import copied, equal, everything
 from test_train import TwoInputs, two_inputs
@@ -125,3 +125,15 @@ def test_what_is_no_function_or_no_image_to_mirror_is_an_error():
     said = "functions of a batch's first input, got 'flip'"
     with pytest.raises(TypeError, match=said): image_learner().tta(['flip'])
     with pytest.raises(ValueError, match=r'must have shape \(N, C, H, W\), got \(6, 4\)'): learner().tta()
+
+
+def test_outputs_without_a_mean_are_those_of_the_batch_as_it_is():
+    class Both(torch.nn.Module):
+        def forward(self, x):
+            logits = x.flatten(1)[:, :3]
+            return logits, logits.argmax(1)
+    x, y = torch.randn(4, 1, 2, 3), torch.zeros(4, dtype=torch.long)
+    learn = TrainLearner(Both(), DataLoaders([], [(x, y)]), lambda p, t: p[0].sum(), cbs=[])
+    (logits, classes), _ = learn.tta()
+    assert torch.equal(classes, x.flatten(1)[:, :3].argmax(1))
+    assert torch.allclose(logits, (x.flatten(1)[:, :3] + x.flip(-1).flatten(1)[:, :3])/2)

@@ -1,5 +1,4 @@
 "Gradient accumulation: several batches to a step, equal to one large batch. Knows events and the flag `skip_step`."
-import math
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -23,7 +22,7 @@ class AccumulateCB(Callback):
     `after_step` and `zero_grad` are left out, so that who clips or looks at gradients sees whole ones. Schedules still
     count batches, and move when a step is taken. BatchNorm still makes its statistics of each batch.
     ValueError for `n` below 1, and after a first step whose `zero_grad` keeps gradients, as MomentumLearner's does."""
-    order = math.inf
+    order = 1e9  # after all that may change a loss, before what saves the run
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"AccumulateCB: n must be a whole number of batches, 1 or more, got {n!r}")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from miniai.events import Callback
+from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException
 
 from .train import DeviceCB
 
@@ -34,6 +34,7 @@ class CompileCB(Callback):
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.failure: return self._eager(*args, **kwargs)
             try: return compiled(*args, **kwargs)
+            except (CancelFitException, CancelEpochException, CancelBatchException): raise
             except Exception as e: failure = e
             out = self._eager(*args, **kwargs)
             self._give_up(failure)

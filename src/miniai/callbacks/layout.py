@@ -34,7 +34,8 @@ class ChannelsLastCB(Callback):
 
 
 def _is_to_change(p: Tensor) -> bool:
-    return p.ndim == 4 and type(p.data) is Tensor and not p.is_contiguous(memory_format=torch.channels_last)
+    if p.ndim != 4 or type(p.data) is not Tensor or p.is_contiguous(memory_format=torch.channels_last): return False
+    return all(s > 0 or n == 1 for s, n in zip(p.stride(), p.shape, strict=True))  # what is expanded stays
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -124,8 +124,6 @@ class ActivationStats(HooksCallback):
             raise ValueError("no gradients recorded: train with ActivationStats(…, gradients=True)")
         raise ValueError(f"no {of} recorded yet: train with this callback first, learn.fit(1, cbs=...)")
 
-    def _batches(self, stats: tuple[list, list, list]) -> range: return range(0, len(stats[0])*self.every, self.every)
-
     def color_dim(self, figsize: tuple[float, float] = (11, 5), of: str = 'activations') -> None:
         """A panel a layer: batches from left to right, activations from 0 at the bottom to 10, or gradients from
         2**-32 by powers of two to 2**8, brighter where there are more."""
@@ -135,7 +133,7 @@ class ActivationStats(HooksCallback):
     def dead_chart(self, figsize: tuple[float, float] = (11, 5), of: str = 'activations') -> None:
         "A panel a layer: the share of activations, or gradients, near zero, over the batches."
         for stats, ax in self._panels(figsize, of):
-            ax.plot(self._batches(stats), _lowest(stats))
+            ax.plot(_lowest(stats))
             ax.set_ylim(0, 1)
 
     def _panels(self, figsize: tuple[float, float], of: str) -> Iterator[tuple]:
@@ -147,6 +145,6 @@ class ActivationStats(HooksCallback):
         recorded = self._recorded(of)
         axs = get_grid(2, nrows=1, figsize=figsize)[1]
         for ax, title, i in zip(axs.flat, ('Means', 'Stdevs'), (0, 1), strict=True):
-            for stats in recorded: ax.plot(self._batches(stats), torch.stack(stats[i]).cpu())
+            for stats in recorded: ax.plot(torch.stack(stats[i]).cpu())
             ax.set_title(title)
         axs.flat[1].legend(range(len(recorded)))

@@ -44,5 +44,10 @@ class _MeanOfViews(Callback):
 
 def _mean(views: list) -> Any:
     "The first of `views`, nests of tensors, with the mean over all of them in each tensor's place."
-    means = iter([torch.stack(ts).mean(0) for ts in zip(*(tensors_in(detached(v)) for v in views), strict=True)])
+    means = iter([_mean_of(ts) for ts in zip(*(tensors_in(detached(v)) for v in views), strict=True)])
     return map_tensors(lambda _: next(means), views[0])
+
+
+def _mean_of(ts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    "What has no mean, such as classes, is that of the batch as it is."
+    return torch.stack(ts).mean(0) if ts[0].is_floating_point() or ts[0].is_complex() else ts[0]

@@ -54,7 +54,8 @@ def _unfit(dl: Any) -> str:
     if dl.batch_sampler is None: return "it gives samples, not batches: its batch_size is None"
     odd = [s for s, ok in ((dl.batch_sampler, type(dl.batch_sampler) is BatchSampler),
                            (dl.sampler, _plain(dl.sampler, len(dl.dataset)))) if not ok]
-    return f"its order is that of its {type(odd[0]).__name__}, which no shuffle by seed can stand for" if odd else ""
+    if odd: return f"its order is that of its {type(odd[0]).__name__}, which no shuffle by seed can stand for"
+    return "its batches are those of a batch_sampler of its own" if dl.batch_size is None else ""
 
 
 def _plain(sampler: Any, n: int) -> bool:
