@@ -22,8 +22,8 @@ class SignalWatch:
     def _note(self, number: int, frame: Any) -> None:
         if self.signal is not None: return self._at_once(number)
         self.signal = number
-        name = signal.Signals(number).name
-        os.write(2, f'\n{name}: finishing the batch and saving; once more to leave at once\n'.encode())
+        name, clear = signal.Signals(number).name, '\r\x1b[K' if os.isatty(2) else '\n'  # a bar may be drawn there
+        os.write(2, f'{clear}{name}: finishing the batch and saving; once more to leave at once\n'.encode())
 
     def _at_once(self, number: int) -> None:
         self.close()
