@@ -22,8 +22,8 @@ class SignalWatch:
     def _note(self, number: int, frame: Any) -> None:
         if self.signal is not None: return self._at_once(number)
         self.signal = number
-        name, clear = signal.Signals(number).name, '\r\x1b[K' if os.isatty(2) else '\n'  # a bar may be drawn there
-        os.write(2, f'{clear}{name}: finishing the batch and saving; once more to leave at once\n'.encode())
+        name = signal.Signals(number).name
+        os.write(2, f'{_clear()}{name}: finishing the batch and saving; once more to leave at once\n'.encode())
 
     def _at_once(self, number: int) -> None:
         self.close()
@@ -37,6 +37,12 @@ class SignalWatch:
         "Put the old handlers back; a second call does nothing."
         old, self.old = self.old, {}
         for s, handler in old.items(): signal.signal(s, handler)
+
+
+def _clear() -> str:
+    "What clears the line of a terminal, on which a bar may be drawn; elsewhere a new line."
+    try: return f"\r{' '*(os.get_terminal_size(2).columns - 1)}\r"
+    except OSError: return '\n'
 
 
 def _in_notebook() -> bool:
