@@ -1,6 +1,5 @@
 "DTensors: every rule and option on parts in two processes is what it is on whole tensors in one."
 import os
-import socket
 
 import pytest
 import torch
@@ -59,10 +58,18 @@ def awkward(mesh, shard, Partial, Replicate):
                 rough=rough.detach().full_tensor(), cut=odd.detach().full_tensor())
 
 
-def in_two_processes(rank, port, folder):
-    os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    dist.init_process_group('gloo', rank=rank, world_size=2)
+def in_two_processes(rank, folder):
+    "Ends without the interpreter's own end, in which gloo's threads may abort a process that has done its work."
+    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
+    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     torch.set_num_threads(1)
+    found = found_by()
+    if rank == 0: torch.save(found, f'{folder}/found.pt')
+    dist.barrier()
+    os._exit(0)
+
+
+def found_by():
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor, init_device_mesh
     mesh = init_device_mesh('cpu', (2,))
     found = {}
@@ -79,17 +86,13 @@ def in_two_processes(rank, port, folder):
     partial = torch.distributed.tensor.DTensor.from_local(torch.ones(4), mesh, [Partial()])
     sums = [summed([1., 2.], placement(t)) for t in (shard(torch.ones(4)), x)]
     found['odd'] = odd.detach().full_tensor(), opt.path, sums, local(shard(torch.arange(4.))), is_dtensor(partial)
-    if rank == 0: torch.save(found, f'{folder}/found.pt')
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp('dtensor')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    mp.spawn(in_two_processes, (port, str(folder)), nprocs=2)
+    mp.spawn(in_two_processes, (str(folder),), nprocs=2)
     return torch.load(folder/'found.pt', weights_only=True)
 
 
