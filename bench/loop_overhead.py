@@ -2,10 +2,10 @@
 
     python bench/loop_overhead.py [--rounds N] [--batches N]
 
-One thread, a 2-layer MLP of 500 parameters, batches of 32 ready in memory, SGD. Every round runs all variants, in turn,
-for one epoch each; the figure is the median over rounds of (variant - bare) / batches. Bars are drawn as in a
-terminal, to a null device. Of the peers in peers.py, each with loss, accuracy and its own bar, those that are installed
-take part; `make bench` installs them.
+One thread, a 2-layer MLP of 500 parameters, batches of 32 ready in memory, SGD. Every round runs all variants, in an
+order that rotates, for one epoch each; the figure is the median over rounds of (variant - bare) / batches. Bars are
+drawn as in a terminal, to a null device. Of the peers in peers.py, each with loss, accuracy and its own bar, those that
+are installed take part; `make bench` installs them.
 """
 import argparse
 import contextlib
@@ -82,11 +82,11 @@ def main():
                 'miniai, no callbacks': miniai(batches, []),
                 'miniai, device, loss, accuracy, bar': miniai(batches, full)}
     epochs = {nm: peers.timed(epoch) for nm, epoch in variants.items()} | installed_peers(batches)
-    times = {nm: [] for nm in epochs}
+    names, times = list(epochs), {nm: [] for nm in epochs}
     for r in range(args.rounds + 2):
-        for nm, epoch in epochs.items():
+        for nm in names[r % len(names):] + names[:r % len(names)]:
             with contextlib.redirect_stdout(TerminalBarCB.null), contextlib.redirect_stderr(TerminalBarCB.null):
-                seconds = epoch()
+                seconds = epochs[nm]()
             if r >= 2: times[nm].append(seconds / args.batches * 1e6)
     def over(nm, base):
         return statistics.median(t - b for t, b in zip(times[nm], times[base], strict=True))

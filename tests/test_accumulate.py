@@ -6,15 +6,17 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from miniai.accel import AccumulateCB, MixedPrecision
 from miniai.callbacks.average import AverageCB
-from miniai.callbacks.schedule import BatchSchedCB
+from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.schedule import BatchSchedCB, EpochSchedCB
 from miniai.data import DataLoaders
 from miniai.learner import (
     CancelBatchException,
     CancelEpochException,
+    CancelFitException,
     Learner,
     LRFinderCB,
     MomentumLearner,
@@ -23,6 +25,7 @@ from miniai.learner import (
     TrainLearner,
 )
 from miniai.optim import SGD, AdamW
+from resuming import StopCB
 from small import Heard, batches, learner, mlp, raising, same, weights
 
 SIZES = [5, 3, 8, 1, 4, 2, 6]
@@ -224,6 +227,53 @@ def test_the_rate_finder_tries_a_rate_a_step():
     assert same(before, weights(learn))
 
 
+@pytest.mark.parametrize('kind', LOADERS)
+def test_an_epochs_last_step_comes_before_what_others_do_after_the_epoch(kind):
+    log = []
+    heard = Heard(events=['after_batch', 'after_backward', 'after_step', 'after_epoch'], log=log)
+    learn = learner([heard, AccumulateCB(2)], dls=DataLoaders(LOADERS[kind](batches(3)), []))
+    learn.fit(1, valid=False)
+    assert log.count('after_step') == 2
+    assert log[-1] == 'after_epoch'
+    assert '_batches' not in vars(learn)
+
+
+def test_a_schedule_by_epoch_moves_after_the_last_step_of_a_loader_without_length():
+    lrs = []
+    class Rates:
+        def after_step(self, learn): lrs.append(learn.opt.param_groups[0]['lr'])
+    sched = EpochSchedCB(lambda opt: StepLR(opt, 1, .5))
+    trained([sched, AccumulateCB(2), Rates()], Unsized(batches(3)), epochs=2, lr=.1)
+    assert lrs == pytest.approx([.1, .1, .05, .05])
+
+
+@pytest.mark.parametrize('kind', LOADERS)
+def test_a_last_step_that_the_optimizer_skips_is_warned_of_in_its_epoch(kind):
+    class Spoils:
+        def after_backward(self, learn):
+            if learn.iter == 2: next(learn.model.parameters()).grad[0, 0] = float('nan')
+    with pytest.warns(UserWarning, match=r'1 step\(s\) of epoch 0 were skipped'):
+        trained([AccumulateCB(2), Spoils()], LOADERS[kind](batches(3)), opt_func=partial(AdamW, skip_nonfinite=True))
+
+
+@pytest.mark.parametrize('stop', [1, 2, 3, 4])
+def test_a_loader_without_length_is_read_no_further_than_its_batches_and_resumes_exactly(stop, tmp_path):
+    class Noisy:
+        def __iter__(self):
+            for x, y in batches(5): yield x + torch.randn(x.shape), y
+    def run(folder, *cbs):
+        dls = DataLoaders(Noisy(), batches(2))
+        torch.manual_seed(2)
+        model = torch.nn.Sequential(torch.nn.Dropout(.3), mlp())
+        return learner([AccumulateCB(3), CheckpointCB(folder, batches=1), *cbs], dls=dls, model=model)
+    want = run(tmp_path/'whole')
+    want.fit(2)
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path/'cut', StopCB(0, stop)).fit(2)
+    again = run(tmp_path/'cut')
+    again.fit(2, resume=True)
+    assert same(weights(again), weights(want))
+
+
 # Cut short
 
 def test_a_cancelled_batch_counts_for_nothing():
@@ -233,6 +283,45 @@ def test_a_cancelled_batch_counts_for_nothing():
     bs = of_sizes(SIZES)
     ours = trained([AccumulateCB(3), Third()], bs)
     torch.testing.assert_close(weights(ours), weights(trained([], joined(bs[:2] + bs[3:], 3))), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('n', [2, 3])
+@pytest.mark.parametrize('cancelled', [0, 1, 2, 6])
+@pytest.mark.parametrize('kind', ['sized', 'unsized'])
+def test_a_batch_cancelled_after_its_loss_was_weighed_counts_for_nothing(n, cancelled, kind):
+    class Late:
+        order = 2e9
+        def after_loss(self, learn):
+            if learn.training and learn.iter == cancelled: raise CancelBatchException()
+    bs = of_sizes(SIZES)
+    ours = trained([AccumulateCB(n), Late()], LOADERS[kind](bs))
+    left = [b for i, b in enumerate(bs) if i != cancelled]
+    torch.testing.assert_close(weights(ours), weights(trained([], joined(left, n))), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_cancelled_after_its_backward_counts():
+    class After:
+        def after_batch(self, learn):
+            if learn.training and learn.iter == 1: raise CancelBatchException()
+    bs = of_sizes(SIZES)
+    ours = trained([AccumulateCB(3), After()], bs)
+    torch.testing.assert_close(weights(ours), weights(trained([], joined(bs, 3))), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('event', ['after_backward', 'after_step'])
+@pytest.mark.parametrize(('e', 'epochs'), [(CancelBatchException(), 2), (CancelEpochException(), 2),
+                                           (CancelFitException(), 1)])
+def test_a_cancel_in_the_last_step_of_a_loader_without_length_is_heard_as_in_any_other(event, e, epochs):
+    heard = Heard(events=['after_epoch', 'cleanup_epoch'])
+    class Last(Heard):
+        def __init__(self): super().__init__({event: self.cancel}, events=[event])
+        def cancel(self, learn):
+            if learn.iter == 2: raise e
+    learn = learner([AccumulateCB(2), Last(), heard], dls=DataLoaders(Unsized(batches(3)), []))
+    learn.fit(2, valid=False)
+    assert heard.log.count('cleanup_epoch') == epochs
+    assert heard.log.count('after_epoch') == (2 if isinstance(e, CancelBatchException) else 0)
+    assert all(p.grad is None for p in learn.model.parameters())
 
 
 def test_an_epoch_cancelled_within_a_group_drops_it_and_the_next_epoch_starts_clean():
@@ -251,6 +340,21 @@ def test_a_step_cancelled_leaves_no_gradient_behind(event):
     assert all(p.grad is None for p in learn.model.parameters())
 
 
+@pytest.mark.parametrize('kind', ['sized', 'unsized'])
+def test_a_step_cancelled_drops_its_group_alone(kind):
+    class First:
+        def after_backward(self, learn):
+            if learn.iter == 1: raise CancelBatchException()
+    bs = of_sizes(SIZES)
+    ours, plain = trained([AccumulateCB(2), First()], LOADERS[kind](bs)), trained([], joined(bs[2:], 2))
+    torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-5, atol=1e-6)
+
+
+def test_an_epoch_cancelled_before_its_first_batch_leaves_the_learner_its_own_batches():
+    late = Heard({'before_epoch': raising(CancelEpochException())}, order=2e9, events=['before_epoch'])
+    assert '_batches' not in vars(trained([AccumulateCB(2), late], batches(3)))
+
+
 def test_a_fit_that_ends_within_a_group_takes_no_step_and_leaves_the_flag_down():
     learn = learner([AccumulateCB(3), SingleBatchCB()])
     before = weights(learn)
@@ -265,6 +369,18 @@ def test_a_fit_that_ends_within_a_group_takes_no_step_and_leaves_the_flag_down()
 @pytest.mark.parametrize('n', [0, -1, 1.5, True, '2'])
 def test_a_number_of_batches_that_cannot_be_meant_is_refused(n):
     with pytest.raises(ValueError, match='n must be a whole number of batches, 1 or more, got'): AccumulateCB(n)
+
+
+@pytest.mark.parametrize('empty', [0, 1, 3])
+def test_a_batch_without_samples_is_refused_by_its_number_before_weights_change(empty):
+    bs = batches(4)
+    bs[empty] = (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))
+    learn, seen = learner(AccumulateCB(2), dls=DataLoaders(bs, [])), []
+    class Last:
+        def before_batch(self, learn): seen.append(weights(learn))
+    with pytest.raises(ValueError, match=f'batch {empty} of epoch 0 .* has none: let the loader leave empty'):
+        learn.fit(1, valid=False, cbs=Last())
+    assert same(weights(learn), seen[-1])
 
 
 def test_a_learner_that_keeps_gradients_is_refused_at_its_first_step():

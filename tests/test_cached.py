@@ -177,6 +177,27 @@ def test_batches_that_cannot_be_kept_row_by_row_are_an_error(collate, error, sai
     with pytest.raises(error, match=said): cache(DataLoader(items(), 4, collate_fn=collate))
 
 
+@pytest.mark.parametrize(('item', 'collate', 'said'), [
+    (lambda i: (torch.zeros(2), 'a'), default_collate, r'batch\[1\]\[0\] is a str'),
+    (lambda i: dict(x=torch.zeros(2), name=b'a'), default_collate, r"batch\['name'\]\[0\] is a bytes"),
+    (lambda i: (torch.zeros(2), 0), lambda b: (*default_collate(b), None), r'batch\[2\] is a NoneType'),
+    (lambda i: (torch.zeros(2), None), default_collate, r'sample\[1\] is a NoneType'),
+    (lambda i: dict(x=torch.zeros(2), y=[1, None]), default_collate, r"sample\['y'\]\[1\] is a NoneType"),
+    (lambda i: (i, torch.zeros(2) if i < 6 else None), default_collate, r'sample\[1\] is a NoneType'),
+    (lambda i: (i, i if i < 6 else object()), default_collate, r'sample\[1\] is a object')])
+@pytest.mark.parametrize('workers', [0, 1])
+def test_what_is_no_tensor_is_named_with_what_to_do(item, collate, said, workers):
+    with pytest.raises(TypeError, match=f'{said}: only .* can be cached. Leave it out in'):
+        cache(DataLoader(Items(8, item), 4, collate_fn=collate, num_workers=workers))
+
+
+@pytest.mark.parametrize('item', [lambda i: 'no' + 1, lambda i: (i, None)])
+def test_a_type_error_of_the_datasets_or_the_collate_functions_own_stays(item):
+    def collate(b): raise TypeError('mine')
+    with pytest.raises(TypeError, match=r'^(mine|can only concatenate str)'):
+        cache(DataLoader(Items(8, item), 4, collate_fn=collate))
+
+
 def test_an_unknown_check_and_a_negative_memory_are_errors():
     dls = DataLoaders(*get_dls(items(), items(), 4))
     with pytest.raises(ValueError, match="'some' or 'all', got 'none'"): dls.cached(check='none')

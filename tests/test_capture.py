@@ -111,6 +111,17 @@ def test_a_capture_that_fails_keeps_history_and_callbacks():
     assert len(learn.cbs) == 1
 
 
+@pytest.mark.parametrize('ends', [None, ValueError('oh'), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize('look', ['capture_preds', 'tta'])
+def test_every_module_keeps_its_mode_however_a_capture_ends(look, ends):
+    learn = learner(model=nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Dropout(.5)))
+    learn.dls.valid = [(x.view(-1, 1, 2, 2), y) for x, y in learn.dls.valid]
+    learn.model.train()[1].eval()
+    if ends: learn.cbs.append(Heard({'after_predict': raising(ends)}))
+    with suppress(ValueError, KeyboardInterrupt): getattr(learn, look)()
+    assert [m.training for m in learn.model.modules()] == [True, True, False, True]
+
+
 # Pictures of a batch
 
 class Images(nn.Module):

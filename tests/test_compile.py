@@ -146,3 +146,29 @@ def test_options_that_torch_does_not_know_are_an_error_at_once():
 def test_a_reason_is_one_line():
     assert reason(ValueError('\n a\nb')) == 'ValueError: a'
     assert reason(KeyError()) == 'KeyError'
+
+
+class Raises(nn.Module):
+    "A model with an error of its own, in `forward` or in a hook, and how often it was run."
+    def __init__(self, where):
+        super().__init__()
+        self.lin, self.where, self.calls = nn.Linear(4, 3), where, []
+        self.lin.register_forward_hook(torch.compiler.disable(self.count))
+
+    def count(self, *args):
+        self.calls.append(1)
+        if self.where == 'hook': raise OverflowError('mine')
+
+    def forward(self, x):
+        x = self.lin(x)
+        if self.where == 'forward': raise ValueError('mine')
+        return x
+
+
+@pytest.mark.parametrize(('where', 'error'), [('forward', ValueError), ('hook', OverflowError)])
+def test_an_error_of_the_models_own_comes_of_one_forward_and_is_not_taken_for_the_compilers(where, error):
+    cb, model = CompileCB(backend='eager'), Raises(where)
+    with pytest.raises(error, match=r'^mine$') as e: learner(cb, model=model).fit(1)
+    assert e.value.__context__ is None
+    assert len(model.calls) == 1
+    assert cb.failure == ''

@@ -231,6 +231,46 @@ def test_inputs_are_mixed_after_transforms_and_both_losses_are_taken_in_mixed_pr
     assert autocast == [True, True]
 
 
+@MIXERS
+@pytest.mark.parametrize('order', [float('-inf'), -10, 0, 4, 6, 100])
+def test_what_a_callback_of_any_order_adds_to_the_loss_is_added_whole(mixer, order):
+    penalty = type('Penalty', (), dict(order=order))()
+    def add(learn): learn.loss = learn.loss + 7
+    penalty.after_loss = add
+    mix = mixer()
+    seen = Seen(mix)
+    seen.order = 200
+    image_learner([penalty, mix, seen]).fit(1, valid=False)
+    for _, (_, y), p, loss, lam, perm in seen.batches:
+        torch.testing.assert_close(loss, 7 + lam*F.cross_entropy(p, y) + (1 - lam)*F.cross_entropy(p, y[perm]))
+
+
+@MIXERS
+def test_after_a_batch_cancelled_before_its_loss_validation_has_its_own_loss(mixer):
+    seen = Seen()
+    class Cancels:
+        def after_predict(self, learn):
+            if learn.training: raise CancelBatchException
+    learn = image_learner([mixer(), Cancels(), seen])
+    learn.fit(1)
+    (_, (_, y), preds, loss), = seen.batches
+    assert torch.equal(loss, F.cross_entropy(preds, y))
+    assert 'get_loss' not in vars(learn)
+
+
+@MIXERS
+def test_a_mixer_that_goes_in_the_middle_of_a_batch_leaves_the_loss_phase(mixer):
+    mix, losses = mixer(), []
+    class Takes:
+        def after_predict(self, learn):
+            if mix in learn.cbs: learn.cbs.remove(mix)
+        def after_batch(self, learn): losses.append((learn.loss, F.cross_entropy(learn.preds, learn.batch[1])))
+    learn = image_learner([mix, Takes()])
+    learn.fit(1, valid=False)
+    assert torch.equal(*losses[1])
+    assert 'get_loss' not in vars(learn)
+
+
 def test_several_inputs_are_mixed_with_the_same_partner():
     x, x2, y = torch.randn(6, 4), torch.randn(6, 4), torch.randint(0, 3, (6,))
     mix = MixUpCB()
@@ -257,6 +297,16 @@ def test_what_cannot_be_mixed_is_an_error_that_says_so():
     with pytest.raises(ValueError, match=r'images of sizes \[\(2, 2\), \(3, 3\)\]'):
         fit(CutMixCB(), (torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 3, 3)))
     with pytest.raises(TypeError, match='MixUpCB mixes tensors'): fit(MixUpCB(), 'ab')
+
+
+@MIXERS
+@pytest.mark.parametrize('at', [0, 1, 2])
+def test_an_item_of_a_single_number_is_an_error_that_names_it(mixer, at):
+    batch = [*images(4), dict(w=torch.rand(4))]
+    batch[at] = dict(w=torch.tensor(1.)) if at == 2 else torch.tensor(1.)
+    learn = image_learner(mixer(), dls=DataLoaders([tuple(batch)], []))
+    with pytest.raises(ValueError, match=f'{mixer.__name__} mixes the rows .* item {at} of the batch holds a tensor'):
+        learn.fit(1, valid=False)
 
 
 @MIXERS

@@ -1,10 +1,17 @@
 "A pass from any batch on: the batches that the whole pass gives, and the numbers drawn after it."
 import pytest
 import torch
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from miniai.data import DataLoaders, SeededSamples
-from miniai.data.position import FromBatch, describe_loader, loader_state, set_loader_state, why_not_exact
+from miniai.data.position import (
+    FromBatch,
+    describe_loader,
+    length_of,
+    loader_state,
+    set_loader_state,
+    why_not_exact,
+)
 from miniai.randomness import random_states
 from resuming import Noisy
 
@@ -81,6 +88,13 @@ def test_loaders_are_described_by_what_decides_their_batches():
                                                      order=True)
     assert describe_loader(loader('in order')) == dict(batches=5, samples=23, batch_size=4, seed=None, drop_last=True,
                                                        order='SequentialSampler')
+
+
+def test_the_length_of_what_does_not_know_it_is_none():
+    class Stream(IterableDataset):
+        def __iter__(self): return iter(range(3))
+    got = [length_of(x) for x in ([], (1, 2), DataLoader(range(5), 2), iter('ab'), DataLoader(Stream(), 2), None)]
+    assert got == [0, 2, 3, None, None, None]
 
 
 def test_a_loaders_state_is_put_back():

@@ -194,6 +194,19 @@ def test_the_batches_not_looked_at_are_taken_to_be_like_those_looked_at(clock):
     assert seconds(cb) == pytest.approx({'waiting for data': 12*1/4, 'Uneven': 12*3/4})
 
 
+@pytest.mark.parametrize('every', [1, 2, 3])
+@pytest.mark.parametrize('at', [0, 1, 2, 3])
+@pytest.mark.parametrize('e', [CancelEpochException, CancelFitException])
+def test_what_comes_after_an_epochs_cancel_is_put_down_as_it_was_and_no_batchs(clock, every, at, e):
+    def cancel(self, learn):
+        if learn.training and learn.iter == at: raise e
+    cancels = type('Cancels', (Callback,), dict(before_batch=cancel))()
+    ends = sleeping(clock, 5, 'cleanup_epoch', name='Ends')
+    cb = fitted([cancels, ends], ProfileCB(every, quiet=True), dls=DataLoaders(Slow(clock, 1, 5), batches(2)))
+    assert seconds(cb)['Ends'] == pytest.approx(5)
+    assert sum(seconds(cb).values()) == pytest.approx(5 + at + 1)
+
+
 # An accelerator
 
 @pytest.fixture

@@ -43,6 +43,15 @@ def test_both_histograms_hold_for_any_numbers_on_both_paths(xs):
     assert tally._histogram_of_powers(x).tolist() == powers(x).tolist()
 
 
+@pytest.mark.parametrize('dtype', [*FLOATS, torch.complex64])
+@pytest.mark.parametrize('shape', [(), (1,), (1, 1)])
+def test_one_number_has_itself_as_mean_and_deviates_by_0(dtype, shape):
+    x = torch.full(shape, 3., dtype=dtype)
+    for f, bin_ in ((tally.tally, 12), (tally.tally_powers, 33)):
+        mean, std, hist = f(x)
+        assert (mean.item(), std.item(), hist.nonzero().tolist()) == (3., 0., [[bin_]])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 200), st.floats(-1e6, 1e6), st.floats(1e-3, 1e3))
 def test_a_large_mean_does_not_spoil_the_deviation(n, offset, scale):

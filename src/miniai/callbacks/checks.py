@@ -2,11 +2,11 @@
 import math
 import time
 import warnings
-from collections.abc import Sized
 from typing import Any, SupportsIndex
 
 import torch
 
+from miniai.data.position import length_of
 from miniai.events import PHASES, Callback
 from miniai.readings import is_number, number
 
@@ -35,14 +35,9 @@ def _check_loader(learn: Any, which: str) -> None:
     if dl is None:
         raise ValueError(f"no {which} loader: dls is {_short(learn.dls)}; "
                          f"pass DataLoaders(train, valid), or call fit with {which}=False")
-    if isinstance(dl, Sized) and _length(dl) == 0:
+    if length_of(dl) == 0:
         raise ValueError(f"the {which} loader is empty: it has no batch. "
                          f"Fill learn.dls.{which}, or call fit with {which}=False")
-
-
-def _length(dl: Sized) -> int | None:
-    try: return len(dl)
-    except TypeError: return None
 
 
 def _short(x: Any) -> str: return repr(x) if len(repr(x)) < 60 else f"a {type(x).__name__}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from miniai.events import Callback
 
 from .train import DeviceCB
 
@@ -16,7 +16,7 @@ class CompileCB(Callback):
     """For the length of a fit, the model's forward is compiled by `torch.compile`, which `options` go to. The model
     stays the same object with the same weights, names and hooks. The first batches take seconds to minutes longer, as
     does each new shape of a batch. Where it cannot be compiled, here or for this model, a warning says why, and the fit
-    goes on eagerly; `failure` keeps the reason, '' where all went well."""
+    goes on eagerly; `failure` keeps the reason, '' where all went well. What the model itself raises is raised on."""
     order = DeviceCB.order - 1  # before hooks are made, which then know that they are not to be compiled
     _model: Any = None
 
@@ -34,8 +34,9 @@ class CompileCB(Callback):
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.failure: return self._eager(*args, **kwargs)
             try: return compiled(*args, **kwargs)
-            except (CancelFitException, CancelEpochException, CancelBatchException): raise
-            except Exception as e: failure = e
+            except Exception as e:
+                if not _is_the_compilers(e): raise
+                failure = e
             out = self._eager(*args, **kwargs)
             self._give_up(failure)
             return out
@@ -50,6 +51,11 @@ class CompileCB(Callback):
         vars(self._model).pop('forward', None)
         if self._own is not None: self._model.forward = self._own
         self._model = self._own = self._eager = None
+
+
+def _is_the_compilers(e: Exception) -> bool:
+    "Is an error of a class of the compiler's own? torch wraps what fails while it compiles, and has no public base."
+    return type(e).__module__.startswith(('torch._dynamo', 'torch._inductor', 'torch._functorch', 'torch.fx', 'triton'))
 
 
 def reason(e: BaseException) -> str:

@@ -2,6 +2,8 @@
 Knows events, not the loop."""
 import math
 import random
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from miniai.device import first_tensor, map_tensors, tensors_in
 from miniai.events import Callback
 from miniai.moves import check_images
 
+from .restore import put
 from .train import DeviceCB, inputs_of, n_inputs
 
 __all__ = ['MixUpCB', 'CutMixCB']
@@ -18,12 +21,12 @@ __all__ = ['MixUpCB', 'CutMixCB']
 
 class _MixCB(Callback):
     """Mixes the inputs of each training batch with those of the batch in the order `perm`, of which the share 1 - `lam`
-    comes; the loss is lam*loss(preds, y) + (1 - lam)*loss(preds, y[perm]), each by the Learner's own get_loss. After
-    devices and transforms, before mixed precision ends."""
+    comes; the loss is lam*loss(preds, y) + (1 - lam)*loss(preds, y[perm]), each by the Learner's own get_loss, in the
+    place of that phase: what callbacks add in `after_loss` they add whole. After devices and transforms."""
     order = DeviceCB.order + 5
     def __init__(self, alpha: float, generator: Generator | None) -> None:
         if not alpha > 0: raise ValueError(f"{type(self).__name__}: alpha must be above 0, got {alpha}")
-        self.alpha, self.generator, self.lam, self.perm = alpha, generator, 1., None
+        self.alpha, self.generator, self.lam, self.perm, self._undo = alpha, generator, 1., None, ExitStack()
 
     def before_fit(self, learn: Any) -> None:
         names = [type(cb).__name__ for cb in learn.cbs if isinstance(cb, _MixCB)]
@@ -34,17 +37,29 @@ class _MixCB(Callback):
         if not learn.training: return
         n = n_inputs(learn)
         inputs = tuple(inputs_of(learn.batch, n))
+        for i, item in enumerate(learn.batch): self._check_rows(i, item)
         rng = _python_random(self.generator)
         self.lam, self.perm = rng.betavariate(self.alpha, self.alpha), self._order_of(first_tensor(inputs))
         learn.batch = (*self._mixed(inputs, rng), *learn.batch[n:])
+        put(self._undo, learn, 'get_loss', partial(self._mixed_loss, learn))
 
-    def after_loss(self, learn: Any) -> None:
-        if not learn.training: return
+    def cleanup_batch(self, learn: Any) -> None: self._undo.close()
+
+    def _mixed_loss(self, learn: Any) -> None:
+        "Both losses, by the phase that this one stood in for."
+        self._undo.close()
+        learn.get_loss()
         batch, loss, n = learn.batch, learn.loss, n_inputs(learn)
         learn.batch = (*batch[:n], *map_tensors(self._permuted, tuple(batch[n:])))
         try: learn.get_loss()
         finally: learn.batch = batch
         learn.loss = self.lam*loss + (1 - self.lam)*learn.loss
+
+    def _check_rows(self, i: int, item: Any) -> None:
+        if all(t.ndim for t in tensors_in(item)): return
+        raise ValueError(f"{type(self).__name__} mixes the rows of a batch, one an example, and item {i} of the batch "
+                         f"holds a tensor of a single number, without rows: give it one number for each example, or "
+                         f"leave it out of the batch")
 
     def _order_of(self, x: Tensor | None) -> Tensor:
         if x is None: raise TypeError(f"{type(self).__name__} mixes tensors, and the batch's inputs hold none")

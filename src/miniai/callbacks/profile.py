@@ -13,6 +13,7 @@ from miniai.events import PHASES, Callback
 from miniai.stopwatch import REST, Stopwatch
 
 from .progress import ProgressBar
+from .restore import put
 from .stats import HooksCallback
 from .train import DeviceCB
 
@@ -63,7 +64,8 @@ def _place(part: str, seconds: float) -> tuple[float, float]:
 class ProfileCB(Callback):
     """Where the time of training and of validation goes: waiting for data, copying (DeviceCB), forward, loss, backward,
     optimizer, zero_grad, every other callback by the name of its class, and the loop itself. The parts sum to the wall
-    time of the epochs. What a callback does in hooks on modules counts as the callback's; what else it puts around the
+    time of the epochs. What a callback does in hooks on modules counts as the callback's; what it does in hooks on
+    tensors, such as ActivationStats with gradients, as the backward in which these run; what else it puts around the
     loader, but for ProgressCB's bar, as waiting for data.
 
     `rows`, `table()` and `plot()` have it; the table is also printed at the end of a fit that trained, unless `quiet`.
@@ -82,7 +84,7 @@ class ProfileCB(Callback):
     def before_fit(self, learn: Any) -> None:
         if sum(isinstance(cb, ProfileCB) for cb in learn.cbs) > 1: raise ValueError("two ProfileCBs in cbs: keep one")
         self._phases, self._phase, self._undo = {}, None, ExitStack()
-        _put(self._undo, learn, 'one_epoch', partial(self._epoch, learn, learn.one_epoch))
+        put(self._undo, learn, 'one_epoch', partial(self._epoch, learn, learn.one_epoch))
 
     def after_fit(self, learn: Any) -> None:
         if learn.trains and self._phases and not self.quiet: self._log(self.table())
@@ -114,10 +116,10 @@ class ProfileCB(Callback):
 
     def _put_timers(self, learn: Any, undo: ExitStack) -> None:
         timed = self._watch.timed
-        for phase, part in PARTS.items(): _put(undo, learn, phase, timed(getattr(learn, phase), part))
+        for phase, part in PARTS.items(): put(undo, learn, phase, timed(getattr(learn, phase), part))
         for cb in learn.cbs:
-            if isinstance(cb, HooksCallback): _put(undo, cb, 'hookfunc', timed(cb.hookfunc, type(cb).__name__))
-        _put(undo, learn, '_batches', partial(self._batches, learn, learn._batches, undo))
+            if isinstance(cb, HooksCallback): put(undo, cb, 'hookfunc', timed(cb.hookfunc, type(cb).__name__))
+        put(undo, learn, '_batches', partial(self._batches, learn, learn._batches, undo))
 
     def _how_to_look(self, model: Any) -> tuple[int, Callable[[], float]]:
         "At every how many batches, and on what clock."
@@ -128,19 +130,21 @@ class ProfileCB(Callback):
     def _batches(self, learn: Any, batches: Callable, undo: ExitStack) -> Iterator:
         if not self._watch.on: return batches()
         if not isinstance(learn.dl, ProgressBar): return self._looked_at(batches, DATA)
-        _put(undo, learn.dl, 'dl', _TimedLoader(learn.dl.dl, self._watch))
+        put(undo, learn.dl, 'dl', _TimedLoader(learn.dl.dl, self._watch))
         owner = next((cb for cb in learn.cbs if getattr(cb, 'bar', None) is learn.dl), learn.dl)
         return self._looked_at(batches, type(owner).__name__)
 
     def _looked_at(self, batches: Callable, part: str) -> Iterator:
         phase, take = self._phase, _taking(batches, part, self._watch)
-        while True:
-            self._turn(phase)
-            try: batch = take()
-            except StopIteration: break
-            phase.batches += 1
-            yield batch
-        self._watch.turn_to(phase.around)
+        try:
+            while True:
+                self._turn(phase)
+                try: batch = take()
+                except StopIteration: break
+                phase.batches += 1
+                yield batch
+        finally:  # a cancelled epoch closes this too
+            if self._phase is phase: self._watch.turn_to(phase.around)
 
     def _turn(self, phase: _Phase) -> None:
         "A batch begins: is it one to look at?"
@@ -168,19 +172,6 @@ class ProfileCB(Callback):
     def _profiled(self) -> list[tuple[str, _Phase]]:
         if self._phases: return list(self._phases.items())
         raise ValueError("nothing profiled yet: train with this callback first, learn.fit(1, cbs=...)")
-
-
-def _put(undo: ExitStack, o: Any, name: str, value: Any) -> None:
-    "Set an attribute of `o`; `undo` puts back what was there, unless somebody has set it since."
-    kept = {name: vars(o)[name]} if name in vars(o) else {}
-    undo.callback(_put_back, o, name, value, kept)
-    setattr(o, name, value)
-
-
-def _put_back(o: Any, name: str, value: Any, kept: dict[str, Any]) -> None:
-    if vars(o).get(name) is not value: return
-    del vars(o)[name]
-    vars(o).update(kept)
 
 
 def _device_of(model: Any) -> torch.device: return next((p.device for p in model.parameters()), torch.device('cpu'))

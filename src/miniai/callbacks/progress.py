@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from miniai.data.position import length_of
 from miniai.display import best_face
 from miniai.events import Callback
 from miniai.readings import Readings, is_number, number
@@ -41,19 +42,14 @@ class ProgressBar:
 
     def __iter__(self) -> Iterator:
         pause = self.face.seconds_between_updates
-        self.face.bar(self.label, 0, _length(self.dl), '')
+        self.face.bar(self.label, 0, length_of(self.dl), '')
         due = time.perf_counter() + pause
         for done, batch in enumerate(self.dl, 1 + getattr(self.dl, 'start', 0)):
             yield batch
             if time.perf_counter() < due: continue
             comment = self.comment() if callable(self.comment) else str(self.comment)
-            self.face.bar(self.label, done, _length(self.dl), comment)
+            self.face.bar(self.label, done, length_of(self.dl), comment)
             due = time.perf_counter() + pause
-
-
-def _length(dl: Iterable) -> int | None:
-    try: return len(dl)
-    except TypeError: return None
 
 
 class ProgressCB(Callback):

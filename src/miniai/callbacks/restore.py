@@ -1,6 +1,7 @@
-"Leave a Learner as it was: for looks at training that must not train. Knows what a Learner keeps, not the loop."
+"""Leave a Learner as it was: after looks that must not train, and after methods put in the place of its own.
+Knows what a Learner keeps, not the loop."""
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ['as_it_was', 'records_as_they_were']
+__all__ = ['as_it_was', 'records_as_they_were', 'put']
 
 _KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'loss_func', 'model', '_cbs', 'epoch', 'epochs',
          'n_epochs', 'iter', 'dl', 'preds', 'loss', 'trains')
@@ -16,7 +17,9 @@ _KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'loss_func', 'mod
 
 @contextmanager
 def records_as_they_were(learn: Any) -> Iterator[None]:
-    "Within it `learn` may fit; after it its attributes, its callbacks' records and its loaders' places are as before."
+    """Within it `learn` may fit; after it its attributes, its callbacks' records, its loaders' places and the mode of
+    each of its modules, training or not, are as before."""
+    modes = [(m, m.training) for m in learn.model.modules()]
     own = {k: vars(learn)[k] for k in _KEPT if k in vars(learn)}
     records = [(cb, dict(vars(cb))) for cb in learn.cbs if hasattr(cb, '__dict__')]
     loaders = [dl for dl in (getattr(learn.dls, nm, None) for nm in ('train', 'valid')) if hasattr(dl, 'epoch')]
@@ -31,19 +34,19 @@ def records_as_they_were(learn: Any) -> Iterator[None]:
             vars(cb).clear()
             vars(cb).update(record)
         for dl, epoch in zip(loaders, epochs, strict=True): dl.epoch = epoch
+        for m, training in modes: m.training = training
 
 
 @contextmanager
 def as_it_was(learn: Any) -> Iterator[None]:
     "Within it `learn` may train; after it model, its mode, the optimizer and all records are what they were before."
-    model, state, modes = learn.model, _state_of(learn.model), [(m, m.training) for m in learn.model.modules()]
+    model, state = learn.model, _state_of(learn.model)
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
     opt_state = deepcopy(learn.opt.state_dict()) if _keeps_optimizer(learn) else None
     try:
         with records_as_they_were(learn): yield
     finally:
-        _put_back(model, state)
-        for m, training in modes: m.training = training
+        _restore(model, state)
         for p, g in grads: p.grad = None if g is None else g.to(p)
         if opt_state is not None: learn.opt.load_state_dict(opt_state)
 
@@ -63,6 +66,19 @@ def _state_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def _put_back(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def _restore(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     for nm, x in _tensors_of(model).items():
         if nm in state: x.copy_(state[nm])
+
+
+def put(undo: ExitStack, o: Any, name: str, value: Any) -> None:
+    "Set an attribute of `o`; `undo` puts back what was there, unless somebody has set it since."
+    kept = {name: vars(o)[name]} if name in vars(o) else {}
+    undo.callback(_put_back, o, name, value, kept)
+    setattr(o, name, value)
+
+
+def _put_back(o: Any, name: str, value: Any, kept: dict[str, Any]) -> None:
+    if vars(o).get(name) is not value: return
+    del vars(o)[name]
+    vars(o).update(kept)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch.optim import lr_scheduler
 
+from miniai.data.position import length_of
 from miniai.events import Callback
 from miniai.optim.schedules import most_steps
 
@@ -44,8 +45,8 @@ class BatchSchedCB(BaseSchedCB):
     that and then takes theirs at once."""
     _unit, _due = 'batches', 0
     def _steps(self, learn: Any) -> int | None:
-        try: return learn.n_epochs * len(learn.dls.train)
-        except TypeError: return None
+        batches = length_of(learn.dls.train)
+        return None if batches is None else learn.n_epochs*batches
 
     def before_fit(self, learn: Any) -> None:
         super().before_fit(learn)

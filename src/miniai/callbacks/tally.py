@@ -77,16 +77,23 @@ def parallel(table, chunks, sums, counts):
 
 def tally(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and standard deviation, 0-d, and a histogram of abs(x), 40 bins from 0 to 10, what is larger left out, as
-    torch.histc makes it. Where `x` is."""
-    if _kernel_reason(x): return x.float().mean(), x.float().std(), x.float().abs().histc(BINS, 0, SIZES_UP_TO)
+    torch.histc makes it. Where `x` is. Complex numbers count by their size; one number deviates by 0."""
+    x = _real(x)
+    if _kernel_reason(x): return *_moments(x.float()), x.float().abs().histc(BINS, 0, SIZES_UP_TO)
     return _tally(x, 'place_by_size')
 
 
 def tally_powers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and standard deviation, 0-d, and a histogram of abs(x) by powers of two: 40 bins, 2**-32 to 2**8, what is
-    smaller in the lowest, what is larger left out. Where `x` is."""
-    if _kernel_reason(x): return x.float().mean(), x.float().std(), _histogram_of_powers(x.float())
+    smaller in the lowest, what is larger left out. Where `x` is. Complex numbers count by their size; one number
+    deviates by 0."""
+    x = _real(x)
+    if _kernel_reason(x): return *_moments(x.float()), _histogram_of_powers(x.float())
     return _tally(x, 'place_by_power')
+
+
+def _real(x: Tensor) -> Tensor: return x.abs() if x.is_complex() else x
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]: return x.mean(), x.std() if x.numel() > 1 else x.new_zeros(())
 
 
 def _histogram_of_powers(x: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 "Ordinary loaders turned into loaders in memory: each sample decoded once, looked at twice, kept where it fits."
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
+from traceback import extract_tb
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
@@ -68,8 +70,28 @@ def _pass(dl: DataLoader, indices: Any, num_workers: int, seed: int) -> DataLoad
     "A loader like `dl` over `indices`. It draws from a generator of its own, so the user's draws stay what they were."
     workers = dict(prefetch_factor=dl.prefetch_factor, multiprocessing_context=dl.multiprocessing_context,
                    worker_init_fn=dl.worker_init_fn, timeout=dl.timeout) if num_workers else {}
-    return DataLoader(dl.dataset, dl.batch_size, sampler=indices, collate_fn=dl.collate_fn, num_workers=num_workers,
-                      generator=torch.Generator().manual_seed(seed), **workers)
+    return DataLoader(dl.dataset, dl.batch_size, sampler=indices, collate_fn=partial(_collated, dl.collate_fn),
+                      num_workers=num_workers, generator=torch.Generator().manual_seed(seed), **workers)
+
+
+def _collated(collate: Callable[[list], Any], samples: list) -> Any:
+    "What `collate` makes of the samples. Where PyTorch's default one is at a loss, a TypeError says at which item."
+    try: return collate(samples)
+    except Exception as e:
+        odd = next((words for sample in samples for words in _uncollatable(sample, 'sample')), None)
+        if odd is None or not any(f.name == 'default_collate' for f in extract_tb(e.__traceback__)): raise
+        raise TypeError(f"{odd}: only what PyTorch's default collate makes tensors of can be cached. Leave it out in "
+                        f"the dataset or in a collate function of your own") from e
+
+
+def _uncollatable(x: Any, path: str) -> Iterator[str]:
+    "What default_collate takes no batch of, inside a sample, by path."
+    if isinstance(x, Mapping):
+        for k, v in x.items(): yield from _uncollatable(v, f'{path}[{k!r}]')
+    elif isinstance(x, tuple | list):
+        for i, v in enumerate(x): yield from _uncollatable(v, f'{path}[{i}]')
+    elif not isinstance(x, Tensor | np.ndarray | np.generic | int | float | str | bytes):
+        yield f'{path} is a {type(x).__name__}'
 
 
 def _decoded(dl: DataLoader, name: str, memory: float) -> tuple[dict[str, Tensor] | None, Any, str]:

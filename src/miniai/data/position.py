@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from miniai.randomness import random_states, set_random_states
 
-__all__ = ['FromBatch', 'SeededSamples', 'describe_loader', 'loader_state', 'set_loader_state', 'why_not_exact']
+__all__ = ['FromBatch', 'SeededSamples', 'describe_loader', 'length_of', 'loader_state', 'set_loader_state',
+           'why_not_exact']
 
 
 def loader_state(dl: Any) -> dict[str, Any]:
@@ -138,15 +139,14 @@ def _same(a: list, b: list) -> bool:
 
 def describe_loader(dl: Any) -> dict[str, Any]:
     "What of a loader must be the same for a run to go on: plain values."
-    try: batches = len(dl)
-    except TypeError: batches = None
     sampler = getattr(dl, 'sampler', None)
-    samples = getattr(dl, 'n', None) if hasattr(dl, 'batches') else _length(getattr(dl, 'dataset', None))
-    return dict(batches=batches, samples=samples, batch_size=getattr(dl, 'batch_size', getattr(dl, 'bs', None)),
+    samples = getattr(dl, 'n', None) if hasattr(dl, 'batches') else length_of(getattr(dl, 'dataset', None))
+    return dict(batches=length_of(dl), samples=samples, batch_size=getattr(dl, 'batch_size', getattr(dl, 'bs', None)),
                 seed=getattr(dl, 'seed', None), drop_last=getattr(dl, 'drop_last', None),
                 order=type(sampler).__name__ if sampler is not None else getattr(dl, 'shuffle', None))
 
 
-def _length(x: Any) -> int | None:
+def length_of(x: Any) -> int | None:
+    "How many items, such as batches, `x` gives; None where it does not know."
     try: return len(x)
     except TypeError: return None

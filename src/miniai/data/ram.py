@@ -9,7 +9,7 @@ _MEMINFO, _CGROUP = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
 
 def available_memory() -> int:
     """Bytes that can be had without swapping: what the system says is available, or a quarter of all where it does not
-    say; less where a container's limit (cgroup v2) leaves less."""
+    say; less where a container's limit (cgroup v2 or v1) leaves less."""
     return max(0, min(_of_the_system(), _of_the_container()))
 
 
@@ -25,9 +25,15 @@ def _quarter() -> int:
 
 
 def _of_the_container() -> int | float:
-    "What the container's limit leaves; its page cache, which it gives back when asked, does not count as taken."
+    "What the container's limit leaves: cgroup v2's or v1's, which says 'no limit' by a number near 2**63."
+    v2 = _left(_CGROUP, 'max', 'current', 'inactive_file')
+    return min(v2, _left(_CGROUP/'memory', 'limit_in_bytes', 'usage_in_bytes', 'total_inactive_file'))
+
+
+def _left(folder: Path, most: str, current: str, cache: str) -> int | float:
+    "What a limit leaves; page cache, which is given back when asked for, does not count as taken."
     try:
-        limit, taken = ((_CGROUP/f'memory.{nm}').read_text().strip() for nm in ('max', 'current'))
-        stat = dict(line.split() for line in (_CGROUP/'memory.stat').read_text().splitlines())
-        return float('inf') if limit == 'max' else int(limit) - int(taken) + int(stat.get('inactive_file', 0))
+        limit, taken = ((folder/f'memory.{nm}').read_text().strip() for nm in (most, current))
+        stat = dict(line.split() for line in (folder/'memory.stat').read_text().splitlines())
+        return float('inf') if limit == 'max' else int(limit) - int(taken) + int(stat.get(cache, 0))
     except (OSError, ValueError): return float('inf')
