@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from miniai.activations import ActivationStats, Hook, HooksCallback, append_stats, get_hist, get_min
-from miniai.learner import CancelFitException
+from miniai.learner import CancelBatchException, CancelFitException
 from small import Heard, hooks_on, learner, mlp, raising
 
 
@@ -236,3 +237,75 @@ def test_pictures_of_gradients_are_drawn_where_they_were_recorded(picture):
     plain = ActivationStats(relu)
     hooked(plain)
     with pytest.raises(ValueError, match=r'gradients=True'): getattr(plain, picture)(of='gradients')
+
+
+# A forward that runs twice
+
+class Checkpointed(nn.Module):
+    "The small model, whose first two layers are run again in the backward."
+    def __init__(self, reentrant):
+        super().__init__()
+        self.inside, self.reentrant = mlp(), reentrant
+
+    def forward(self, x):
+        x = x.clone().requires_grad_()
+        if self.reentrant is None: return self.inside(x)
+        return self.inside[2](checkpoint(self.inside[:2], x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize('reentrant', [True, False])
+def test_a_checkpointed_module_is_recorded_once_a_step_as_without_checkpointing(reentrant):
+    def stats(how):
+        torch.manual_seed(5)
+        cb = ActivationStats(lambda m: isinstance(m, nn.Linear | nn.ReLU), gradients=True)
+        learner(cb, model=Checkpointed(how)).fit(2)
+        return [triple for h in cb for triple in (h.stats, h.gradient_stats)]
+    ours, plain = stats(reentrant), stats(None)
+    assert [len(record) for triple in ours for record in triple] == [8]*18
+    torch.testing.assert_close(ours, plain)
+
+
+def test_a_module_used_twice_in_a_forward_is_recorded_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.act = nn.Linear(4, 3), nn.ReLU()
+        def forward(self, x): return self.act(self.act(self.lin(x)))
+    cb = ActivationStats(relu)
+    learner([cb, Heard({'after_loss': raising(CancelBatchException())}, order=1)], model=Twice()).fit(1)
+    assert len(cb.hooks[0].stats[0]) == 8
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin, self.fft = nn.Linear(4, 3), Spectrum()
+    def forward(self, x): return self.fft(self.lin(x)).abs()
+
+
+class Spectrum(nn.Module):
+    def forward(self, x): return torch.fft.fft(x)
+
+
+def test_complex_activations_and_their_gradients_count_by_their_size():
+    cb, seen = ActivationStats(lambda m: isinstance(m, Spectrum), gradients=True), []
+    class Look:
+        def after_predict(self, learn):
+            if learn.training: seen.append(np.fft.fft(learn.model.lin(learn.batch[0]).detach().numpy()))
+    learner([Look(), cb], model=Complex()).fit(1)
+    for z, mean, std, hist in zip(seen, *cb.hooks[0].stats, strict=True):
+        assert float(mean) == pytest.approx(np.abs(z).mean(), rel=1e-5)
+        assert float(std) == pytest.approx(np.abs(z).std(ddof=1), rel=1e-4)
+        assert hist.tolist() == np.histogram(np.abs(z), 40, (0, 10))[0].tolist()
+    assert [int(h.sum()) for h in cb.hooks[0].gradient_stats[2]] == [6*3]*4
+
+
+def test_records_lie_many_in_a_block_of_memory_and_keep_their_values():
+    hook = Hook(nn.Identity(), append_stats)
+    batches = [torch.randn(3, 5)*(i + 1) for i in range(600)]
+    for x in batches: append_stats(hook, None, None, x)
+    homes = [{x.untyped_storage().data_ptr() for x in figures} for figures in zip(*hook.stats, strict=True)]
+    assert all(len(home) == 1 for home in homes)
+    assert len(set.union(*homes)) == 3
+    assert [x.item() for x in hook.stats[0]] == pytest.approx([x.double().mean().item() for x in batches], abs=1e-4)
+    for x, hist in zip(batches, hook.stats[2], strict=True): assert torch.equal(hist, x.abs().histc(40, 0, 10))

@@ -67,7 +67,22 @@ def append_gradient_stats(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> No
 
 def _append(hook: Hook, name: str, figures: tuple[Tensor, ...]) -> None:
     if not hasattr(hook, name): setattr(hook, name, ([], [], []))
+    if figures: figures = vars(hook).setdefault('blocks', Blocks()).copies(figures)
     for record, figure in zip(getattr(hook, name), figures, strict=False): record.append(figure)
+
+
+class Blocks:
+    """Copies of small tensors, many in one block of memory. Kept each on its own, among activations that come and go,
+    they break up the heap, so that none of the large ones fits where another was: 0.3 MiB a record were seen."""
+    _ROWS = 256
+    def __init__(self) -> None: self.block, self.used = torch.empty(0, 0), 0
+
+    def copies(self, figures: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        "Each of `figures` in memory of the block, of its own shape."
+        sizes = [x.numel() for x in figures]
+        if self.used == len(self.block): self.block, self.used = figures[0].new_empty(self._ROWS, sum(sizes)), 0
+        row, self.used = self.block[self.used], self.used + 1
+        return tuple(at.view_as(x).copy_(x) for at, x in zip(row.split(sizes), figures, strict=True))
 
 
 def _histograms(stats: tuple[list, list, list]) -> Tensor: return torch.stack(stats[2]).t().float().cpu()
@@ -91,19 +106,27 @@ def _lowest(stats: tuple[list, list, list]) -> Tensor:
 class ActivationStats(HooksCallback):
     """Mean, standard deviation and histogram of the training activations of every module that passes `mod_filter`, in
     every `every`-th batch, and their pictures. With `gradients`, of the gradients of those activations too; a
-    picture of these is asked for by `of='gradients'`."""
+    picture of these is asked for by `of='gradients'`. Complex numbers count by their size. A forward that
+    torch.utils.checkpoint runs again, in the backward, is not recorded again."""
     def __init__(self, mod_filter: Callable[[nn.Module], bool] = _every_module, every: int = 1,
                  gradients: bool = False) -> None:
         if every < 1: raise ValueError(f"every, the number of batches from one record to the next, must be 1 or more, "
                                        f"got {every}")
         super().__init__(self._record, mod_filter)
-        self.every, self.gradients = every, gradients
+        self.every, self.gradients, self._in_backward = every, gradients, False
+
+    def after_loss(self, learn: Any) -> None:
+        if not learn.training or not getattr(learn.loss, 'requires_grad', False): return
+        learn.loss.register_hook(self._backward_begins)
+
+    def _backward_begins(self, grad: Tensor) -> None: self._in_backward = True
+    def cleanup_batch(self, learn: Any) -> None: self._in_backward = False
 
     def _hookfunc(self, learn: Any, *args: Any) -> None:
         if (learn.iter or 0) % self.every == 0: super()._hookfunc(learn, *args)
 
     def _record(self, *args: Any) -> None:
-        append_stats(*args)
+        if not self._in_backward: append_stats(*args)
         if self.gradients: append_gradient_stats(*args)
 
     def state_dict(self) -> dict[str, Any]:
