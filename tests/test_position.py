@@ -75,7 +75,7 @@ def test_what_cannot_be_taken_up_exactly_says_why():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self): return iter(range(3))
     assert why_not_exact(loader('memory')) == why_not_exact(loader('tensors')) == why_not_exact([1]) == ''
-    assert 'stream' in why_not_exact(DataLoader(Stream(), batch_size=None))
+    for bs in (None, 2): assert 'stream' in why_not_exact(DataLoader(Stream(), batch_size=bs))
     assert 'draws random numbers in 2 worker(s)' in why_not_exact(DataLoader(Noisy(4), 2, num_workers=2))
     assert why_not_exact(DataLoader(SeededSamples(Noisy(4)), 2, num_workers=2)) == ''
     before = torch.get_rng_state()
@@ -88,6 +88,14 @@ def test_loaders_are_described_by_what_decides_their_batches():
                                                      order=True)
     assert describe_loader(loader('in order')) == dict(batches=5, samples=23, batch_size=4, seed=None, drop_last=True,
                                                        order='SequentialSampler')
+
+
+def test_only_plain_values_describe_a_loader():
+    class Odd:
+        bs, seed = [torch.ones(2)], torch.ones(2)
+        def __len__(self): return 3
+    assert describe_loader(Odd()) == dict(batches=3, samples=None, batch_size=None, seed=None, drop_last=None, order=None)
+
 
 
 def test_the_length_of_what_does_not_know_it_is_none():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from miniai.randomness import random_states, set_random_states
 
@@ -113,7 +113,7 @@ def why_not_exact(dl: Any) -> str:
     """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. A sample is drawn to see whether
     the dataset of workers draws random numbers."""
     if hasattr(dl, 'batches') or not isinstance(dl, DataLoader): return ''
-    if dl.batch_sampler is None: return "its dataset makes batches of its own, or is a stream"
+    if dl.batch_sampler is None or isinstance(dl.dataset, IterableDataset): return "its dataset makes batches of its own, or is a stream"
     if not dl.num_workers or isinstance(dl.dataset, SeededSamples) or not len(dl.dataset): return ''
     return _drawing_workers(dl) if _draws(dl.dataset) else ''
 
@@ -141,9 +141,10 @@ def describe_loader(dl: Any) -> dict[str, Any]:
     "What of a loader must be the same for a run to go on: plain values."
     sampler = getattr(dl, 'sampler', None)
     samples = getattr(dl, 'n', None) if hasattr(dl, 'batches') else length_of(getattr(dl, 'dataset', None))
-    return dict(batches=length_of(dl), samples=samples, batch_size=getattr(dl, 'batch_size', getattr(dl, 'bs', None)),
-                seed=getattr(dl, 'seed', None), drop_last=getattr(dl, 'drop_last', None),
-                order=type(sampler).__name__ if sampler is not None else getattr(dl, 'shuffle', None))
+    found = dict(batches=length_of(dl), samples=samples, batch_size=getattr(dl, 'batch_size', getattr(dl, 'bs', None)),
+                 seed=getattr(dl, 'seed', None), drop_last=getattr(dl, 'drop_last', None),
+                 order=type(sampler).__name__ if sampler is not None else getattr(dl, 'shuffle', None))
+    return {k: x if isinstance(x, int | str | None) else None for k, x in found.items()}
 
 
 def length_of(x: Any) -> int | None:
