@@ -135,6 +135,11 @@ def one(entry=None, state=None, table='{}', data=bytes(8)):
     return sealed({'__metadata__': meta(state or {'$tensor': 't'}, table), 't': entry or tensor()}, data)
 
 
+def _row(entry=None, table='{}', state=None):
+    "A file with one number, 't', that the state takes for a list."
+    return one(entry or tensor('F64', (1,)), state or {'$floats': 't'}, table)
+
+
 class Code:
     def __reduce__(self): return os.system, ('touch /tmp/miniai-was-here',)
 
@@ -228,6 +233,12 @@ def contents():
         'pairs of three': one(state={'$dict': [[1, 2, 3]]}), 'no pairs': one(state={'$dict': 5}),
         'tuple of text': one(state={'$tuple': 'abc'}),
         'bytes that are none': one(state={'$bytes': '%%%'}), 'bytes of a number': one(state={'$bytes': 5}),
+        'floats of another type': one(state={'$floats': 't'}), 'ints of another type': one(state={'$ints': 't'}),
+        'floats of no tensor': one(state=[{'$tensor': 't'}, {'$floats': 'u'}]),
+        'floats by number': one(state=[{'$tensor': 't'}, {'$floats': 5}]),
+        'floats of no strides': _row(table={'t': dict(shape=[2**40], stride=[0])}),
+        'floats in rows': _row(tensor('F64', (1, 1), (0, 8))), 'floats of numpy': _row(table={'t': dict(numpy=True)}),
+        'floats twice': _row(state=[{'$floats': 't'}]*2),
         'float of 3 bytes': one(state={'$float': 'abcdef'}),
         'scalar of objects': one(state={'$scalar': ['object', '00'*8]}),
         'scalar too short': one(state={'$scalar': ['float32', '00']}),

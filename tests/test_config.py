@@ -73,7 +73,7 @@ def test_what_a_file_sets_is_taken_and_the_rest_stays_at_its_default(file):
 def test_an_unknown_key_is_refused_with_the_file_and_the_nearest_name_or_all(file, key, near):
     with pytest.raises(ConfigError) as e: read(file, f'{key} = 1\n')
     hint = f"did you mean '{near}'?" if near else ('known are data, model, optimizer, batch_size, seed, device, '
-                                                   'precision, layout, compile, out, schedule, lr, epochs, resume, '
+                                                   'precision, layout, compile, schedule, lr, epochs, out, resume, '
                                                    'profile')
     assert str(e.value) == f"{file}: unknown key {key!r}; {hint}"
 

@@ -36,6 +36,12 @@ def test_a_description_is_tables_of_origin_values_and_tensors(path):
                                     'model/w  bfloat16  2 x 300  1.2 kB']
 
 
+def test_tensors_stand_in_the_order_of_their_names_numbers_by_size(path):
+    save(path, {f'x{i}': torch.zeros(1, dtype=d) for i, d in ((10, torch.float64), (9, torch.uint8), (2, torch.int16))})
+    rows = describe(inspect(path)).split('\n\n')[-1].splitlines()
+    assert [line.split()[0] for line in rows] == ['tensor', 'x2', 'x9', 'x10']
+
+
 def test_a_state_without_tensors_or_values_is_described_too(path):
     save(path, [])
     assert len(describe(inspect(path)).split('\n\n')) == 1

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from miniai.jobs.prove import _compared
+
 PAGES = sorted((Path(__file__).resolve().parents[1]/'docs').glob('*.md'))
 
 
@@ -32,6 +34,16 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
     assert text.startswith('---\njupytext:\n')
     assert 'format_name: myst' in text
     assert text.count('```') == 2*len(cells(text))
+
+
+def test_the_page_on_checkpoints_shows_an_exact_resume_and_a_refusal(capsys):
+    page = next(page for page in PAGES if page.stem == 'checkpoints')
+    run(page, {})
+    out = capsys.readouterr().out
+    assert '\nTrue\n' in out
+    assert "model 0.weight was '(32, 20) float32' in the checkpoint and is '(40, 20) float32' here" in out
+    assert "['best.safetensors', 'checkpoint-00003-3-00000000.safetensors']" in out
+    assert f"    weights and optimizer state are {_compared(*['b4535814869aa203']*2)}\n" in page.read_text()
 
 
 def test_the_rules_of_the_page_learn_and_what_they_may_not_do_is_said(capsys):

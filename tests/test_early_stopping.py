@@ -2,6 +2,7 @@
 import pytest
 
 from miniai import EarlyStoppingCB
+from miniai.callbacks.metrics import direction
 from small import learner
 
 
@@ -23,6 +24,10 @@ def test_a_fit_ends_two_epochs_after_its_best(metric, figures, epochs, best):
     learn.fit(len(figures))
     assert len([r for r in learn.history if 'score' in r]) == epochs
     assert (cb.best, cb.best_epoch) == best
+
+
+def test_a_minus_turns_the_direction_and_is_no_part_of_the_name():
+    assert (direction('loss'), direction('-loss'), direction('f-1')) == (('loss', 1), ('loss', -1), ('f-1', 1))
 
 
 def test_better_by_less_than_min_delta_is_not_better():

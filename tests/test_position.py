@@ -75,7 +75,8 @@ def test_what_cannot_be_taken_up_exactly_says_why():
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self): return iter(range(3))
     assert why_not_exact(loader('memory')) == why_not_exact(loader('tensors')) == why_not_exact([1]) == ''
-    for bs in (None, 2): assert 'stream' in why_not_exact(DataLoader(Stream(), batch_size=bs))
+    assert 'batches of its own' in why_not_exact(DataLoader(Stream(), batch_size=None))
+    assert 'stream' in why_not_exact(DataLoader(Stream(), batch_size=2))
     assert 'draws random numbers in 2 worker(s)' in why_not_exact(DataLoader(Noisy(4), 2, num_workers=2))
     assert why_not_exact(DataLoader(SeededSamples(Noisy(4)), 2, num_workers=2)) == ''
     before = torch.get_rng_state()
@@ -94,7 +95,9 @@ def test_only_plain_values_describe_a_loader():
     class Odd:
         bs, seed = [torch.ones(2)], torch.ones(2)
         def __len__(self): return 3
-    assert describe_loader(Odd()) == dict(batches=3, samples=None, batch_size=None, seed=None, drop_last=None, order=None)
+    found = describe_loader(Odd())
+    assert found.pop('batches') == 3
+    assert set(found.values()) == {None}
 
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from miniai.augment import RandCrop, RandFlip
-from miniai.randomness import generators_of, random_states, set_random_states
+from miniai.checkpoint import load, save
+from miniai.randomness import generators_of, random_states, same_states, set_random_states
 
 
 def draws():
@@ -24,8 +25,36 @@ def test_states_put_back_repeat_every_global_generator():
 
 
 def test_states_of_other_devices_are_refused():
-    with pytest.raises(ValueError, match=r'random states of 3 CUDA device\(s\) were saved, and here are 0'):
+    with pytest.raises(ValueError, match='random states: CUDA generators was 3 and is 0 here'):
         set_random_states(random_states() | dict(cuda=[1, 2, 3]))
+
+
+@pytest.fixture
+def numpys_own():
+    own = np.random.get_bit_generator()
+    yield
+    np.random.set_bit_generator(own)
+
+
+@pytest.mark.parametrize('kind', [np.random.PCG64, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM])
+def test_numpys_other_generators_are_put_back_too_from_a_file_as_well(kind, numpys_own, tmp_path):
+    before = random_states()
+    np.random.set_bit_generator(kind(3))
+    np.random.randn()
+    save(tmp_path/'a', random_states())
+    first = np.random.randn(3).tolist(), np.random.rand(3).tolist()
+    set_random_states(load(tmp_path/'a'))
+    assert (np.random.randn(3).tolist(), np.random.rand(3).tolist()) == first
+    with pytest.raises(ValueError, match=f"random states: numpy's generator was 'MT19937' and is '{kind.__name__}'"):
+        set_random_states(before)
+
+
+def test_states_are_the_same_until_a_number_is_drawn():
+    for draw in (torch.rand, np.random.rand, lambda n: random.random()):
+        before = random_states()
+        assert same_states(before, random_states())
+        draw(1)
+        assert not same_states(before, random_states())
 
 
 def test_generators_are_found_in_attributes_modules_and_lists():

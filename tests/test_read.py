@@ -1,5 +1,6 @@
 "Files that cannot be trusted: each is refused by one error that names it, and none can make anything happen."
 import json
+import math
 import os
 import subprocess
 import sys
@@ -124,7 +125,8 @@ def test_the_audit_hook_sees_what_a_pickle_does(tmp_path):
 json_leaves = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
                         st.text(max_size=5), st.sampled_from(['t', 'float32', '00'*4, 'F32']))
 json_keys = st.one_of(st.text(max_size=3), st.sampled_from([
-    '$tuple', '$dict', '$ordered', '$int', '$float', '$bytes', '$scalar', '$tensor', 't', 'shape', 'stride', 'dtype',
+    '$tuple', '$dict', '$ordered', '$int', '$float', '$bytes', '$scalar', '$tensor', '$floats', '$ints', 't', 'shape',
+    'stride', 'dtype',
     'numpy', 'device']))
 json_values = st.recursive(json_leaves, lambda x: st.one_of(st.lists(x, max_size=3),
                                                             st.dictionaries(json_keys, x, max_size=3)))
@@ -165,9 +167,13 @@ def test_golden_files_load_to_what_was_saved():
     assert state['model']['0.weight'].tolist() == [[0.0, 0.5, 1.0], [1.5, 2.0, 2.5]]
     assert state['optimizer']['state'][0]['exp_avg'].dtype == torch.bfloat16
     assert state['model']['0.weight'] is state['model']['tied']
+    assert same(load(GOLDEN/'format_1_records.safetensors'), records())
 
 
-@pytest.mark.parametrize('name', ['everything', 'training'])
+def records(): return dict(lr=[i/7 for i in range(70)], n=[i - 2**62 for i in range(70)], short=[.5, math.inf])
+
+
+@pytest.mark.parametrize('name', ['everything', 'training', 'records'])
 def test_golden_files_verify_and_are_small(name):
     path = GOLDEN/f'format_1_{name}.safetensors'
     assert verify(path) == inspect(path).sha256

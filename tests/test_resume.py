@@ -1,4 +1,5 @@
 "Going on from a checkpoint: the same to the bit, from every batch, however often; what differs is refused by name."
+import math
 import os
 import signal
 import subprocess
@@ -9,14 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.optim import lr_scheduler as S
 from torch.utils.data import DataLoader, TensorDataset
 
-from miniai import Callback, DataLoaders, accuracy
+from miniai import ActivationStats, Callback, DataLoaders, RecorderCB, accuracy
+from miniai.callbacks import run_state
 from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.metrics import Mean
 from miniai.callbacks.run_state import ResumeError
-from miniai.checkpoint import FolderInUseError, verify
+from miniai.checkpoint import FolderInUseError, SaveError, disk, saving, verify
 from miniai.learner import CancelFitException
-from miniai.optim import Lion
+from miniai.optim import AdamW, Lion
 from resuming import Noisy, Quiet, StopCB, digest, net, run
 from small import learner
 
@@ -123,6 +128,110 @@ def test_another_model_data_or_optimizer_is_refused_with_both_values(tmp_path):
         other.fit(2, resume=True)
 
 
+class Shaped(nn.Sequential): "The same weights, by another class."
+
+
+@pytest.mark.parametrize(('change', 'says'), [
+    (lambda learn, mp: setattr(learn, 'model', nn.Sequential(*learn.model, nn.Linear(3, 3))),
+     "module 6 was nothing in the checkpoint and is 'Linear' here"),
+    (lambda learn, mp: learn.model.__setitem__(2, nn.GELU()), "module 2 was 'ReLU' in the checkpoint and is 'GELU'"),
+    (lambda learn, mp: setattr(learn, 'model', Shaped(*learn.model)), "module was 'Sequential' .* and is 'Shaped'"),
+    (lambda learn, mp: learn.model.double(), "model 0.weight was .*float32' .* and is .*float64'"),
+    (lambda learn, mp: setattr(learn, 'dls', DataLoaders.from_arrays(Noisy(44).x, Noisy(44).y, valid=.2, bs=5, seed=3)),
+     'training data: samples was 32 in the checkpoint and is 35 here'),
+    (lambda learn, mp: setattr(learn.dls.train, 'bs', 6), 'training data: batches was 7 .* and is 6 here'),
+    (lambda learn, mp: setattr(learn.dls.train, 'shuffle', False), 'training data: order was True .* and is False'),
+    (lambda learn, mp: learn.cbs.remove(learn.cbs[2]), r"schedules was \['OneCycleLR'\] .* and is \[\] here"),
+    (lambda learn, mp: setattr(learn.cbs[2], 'sched', lambda o: torch.optim.lr_scheduler.StepLR(o, 5)),
+     r"schedules was \['OneCycleLR'\] .* and is \['StepLR'\] here"),
+    (lambda learn, mp: setattr(learn, 'opt_func', partial(AdamW, ema=.9, state='bf16', wd=.3)),
+     'group 0: weight_decay was 0.01 .* and is 0.3 here'),
+    (lambda learn, mp: mp.setattr(torch, '__version__', '1.0'), "torch was '.*' .* and is '1.0' here"),
+    (lambda learn, mp: mp.setattr(run_state, '_version', lambda package: '9'), "miniai was '.*' .* and is '9' here"),
+    (lambda learn, mp: mp.setattr(torch, 'get_num_threads', lambda: 99), 'threads was .* and is 99 here'),
+    (lambda learn, mp: setattr(learn.cbs[5].crop, 'generator', None),
+     r'generators of callbacks was \[5056\] .* and is \[\] here'),
+    (lambda learn, mp: learn.cbs.append(RecorderCB(x=lambda cb: 1.)),
+     r"records of RecorderCB 2 was nothing .* is \['x'\]"),
+    (lambda learn, mp: setattr(learn.cbs[1], 'd', dict(mom=lambda cb: 1.)),
+     r"records of RecorderCB 1 was \['lr'\] .* is \['mom'\]"),
+    (lambda learn, mp: learn.cbs[0].all_metrics.update(f1=Mean()),
+     r"records of Quiet 1 was \['accuracy', 'loss'\] .* is \['accuracy', 'f1', 'loss'\]")])
+def test_what_differs_is_refused_with_both_values_before_anything_is_put_back(change, says, one_run, monkeypatch):
+    learn = run(one_run)
+    change(learn, monkeypatch)
+    before = digest_of(learn.model)
+    with pytest.raises(ResumeError, match=says): learn.fit(2, resume=True)
+    assert digest_of(learn.model) == before
+
+
+def digest_of(model): return [x.tolist() for x in model.state_dict().values()]
+
+
+@pytest.fixture(scope='module')
+def one_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    interrupted(folder, 0, 2)
+    return folder
+
+
+@pytest.mark.parametrize(('saved', 'says'), [
+    (dict(cuda=[torch.zeros(16, dtype=torch.uint8)]), 'random state: CUDA generators was 1 .* and is 0 here'),
+    (dict(numpy=['PCG64', {}]), "random state: numpy's generator was 'PCG64' .* and is 'MT19937' here"),
+    (dict(python=[2, torch.zeros(1), None]), "random state: version of Python's generator was 2 .* and is 3 here")])
+def test_a_random_state_of_another_kind_is_refused_with_both(saved, says, one_run, monkeypatch):
+    learn, cb = run(one_run), None
+    cb = next(cb for cb in learn.cbs if isinstance(cb, CheckpointCB))
+    def opened(real=cb.open):
+        state = real()
+        state['random'] |= saved
+        return state
+    cb.open = opened
+    with pytest.raises(ResumeError, match=says): learn.fit(2, resume=True)
+
+
+SCHEDULES = dict(
+    restarts=lambda o: S.CosineAnnealingWarmRestarts(o, 3), cyclic=lambda o: S.CyclicLR(o, 1e-4, 1e-2, 4,
+                                                                                        cycle_momentum=False),
+    milestones=lambda o: S.MultiStepLR(o, [2, 5]), lambdas=lambda o: S.LambdaLR(o, lambda i: 1/(i + 1)),
+    chained=lambda o: S.ChainedScheduler([S.ConstantLR(o, .5, 2), S.ExponentialLR(o, .9)]),
+    sequence=lambda o: S.SequentialLR(o, [S.LinearLR(o, .1, 1, 3), S.CosineAnnealingLR(o, 10)], [3]))
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+@pytest.mark.filterwarnings('ignore:.*lr_scheduler.step:UserWarning', 'ignore:.*epoch parameter:UserWarning')
+def test_a_run_goes_on_exactly_with_any_schedule(name, tmp_path):
+    def learn(folder, cbs=()):
+        out = run(folder, cbs=cbs)
+        out.cbs[2].sched = SCHEDULES[name]
+        return out
+    want = learn(tmp_path/'whole')
+    want.fit(2)
+    with pytest.raises(RuntimeError, match='stopped'): learn(tmp_path/'run', [StopCB(1, 2)]).fit(2)
+    again = learn(tmp_path/'run')
+    again.fit(2, resume=True)
+    assert digest(again) == digest(want)
+
+
+def test_schedules_inside_another_are_compared_too(tmp_path):
+    def learn(gamma, cbs=()):
+        out = run(tmp_path, cbs=cbs)
+        out.cbs[2].sched = lambda o: S.ChainedScheduler([S.ConstantLR(o, .5, 2), S.ExponentialLR(o, gamma)])
+        return out
+    with pytest.raises(RuntimeError, match='stopped'): learn(.9, [StopCB(0, 2)]).fit(2)
+    with pytest.raises(ResumeError, match=r'schedule 0: _schedulers was .*0\.9.* and is .*0\.8'):
+        learn(.8).fit(2, resume=True)
+
+
+def test_statistics_of_other_modules_are_refused(tmp_path):
+    def stats(kind): return ActivationStats(lambda m: isinstance(m, kind))
+    with pytest.raises(RuntimeError, match='stopped'):
+        run(tmp_path, cbs=[stats(nn.Conv2d), StopCB(0, 2)]).fit(2)
+    says = 'ActivationStats 1 takes back no such records: statistics of 1 modules were saved, and here are 2'
+    with pytest.raises(ResumeError, match=says):
+        run(tmp_path, cbs=[stats((nn.Conv2d, nn.Linear))]).fit(2, resume=True)
+
+
 def test_a_new_run_in_a_folder_of_another_is_refused_as_is_a_second_one_at_once(tmp_path):
     interrupted(tmp_path, 0, 2)
     with pytest.raises(ResumeError, match=r'holds 3 checkpoint\(s\) of an earlier run, such as'): run(tmp_path).fit(2)
@@ -192,6 +301,93 @@ def test_a_metric_that_cannot_tell_its_state_is_named(tmp_path):
         def compute(self): return 0.
     with pytest.raises(TypeError, match="metric 'mute', a Mute, has no state_dict and load_state_dict"):
         run(tmp_path, cbs=[Quiet(mute=Mute())]).fit(1)
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_in_the_background_as_many_stay(background, tmp_path):
+    run(tmp_path, keep=2, background=background).fit(2)
+    assert sorted(p.name for p in tmp_path.glob('*.safetensors')) == [f'checkpoint-{at}.safetensors' for at in LAST]
+
+
+# Beside training
+
+class FailFrom:
+    "A disk that is full from one training batch on."
+    order = -1
+    def __init__(self, monkeypatch, epoch, batch): self.monkeypatch, self.at = monkeypatch, (epoch, batch)
+    def before_batch(self, learn):
+        if learn.training and (learn.epoch, learn.iter) == self.at: self.monkeypatch.setattr(disk, 'write', no_space)
+
+
+def no_space(fd, data): raise OSError(28, 'No space left on device')
+
+
+class Beat:
+    "Says which batches began, and lets the save beside them end before the next."
+    def __init__(self): self.began = []
+    def before_batch(self, learn): self.began.append((learn.epoch, learn.training, learn.iter))
+    def after_batch(self, learn):
+        until = time.monotonic() + 20
+        while any(not p.done() for p in saving._pending.values()) and time.monotonic() < until: time.sleep(.002)
+
+
+@pytest.mark.parametrize(('epoch', 'batch', 'batches', 'last'), [
+    (0, 5, 3, (0, True, 6)), (1, 1, 2, (1, True, 2)), (0, 6, 1, (0, False, 0))])
+def test_a_failure_beside_training_is_raised_by_the_next_batch(epoch, batch, batches, last, tmp_path, monkeypatch):
+    beat = Beat()
+    beat.order = math.inf  # after the CheckpointCB
+    learn = run(tmp_path, cbs=[FailFrom(monkeypatch, epoch, batch), beat], batches=batches, background=True)
+    with pytest.raises(SaveError, match='No space left') as e: learn.fit(2)
+    assert 'raised by callback CheckpointCB in event after_batch' in e.value.__notes__
+    monkeypatch.undo()
+    assert beat.began[-1] == last
+    assert not list(tmp_path.glob('.*.part'))
+    for p in tmp_path.glob('*.safetensors'): verify(p)
+    want = run()
+    want.fit(2)
+    assert digest(resumed(tmp_path, background=True)) == digest(want)  # the folder is free, the old one whole
+
+
+def test_a_failure_of_the_last_save_is_raised_at_the_end(tmp_path, monkeypatch):
+    learn = run(tmp_path, cbs=[FailFrom(monkeypatch, 0, 0)], batches=None, background=True)
+    with pytest.raises(SaveError, match='No space left'): learn.fit(1)
+    assert [p.name for p in tmp_path.iterdir()] == ['.miniai.lock']
+
+
+@pytest.mark.parametrize('opt_func', [partial(torch.optim.Adam, amsgrad=True), AdamW])
+def test_memory_for_saves_beside_training_is_taken_once_before_the_first(opt_func, tmp_path, monkeypatch):
+    taken, real = [], saving._Arena.copies
+    monkeypatch.setattr(saving._Arena, 'copies', lambda arena, c: taken.append(len(arena._memory)) or real(arena, c))
+    learn = learner([CheckpointCB(tmp_path, batches=3, background=True)], opt_func=opt_func)
+    learn.fit(8)
+    assert len(taken) > 3
+    assert len(set(taken)) == 1
+    assert taken[0] > 0
+
+
+FULL = f"""
+import sys; sys.path.insert(0, {str(HERE)!r})
+import torch
+from miniai.checkpoint import disk, saving
+from resuming import *
+class Full(Callback):
+    def before_batch(self, learn):
+        if not learn.training or learn.iter != 3: return
+        for p in list(saving._pending.values()): p.wait()
+        disk.write = no_space
+def no_space(fd, data): raise OSError(28, 'No space left on device')
+run(sys.argv[1], cbs=[Full()], background=True).fit(2)
+"""
+
+
+def test_a_process_whose_disk_is_full_exits_with_1_says_so_once_and_frees_the_folder(tmp_path):
+    child = subprocess.run([sys.executable, '-W', 'ignore', '-c', FULL, str(tmp_path)], capture_output=True, text=True)
+    assert child.returncode == 1
+    assert child.stderr.count('miniai.checkpoint.errors.SaveError') == 1
+    assert 'miniai: error' not in child.stderr
+    assert [p.name for p in sorted(tmp_path.iterdir())][1:] == [f'checkpoint-00000-1-0000000{i}.safetensors'
+                                                                for i in (1, 2, 3)]
+    resumed(tmp_path)
 
 
 # Signals

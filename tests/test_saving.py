@@ -1,5 +1,7 @@
 "Checkpoints as their users meet them: what is saved comes back bit for bit, now or beside the caller."
 import json
+import math
+import struct
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
@@ -62,6 +65,34 @@ def test_a_dense_layout_takes_no_more_room_than_its_elements(path):
     t = torch.zeros(8, 16, 32, 32).contiguous(memory_format=torch.channels_last)
     save(path, t)
     assert t.nbytes < path.stat().st_size < t.nbytes + 1000
+
+
+ints = st.integers(-2**63, 2**63 - 1)
+
+
+@given(st.one_of(*(st.lists(x, min_size=60, max_size=70) for x in (
+    st.floats(), ints, st.integers(), st.one_of(st.floats(), ints), st.one_of(st.booleans(), ints)))))
+@settings(max_examples=100, **LAX)
+def test_a_long_list_of_numbers_comes_back_bit_for_bit_with_its_types(path, xs):
+    state = dict(a=xs, b=[xs, tuple(xs)], c=xs)
+    assert same(back(path, state), state)
+    assert verify(path)
+
+
+def test_long_lists_at_the_edges_come_back_bit_for_bit(path):
+    nans = [struct.unpack('>d', bytes.fromhex(h))[0] for h in ('7ff8000000000001', 'fff8000000000000')]
+    floats, ints = [*nans, math.inf, -math.inf, -0.0, 5e-324]*20, [2**63 - 1, -2**63, 0]*30
+    for state in (floats, ints, [*ints, 2**63], [*ints, True], [*floats, 1], floats[:63], ints[:63]):
+        assert same(back(path, state), state)
+
+
+def test_a_long_list_of_numbers_lies_as_a_tensor_under_its_path_and_a_short_one_as_text(path):
+    save(path, dict(recs=dict(lr=[i/7 for i in range(64)], n=list(range(64)), short=[0.5]*63)))
+    with safe_open(str(path), 'pt') as f:
+        assert torch.equal(f.get_tensor('recs/lr'), torch.arange(64, dtype=torch.float64)/7)
+        assert torch.equal(f.get_tensor('recs/n'), torch.arange(64))
+        assert json.loads(f.metadata()['state'])['recs'] == dict(lr={'$floats': 'recs/lr'}, n={'$ints': 'recs/n'},
+                                                                 short=[0.5]*63)
 
 
 def test_tied_weights_are_written_once_and_tied_again(path):
@@ -187,7 +218,7 @@ def test_a_state_that_contains_itself_is_a_type_error(path):
 
 def test_a_header_beyond_what_safetensors_reads_is_refused_with_advice(path, monkeypatch):
     monkeypatch.setattr('miniai.checkpoint.header.LONGEST', 10_000)
-    with pytest.raises(ValueError, match='give long lists as tensors'): save(path, list(range(5000)))
+    with pytest.raises(ValueError, match='give long lists as tensors'): save(path, ['x']*5000)
 
 
 def test_a_folder_that_is_not_there_is_a_save_error_with_path_bytes_and_cause(tmp_path):
@@ -263,6 +294,15 @@ def test_memory_reserved_for_a_state_is_the_memory_that_its_copy_goes_to(path):
         saver.save(path, everything())
         assert saver._arena._memory is taken
     assert same(load(path), everything())
+
+
+def test_memory_once_taken_is_enough_for_a_state_that_grows_a_little(path):
+    with Saver() as saver:
+        for n in (1_000_000, 1_050_000, 1_000_000):
+            saver.save(path, torch.zeros(n))
+            saver.wait()
+            if n == 1_000_000: first = saver._arena._memory
+        assert saver._arena._memory is first
 
 
 def test_a_saver_can_save_at_once(path):

@@ -1,4 +1,6 @@
 "Hooks for the length of a fit, and statistics of activations, against numpy."
+from itertools import chain
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -204,6 +206,22 @@ def test_every_third_batch_is_recorded_where_asked_for():
     hooked(cb)
     assert len(cb.hooks[0].stats[0]) == 2  # of 4 batches: the first and the fourth
     with pytest.raises(ValueError, match=r'every.*must be 1 or more, got 0'): ActivationStats(relu, every=0)
+
+
+def test_records_go_on_from_a_state_as_a_tensor_a_figure_and_from_the_lists_of_earlier_files():
+    stats = ActivationStats(lambda m: isinstance(m, nn.ReLU), gradients=True)
+    learn = learner([stats])
+    learn.fit(2)
+    saved, hook = stats.state_dict(), stats.hooks[0]
+    assert [x.shape for x in saved['hooks'][0]['stats']] == [(8,), (8,), (8, 40)]
+    want = [[x.clone() for x in figures] for figures in (*hook.stats, *hook.gradient_stats)]
+    lists = dict(hooks=[{nm: tuple(map(list, getattr(hook, nm))) for nm in ('stats', 'gradient_stats')}])
+    for state in (saved, lists):
+        learn.fit(1)
+        stats.load_state_dict(state)
+        got = [*stats.hooks[0].stats, *stats.hooks[0].gradient_stats]
+        assert all(map(torch.equal, chain(*got), chain(*want)))
+        assert all(type(figures) is list for figures in got)
 
 
 def test_gradients_are_those_that_reach_each_layers_output():

@@ -13,10 +13,12 @@ from miniai.data.position import FromBatch, why_not_exact
 from miniai.events import Callback
 
 from .lr_finder import LRFinderCB
+from .metrics import direction
 from .run_state import (
     ResumeError,
-    check_fingerprint,
+    check_same,
     fingerprint,
+    first_fingerprint,
     restore_records,
     restore_run,
     run_state,
@@ -38,8 +40,8 @@ class CheckpointCB(Callback):
     `learn.fit(n, resume=True)` goes on from the newest whole checkpoint, to the bit, from whatever batch it was.
     SIGTERM and SIGINT finish the batch, save, and leave with 143 or 130, in a notebook by KeyboardInterrupt; a second
     one leaves at once. With `background` a checkpoint is written beside training: it holds the state as of the
-    request, and a failure surfaces at the next one or at the end. Another run in the same folder is refused. A fit that
-    looks for a rate, or only validates, saves nothing."""
+    request, and a failure is raised by the next batch or at the end. Another run in the same folder is refused. A fit
+    that looks for a rate, or only validates, saves nothing."""
     order = math.inf
     def __init__(self, folder: str | Path, batches: int | None = None, epochs: int | None = 1,
                  minutes: float | None = None, keep: int = 2, best: str | None = None, background: bool = False,
@@ -63,8 +65,10 @@ class CheckpointCB(Callback):
         self._start_folder()
         self._saver, self._since, self._due = Saver(), 0, self._next_time()
         self._interrupted, self._watch, self.active = False, SignalWatch(self.signals), True
-        if self.state is None: return self._start_afresh(learn)
-        check_fingerprint(self.state['fingerprint'], fingerprint(learn))
+        self._reserved, self._first = not self.background, first_fingerprint(learn)
+        self._check_exact(learn)
+        if self.state is None: return self._check_empty()
+        check_same(learn, self.state)
         restore_run(learn, self.state)
         restore_records(learn, self.state)
 
@@ -74,12 +78,15 @@ class CheckpointCB(Callback):
         self._lock.__enter__()
         remove_stale(self.folder)
 
-    def _start_afresh(self, learn: Any) -> None:
+    def _check_exact(self, learn: Any) -> None:
+        why = why_not_exact(learn.dls.train)
+        if why and learn.first_batch: raise ResumeError(f"the run cannot go on exactly from within an epoch: {why}")
+        if why: warnings.warn(f"CheckpointCB: a run stopped within an epoch cannot go on exactly: {why}", stacklevel=2)
+
+    def _check_empty(self) -> None:
         there = sorted(self.folder.glob(_PATTERN))
         if there: raise ResumeError(f"{self.folder} holds {len(there)} checkpoint(s) of an earlier run, such as "
                                     f"{there[-1].name}: go on from it with fit(…, resume=True), or save elsewhere")
-        why = why_not_exact(learn.dls.train)
-        if why: warnings.warn(f"CheckpointCB: a run stopped within an epoch cannot go on exactly: {why}", stacklevel=2)
 
     def _next_time(self) -> float: return time.monotonic() + 60*self.minutes if self.minutes else math.inf
 
@@ -93,7 +100,9 @@ class CheckpointCB(Callback):
     # When to save
 
     def after_batch(self, learn: Any) -> None:
-        if not self.active or learn.skip_update: return
+        if not self.active: return
+        self._saver.done()  # raises what went wrong beside training
+        if learn.skip_update: return
         if learn.training: return self._after_training_batch(learn)
         self._interrupted = self._watch.signal is not None
         self._leave_if_asked()
@@ -102,7 +111,13 @@ class CheckpointCB(Callback):
         self._since += 1
         due = (self.batches and self._since >= self.batches) or time.monotonic() >= self._due
         if due or self._watch.signal: self.save(learn, 'train', learn.epoch, learn.iter + 1)
+        elif not self._reserved: self._reserve(learn)
         self._leave_if_asked()
+
+    def _reserve(self, learn: Any) -> None:
+        "Take a background save's memory after the first batch, when the optimizer has its state, before a save is due."
+        self._saver.reserve(run_state(learn))
+        self._reserved = True
 
     def after_epoch(self, learn: Any) -> None:
         if not self.active: return
@@ -128,7 +143,7 @@ class CheckpointCB(Callback):
         if self._watch.signal: raise self._watch.leaving()
 
     def _is_best(self, learn: Any) -> bool:
-        name, sign = self.best.removeprefix('-'), -1 if self.best.startswith('-') else 1
+        name, sign = direction(self.best)
         rows = [r for r in learn.history if r['phase'] == 'eval'] or learn.history
         if rows and name in rows[-1]: return sign*rows[-1][name] >= max(sign*r[name] for r in rows)
         raise ValueError(f"CheckpointCB: there is no figure {name!r} to be best at; there are "
@@ -139,11 +154,14 @@ class CheckpointCB(Callback):
         position = dict(phase=phase, epoch=epoch, batch=batch, n_epochs=learn.n_epochs)
         path = self.folder/f'checkpoint-{epoch:05}-{_PHASES[phase]}-{batch:08}.safetensors'
         with weights_in_place(learn.opt):
-            state = dict(position=position, fingerprint=fingerprint(learn), begun=self._begun if batch else None,
-                         **(run_state(learn) | (now or {})))
+            state = dict(position=position, fingerprint=fingerprint(learn) | self._first,
+                         begun=self._begun if batch else None, **(run_state(learn) | (now or {})))
             self._saver.save(path, state, background=self.background)
-            if best: self._saver.save(self.folder/'best.safetensors', state)
-        self._since, self._due = 0, self._next_time()
+            if best: self._saver.save(self.folder/'best.safetensors', state, background=self.background)
+        self._since, self._due, self._reserved = 0, self._next_time(), True
+        self._remove_old()
+
+    def _remove_old(self) -> None:
         for old in sorted(self.folder.glob(_PATTERN))[:-self.keep]: old.unlink(missing_ok=True)
 
     # Where it ends
@@ -151,7 +169,9 @@ class CheckpointCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         if not self.active: return
         self.active, self.state = False, None
-        try: self._saver.wait()
+        try:
+            self._saver.wait()
+            self._remove_old()
         finally:
             self._watch.close()
             self._lock.__exit__(None, None, None)
@@ -178,13 +198,7 @@ def resumed(learn: Any, n_epochs: int) -> range:
     at = state['position']
     if n_epochs < at['epoch']:
         raise ResumeError(f"the run in {cbs[0].folder} has done {at['epoch']} epochs, and {n_epochs} were asked for")
-    if at['batch']: _check_exact(learn)
     begun, now = ((s['random'], s['loaders'][0]) for s in (state['begun'] or state, state))
     learn.rest = lambda dl: FromBatch(dl, at['batch'], begun, now)
     learn.first_batch, learn.trained = at['batch'], at['phase'] == 'valid'
     return range(at['epoch'], n_epochs)
-
-
-def _check_exact(learn: Any) -> None:
-    why = why_not_exact(learn.dls.train)
-    if why: raise ResumeError(f"the run cannot go on exactly from within an epoch: {why}")

@@ -3,6 +3,8 @@ from typing import Any
 
 from miniai.events import Callback, CancelFitException
 
+from .metrics import direction
+
 __all__ = ['EarlyStoppingCB']
 
 
@@ -20,7 +22,7 @@ class EarlyStoppingCB(Callback):
 
     def after_epoch(self, learn: Any) -> None:
         if learn.training: return
-        name, sign = self.metric.removeprefix('-'), -1 if self.metric.startswith('-') else 1
+        name, sign = direction(self.metric)
         row = learn.history[-1] if learn.history else {}
         if name not in row:
             raise ValueError(f"EarlyStoppingCB: validation has no figure {name!r}; it has {sorted(row)}: add "

@@ -13,7 +13,12 @@ from miniai.readings import is_number, number
 
 from .train import checked, n_inputs
 
-__all__ = ['Mean', 'FunctionMetric', 'MetricsCB']
+__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'direction']
+
+
+def direction(metric: str) -> tuple[str, int]:
+    "A figure's name and the sign that makes more of it better: 'accuracy' is better upwards, '-loss' downwards."
+    return metric.removeprefix('-'), -1 if metric.startswith('-') else 1
 
 
 class Mean:

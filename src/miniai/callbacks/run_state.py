@@ -1,6 +1,7 @@
 """What a run is made of, as a tree of values and tensors, and back: model, optimizer, schedules, records, random
 states; and what must be the same for a run to go on. Knows what a Learner keeps, no files."""
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -8,13 +9,12 @@ import torch
 from torch import nn
 
 from miniai.data.position import describe_loader, loader_state, set_loader_state
-from miniai.randomness import generators_of, random_states, set_random_states
+from miniai.randomness import describe_states, generators_of, random_states, set_random_states
 
 __all__ = ['ResumeError', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
-           'check_fingerprint']
+           'first_fingerprint', 'check_same']
 
-_MOVING = {'last_epoch', '_step_count', '_last_lr', '_get_lr_called_within_step', '_schedulers', '_is_initial'}
-_PLAIN = (int, float, str, list)
+_version = lru_cache(version)  # which reads a file each time
 
 
 class ResumeError(ValueError): "A run cannot go on from a checkpoint: they differ, and the message says in what."
@@ -22,10 +22,11 @@ class ResumeError(ValueError): "A run cannot go on from a checkpoint: they diffe
 
 def run_state(learn: Any) -> dict[str, Any]:
     "Everything that a later step depends on. Tensors are the run's own, not copies."
+    model = dict(learn.model.state_dict())
     return dict(
-        model=dict(learn.model.state_dict()), unsaved=_unsaved_buffers(learn.model), grads=_gradients(learn.model),
-        opt=learn.opt.state_dict(), skipped=getattr(learn.opt, 'skipped', None), history=learn.history,
-        records=_records(learn), **state_now(learn))
+        model=model, unsaved={nm: x for nm, x in learn.model.named_buffers() if nm not in model},
+        grads=_gradients(learn.model), opt=learn.opt.state_dict(), skipped=getattr(learn.opt, 'skipped', None),
+        history=learn.history, records=_records(learn), **state_now(learn))
 
 
 def state_now(learn: Any) -> dict[str, Any]:
@@ -40,11 +41,6 @@ def _generators(learn: Any) -> list: return [(cb, g) for cb in learn.cbs for _, 
 
 def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {nm: p.grad for nm, p in model.named_parameters() if p.grad is not None}
-
-
-def _unsaved_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
-    saved = model.state_dict()
-    return {nm: x for nm, x in model.named_buffers() if nm not in saved}
 
 
 def _keepers(learn: Any) -> Iterator[tuple[str, Any]]:
@@ -88,40 +84,79 @@ def _load_in_place(opt: Any, state: dict[str, Any]) -> None:
 
 
 def restore_records(learn: Any, state: dict[str, Any]) -> None:
-    "Give callbacks back what they had recorded. ResumeError where other callbacks are there."
-    here, saved = dict(_keepers(learn)), state['records']
-    if set(here) != set(saved): raise _differ('callbacks with records', sorted(saved), sorted(here))
-    for nm, cb in here.items(): cb.load_state_dict(saved[nm])
+    "Give callbacks back what they had recorded. ResumeError where one cannot take it."
+    for nm, cb in _keepers(learn):
+        try: cb.load_state_dict(state['records'][nm])
+        except ValueError as e: raise ResumeError(f"the run cannot go on: {nm} takes back no such records: {e}") from e
 
 
-def _differ(what: str, saved: Any, here: Any) -> ResumeError:
-    return ResumeError(f"the run cannot go on: {what} was {saved!r} in the checkpoint and is {here!r} here")
-
+# What must be the same
 
 def fingerprint(learn: Any) -> dict[str, Any]:
-    "What must be the same for a run to go on, as plain values by name."
-    model = {nm: f"{tuple(x.shape)} {str(x.dtype)[6:]}" for nm, x in learn.model.state_dict().items()}
-    return {'miniai': version('miniai-torch'), 'torch': str(torch.__version__), 'device': _device(learn.model),
+    "What of library, model and data must be the same for a run to go on, as plain values by name."
+    return {'miniai': _version('miniai-torch'), 'torch': str(torch.__version__), 'device': _device(learn.model),
             'threads': torch.get_num_threads(), 'optimizer': type(learn.opt).__name__,
-            'groups': [len(g['params']) for g in learn.opt.param_groups],
-            **{f'model {nm}': shape for nm, shape in model.items()},
+            'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
+            'model': {nm: f"{tuple(x.shape)} {str(x.dtype)[6:]}" for nm, x in learn.model.state_dict().items()},
             **{f'training data: {k}': v for k, v in describe_loader(learn.dls.train).items()},
-            **{f'validation data: {k}': v for k, v in describe_loader(learn.dls.valid).items()},
-            **_schedules(learn), 'generators of callbacks': len(_generators(learn))}
+            **{f'validation data: {k}': v for k, v in describe_loader(learn.dls.valid).items()}}
 
 
 def _device(model: nn.Module) -> str: return next((p.device.type for p in model.parameters()), 'cpu')
 
 
-def _schedules(learn: Any) -> dict[str, Any]:
-    out = {}
-    for i, s in enumerate(cb.schedo for cb in learn.cbs if getattr(cb, 'schedo', None) is not None):
-        fixed = {k: v for k, v in s.state_dict().items() if k not in _MOVING and isinstance(v, _PLAIN)}
-        out |= {f'schedule {i}': type(s).__name__} | {f'schedule {i}: {k}': v for k, v in fixed.items()}
-    return out
+def first_fingerprint(learn: Any) -> dict[str, Any]:
+    """What of hyperparameters, schedules and records must be the same, as a fit begins: later they have moved, and two
+    that are the same no longer look it."""
+    schedules = [cb.schedo for cb in learn.cbs if getattr(cb, 'schedo', None) is not None]
+    return {'schedules': [type(s).__name__ for s in schedules],
+            **{f'schedule {i}:': _schedule(s) for i, s in enumerate(schedules)},
+            **{f'group {i}:': _group(learn, g) for i, g in enumerate(learn.opt.param_groups)},
+            **{f'records of {nm}': sorted(cb.state_dict(), key=str) for nm, cb in _keepers(learn)}}
 
 
-def check_fingerprint(saved: dict[str, Any], here: dict[str, Any]) -> None:
-    "ResumeError for the first thing that differs, with both values."
-    for k in [*saved, *(k for k in here if k not in saved)]:
-        if saved.get(k) != here.get(k): raise _differ(k, saved.get(k), here.get(k))
+def _group(learn: Any, group: dict) -> dict[str, Any]:
+    "An optimizer that stays from fit to fit, without an `opt_func`, may have been moved by an earlier one."
+    hypers = {k: _plain(x) for k, x in group.items() if k != 'params'} if learn.opt_func else {}
+    return {'parameters': len(group['params'])} | hypers
+
+
+def _schedule(s: Any) -> dict[str, Any]:
+    fixed = {k: _plain(x) for k, x in s.state_dict().items()}
+    return {k: fixed[k] for k in sorted(fixed, key=lambda k: k.startswith('_'))}
+
+
+def _plain(x: Any) -> Any:
+    "What can be compared of a schedule's state: functions and objects by the names of their kinds."
+    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, list | tuple): return [_plain(y) for y in x]
+    return x if isinstance(x, int | float | str | None) else type(x).__name__
+
+
+def check_same(learn: Any, state: dict[str, Any]) -> None:
+    "ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins; with both."
+    _check(state['fingerprint'], fingerprint(learn) | first_fingerprint(learn))
+    _check(_random_fingerprint(state), _random_fingerprint(state_now(learn)))
+
+
+def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
+    held = dict(callbacks=now['generators']) | {f'loader {i}': s['generators'] for i, s in enumerate(now['loaders'])}
+    return {'random state:': describe_states(now['random']),
+            'bytes of the generators of': {nm: [len(g) for g in gs] for nm, gs in held.items()}}
+
+
+def _check(saved: dict[str, Any], here: dict[str, Any]) -> None:
+    a, b = _flat(saved), _flat(here)
+    for k in dict.fromkeys([*b, *a]):
+        then, now = (repr(d[k]) if k in d else 'nothing' for d in (a, b))
+        if a.get(k) != b.get(k): raise _differ(k, then, now)
+
+
+def _flat(d: dict[str, Any]) -> dict[str, Any]:
+    "Nested names joined: one level of them."
+    inner = {k: x if isinstance(x, dict) else {'': x} for k, x in d.items()}
+    return {f'{k} {nm}'.strip(): x for k, xs in inner.items() for nm, x in xs.items()}
+
+
+def _differ(what: str, saved: str, here: str) -> ResumeError:
+    return ResumeError(f"the run cannot go on: {what} was {saved} in the checkpoint and is {here} here")

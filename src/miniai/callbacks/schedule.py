@@ -1,5 +1,7 @@
 "Schedules: PyTorch's schedulers stepped by batch or by epoch, checked against the length of the fit."
+from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from torch.optim import lr_scheduler
@@ -28,16 +30,22 @@ class BaseSchedCB(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         "Where the schedule stands."
-        return dict(schedule=self.schedo.state_dict())
+        return dict(schedule=_moving(self.schedo.state_dict()))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Go on from what `state_dict` gave."
-        self.schedo.load_state_dict(state['schedule'])
+        self.schedo.load_state_dict(deepcopy(state['schedule']))  # torch's CyclicLR takes parts out of it
 
     def _steps(self, learn: Any) -> int | None: return None
 
     def _step(self, learn: Any) -> None:
         if learn.training and not learn.skip_update: self.schedo.step()
+
+
+def _moving(x: Any) -> Any:
+    "A schedule's state without counters: milestones, which never move, and which no checkpoint can hold."
+    if isinstance(x, dict): return {k: _moving(v) for k, v in x.items() if not isinstance(v, Counter)}
+    return [_moving(y) for y in x] if isinstance(x, list) else x
 
 
 class BatchSchedCB(BaseSchedCB):

@@ -3,6 +3,8 @@ and statistics of activations with three pictures of them."""
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -85,7 +87,12 @@ class Blocks:
         return tuple(at.view_as(x).copy_(x) for at, x in zip(row.split(sizes), figures, strict=True))
 
 
-def _histograms(stats: tuple[list, list, list]) -> Tensor: return torch.stack(stats[2]).t().float().cpu()
+def _histograms(stats: tuple[list, list, list]) -> Tensor: return _stacked(stats[2]).t().float()
+
+
+def _stacked(figures: list[Tensor]) -> Tensor:
+    "Figures as one tensor on the CPU, read from each device at once; those of a run gone on with came from the CPU."
+    return torch.cat([torch.stack([*part]).cpu() for _, part in groupby(figures, attrgetter('device'))])
 
 
 def get_hist(h: Hook) -> Tensor:
@@ -96,6 +103,9 @@ def get_hist(h: Hook) -> Tensor:
 def get_min(h: Hook) -> Tensor:
     "The share of a hook's activations in the lowest bin, a value a batch: how dead the layer is."
     return _lowest(h.stats)
+
+
+def _columns(stats: tuple[list, list, list]) -> list: return [_stacked(figures) if figures else [] for figures in stats]
 
 
 def _lowest(stats: tuple[list, list, list]) -> Tensor:
@@ -131,12 +141,14 @@ class ActivationStats(HooksCallback):
 
     def state_dict(self) -> dict[str, Any]:
         "What the hooks have recorded so far."
-        return dict(hooks=[{nm: list(getattr(h, nm)) for nm in _RECORDS if hasattr(h, nm)} for h in self])
+        return dict(hooks=[{nm: _columns(getattr(h, nm)) for nm in _RECORDS if hasattr(h, nm)} for h in self])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave."
+        "Go on from what `state_dict` gave. ValueError where it is of another number of modules."
+        if len(state['hooks']) != len(self):
+            raise ValueError(f"statistics of {len(state['hooks'])} modules were saved, and here are {len(self)}")
         for h, records in zip(self, state['hooks'], strict=True):
-            for nm, lists in records.items(): setattr(h, nm, tuple(lists))
+            for nm, columns in records.items(): setattr(h, nm, tuple(map(list, columns)))
 
     def _recorded(self, of: str) -> list[tuple[list, list, list]]:
         name = dict(activations='stats', gradients='gradient_stats').get(of)
@@ -168,6 +180,6 @@ class ActivationStats(HooksCallback):
         recorded = self._recorded(of)
         axs = get_grid(2, nrows=1, figsize=figsize)[1]
         for ax, title, i in zip(axs.flat, ('Means', 'Stdevs'), (0, 1), strict=True):
-            for stats in recorded: ax.plot(torch.stack(stats[i]).cpu())
+            for stats in recorded: ax.plot(_stacked(stats[i]))
             ax.set_title(title)
         axs.flat[1].legend(range(len(recorded)))

@@ -1,4 +1,5 @@
 "A checkpoint in words: a table of what `inspect` says. Knows text."
+import re
 from typing import Any
 
 from .read import CheckpointInfo
@@ -11,9 +12,15 @@ def describe(info: CheckpointInfo) -> str:
     about = [('file', info.path), ('saved', info.saved), ('by', f'miniai {info.miniai}, torch {info.torch}'),
              ('format', info.version), ('size', size_in_words(info.size)), ('sha256', info.sha256)]
     values = [(k, _short(v)) for k, v in info.scalars.items()]
-    tensors = [(nm, t.dtype, _shape(t.shape), size_in_words(t.nbytes)) for nm, t in info.tensors.items()]
+    in_order = sorted(info.tensors.items(), key=lambda item: _by_number(item[0]))
+    tensors = [(nm, t.dtype, _shape(t.shape), size_in_words(t.nbytes)) for nm, t in in_order]
     head = [('tensor', 'dtype', 'shape', 'size')]
     return '\n\n'.join(_table(rows) for rows in (about, values, head + tensors if tensors else []) if rows)
+
+
+def _by_number(name: str) -> list[str | int]:
+    "What sorts model/10 after model/9."
+    return [int(s) if i % 2 else s for i, s in enumerate(re.split('([0-9]+)', name))]
 
 
 def _shape(shape: tuple[int, ...]) -> str: return ' x '.join(map(str, shape)) or '0-d'

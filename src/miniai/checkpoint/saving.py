@@ -78,9 +78,9 @@ class _Arena:
         return list(kept)
 
     def reserve(self, contents: _Contents) -> int:
-        "Have memory for these contents, touched already: the number of their bytes."
+        "Have memory for these contents and some growth, as of records, touched already: the number of their bytes."
         total = sum(contents.sizes)
-        if len(self._memory) < total: self._memory = torch.zeros(total, dtype=torch.uint8)
+        if len(self._memory) < total: self._memory = torch.zeros(total + total//16 + _PIECE//4, dtype=torch.uint8)
         return total
 
 

@@ -2,8 +2,8 @@
 
 What JSON has stands as it is. What it has not is an object of one key that starts with `$`: `$tuple`, `$dict`
 (pairs; for keys that are ints or start with `$`), `$ordered`, `$int` (beyond 64 bits, in hex), `$float` (nan and
-inf, by their bits), `$bytes` (base64), `$scalar` (numpy's: dtype and bytes), `$tensor` (the tensor's name). No tag
-names code."""
+inf, by their bits), `$bytes` (base64), `$scalar` (numpy's: dtype and bytes), `$tensor` (the tensor's name), `$floats`
+and `$ints` (a long list of nothing else, as a tensor by its name). No tag names code."""
 import base64
 import re
 import struct
@@ -14,13 +14,16 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
+from torch import from_numpy
 
 from .errors import Malformed
-from .geometry import Leaf, is_array, leaf_of
+from .geometry import Geometry, Leaf, is_array, leaf_of
 
 __all__ = ['flatten', 'unflatten', 'top_scalars']
 
 _DEEPEST = 50
+_LONG = 64  # numbers; from here on a list of them is shorter, and quicker, as a tensor than as text
+_NUMBERS = {'$floats': np.float64, '$ints': np.int64}
 _SCALARS = ('bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'float16', 'float32',
             'float64', 'complex64', 'complex128')
 
@@ -47,6 +50,10 @@ class _Flat:
     def items(self, xs: list | tuple, path: tuple) -> list:
         return [self.encode(x, (*path, i)) for i, x in enumerate(xs)]
 
+    def listed(self, xs: list, path: tuple) -> Any:
+        tag = _tag_of_numbers(xs) if len(xs) >= _LONG else None
+        return {tag: self.name_of(from_numpy(np.array(xs, _NUMBERS[tag])), path)} if tag else self.items(xs, path)
+
     def mapping(self, d: dict, path: tuple) -> dict:
         for k in d: _check_key(k, path)
         if all(type(k) is str and not k.startswith('$') for k in d):
@@ -65,6 +72,12 @@ class _Flat:
             self.known[key] = name = _free_name(path, self.leaves)
             self.leaves[name] = leaf
         return self.known[key]
+
+
+def _tag_of_numbers(xs: list) -> str | None:
+    kinds = set(map(type, xs))
+    if kinds == {float}: return '$floats'
+    return '$ints' if kinds == {int} and min(xs) >= -2**63 and max(xs) < 2**63 else None
 
 
 def _check_key(k: Any, path: tuple) -> None:
@@ -97,7 +110,7 @@ def _same(_: _Flat, x: Any, path: tuple) -> Any: return x
 
 
 _ENCODERS: dict[type, Callable] = {
-    type(None): _same, bool: _same, str: _same, int: _int, float: _float, bytes: _bytes, list: _Flat.items,
+    type(None): _same, bool: _same, str: _same, int: _int, float: _float, bytes: _bytes, list: _Flat.listed,
     dict: _Flat.mapping, tuple: lambda flat, x, path: {'$tuple': flat.items(x, path)},
     OrderedDict: lambda flat, x, path: {'$ordered': flat.pairs(x, path)}}
 
@@ -118,8 +131,9 @@ def _decode(x: Any, tensors: Mapping, seen: set, depth: int) -> Any:
     if not isinstance(x, dict): return x
     tag, value = next(iter(x.items()), ('', None))
     if not tag.startswith('$'): return {k: inner(y) for k, y in x.items()}
-    if len(x) > 1 or tag not in (*_DECODERS, '$tensor'):
+    if len(x) > 1 or tag not in (*_DECODERS, *_NUMBERS, '$tensor'):
         raise Malformed(f'the state holds {tag!r}, which means nothing')
+    if tag in _NUMBERS: return _numbers(value, tensors, seen, _NUMBERS[tag].__name__)
     return _tensor(value, tensors, seen) if tag == '$tensor' else _DECODERS[tag](value, inner)
 
 
@@ -128,6 +142,19 @@ def _tensor(name: Any, tensors: Mapping, seen: set) -> Any:
         raise Malformed(f'the state refers to {name!r}, a tensor that is not there')
     seen.add(name)
     return tensors[name]
+
+
+def _numbers(name: Any, tensors: Mapping, seen: set, dtype: str) -> Any:
+    "A tensor as the list that it was: one place for each, and no strides, so that a small file makes no long lists."
+    if isinstance(name, str) and name in seen: raise Malformed(f'the state takes {name!r} for a list twice')
+    x = _tensor(name, tensors, seen)
+    if isinstance(x, np.ndarray) or not _is_row(x if isinstance(x, Geometry) else leaf_of(x).geometry, dtype):
+        raise Malformed(f'the state takes {name!r} for a list of {dtype}, which it is not')
+    return x if isinstance(x, Geometry) else x.tolist()
+
+
+def _is_row(g: Geometry, dtype: str) -> bool:
+    return g.dtype == dtype and not g.numpy and len(g.shape) == 1 and g.is_contiguous
 
 
 def _list_of(x: Any) -> list:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from miniai.randomness import random_states, set_random_states
+from miniai.randomness import random_states, same_states, set_random_states
 
 __all__ = ['FromBatch', 'SeededSamples', 'describe_loader', 'length_of', 'loader_state', 'set_loader_state',
            'why_not_exact']
@@ -113,7 +113,8 @@ def why_not_exact(dl: Any) -> str:
     """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. A sample is drawn to see whether
     the dataset of workers draws random numbers."""
     if hasattr(dl, 'batches') or not isinstance(dl, DataLoader): return ''
-    if dl.batch_sampler is None or isinstance(dl.dataset, IterableDataset): return "its dataset makes batches of its own, or is a stream"
+    if dl.batch_sampler is None: return "its dataset makes batches of its own"
+    if isinstance(dl.dataset, IterableDataset): return "its dataset is a stream"
     if not dl.num_workers or isinstance(dl.dataset, SeededSamples) or not len(dl.dataset): return ''
     return _drawing_workers(dl) if _draws(dl.dataset) else ''
 
@@ -129,12 +130,7 @@ def _draws(dataset: Any) -> bool:
         dataset[0]
         after = random_states()
     finally: set_random_states(before)
-    return not (torch.equal(before['torch'], after['torch']) and _same(before['numpy'], after['numpy'])
-                and _same(before['python'], after['python']))
-
-
-def _same(a: list, b: list) -> bool:
-    return all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b, strict=True))
+    return not same_states(before, after)
 
 
 def describe_loader(dl: Any) -> dict[str, Any]:

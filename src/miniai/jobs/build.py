@@ -15,7 +15,7 @@ from miniai.layers import act_gr
 from miniai.optim import SGD, Adam, AdamW, Momentum, RMSProp
 from miniai.resnet import get_resnet
 
-from .config import ConfigError, JobConfig, TrainConfig
+from .config import ConfigError, JobConfig, TrainingConfig
 
 __all__ = ['OPTIMIZERS', 'build_device', 'build_data', 'build_model', 'rate_of', 'build_schedule']
 
@@ -61,12 +61,12 @@ def build_model(config: JobConfig) -> nn.Module:
     return model.apply(partial(init_weights, leaky=0.1))
 
 
-def rate_of(config: TrainConfig) -> float:
+def rate_of(config: TrainingConfig) -> float:
     "The configuration's learning rate; for 'auto' one that suits, the course's where it has one."
     return _LRS[config.optimizer][config.schedule] if config.lr == 'auto' else config.lr
 
 
-def build_schedule(config: TrainConfig, steps: int) -> Callable[[Any], Any]:
+def build_schedule(config: TrainingConfig, steps: int) -> Callable[[Any], Any]:
     "What BatchSchedCB takes: a function from an optimizer to a torch scheduler over `steps` batches."
     if config.schedule == 'constant': return partial(lr_scheduler.ConstantLR, factor=1.)
     if config.schedule == 'cosine': return partial(lr_scheduler.CosineAnnealingLR, T_max=steps)

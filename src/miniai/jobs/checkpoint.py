@@ -10,7 +10,7 @@ __all__ = ['VerifyConfig', 'ShowConfig', 'verify_files', 'show_file']
 
 @dataclass
 class VerifyConfig:
-    "Say of each file whether it is whole, as it was saved; exit with 1 if not."
+    "Say of each file whether it is whole, as it was saved. Exits with 1 if one is not."
     path: tuple[Path, ...]
     """The files."""
 
@@ -38,6 +38,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def show_file(config: ShowConfig) -> int:
-    "Print what is in the file; return 0. CheckpointError or OSError where it is no checkpoint."
-    print(describe(inspect(config.path)))
+    "Print what is in the file; return 0. CheckpointError where it is no checkpoint or cannot be read."
+    try: print(describe(inspect(config.path)))
+    except OSError as e: raise CheckpointError(config.path, e.strerror or str(e)) from e
     return 0

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Self, get_args, get_origin
 
-__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig']
+__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig',
+           'TrainingConfig']
 
 
 class ConfigError(ValueError):
@@ -38,8 +39,6 @@ class JobConfig:
     """How images lie in memory. auto: channels-last where convolutions are quicker so."""
     compile: bool = False
     """Compile the model, which takes seconds to minutes; where that fails, a warning says why."""
-    out: str = 'runs/{time}-{job}'
-    """The run folder, new or empty."""
 
     def __post_init__(self) -> None:
         for f in fields(self): _check_type(f.name, f.type, getattr(self, f.name))
@@ -64,24 +63,35 @@ class JobConfig:
 
 
 @dataclass(kw_only=True)
-class TrainConfig(JobConfig):
-    "Train a classifier of Fashion-MNIST; leave its weights, figures and pictures."
+class FolderConfig:
+    "What a job that leaves something can be told."
+    out: str = 'runs/{time}-{job}'
+    """The run folder, new or empty."""
+
+
+@dataclass(kw_only=True)
+class TrainingConfig(JobConfig):
+    "What a job that trains for epochs can be told."
     schedule: Literal['onecycle', 'cosine', 'constant'] = 'onecycle'
     """How the learning rate moves, batch by batch."""
     lr: float | Literal['auto'] = 'auto'
     """The learning rate, the highest one of a schedule. auto: one that suits optimizer and schedule."""
     epochs: int = 5
     """How often to go through the training images."""
-    resume: bool = False
-    """Go on with the run in --out, or with the last one, from its newest checkpoint and with its own options."""
-    profile: bool = False
-    """Say where the time went: a table at the end, and profile.json and profile.png in the run folder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs < 1: raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
         if self.lr != 'auto' and not 0 < self.lr < math.inf: raise ConfigError(f"lr must be above 0, got {self.lr}")
 
+
+@dataclass(kw_only=True)
+class TrainConfig(FolderConfig, TrainingConfig):
+    "Train a classifier of Fashion-MNIST; leave its weights, figures and pictures."
+    resume: bool = False
+    """Go on with the run in --out, or with the last one, from its newest checkpoint and with its own options."""
+    profile: bool = False
+    """Say where the time went: a table at the end, and profile.json and profile.png in the run folder."""
 
     def of_run(self, saved: Self) -> Self:
         """The options of a run that goes on: `saved`, with the number of epochs asked for. ConfigError for an option
@@ -95,8 +105,9 @@ class TrainConfig(JobConfig):
 
 
 @dataclass(kw_only=True)
-class ProveConfig(TrainConfig):
-    "Prove that a run can be resumed: kill one halfway, go on with it, compare its weights with one left alone."
+class ProveConfig(TrainingConfig):
+    """Prove that a run can be resumed: kill one halfway, go on with it, compare its weights and its optimizer's state
+    with those of one left alone, to the bit. Exits with 1 if they differ."""
     batches: int = 6
     """Training batches of each run."""
 
@@ -106,7 +117,7 @@ class ProveConfig(TrainConfig):
 
 
 @dataclass(kw_only=True)
-class LRFindConfig(JobConfig):
+class LRFindConfig(FolderConfig, JobConfig):
     "Raise the learning rate until the loss explodes; draw that, and suggest a rate."
 
 

@@ -18,14 +18,16 @@ from miniai.events import Callback, CancelFitException
 
 from .build import build_data, build_device, rate_of
 from .compute import settled
-from .config import ProveConfig
+from .config import ConfigError, ProveConfig
 from .train import learner_of
 
 __all__ = ['prove_resume']
 
 
 def prove_resume(config: ProveConfig) -> bool:
-    "Run the job: prints and returns whether the weights and the optimizer's state are the same to the bit."
+    """Run the job: prints and returns whether the weights and the optimizer's state are the same to the bit.
+    ConfigError where the epochs have fewer batches."""
+    _check_batches(config)
     config = settled(replace(config, lr=rate_of(config)), build_device(config))
     with TemporaryDirectory(prefix='miniai-prove-') as folder:
         file = Path(folder)/'config.toml'
@@ -33,13 +35,23 @@ def prove_resume(config: ProveConfig) -> bool:
         whole, killed = Path(folder)/'whole', Path(folder)/'killed'
         print(f'a run of {config.batches} batches …', flush=True)
         want = _child(file, whole, 'whole', 0)
-        print(f'the same, killed after {config.batches//2} …', flush=True)
+        print(f'the same, killed after batch {config.batches//2} …', flush=True)
         _child(file, killed, 'killed', -signal.SIGKILL)
         print('and gone on with …', flush=True)
         got = _child(file, killed, 'resumed', 0)
-    same = want == got
-    print(f"the weights are {'the same to the bit' if same else 'NOT the same'}: sha256 {want[:16]}… and {got[:16]}…")
-    return same
+    print(f'weights and optimizer state are {_compared(want, got)}')
+    return want == got
+
+
+def _check_batches(config: ProveConfig) -> None:
+    there = config.epochs*len(build_data(config).train)
+    if config.batches <= there: return
+    raise ConfigError(f"{config.epochs} epoch(s) of this set have {there} batches, and {config.batches} were asked for")
+
+
+def _compared(want: str, got: str) -> str:
+    if want == got: return f'the same to the bit: sha256 {want[:16]}… both times'
+    return f'NOT the same: sha256 {want[:16]}… left alone, {got[:16]}… gone on with'
 
 
 def _child(file: Path, folder: Path, part: str, code: int) -> str:

@@ -15,7 +15,7 @@ from miniai.sgd import BatchSchedCB, RecorderCB
 
 from .build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
 from .compute import build_computing, settled
-from .config import TrainConfig
+from .config import TrainConfig, TrainingConfig
 from .pictures import activations_figure, curves_figure, profile_figure
 from .run_folder import HistoryFileCB, RunFolder, as_json
 
@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> Learner:
     return learn
 
 
-def learner_of(config: TrainConfig, dls: Any, cbs: list) -> Learner:
+def learner_of(config: TrainingConfig, dls: Any, cbs: list) -> Learner:
     "The Learner that a settled configuration says, with `cbs`."
     schedule = build_schedule(config, config.epochs*len(dls.train))
     given = [DeviceCB(config.device), *build_computing(config), MetricsCB(accuracy=accuracy), *cbs]
