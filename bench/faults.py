@@ -1,6 +1,6 @@
 """What does a checkpoint survive? Kills, failing calls, power loss, damage, malice; and what does saving cost?
 
-    python bench/faults.py [--quick] [--only ROW ...]
+    python bench/faults.py [--quick] [--only ROW ...] [--name NAME]
 
 Each row runs one kind of fault many times and counts what should not be. A control is a save made worse on purpose,
 which the same row must find out.
@@ -24,6 +24,7 @@ import torch
 
 import crash
 import damage
+import stopping
 from machine import record
 from miniai.checkpoint import SaveError, Saver, load, save
 
@@ -151,9 +152,67 @@ def cost(mb):
     return done, found, ratio <= 1.5 and stop <= 0.1
 
 
+# Rows of training runs
+
+def found_in(counts, *names): return ', '.join(f'{counts[nm]} {nm.replace("_", " ")}' for nm in names)
+
+
+def boundaries():
+    once = stopping.every_boundary('boundaries', 5 if QUICK else 1)
+    thrice = stopping.three_in_a_row('boundaries, three in a row', many(45))
+    done = f'{once["runs"]} runs stopped after one batch, each of two epochs; {thrice["runs"]} after three'
+    return done, f'{once["different"]}; {thrice["different"]} ended differently', not (once + thrice)['different']
+
+
+def boundaries_control():
+    left_out = 'random states', 'loader position', 'accumulated group'
+    each = {nm: stopping.every_boundary(nm, 5 if QUICK else 2, nm) for nm in left_out}
+    found = ', '.join(f'{nm} {c["different"]} of {c["runs"]}' for nm, c in each.items())
+    return 'the same, control: resumes that leave something out', f'{found} ended differently', \
+        all(c['different'] for c in each.values())
+
+
+def run_kills():
+    out = stopping.kills(many(200), 'kills of runs')
+    done = (f'{out["kills"]} SIGKILLs of training runs, {out["amid"]} amid a write, {out["none_yet"]} before the first '
+            f'checkpoint, {out["again"]} of a run gone on with; {out["fresh"]} of {out["runs"]} runs in fresh '
+            f'interpreters, the rest forked')
+    return done, found_in(out, 'corrupt', 'stale', 'different'), not out['corrupt'] + out['stale'] + out['different']
+
+
+def run_kills_control():
+    resumed = stopping.kills(many(200)//8 + 5, 'kills of runs, control', worse_resume='random states')
+    saved = stopping.kills(many(200)//8 + 5, 'kills of runs, control', worse_save='temporary file')
+    done = 'the same, control: resumes without random states; saves written in place, slowly'
+    found = f'{resumed["different"]} of {resumed["runs"]} different; {saved["corrupt"]} of {saved["kills"]} corrupt'
+    return done, found, resumed['different'] and saved['corrupt']
+
+
+WRONG = 'wrong_code', 'untidy', 'corrupt', 'lost', 'stale', 'different'
+
+
+def signals():
+    out = stopping.signals(many(500), 'signals')
+    phases = found_in(out, *(f'in {nm}' for nm in stopping.AIMS))
+    done = (f'{out["signals"]} SIGTERMs and SIGINTs: {phases}; {out["writing"]} while a file was written, '
+            f'{out["second"]} with a second one, {out["ignored"]} ignored by Python itself amid a fork; '
+            f'{out["fresh"]} in fresh interpreters, the rest forked')
+    return done, found_in(out, *WRONG), not sum(out[nm] for nm in WRONG)
+
+
+def signals_control():
+    made = dict(wrong_code=dict(worse_save='handler'), lost=dict(worse_save='save at a signal'),
+                different=dict(worse_save='state at the start of validation', aims=('validating',)))
+    each = {nm: stopping.signals(many(500)//50 + 5, 'signals, control', **worse) for nm, worse in made.items()}
+    done = 'the same, control: no handler; no save; validation saved as it stands'
+    return done, '; '.join(found_in(each[nm], nm) for nm in made), all(each[nm][nm] for nm in made)
+
+
 ROWS = dict(kills=kills, kills_control=kills_control, calls=calls, full_disk=full_disk, power=power,
             power_control=power_control,
-            damaged=damaged, memory=memory, hostile=hostile, cost_100=lambda: cost(100), cost_400=lambda: cost(400))
+            damaged=damaged, memory=memory, hostile=hostile, cost_100=lambda: cost(100), cost_400=lambda: cost(400),
+            boundaries=boundaries, boundaries_control=boundaries_control, run_kills=run_kills,
+            run_kills_control=run_kills_control, signals=signals, signals_control=signals_control)
 
 
 def main():
@@ -161,6 +220,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--quick', action='store_true', help='a twentieth of the counts')
     ap.add_argument('--only', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW', help=', '.join(ROWS))
+    ap.add_argument('--name', default='faults', help='of the table under bench/results (%(default)s)')
     args = ap.parse_args()
     QUICK = args.quick
     table, bad = ['| row | done | found | as it should be |', '|--|--|--|--|'], []
@@ -169,8 +229,8 @@ def main():
         print(f'{nm}: {done}: {found}', flush=True)
         table.append(f'| {nm} | {done} | {found} | {"yes" if right else "NO"} |')
         if not right: bad.append(nm)
-    record('faults', '\n'.join(table), runs='quick' if QUICK else 'full counts', packages=('safetensors',))
-    sys.exit(', '.join(bad))
+    record(args.name, '\n'.join(table), runs='quick' if QUICK else 'full counts', packages=('safetensors',))
+    sys.exit(', '.join(bad) or 0)
 
 
 if __name__ == '__main__': main()

@@ -1,7 +1,9 @@
 "A small run with all that could make a resume inexact, and a digest of everything that is left of it."
 import hashlib
+import random
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,9 +11,11 @@ from torch.utils.data import DataLoader
 
 from miniai import BatchSchedCB, Callback, DataLoaders, MetricsCB, RecorderCB, TrainLearner, accuracy
 from miniai.accel import AccumulateCB
+from miniai.activations import set_seed
 from miniai.augment import RandCrop
 from miniai.callbacks.average import AverageCB
 from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.run_state import run_state
 from miniai.data import SeededSamples
 from miniai.optim import AdamW
 
@@ -23,7 +27,8 @@ class Noisy:
         self.x, self.y = torch.randn(n, 1, 8, 8, generator=g), torch.randint(0, 3, (n,), generator=g)
 
     def __len__(self): return len(self.x)
-    def __getitem__(self, i): return self.x[i] + .1*torch.randn(1, 8, 8), self.y[i]
+    def __getitem__(self, i):
+        return self.x[i] + .1*torch.randn(1, 8, 8) + .1*float(np.random.randn() + random.random()), self.y[i]
 
 
 class CropCB(Callback):
@@ -60,7 +65,7 @@ def net():
 
 def run(folder=None, kind='memory', cbs=(), n_epochs=2, model=None, sched_steps=None, **saving):
     "A Learner: shuffling, dropout, BatchNorm, random crops, AdamW, 1cycle, accumulation, a weight average."
-    torch.manual_seed(0)
+    set_seed(0)
     dls, model = loaders(kind), model or net()
     steps = sched_steps or n_epochs*len(dls.train)
     sched = BatchSchedCB(partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=steps))
@@ -71,7 +76,7 @@ def run(folder=None, kind='memory', cbs=(), n_epochs=2, model=None, sched_steps=
 
 
 def digest(learn):
-    "sha256 of weights, optimizer, rates recorded, history and random state."
+    "sha256 of everything: weights, gradients, optimizer, records, history, all random states."
     h = hashlib.sha256()
     def walk(x):
         if isinstance(x, torch.Tensor): h.update(x.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -79,6 +84,5 @@ def digest(learn):
         elif isinstance(x, list | tuple):
             for v in x: walk(v)
         else: h.update(repr(x).encode())
-    records = [cb.recs for cb in learn.cbs if isinstance(cb, RecorderCB)]
-    walk([dict(learn.model.state_dict()), learn.opt.state_dict(), records, learn.history, torch.get_rng_state()])
+    walk(run_state(learn))
     return h.hexdigest()

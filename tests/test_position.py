@@ -3,6 +3,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
+from miniai.activations import set_seed
 from miniai.data import DataLoaders, SeededSamples
 from miniai.data.position import (
     FromBatch,
@@ -65,9 +66,9 @@ def test_seeded_samples_draw_the_same_in_one_worker_and_in_two_but_not_in_two_pa
 
 
 def test_without_workers_seeded_samples_are_the_dataset_as_it_is():
-    torch.manual_seed(1)
+    set_seed(1)
     want = Noisy(3)[1][0]
-    torch.manual_seed(1)
+    set_seed(1)
     assert torch.equal(SeededSamples(Noisy(3))[1][0], want)
 
 

@@ -19,6 +19,7 @@ from miniai.callbacks import run_state
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.metrics import Mean
 from miniai.callbacks.run_state import ResumeError
+from miniai.callbacks.signals import OutlastSignals
 from miniai.checkpoint import FolderInUseError, SaveError, disk, saving, verify
 from miniai.learner import CancelFitException
 from miniai.optim import AdamW, Lion
@@ -234,7 +235,9 @@ def test_statistics_of_other_modules_are_refused(tmp_path):
 
 def test_a_new_run_in_a_folder_of_another_is_refused_as_is_a_second_one_at_once(tmp_path):
     interrupted(tmp_path, 0, 2)
-    with pytest.raises(ResumeError, match=r'holds 3 checkpoint\(s\) of an earlier run, such as'): run(tmp_path).fit(2)
+    with pytest.raises(ResumeError, match=r'holds 3 checkpoint\(s\) of an earlier run, such as'):
+        run(tmp_path, keep=1).fit(2)
+    assert len(list(tmp_path.glob('*.safetensors'))) == 3
     class Second(Callback):
         def before_batch(self, learn):
             with pytest.raises(FolderInUseError): run(tmp_path).fit(2, resume=True)
@@ -284,6 +287,11 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
     names = sorted(p.name for p in tmp_path.glob('*.safetensors'))
     assert names == ['best.safetensors', *(f'checkpoint-{at}.safetensors' for at in LAST)]
     for p in tmp_path.glob('*.safetensors'): verify(p)
+
+
+def test_the_last_ones_alone_stay_when_saved_in_the_background_too(tmp_path):
+    run(tmp_path, keep=2, background=True).fit(2)
+    assert sorted(p.name for p in tmp_path.glob('*.safetensors')) == [f'checkpoint-{at}.safetensors' for at in LAST]
 
 
 def test_looks_and_searches_save_nothing(tmp_path):
@@ -450,6 +458,32 @@ def test_a_second_signal_leaves_at_once(tmp_path):
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=20) == -signal.SIGTERM
     child.communicate()
+
+
+class SignalAtTheEnd(Callback):
+    def after_fit(self, learn): os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_a_signal_after_the_last_batch_still_leaves_with_its_code_once_all_is_saved(background, tmp_path):
+    learn = run(tmp_path, cbs=[SignalAtTheEnd()], background=background)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left: learn.fit(2)
+    assert (left.value.code, signal.getsignal(signal.SIGTERM)) == (143, before)
+    assert verify(max(tmp_path.glob('*.safetensors')))
+    assert digest(resumed(tmp_path)) == digest(learn)
+
+
+def test_workers_outlast_signals_for_the_length_of_a_fit(tmp_path):
+    seen = []
+    def own(worker): pass
+    class Look(Callback):
+        def before_batch(self, learn): seen.append(learn.dls.train.worker_init_fn)
+    learn = run(tmp_path, '2', cbs=[Look()], n_epochs=1)
+    learn.dls.train.worker_init_fn = own
+    learn.fit(1)
+    assert {type(f) for f in seen} == {OutlastSignals}
+    assert {f.then for f in seen} == {learn.dls.train.worker_init_fn} == {own}
 
 
 def test_handlers_are_put_back_and_in_a_notebook_an_interrupt_leaves_a_usable_learner(tmp_path, monkeypatch):

@@ -4,9 +4,11 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from miniai.checkpoint import FolderLock, Saver, load, newest_valid, remove_stale
 from miniai.data.position import FromBatch, why_not_exact
@@ -14,6 +16,7 @@ from miniai.events import Callback
 
 from .lr_finder import LRFinderCB
 from .metrics import direction
+from .restore import put
 from .run_state import (
     ResumeError,
     check_same,
@@ -24,7 +27,7 @@ from .run_state import (
     run_state,
     state_now,
 )
-from .signals import SignalWatch
+from .signals import OutlastSignals, SignalWatch
 
 __all__ = ['CheckpointCB', 'resumed']
 
@@ -50,7 +53,7 @@ class CheckpointCB(Callback):
             if x is not None and not x > 0: raise ValueError(f"CheckpointCB: {nm} must be above 0, got {x}")
         self.folder, self.batches, self.epochs, self.minutes = Path(folder), batches, epochs, minutes
         self.keep, self.best, self.background, self.signals = keep, best, background, signals
-        self.state, self.active, self._lock = None, False, None
+        self.state, self.active = None, False
 
     # Where a run begins
 
@@ -62,10 +65,13 @@ class CheckpointCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         if not learn.trains or any(isinstance(cb, LRFinderCB) for cb in learn.cbs): return
+        self._saver, self._since, self._due, self._end = Saver(), 0, self._next_time(), ExitStack()
+        self._interrupted = self._left = self._saved = False
+        self._reserved, self._watch, self.active = not self.background, SignalWatch(self.signals), True
+        self._end.callback(self._watch.close)
         self._start_folder()
-        self._saver, self._since, self._due = Saver(), 0, self._next_time()
-        self._interrupted, self._watch, self.active = False, SignalWatch(self.signals), True
-        self._reserved, self._first = not self.background, first_fingerprint(learn)
+        self._keep_workers(learn)
+        self._first = first_fingerprint(learn)
         self._check_exact(learn)
         if self.state is None: return self._check_empty()
         check_same(learn, self.state)
@@ -74,9 +80,15 @@ class CheckpointCB(Callback):
 
     def _start_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FolderLock(self.folder)
-        self._lock.__enter__()
+        self._end.enter_context(FolderLock(self.folder))
         remove_stale(self.folder)
+
+    def _keep_workers(self, learn: Any) -> None:
+        "Let the loaders' workers outlast a signal that comes to them too."
+        if not self._watch.old: return
+        for dl in (learn.dls.train, learn.dls.valid):
+            if isinstance(dl, DataLoader) and dl.num_workers:
+                put(self._end, dl, 'worker_init_fn', OutlastSignals(dl.worker_init_fn))
 
     def _check_exact(self, learn: Any) -> None:
         why = why_not_exact(learn.dls.train)
@@ -140,7 +152,9 @@ class CheckpointCB(Callback):
         self._interrupted = False
 
     def _leave_if_asked(self) -> None:
-        if self._watch.signal: raise self._watch.leaving()
+        if not self._watch.signal or self._left: return
+        self._left = True
+        raise self._watch.leaving()
 
     def _is_best(self, learn: Any) -> bool:
         name, sign = direction(self.best)
@@ -158,7 +172,8 @@ class CheckpointCB(Callback):
                          begun=self._begun if batch else None, **(run_state(learn) | (now or {})))
             self._saver.save(path, state, background=self.background)
             if best: self._saver.save(self.folder/'best.safetensors', state, background=self.background)
-        self._since, self._due, self._reserved = 0, self._next_time(), True
+        self._since, self._due = 0, self._next_time()
+        self._reserved = self._saved = True
         self._remove_old()
 
     def _remove_old(self) -> None:
@@ -169,12 +184,10 @@ class CheckpointCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         if not self.active: return
         self.active, self.state = False, None
-        try:
+        with self._end:
             self._saver.wait()
-            self._remove_old()
-        finally:
-            self._watch.close()
-            self._lock.__exit__(None, None, None)
+            if self._saved: self._remove_old()
+        self._leave_if_asked()
 
 
 @contextmanager

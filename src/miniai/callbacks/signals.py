@@ -1,29 +1,37 @@
-"Signals that ask a run to stop: the first waits for a good moment, the second does not. Knows signals alone."
+"""Signals that ask a run to stop: the first waits for a good moment, the second does not; a loader's workers outlast
+it. Knows signals alone."""
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ['SignalWatch']
+__all__ = ['SignalWatch', 'OutlastSignals']
 
 _SIGNALS = signal.SIGTERM, signal.SIGINT
+_GRACE = 30  # seconds
 
 
 class SignalWatch:
     """Notes the first SIGTERM or SIGINT as `signal`; a second one does what it would have done before. It watches from
     its making to `close()`, which puts the old handlers back; from another thread than the main one, or where `on` is
-    False, it does nothing."""
+    False, it does nothing. A process forked meanwhile lets SIGINT pass, which a terminal's Ctrl-C sends to it too;
+    SIGTERM does what it would have done before."""
     def __init__(self, on: bool = True) -> None:
-        self.signal, self.old = None, {}
+        self.signal, self.old, self.pid = None, {}, os.getpid()
         if not on or threading.current_thread() is not threading.main_thread(): return
         self.old = {s: signal.signal(s, self._note) for s in _SIGNALS}
 
     def _note(self, number: int, frame: Any) -> None:
+        if os.getpid() != self.pid: return self._note_in_a_fork(number)
         if self.signal is not None: return self._at_once(number)
         self.signal = number
         name = signal.Signals(number).name
         os.write(2, f'{_clear()}{name}: finishing the batch and saving; once more to leave at once\n'.encode())
+
+    def _note_in_a_fork(self, number: int) -> None:
+        if number != signal.SIGINT: self._at_once(number)
 
     def _at_once(self, number: int) -> None:
         self.close()
@@ -37,6 +45,23 @@ class SignalWatch:
         "Put the old handlers back; a second call does nothing."
         old, self.old = self.old, {}
         for s, handler in old.items(): signal.signal(s, handler)
+
+
+class OutlastSignals:
+    """A DataLoader's `worker_init_fn`, of which `then` is the user's own. Its workers let SIGINT pass, and outlast the
+    first SIGTERM by 30 seconds: both come to them too where a terminal or a batch system asks a whole group of
+    processes to stop, and the run still wants the batches that they are at."""
+    def __init__(self, then: Callable[[int], None] | None) -> None: self.then = then
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, 'alarm'): signal.signal(signal.SIGTERM, _linger)
+        if self.then is not None: self.then(worker)
+
+
+def _linger(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.alarm(_GRACE)
 
 
 def _clear() -> str:
