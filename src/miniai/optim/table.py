@@ -50,9 +50,9 @@ class Table:
         self.kept = [s.tensors[nm] for nm in names for s in slots]
         self.staying, self.addresses = [*self.params, *self.kept], []
         here = list(map(local, self.staying))
-        self.kinds, self.numels = [x.dtype for x in here], [x.numel() for x in here]
+        self.kinds, self.nbytes = [x.dtype for x in here], [x.nbytes for x in here]
         self.grad_dtypes, self.strides = self.kinds[:len(slots)], [x.stride() for x in here[:len(slots)]]
-        self.sizes = self.numels[:len(slots)]
+        self.sizes = [x.numel() for x in here[:len(slots)]]
         self.elements, self.dithered = sum(self.sizes), any(dither)
         self.table = np.zeros((len(slots), len(self.dtypes)), np.uint64)
         self.chunks = _chunks(self.sizes, CHUNK)
@@ -71,20 +71,20 @@ class Table:
         return np.zeros((len(self.slots), max(1, len(trace.hosts))), _HOSTS.get(self.dtypes[0], np.float32))
 
     def read(self) -> bool:
-        """Read every address anew; False where a tensor is no longer what the table was made for. Layout and device of
-        what stays are looked at again where an address has changed: other kinds of memory are elsewhere."""
+        """Read every address anew; False where a tensor is no longer what the table was made for. Layout, dtype and
+        device of what stays are looked at again where an address has changed: other kinds of memory are elsewhere."""
         grads, staying = [p.grad for p in self.params], self.staying
         if self.where is not None:
             if any(placement(x) != self.where for x in (*grads, *staying)): return False
             grads, staying = list(map(local, grads)), list(map(local, staying))
         try:
-            if [g.dtype for g in grads] != self.grad_dtypes or [g.stride() for g in grads] != self.strides: return False
+            if [g.dtype for g in grads] != self.grad_dtypes: return False
+            if list(map(Tensor.stride, grads)) != self.strides: return False
             if not PLAIN.issuperset(map(type, grads)) or list(map(Tensor.numel, grads)) != self.sizes: return False
             if any(map(Tensor.is_neg, grads)): return False
         except (AttributeError, RuntimeError): return False  # None and sparse gradients have no strides
         if not all(map(is_, [state.get(nm) for state, nm in self.keys], self.kept)): return False
-        if [x.dtype for x in staying] != self.kinds: return False
-        if list(map(Tensor.numel, staying)) != self.numels: return False
+        if [x.nbytes for x in staying] != self.nbytes: return False
         addresses = list(map(Tensor.data_ptr, staying))
         if addresses != self.addresses and not self._moved(staying, addresses): return False
         self.table[:, 1] = list(map(Tensor.data_ptr, grads))
@@ -94,6 +94,7 @@ class Table:
         "Take over the addresses of what stays; False where it has moved to another device or layout."
         columns = len(self.dtypes) - 1
         if not all(x.is_cpu and not x.is_neg() for x in staying): return False
+        if [x.dtype for x in staying] != self.kinds: return False
         if [x.stride() for x in staying] != self.strides*columns: return False
         self.addresses = addresses
         self.table[:, [0, *range(2, columns + 1)]] = np.array(addresses, np.uint64).reshape(columns, -1).T
