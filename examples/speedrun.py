@@ -12,7 +12,7 @@ was seen before 17 epochs and those views, 94.92 held out, not 94.72, were settl
 
 Record, 2026-11-22: two cores of an AMD EPYC with avx512_bf16, torch 2.13.0; mean test accuracy of runs with new seeds.
     90.6: 11.5 s, 1.09 T, 90.76 +- .19, 5 runs       92: 19.9 s, 2.20 T, 92.40 +- .17, 5 runs
-    93:   65.4 s, 6.73 T, 93.15 +- .14, 5 runs       94: 242 s, 23 to 29 T (by an epoch alone), 94.17 +- .06, 3 runs
+    93:   65.4 s, 6.73 T, 93.15 +- .14, 5 runs       94: 267 s, 26.5 T, 94.17 +- .05, 5 runs
 
 Tried without gain (held out, one or two runs each): pooling in the place of the linear layer on all positions, 92.7 and
 91.0, not 93.1; decay .5, 92.8, not 93.1; Muon, 92.5, not 92.7; shifts in three epochs only, 90.2, not 91.1.
