@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_model
 
+from miniai.callbacks.run_state import ResumeError
 from miniai.data.fmnist import DataError
 from miniai.jobs import train as job
 from miniai.jobs.build import build_data, build_model
@@ -218,3 +219,15 @@ def test_a_run_that_was_stopped_goes_on_in_its_folder_and_ends_as_if_it_had_not_
     assert files(tmp_path/'run') == ALL
     with pytest.raises(ConfigError, match="goes on with optimizer = 'adamw', and 'sgd' was asked for: leave it out"):
         train(TrainConfig(out=config.out, resume=True, optimizer='sgd'))
+
+
+def test_a_run_that_is_not_gone_on_with_keeps_every_file_as_it_was(config, tmp_path):
+    train(config)
+    def kept():
+        return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path/'run').rglob('[!.]*') if p.is_file()}
+    before, threads = kept(), torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(ResumeError, match='threads was'): train(TrainConfig(out=config.out, resume=True))
+    finally: torch.set_num_threads(threads)
+    assert kept() == before

@@ -177,3 +177,14 @@ def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
         os.utime(tmp_path/name/'config.toml', (age, age))
     assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train'
     assert RunFolder.of_run(str(tmp_path/'2026-01-02_000000-train'), 'train').path.name == '2026-01-02_000000-train'
+
+
+def test_the_folder_of_a_run_is_found_with_a_number_and_whatever_its_name(tmp_path, monkeypatch):
+    for age, name in enumerate(('2026-01-01_000000-train', '2026-01-01_000000-train-2', 'a[1]')):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'config.toml').write_text('')
+        os.utime(tmp_path/name/'config.toml', (age, age))
+    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train-2'
+    assert RunFolder.of_run(str(tmp_path/'a[1]'), 'train').path.name == 'a[1]'
+    monkeypatch.chdir(tmp_path/'a[1]')
+    assert RunFolder.of_run('.', 'train').path.resolve() == tmp_path/'a[1]'

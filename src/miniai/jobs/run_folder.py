@@ -1,4 +1,5 @@
 "What a run leaves in its folder: configuration, environment, figures as they come, model, pictures. Knows files alone."
+import glob
 import json
 import math
 import os
@@ -41,11 +42,12 @@ class RunFolder:
 
     @classmethod
     def of_run(cls, name: str, job: str) -> 'RunFolder':
-        """The folder of a run that there is: of that name, or, where it has `{time}` in it, the one made last.
-        FileNotFoundError where there is none."""
-        pattern = Path(name.replace('{time}', '*').replace('{job}', job))
-        there = [p for p in pattern.parent.glob(pattern.name) if (p/'config.toml').is_file()]
-        if not there: raise FileNotFoundError(f"there is no run to go on with at {pattern}: name its folder with --out")
+        """The folder of a run that there is: of that name, or, where it has `{time}` in it, the one made last, with a
+        number or without. FileNotFoundError where there is none."""
+        pattern = '*'.join(map(glob.escape, name.replace('{job}', job).split('{time}')))
+        names = glob.glob(pattern) + (glob.glob(f'{pattern}-[0-9]*') if '{time}' in name else [])
+        there = [p for p in map(Path, names) if (p/'config.toml').is_file()]
+        if not there: raise FileNotFoundError(f"there is no run to go on with at {name}: name its folder with --out")
         folder = cls.__new__(cls)
         folder.path = max(there, key=lambda p: (p/'config.toml').stat().st_mtime)
         return folder

@@ -1,6 +1,8 @@
 "The main job: train a classifier of Fashion-MNIST and leave a run folder. Knows the parts and where they go."
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from miniai.activations import ActivationStats
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.profile import ProfileCB
+from miniai.events import Callback
 from miniai.layers import GeneralRelu
 from miniai.learner import DeviceCB, Learner, MetricsCB, ProgressCB
 from miniai.measures import accuracy
@@ -24,18 +27,20 @@ __all__ = ['train', 'learner_of']
 
 def train(config: TrainConfig) -> Learner:
     """Run the job and return its Learner. The run folder gets its configuration and environment before training,
-    figures and checkpoints as they come, and the model and pictures at the end, which an error or Ctrl-C does not
-    prevent. With `resume` the run in the folder goes on."""
+    figures and checkpoints as they come, and the model and pictures at the end, which an error or Ctrl-C does
+    not prevent. With `resume` the run in the folder goes on; one that is refused changes nothing."""
     old = RunFolder.of_run(config.out, 'train') if config.resume else None
     if old: config = config.of_run(TrainConfig.from_toml(old.path/'config.toml'))
     device, dls, lr = build_device(config), build_data(config), rate_of(config)
     folder, config = old or RunFolder(config.out, 'train'), settled(replace(config, lr=lr), device)
-    if not old: _note_options(folder, config)
-    folder.write_environment(device, dls.train.source)
+    begun = BegunCB(partial(folder.write_environment, device, dls.train.source))
+    if not old:
+        _note_options(folder, config)
+        begun.begin()
     stats, progress, profile = ActivationStats(_is_activation), ProgressCB(), ProfileCB(quiet=True)
     recorder = RecorderCB(lr=lambda cb: cb.pg['lr'])
     cbs = [progress, stats, recorder, HistoryFileCB(folder), *([profile] if config.profile else []),
-           CheckpointCB(folder.path/'checkpoints', minutes=10)]
+           CheckpointCB(folder.path/'checkpoints', minutes=10), begun]
     learn = learner_of(config, dls, cbs)
     print(f'{config.model} model of {_size(learn.model)} parameters, {config.optimizer}, {config.schedule}, '
           f'lr {lr:g}, on {device}')
@@ -44,10 +49,22 @@ def train(config: TrainConfig) -> Learner:
         learn.fit(config.epochs, resume=config.resume)
         _note_options(folder, config)
     finally:
-        _leave(folder, learn, progress, recorder, stats)
+        if begun.begun: _leave(folder, learn, progress, recorder, stats)
         if profile.rows: _leave_profile(folder, profile)
-        print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
+        if begun.begun: print(f'{time.perf_counter() - started:.1f} s; the run is in {folder.path}')
     return learn
+
+
+class BegunCB(Callback):
+    "Calls `then` once, at the latest when a fit's first epoch begins: a fit that is refused before has not begun."
+    order = CheckpointCB.order
+    def __init__(self, then: Callable[[], None]) -> None: self.then, self.begun = then, False
+    def before_epoch(self, learn: Any) -> None: self.begin()
+
+    def begin(self) -> None:
+        "Say that it has begun."
+        if not self.begun: self.then()
+        self.begun = True
 
 
 def learner_of(config: TrainingConfig, dls: Any, cbs: list) -> Learner:
