@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler as S
 from torch.utils.data import DataLoader, TensorDataset
 
 from miniai import ActivationStats, Callback, DataLoaders, RecorderCB, accuracy
+from miniai.accel import AccumulateCB
 from miniai.callbacks import run_state
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.metrics import Mean
@@ -517,3 +518,71 @@ def test_a_torch_dataloader_over_tensors_needs_no_seeds(tmp_path):
     want = learn(tmp_path/'whole')
     want.fit(1)
     assert all(map(torch.equal, again.model.parameters(), want.model.parameters()))
+
+
+def same_when_gone_on_with(make, folder, at=(1, 1)):
+    "Is a run that was stopped after a batch, and gone on with, the one that was left alone?"
+    alone = make(folder/'alone')
+    alone.fit(2)
+    with pytest.raises(RuntimeError, match='stopped by a test'): make(folder/'mine', StopCB(*at)).fit(2)
+    again = make(folder/'mine')
+    again.fit(2, resume=True)
+    return digest(again) == digest(alone)
+
+
+def test_what_the_optimizer_trains_beside_the_model_goes_on_too(tmp_path):
+    def make(folder, *cbs):
+        learn = run(folder, cbs=cbs)
+        warmth, plain = nn.Parameter(torch.ones(())), learn.opt_func
+        learn.loss_func = lambda preds, y: nn.functional.cross_entropy(preds*warmth, y)
+        learn.opt_func = lambda ps, lr: plain([*ps, warmth], lr)
+        return learn
+    assert same_when_gone_on_with(make, tmp_path)
+
+
+class FreezeCB(Callback):
+    def before_fit(self, learn): learn.model[0].weight.requires_grad_(False)
+    def before_epoch(self, learn): learn.model[0].weight.requires_grad_(learn.epoch == 0)
+
+
+def test_what_was_frozen_is_frozen_again(tmp_path):
+    def make(folder, *cbs): return run(folder, cbs=[FreezeCB(), *cbs])
+    assert same_when_gone_on_with(make, tmp_path)
+
+
+class Remembering(nn.Module):
+    def forward(self, x):
+        self.register_buffer('seen', x.detach().mean() + getattr(self, 'seen', 0.), persistent=False)
+        return x + 1e-3*self.seen
+
+    def get_extra_state(self): return dict(words=['sea'])
+    def set_extra_state(self, state): self.words = state['words']
+
+
+def test_buffers_that_a_forward_made_and_states_that_are_no_tensors_go_on_too(tmp_path):
+    def make(folder, *cbs):
+        torch.manual_seed(0)
+        return run(folder, cbs=cbs, model=nn.Sequential(Remembering(), net()))
+    assert same_when_gone_on_with(make, tmp_path)
+
+
+@pytest.mark.parametrize(('there', 'here', 'says'), [
+    (dict(clip_norm=1.), {}, "optimizer option clip_norm was '1.0' in the checkpoint and is 'None' here"),
+    (dict(cautious=True), {}, 'optimizer option stages was .*cautious=True.* and is .*cautious=False'),
+    (dict(rounding='stochastic'), dict(rounding='stochastic', seed=1), "option seed was '0' .* is '1'")])
+def test_another_option_of_the_optimizer_is_refused(tmp_path, there, here, says):
+    def make(options):
+        learn = run(tmp_path)
+        learn.opt_func = partial(learn.opt_func, **options)
+        return learn
+    make(there).fit(1)
+    with pytest.raises(ResumeError, match=says): make(here).fit(2, resume=True)
+
+
+def test_another_number_of_batches_to_a_step_is_refused_and_changes_nothing(tmp_path):
+    def make(n): return learner([CheckpointCB(tmp_path), Quiet(accuracy=accuracy), AccumulateCB(n)], lr=.1)
+    make(3).fit(1)
+    learn = make(2)
+    before = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(ResumeError, match='n was 3 in the checkpoint and is 2 here'): learn.fit(2, resume=True)
+    assert all(map(torch.equal, before, learn.model.parameters()))

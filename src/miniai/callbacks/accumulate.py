@@ -38,10 +38,12 @@ class AccumulateCB(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         "The group so far."
-        return dict(batches=self.batches, samples=self.samples, planned=self.planned, known=self._zeroing_is_known)
+        return dict(n=self.n, batches=self.batches, samples=self.samples, planned=self.planned,
+                    known=self._zeroing_is_known)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave."
+        "Go on from what `state_dict` gave. ValueError where that was for another `n`."
+        if state['n'] != self.n: raise ValueError(f"n was {state['n']} in the checkpoint and is {self.n} here")
         self.batches, self.samples, self.planned = state['batches'], state['samples'], state['planned']
         self._zeroing_is_known = state['known']
 

@@ -75,8 +75,8 @@ class CheckpointCB(Callback):
         self._check_exact(learn)
         if self.state is None: return self._check_empty()
         check_same(learn, self.state)
-        restore_run(learn, self.state)
         restore_records(learn, self.state)
+        restore_run(learn, self.state)
 
     def _start_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

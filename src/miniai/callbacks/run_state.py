@@ -14,6 +14,7 @@ from miniai.randomness import describe_states, generators_of, random_states, set
 __all__ = ['ResumeError', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
            'first_fingerprint', 'check_same']
 
+_OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 _version = lru_cache(version)  # which reads a file each time
 
 
@@ -25,8 +26,9 @@ def run_state(learn: Any) -> dict[str, Any]:
     model = dict(learn.model.state_dict())
     return dict(
         model=model, unsaved={nm: x for nm, x in learn.model.named_buffers() if nm not in model},
-        grads=_gradients(learn.model), opt=learn.opt.state_dict(), skipped=getattr(learn.opt, 'skipped', None),
-        history=learn.history, records=_records(learn), **state_now(learn))
+        frozen=[nm for nm, p in learn.model.named_parameters() if not p.requires_grad], grads=_gradients(learn.model),
+        others=[dict(value=p.detach(), grad=p.grad) for p in _others(learn)], opt=learn.opt.state_dict(),
+        skipped=getattr(learn.opt, 'skipped', None), history=learn.history, records=_records(learn), **state_now(learn))
 
 
 def state_now(learn: Any) -> dict[str, Any]:
@@ -37,6 +39,12 @@ def state_now(learn: Any) -> dict[str, Any]:
 
 def _loaders(learn: Any) -> list: return [dl for dl in (learn.dls.train, learn.dls.valid) if dl is not None]
 def _generators(learn: Any) -> list: return [(cb, g) for cb in learn.cbs for _, g in generators_of(cb)]
+
+
+def _others(learn: Any) -> list[torch.Tensor]:
+    "The optimizer's parameters that are not the model's, such as those of a loss function."
+    ours = {id(p) for p in learn.model.parameters()}
+    return [p for g in learn.opt.param_groups for p in g['params'] if id(p) not in ours]
 
 
 def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -60,17 +68,31 @@ def _records(learn: Any) -> dict[str, Any]: return {nm: cb.state_dict() for nm, 
 def restore_run(learn: Any, state: dict[str, Any]) -> None:
     "Put back what `run_state` gave, records aside."
     learn.model.load_state_dict(state['model'])
-    buffers, params = dict(learn.model.named_buffers()), dict(learn.model.named_parameters())
-    for nm, x in state['unsaved'].items(): buffers[nm].copy_(x)
-    for nm, p in params.items():
-        g = state['grads'].get(nm)
-        p.grad = None if g is None else g.to(p.device)
+    for nm, x in state['unsaved'].items(): _set_buffer(learn.model, nm, x)
+    for nm, p in learn.model.named_parameters():
+        p.requires_grad_(nm not in state['frozen'])
+        _set_gradient(p, state['grads'].get(nm))
+    for p, other in zip(_others(learn), state['others'], strict=True):
+        p.copy_(other['value'])
+        _set_gradient(p, other['grad'])
     _load_in_place(learn.opt, state['opt'])
     if state['skipped'] is not None: learn.opt.skipped = state['skipped']
     learn.history[:] = state['history']
     for (_, g), s in zip(_generators(learn), state['generators'], strict=True): g.set_state(s)
     for dl, s in zip(_loaders(learn), state['loaders'], strict=True): set_loader_state(dl, s)
     set_random_states(state['random'])
+
+
+def _set_gradient(p: torch.Tensor, g: torch.Tensor | None) -> None: p.grad = None if g is None else g.to(p.device)
+
+
+def _set_buffer(model: nn.Module, name: str, x: torch.Tensor) -> None:
+    "Give a buffer that no state_dict has its values, or make it: a forward may have made it, or have let it grow."
+    owner, _, leaf = name.rpartition('.')
+    module = model.get_submodule(owner)
+    there = module._buffers.get(leaf)
+    if there is not None and there.shape == x.shape: there.copy_(x)
+    else: module.register_buffer(leaf, x.to(_device(model)), persistent=False)
 
 
 def _load_in_place(opt: Any, state: dict[str, Any]) -> None:
@@ -97,12 +119,16 @@ def fingerprint(learn: Any) -> dict[str, Any]:
     return {'miniai': _version('miniai-torch'), 'torch': str(torch.__version__), 'device': _device(learn.model),
             'threads': torch.get_num_threads(), 'optimizer': type(learn.opt).__name__,
             'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
-            'model': {nm: f"{tuple(x.shape)} {str(x.dtype)[6:]}" for nm, x in learn.model.state_dict().items()},
+            'model': {nm: _kind(x) for nm, x in learn.model.state_dict().items()},
             **{f'training data: {k}': v for k, v in describe_loader(learn.dls.train).items()},
             **{f'validation data: {k}': v for k, v in describe_loader(learn.dls.valid).items()}}
 
 
 def _device(model: nn.Module) -> str: return next((p.device.type for p in model.parameters()), 'cpu')
+
+
+def _kind(x: Any) -> str:
+    return f'{tuple(x.shape)} {str(x.dtype)[6:]}' if isinstance(x, torch.Tensor) else type(x).__name__
 
 
 def first_fingerprint(learn: Any) -> dict[str, Any]:
@@ -111,6 +137,7 @@ def first_fingerprint(learn: Any) -> dict[str, Any]:
     schedules = [cb.schedo for cb in learn.cbs if getattr(cb, 'schedo', None) is not None]
     return {'schedules': [type(s).__name__ for s in schedules],
             **{f'schedule {i}:': _schedule(s) for i, s in enumerate(schedules)},
+            'optimizer option': {nm: str(getattr(learn.opt, nm)) for nm in _OPTIONS if hasattr(learn.opt, nm)},
             **{f'group {i}:': _group(learn, g) for i, g in enumerate(learn.opt.param_groups)},
             **{f'records of {nm}': sorted(cb.state_dict(), key=str) for nm, cb in _keepers(learn)}}
 
