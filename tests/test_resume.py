@@ -542,10 +542,10 @@ def test_what_the_optimizer_trains_beside_the_model_goes_on_too(tmp_path):
 
 class FreezeCB(Callback):
     def before_fit(self, learn): learn.model[0].weight.requires_grad_(False)
-    def before_epoch(self, learn): learn.model[0].weight.requires_grad_(learn.epoch == 0)
+    def after_epoch(self, learn): learn.model[0].weight.requires_grad_(True)
 
 
-def test_what_was_frozen_is_frozen_again(tmp_path):
+def test_what_was_thawed_on_the_way_is_not_frozen_again(tmp_path):
     def make(folder, *cbs): return run(folder, cbs=[FreezeCB(), *cbs])
     assert same_when_gone_on_with(make, tmp_path)
 
