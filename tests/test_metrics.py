@@ -276,3 +276,17 @@ def test_squared_error_of_torchmetrics_is_the_loss_of_a_regression():
     learn = learner(Quiet(mse=MeanSquaredError()), dls=DataLoaders(bs, bs), loss_func=F.mse_loss)
     learn.fit(2)
     for r in learn.history: assert r['mse'] == pytest.approx(r['loss'], rel=1e-4)
+
+
+@pytest.mark.parametrize('make', [
+    lambda: MulticlassAccuracy(3), lambda: MulticlassAccuracy(3) + 1,
+    lambda: MetricCollection([MulticlassAccuracy(3), MulticlassF1Score(3)])])
+def test_metrics_of_torchmetrics_go_on_from_what_they_had_seen(make):
+    def batch(): return torch.randn(8, 3), torch.randint(3, (8,))
+    first, second = batch(), batch()
+    whole, again = MetricsCB(m=make()), MetricsCB(m=make())
+    whole.metrics['m'].update(*first)
+    state = whole.state_dict()
+    again.load_state_dict(state)
+    for cb in (whole, again): cb.metrics['m'].update(*second)
+    assert again.metrics['m'].compute() == whole.metrics['m'].compute()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from miniai.device import detached, first_tensor, to_cpu
 from miniai.events import Callback
@@ -109,7 +109,6 @@ class MetricsCB(Callback):
         _add_row(learn.history, dict(epoch=learn.epoch, phase=phase) | row)
         self._log({nm: _shown(v) for nm, v in figures.items()} | dict(epoch=learn.epoch, train=phase))
 
-
     def state_dict(self) -> dict[str, Any]:
         "What every metric has seen of the epoch so far. TypeError for one that cannot say it."
         return {nm: _metric_state(nm, m) for nm, m in self.all_metrics.items()}
@@ -120,15 +119,24 @@ class MetricsCB(Callback):
 
 
 def _metric_state(nm: str, m: Any) -> dict[str, Any]:
-    if hasattr(m, 'metric_state'): return dict(m.metric_state) | dict(_update_count=m.update_count)  # torchmetrics'
+    parts = _torchmetrics_in(m)
+    if parts: return {k: dict(part.metric_state) | dict(_update_count=part.update_count) for k, part in parts.items()}
     if hasattr(m, 'state_dict') and hasattr(m, 'load_state_dict'): return dict(m.state_dict())
     raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has no state_dict and load_state_dict, so that a run with "
                     f"checkpoints cannot go on in the middle of an epoch: give it both")
 
 
 def _set_metric_state(m: Any, state: dict[str, Any]) -> None:
-    if not hasattr(m, 'metric_state'): return m.load_state_dict(state)
-    for k, v in state.items(): setattr(m, k, v)
+    parts = _torchmetrics_in(m)
+    if not parts: return m.load_state_dict(state)
+    for k, part in parts.items():
+        for nm, x in state[k].items(): setattr(part, nm, x)
+
+
+def _torchmetrics_in(m: Any) -> dict[str, Any]:
+    "The metrics of torchmetrics that `m` is, or is made of, by their paths in it."
+    modules = dict(m.named_modules()) if isinstance(m, nn.Module) else {}
+    return {k: x for k, x in modules.items() if hasattr(x, 'metric_state') and hasattr(x, 'update_count')}
 
 
 def _add_row(history: list[dict[str, Any]], row: dict[str, Any]) -> None:
