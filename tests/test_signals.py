@@ -53,31 +53,53 @@ class Workers:
     def __getitem__(self, i): return os.getpid(), 'STARTED' in os.environ
 
 
-def terminated(pid, batches, seconds):
-    "The batches that come some seconds after a worker has been sent SIGTERM."
-    os.kill(pid, signal.SIGTERM)
-    time.sleep(seconds)
-    return list(batches)
-
-
 def start(worker): os.environ['STARTED'] = 'yes'
 
 
 @pytest.mark.parametrize('way', ['fork', 'spawn'])
-def test_a_loaders_worker_outlasts_an_interrupt_and_a_first_sigterm_but_not_a_second(way):
-    batches = iter(DataLoader(Workers(), 1, num_workers=1, multiprocessing_context=way,
-                              worker_init_fn=OutlastSignals(start)))
-    pid, started = (int(x) for x in next(batches))
-    assert started
-    for number in (signal.SIGINT, signal.SIGTERM):
-        os.kill(pid, number)
-        assert [int(next(batches)[0]) for _ in range(20)] == [pid]*20
-    with pytest.raises(RuntimeError, match='killed by signal: Terminated'): terminated(pid, batches, 0)
+def test_a_loaders_worker_outlasts_an_interrupt_and_a_first_sigterm(way):
+    with OutlastSignals(start) as outlast:
+        batches = iter(DataLoader(Workers(), 1, num_workers=1, multiprocessing_context=way, worker_init_fn=outlast))
+        pid, started = (int(x) for x in next(batches))
+        assert started
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(pid, number)
+            assert [int(next(batches)[0]) for _ in range(20)] == [pid]*20
+
+
+def work(outlast, ready):
+    outlast(0)
+    ready.set()
+    while True: time.sleep(.01)
+
+
+def worker(outlast, way='fork'):
+    "A process that works on for ever, started as a loader starts its own."
+    context = multiprocessing.get_context(way)
+    ready = context.Event()
+    process = context.Process(target=work, args=(outlast, ready), daemon=True)
+    process.start()
+    assert ready.wait(30)
+    return process
+
+
+def terminated(process, seconds=10):
+    "How a process has ended some seconds after SIGTERM; None where it goes on."
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(seconds)
+    return process.exitcode
+
+
+@pytest.mark.parametrize('way', ['fork', 'spawn'])
+def test_within_a_block_a_first_sigterm_is_outlasted_and_a_second_is_not_and_beyond_it_the_first_ends_all(way):
+    with OutlastSignals(None) as outlast: one, two = worker(outlast, way), worker(outlast, way)
+    assert terminated(one) == 0
+    with OutlastSignals(None):
+        assert terminated(two, .3) is None
+        assert terminated(two) == -signal.SIGTERM
 
 
 def test_a_worker_that_nobody_wants_any_more_ends_after_a_while(monkeypatch):
     from miniai.callbacks import signals
     monkeypatch.setattr(signals, '_GRACE', 1)
-    batches = iter(DataLoader(Workers(), 1, num_workers=1, worker_init_fn=OutlastSignals(None)))
-    pid = int(next(batches)[0])
-    with pytest.raises(RuntimeError, match='killed by signal: Alarm clock'): terminated(pid, batches, 3)
+    with OutlastSignals(None) as outlast: assert terminated(worker(outlast)) == -signal.SIGALRM

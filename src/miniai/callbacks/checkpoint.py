@@ -88,7 +88,7 @@ class CheckpointCB(Callback):
         if not self._watch.old: return
         for dl in (learn.dls.train, learn.dls.valid):
             if isinstance(dl, DataLoader) and dl.num_workers:
-                put(self._end, dl, 'worker_init_fn', OutlastSignals(dl.worker_init_fn))
+                put(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
 
     def _check_exact(self, learn: Any) -> None:
         why = why_not_exact(learn.dls.train)

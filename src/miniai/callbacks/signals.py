@@ -5,7 +5,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from multiprocessing.sharedctypes import RawValue
+from typing import Any, Self
 
 __all__ = ['SignalWatch', 'OutlastSignals']
 
@@ -48,20 +50,33 @@ class SignalWatch:
 
 
 class OutlastSignals:
-    """A DataLoader's `worker_init_fn`, of which `then` is the user's own. Its workers let SIGINT pass, and outlast the
-    first SIGTERM by 30 seconds: both come to them too where a terminal or a batch system asks a whole group of
-    processes to stop, and the run still wants the batches that they are at."""
-    def __init__(self, then: Callable[[int], None] | None) -> None: self.then = then
+    """A DataLoader's `worker_init_fn`, of which `then` is the user's own. Its workers let SIGINT pass, and within its
+    `with` block they outlast the first SIGTERM by 30 seconds: both come to them too where a terminal or a batch system
+    asks a whole group of processes to stop, and the run still wants the batches that they are at. Workers that stay
+    beyond the block end at once, as multiprocessing wants of them when the process exits."""
+    def __init__(self, then: Callable[[int], None] | None) -> None: self.then, self.blocks = then, _blocks()
+
+    def __enter__(self) -> Self:
+        self.blocks.value += 1
+        return self
+
+    def __exit__(self, *error: object) -> None: self.blocks.value -= 1
 
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, 'alarm'): signal.signal(signal.SIGTERM, _linger)
+        if hasattr(signal, 'alarm'): signal.signal(signal.SIGTERM, self._linger)
         if self.then is not None: self.then(worker)
 
+    def _linger(self, number: int, frame: Any) -> None:
+        if not self.blocks.value: os._exit(0)  # as torch's own workers do; another code is an error to their loader
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_GRACE)
 
-def _linger(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_DFL)
-    signal.alarm(_GRACE)
+
+@cache
+def _blocks() -> Any:
+    "How many `with` blocks are open: a number that workers see too, those of an earlier block as well."
+    return RawValue('i', 0)
 
 
 def _clear() -> str:

@@ -1,7 +1,7 @@
 """A pass over a loader from any batch on: by index, without loading what came before, with the random numbers that the
 whole pass would have drawn. Knows loaders and random states, no training."""
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,31 +21,56 @@ def loader_state(dl: Any) -> dict[str, Any]:
 
 def set_loader_state(dl: Any, state: dict[str, Any]) -> None:
     "Put back what `loader_state` gave."
-    if state['epoch'] is not None: dl.epoch = state['epoch']
+    _set_epoch(dl, state)
     for g, s in zip(_generators(dl), state['generators'], strict=True): g.set_state(s)
 
 
+def _set_epoch(dl: Any, state: dict[str, Any]) -> None:
+    if state['epoch'] is not None: dl.epoch = state['epoch']
+
+
 def _generators(dl: Any) -> list[torch.Generator]:
-    held = [getattr(dl, 'generator', None), getattr(getattr(dl, 'sampler', None), 'generator', None)]
+    held = [getattr(x, 'generator', None) for x in (dl, getattr(dl, 'sampler', None), *_samplers(dl))]
     return list({id(g): g for g in held if isinstance(g, torch.Generator)}.values())
+
+
+def _samplers(dl: Any) -> list:
+    "What gives a loader its batches of indices, and what gives these their indices."
+    batches = getattr(dl, 'batch_sampler', None)
+    return [s for s in (batches, getattr(batches, 'sampler', None)) if s is not None]
+
+
+def _goes_by_epoch(dl: Any) -> bool:
+    return callable(getattr(dl, 'batches', None)) and isinstance(getattr(dl, 'epoch', None), int)
 
 
 class FromBatch:
     """The rest of a pass over `dl`, from batch `start` on. `begun` and `now` are pairs of `random_states()` and
-    `loader_state(dl)`: when the pass began, and after batch `start - 1`. Its length is the whole pass's."""
+    `loader_state(dl)`: when the pass began, and after batch `start - 1`. Its length is the whole pass's, and all else
+    that is asked of it is asked of `dl`."""
     def __init__(self, dl: Any, start: int, begun: tuple[dict, dict], now: tuple[dict, dict]) -> None:
         self.dl, self.start, self.begun, self.now = dl, start, begun, now
 
     def __len__(self) -> int: return len(self.dl)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == 'dl': raise AttributeError(name)  # of a copy in the making, which has none yet
+        return getattr(self.dl, name)
+
     def __iter__(self) -> Iterator:
         self._set(self.begun)
-        if hasattr(self.dl, 'batches'): return self._by_epoch()
-        return self._by_index() if isinstance(self.dl, DataLoader) else self._by_loading()
+        if _goes_by_epoch(self.dl): return self._by_epoch()
+        return self._by_index() if getattr(type(self.dl), '__iter__', None) is _PLAIN else self._by_loading()
 
     def _set(self, states: tuple[dict, dict]) -> None:
         set_random_states(states[0])
         set_loader_state(self.dl, states[1])
+
+    def _go_on(self) -> None:
+        """Put the global states as they were after the batch before. The loader's own generators stay where the replay
+        has left them: as saved, they may have been drawn from for batches that workers were to make ahead."""
+        set_random_states(self.now[0])
+        _set_epoch(self.dl, self.now[1])
 
     def _by_epoch(self) -> Iterator:
         rest = self.dl.batches(self.begun[1]['epoch'], self.start)
@@ -53,20 +78,20 @@ class FromBatch:
         return rest
 
     def _by_index(self) -> Iterator:
-        whole, kept = self.dl.batch_sampler, {k: getattr(self.dl, k) for k in _KEPT}
+        whole, kept = self.dl.batch_sampler, {k: getattr(self.dl, k) for k in _KEPT if hasattr(self.dl, k)}
         if whole is None: return self._by_loading()
-        return iter(DataLoader(self.dl.dataset, batch_sampler=_Rest(whole, self.start, lambda: self._set(self.now)),
-                               **kept))
+        return iter(DataLoader(self.dl.dataset, batch_sampler=_Rest(whole, self.start, self._go_on), **kept))
 
     def _by_loading(self) -> Iterator:
         batches = iter(self.dl)
         for _ in range(self.start): next(batches)
-        self._set(self.now)
+        self._go_on()
         return batches
 
 
+_PLAIN = DataLoader.__iter__  # a class with one of its own may make other batches of the same indices
 _KEPT = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context', 'generator',
-         'prefetch_factor', 'pin_memory_device')
+         'prefetch_factor', 'pin_memory_device', 'in_order')
 
 
 class _Rest:
@@ -79,17 +104,15 @@ class _Rest:
     def __iter__(self) -> Iterator:
         rest = iter(self.sampler)
         for _ in range(self.start): next(rest)
-        following = next(rest, None)
         self.drawn()
-        if following is None: return
-        yield following
         yield from rest
 
 
 class SeededSamples:
     """A dataset whose random transforms draw, in workers, the same for the same sample of the same pass, whichever
     worker takes it and whatever it did before: torch's, numpy's and Python's generators are seeded for each sample by
-    the pass's own seed and the sample's index, and put back. Without workers the dataset draws as it is."""
+    the pass's own seed and the sample's index, and put back. Without workers the dataset draws as it is. With
+    persistent_workers=True every pass has the same seed, and each sample its same draws: leave that at False."""
     def __init__(self, dataset: Any) -> None: self.dataset = dataset
     def __len__(self) -> int: return len(self.dataset)
 
@@ -112,11 +135,34 @@ def _seed_all(seed: int) -> None:
 def why_not_exact(dl: Any) -> str:
     """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. A sample is drawn to see whether
     the dataset of workers draws random numbers."""
-    if hasattr(dl, 'batches') or not isinstance(dl, DataLoader): return ''
+    if _goes_by_epoch(dl) or not isinstance(dl, DataLoader): return ''
     if dl.batch_sampler is None: return "its dataset makes batches of its own"
     if isinstance(dl.dataset, IterableDataset): return "its dataset is a stream"
-    if not dl.num_workers or isinstance(dl.dataset, SeededSamples) or not len(dl.dataset): return ''
-    return _drawing_workers(dl) if _draws(dl.dataset) else ''
+    return _unknown_order(dl) or (_unknown_workers(dl) if dl.num_workers else '')
+
+
+def _unknown_order(dl: DataLoader) -> str:
+    odd = next((type(s).__name__ for s in _samplers(dl) if not _can_be_replayed(s)), None)
+    return '' if odd is None else (f"nobody knows what its sampler, of class {odd}, draws from: let it draw from "
+                                   f"nothing but a torch.Generator that is its attribute `generator`")
+
+
+def _can_be_replayed(sampler: Any) -> bool:
+    "Torch's own draw from a generator, or once as a pass begins; sequences draw nothing."
+    if isinstance(sampler, Sequence | torch.Tensor | np.ndarray): return True
+    if isinstance(getattr(sampler, 'generator', None), torch.Generator): return True
+    return getattr(getattr(type(sampler), '__iter__', None), '__module__', '').startswith('torch.utils.data.')
+
+
+def _unknown_workers(dl: DataLoader) -> str:
+    if dl.persistent_workers:
+        return ("its workers stay from pass to pass with the seed of the first, which no later start can draw again, "
+                "not even between epochs: use persistent_workers=False")
+    if dl.num_workers > 1 and not getattr(dl, 'in_order', True):
+        return "its batches come in the order in which workers are done: use in_order=True"
+    if any(g is torch.default_generator for g in _generators(dl)):
+        return "its workers run ahead of training, which draws from the same generator: give it one of its own"
+    return '' if isinstance(dl.dataset, SeededSamples) or not _draws(dl) else _drawing_workers(dl)
 
 
 def _drawing_workers(dl: DataLoader) -> str:
@@ -124,23 +170,31 @@ def _drawing_workers(dl: DataLoader) -> str:
             f"miniai.data.SeededSamples(dataset)")
 
 
-def _draws(dataset: Any) -> bool:
-    before = random_states()
+def _draws(dl: DataLoader) -> bool:
+    "Does the first sample of a pass draw random numbers?"
+    before, own = random_states(), loader_state(dl)
     try:
-        dataset[0]
-        after = random_states()
-    finally: set_random_states(before)
-    return not same_states(before, after)
+        first = list(next(iter(dl.batch_sampler), ()))[:1]
+        drawn = random_states()
+        for i in first: dl.dataset[i]
+        return not same_states(drawn, random_states())
+    finally:
+        set_random_states(before)
+        set_loader_state(dl, own)
 
 
 def describe_loader(dl: Any) -> dict[str, Any]:
     "What of a loader must be the same for a run to go on: plain values."
     sampler = getattr(dl, 'sampler', None)
-    samples = getattr(dl, 'n', None) if hasattr(dl, 'batches') else length_of(getattr(dl, 'dataset', None))
+    samples = getattr(dl, 'n', None) if _goes_by_epoch(dl) else length_of(getattr(dl, 'dataset', None))
     found = dict(batches=length_of(dl), samples=samples, batch_size=getattr(dl, 'batch_size', getattr(dl, 'bs', None)),
                  seed=getattr(dl, 'seed', None), drop_last=getattr(dl, 'drop_last', None),
-                 order=type(sampler).__name__ if sampler is not None else getattr(dl, 'shuffle', None))
+                 order=type(sampler).__name__ if sampler is not None else getattr(dl, 'shuffle', None),
+                 workers=_has_workers(dl), seeded_samples=isinstance(getattr(dl, 'dataset', None), SeededSamples))
     return {k: x if isinstance(x, int | str | None) else None for k, x in found.items()}
+
+
+def _has_workers(dl: Any) -> bool: return bool(getattr(dl, 'num_workers', 0))
 
 
 def length_of(x: Any) -> int | None:
