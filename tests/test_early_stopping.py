@@ -1,8 +1,12 @@
 "Stopping early: after `patience` epochs without a better figure, upwards or downwards, and exactly so after a resume."
+import math
+
 import pytest
 
-from miniai import EarlyStoppingCB
+from miniai import Callback, CheckpointCB, EarlyStoppingCB
 from miniai.callbacks.metrics import direction
+from miniai.callbacks.progress import ProgressCB
+from resuming import Quiet
 from small import learner
 
 
@@ -44,6 +48,44 @@ def test_what_was_best_goes_on_and_a_new_fit_begins_anew():
     assert (other.best, other.best_epoch) == (2, 1)
     other.before_fit(None)
     assert other.best is None
+
+
+def test_a_first_figure_that_is_nan_is_not_the_best():
+    cb = EarlyStoppingCB('-score', patience=2)
+    learn = learner([cb, Figures(math.nan, 3, 2, math.nan, 4, 1)])
+    learn.fit(6)
+    assert (cb.best, cb.best_epoch, len([r for r in learn.history if 'score' in r])) == (2, 2, 5)
+
+
+def test_figures_that_are_all_nan_end_the_fit_after_patience():
+    learn = learner([EarlyStoppingCB('score', patience=2), Figures(*[math.nan]*6)])
+    learn.fit(6)
+    assert len([r for r in learn.history if 'score' in r]) == 3
+
+
+def test_every_callback_hears_the_end_of_the_last_epoch():
+    heard = []
+    class Late(Callback):
+        order = math.inf
+        def after_epoch(self, learn): heard.append((learn.epoch, learn.training))
+    learner([EarlyStoppingCB('score', patience=1), Figures(2, 1, 3), Late()]).fit(3)
+    assert heard == [(0, True), (0, False), (1, True), (1, False)]
+
+
+@pytest.mark.parametrize('epochs', [None, 10])
+def test_the_epoch_that_ends_a_fit_is_saved_and_gone_on_with_it_ends_again(epochs, tmp_path):
+    def again(patience):
+        saves = CheckpointCB(tmp_path, epochs=epochs, best='-loss')
+        return learner([EarlyStoppingCB('-loss', patience, min_delta=9), ProgressCB(), Quiet(), saves])
+    learn = again(1)
+    learn.fit(5)
+    assert max(tmp_path.glob('checkpoint*')).name == 'checkpoint-00002-1-00000000.safetensors'
+    went_on = again(1)
+    went_on.fit(5, resume=True)
+    assert went_on.history == learn.history
+    patient = again(2)
+    patient.fit(5, resume=True)
+    assert patient.history[-1]['epoch'] == 2
 
 
 def test_mistakes_are_told():

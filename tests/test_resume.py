@@ -269,6 +269,48 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path):
     with pytest.warns(UserWarning, match=newest.name): assert digest(resumed(tmp_path/'run')) == want
 
 
+def names(folder): return sorted(p.name for p in folder.glob('checkpoint*'))
+
+
+def damage(path): path.write_bytes(path.read_bytes()[:-9])
+
+
+def test_where_none_is_whole_all_are_named(tmp_path):
+    interrupted(tmp_path, 0, 1, best='-loss')
+    for p in tmp_path.glob('checkpoint*'): damage(p)
+    (tmp_path/'best.safetensors').write_text('')
+    says = r'none of the 2 checkpoint\(s\) in .* is whole: .*-00000001.*-00000002.*best.safetensors, of the best epoch'
+    with pytest.warns(UserWarning, match='passed over'), pytest.raises(ResumeError, match=says): resumed(tmp_path)
+
+
+def test_a_state_is_gone_on_with_by_the_fit_that_asked_alone(tmp_path):
+    run(tmp_path).fit(2)
+    learn = run(tmp_path)
+    with pytest.raises(ResumeError, match='has done 2 epochs, and 1 were asked for'): learn.fit(1, resume=True)
+    with pytest.raises(ResumeError, match='of an earlier run'): learn.fit(2)
+    with pytest.raises(ValueError, match='was called with train=False'): learn.fit(2, train=False, resume=True)
+    assert learn.resumes is None
+
+
+class Unsavable(Callback):
+    def state_dict(self): return dict(seen={1})
+    def load_state_dict(self, state): pass
+
+
+def test_what_cannot_be_saved_is_told_before_the_first_batch(tmp_path):
+    with pytest.raises(TypeError, match=r"\['Unsavable 1'\]\['seen'\] is a builtins.set"):
+        run(tmp_path/'a', cbs=[Unsavable()]).fit(1)
+    says = r"no figure 'acuracy' to be best at; there are \['accuracy', 'loss', 'seconds'\]"
+    with pytest.raises(ValueError, match=says):
+        run(tmp_path/'a', best='acuracy').fit(1)
+    assert not (tmp_path/'a').exists()
+    class Own(Callback):
+        def after_epoch(self, learn): pass
+    with pytest.raises(ValueError, match="no figure 'own' to be best at"):
+        run(tmp_path/'b', cbs=[Own()], best='own').fit(1)
+    assert names(tmp_path/'b')[-1] == 'checkpoint-00001-3-00000000.safetensors'
+
+
 def test_mistakes_are_told_at_once(tmp_path):
     for kwargs, says in ((dict(keep=0), 'keep must be above 0'), (dict(batches=-1), 'batches must be above 0'),
                          (dict(minutes=0), 'minutes must be above 0')):
@@ -300,7 +342,45 @@ def test_looks_and_searches_save_nothing(tmp_path):
     learn.fit(1, train=False)
     learn.lr_find()
     learn.capture_preds()
+    learn.summary()
     assert not (tmp_path/'run').exists()
+
+
+def test_a_longer_run_counted_from_a_finished_one_keeps_its_newest(tmp_path):
+    def longer(cbs=()): return learner([CheckpointCB(tmp_path, batches=1, keep=1), Quiet(), *cbs])
+    longer().fit(1)
+    with pytest.raises(RuntimeError, match='stopped'): longer([StopCB(1, 0)]).fit(2, resume=True)
+    assert names(tmp_path) == ['checkpoint-00001-1-00000001.safetensors']
+
+
+def test_damaged_and_foreign_files_stay_and_take_no_place(tmp_path):
+    interrupted(tmp_path, 0, 5, keep=2)
+    damage(tmp_path/names(tmp_path)[-1])
+    (tmp_path/'checkpoint-mine.safetensors').write_text('x')
+    with pytest.warns(UserWarning, match='passed over'), pytest.raises(RuntimeError, match='stopped'):
+        run(tmp_path, cbs=[StopCB(1, 1)], keep=1).fit(2, resume=True)
+    assert names(tmp_path) == ['checkpoint-00001-1-00000002.safetensors', 'checkpoint-mine.safetensors']
+
+
+def test_an_old_one_stays_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
+    seen, real = [], disk.fsync_dir
+    def watched(fd):
+        seen.append(len([nm for nm in names(tmp_path) if (tmp_path/nm).stat().st_size]))
+        return real(fd)
+    monkeypatch.setattr(disk, 'fsync_dir', watched)
+    run(tmp_path, keep=1, background=True).fit(1)
+    assert min(seen[2:-1]) >= 2
+    assert len(names(tmp_path)) == 1
+
+
+def test_where_an_epoch_cannot_be_taken_up_the_last_one_between_epochs_stays(tmp_path):
+    dl = DataLoader(Noisy(20), 5, shuffle=True, num_workers=1)
+    learn = learner([CheckpointCB(tmp_path, batches=1, keep=1), StopCB(1, 1)], model=net(), dls=DataLoaders(dl, dl))
+    with (pytest.warns(UserWarning, match='cannot go on exactly'),
+          pytest.raises(RuntimeError, match='stopped')): learn.fit(2)
+    assert names(tmp_path) == [f'checkpoint-00001-1-0000000{i}.safetensors' for i in (0, 2)]
+    learn.cbs.pop()
+    with pytest.raises(ResumeError, match=r"moved away: \['checkpoint-00001-1-00000000"): learn.fit(2, resume=True)
 
 
 def test_a_metric_that_cannot_tell_its_state_is_named(tmp_path):

@@ -49,9 +49,9 @@ class Learner:
     that is not finite stops a fit unless `check_finite` is False."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
-    skip_update = skip_step = trains = validates = trained = _fitting = False
+    skip_update = skip_step = trains = validates = trained = looks = _fitting = False
     first_batch = 0
-    opt = epochs = epoch = iter = batch = preds = loss = _dispatch = _last_dispatch = None
+    opt = epochs = epoch = iter = batch = preds = loss = resumes = _dispatch = _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
                  lr: float | None = 0.1, cbs: Any = None, opt_func: Callable | None = optim.SGD) -> None:
@@ -124,7 +124,7 @@ class Learner:
             self._make_optimizer(self.lr if lr is None else lr)
             self._fit(train, valid)
         finally:
-            self._fitting = False
+            self._fitting, self.resumes = False, None
             for cb in added: _remove_last(self.cbs, cb)
 
     def _own_phases(self) -> set[str]:

@@ -12,19 +12,19 @@ from torch.nn.parameter import is_lazy
 __all__ = ['as_it_was', 'records_as_they_were', 'put']
 
 _KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'loss_func', 'model', '_cbs', 'epoch', 'epochs',
-         'n_epochs', 'iter', 'dl', 'preds', 'loss', 'trains')
+         'n_epochs', 'iter', 'dl', 'preds', 'loss', 'trains', 'looks')
 
 
 @contextmanager
 def records_as_they_were(learn: Any) -> Iterator[None]:
     """Within it `learn` may fit; after it its attributes, its callbacks' records, its loaders' places and the mode of
-    each of its modules, training or not, are as before."""
+    each of its modules, training or not, are as before. `learn.looks` is True meanwhile."""
     modes = [(m, m.training) for m in learn.model.modules()]
     own = {k: vars(learn)[k] for k in _KEPT if k in vars(learn)}
     records = [(cb, dict(vars(cb))) for cb in learn.cbs if hasattr(cb, '__dict__')]
     loaders = [dl for dl in (getattr(learn.dls, nm, None) for nm in ('train', 'valid')) if hasattr(dl, 'epoch')]
     epochs = [dl.epoch for dl in loaders]
-    learn.cbs = list(learn.cbs)
+    learn.cbs, learn.looks = list(learn.cbs), True
     try: yield
     finally:
         for k in _KEPT: vars(learn).pop(k, None)

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from miniai.checkpoint.tree import flatten
 from miniai.data.position import describe_loader, loader_state, set_loader_state
 from miniai.randomness import describe_states, generators_of, random_states, set_random_states
 
 __all__ = ['ResumeError', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
-           'first_fingerprint', 'check_same']
+           'first_fingerprint', 'check_same', 'check_records']
 
 _OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 _version = lru_cache(version)  # which reads a file each time
@@ -62,6 +63,11 @@ def _keepers(learn: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _records(learn: Any) -> dict[str, Any]: return {nm: cb.state_dict() for nm, cb in _keepers(learn)}
+
+
+def check_records(learn: Any) -> None:
+    "TypeError, naming callback and key, where a callback keeps what a checkpoint cannot hold."
+    flatten(dict(records=_records(learn)))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ files, no state."""
 import os
 import re
 import warnings
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from .durable import temporary_names
 from .errors import CheckpointError
 from .read import inspect, verify
 
-__all__ = ['remove_stale', 'newest_valid']
+__all__ = ['remove_stale', 'newest_valid', 'first_valid']
 
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
 
@@ -42,7 +43,12 @@ def newest_valid(folder: str | PathLike, pattern: str = '*.safetensors') -> Path
     """The checkpoint in `folder` that was saved last, by its own word, of those whose names match `pattern` and
     that verify; None where there is none. A warning names each newer one that does not verify, and says why."""
     dated = [(when, p) for p in sorted(Path(folder).glob(pattern)) if (when := _saved(p))]
-    return next((p for _, p in sorted(dated, reverse=True) if _is_valid(p)), None)
+    return first_valid(p for _, p in sorted(dated, reverse=True))
+
+
+def first_valid(paths: Iterable[Path]) -> Path | None:
+    "The first of `paths` that verifies; None where none does. A warning names each before it, and says why."
+    return next((p for p in paths if _is_valid(p)), None)
 
 
 def _saved(path: Path) -> str | None:
