@@ -70,7 +70,7 @@ class ProfileCB(Callback):
 
     `rows`, `table()` and `plot()` have it; the table is also printed at the end of a fit that trained, unless `quiet`.
     `every` k-th batch is looked at, from the second on, and the others are taken to be like it: 1 is every batch, which
-    costs about 4 µs each. An accelerator works while Python goes on, so it is waited for after each part of a batch
+    costs about 10 µs each. An accelerator works while Python goes on, so it is waited for after each part of a batch
     that is looked at; there `every` is 10 unless given, so that the others are not held up."""
     order = float('-inf')
 
