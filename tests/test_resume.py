@@ -7,6 +7,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -486,6 +487,7 @@ import sys; sys.path.insert(0, {str(HERE)!r})
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 import torch
 torch.set_num_threads(1)
 from resuming import *
@@ -666,3 +668,14 @@ def test_another_number_of_batches_to_a_step_is_refused_and_changes_nothing(tmp_
     before = [p.clone() for p in learn.model.parameters()]
     with pytest.raises(ResumeError, match='n was 3 in the checkpoint and is 2 here'): learn.fit(2, resume=True)
     assert all(map(torch.equal, before, learn.model.parameters()))
+
+
+def test_a_run_without_a_validation_loader_goes_on(tmp_path):
+    def make(*cbs):
+        learn = run(tmp_path, cbs=cbs)
+        learn.dls = SimpleNamespace(train=learn.dls.train)
+        return learn
+    with pytest.raises(RuntimeError, match='stopped by a test'): make(StopCB(1, 1)).fit(2, valid=False)
+    learn = make()
+    learn.fit(2, valid=False, resume=True)
+    assert [r['epoch'] for r in learn.history] == [0, 1]

@@ -38,7 +38,8 @@ def state_now(learn: Any) -> dict[str, Any]:
                 loaders=[loader_state(dl) for dl in _loaders(learn)])
 
 
-def _loaders(learn: Any) -> list: return [dl for dl in (learn.dls.train, learn.dls.valid) if dl is not None]
+def _loaders(learn: Any) -> list: return [dl for dl in (learn.dls.train, _validation(learn)) if dl is not None]
+def _validation(learn: Any) -> Any: return getattr(learn.dls, 'valid', None)
 def _generators(learn: Any) -> list: return [(cb, g) for cb in learn.cbs for _, g in generators_of(cb)]
 
 
@@ -127,7 +128,7 @@ def fingerprint(learn: Any) -> dict[str, Any]:
             'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
             'model': {nm: _kind(x) for nm, x in learn.model.state_dict().items()},
             **{f'training data: {k}': v for k, v in describe_loader(learn.dls.train).items()},
-            **{f'validation data: {k}': v for k, v in describe_loader(learn.dls.valid).items()}}
+            **{f'validation data: {k}': v for k, v in describe_loader(_validation(learn)).items()}}
 
 
 def _device(model: nn.Module) -> str: return next((p.device.type for p in model.parameters()), 'cpu')
