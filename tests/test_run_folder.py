@@ -168,22 +168,24 @@ def test_each_epoch_and_phase_adds_its_row_as_it_comes(tmp_path):
     assert [json.loads(s) for s in path.read_text().splitlines()] == [rows[0], rows[1] | dict(loss=None)]
 
 
+def make_runs(folder, *names):
+    "Runs' folders, one after the other."
+    for age, name in enumerate(names):
+        (folder/name).mkdir()
+        (folder/name/'config.toml').write_text('')
+        os.utime(folder/name/'config.toml', (age, age))
+
+
 def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'there is no run to go on with at .*: name its folder'):
         RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train')
-    for age, name in enumerate(('2026-01-02_000000-train', '2026-01-01_000000-train', '2026-01-03_000000-lr-find')):
-        (tmp_path/name).mkdir()
-        (tmp_path/name/'config.toml').write_text('')
-        os.utime(tmp_path/name/'config.toml', (age, age))
+    make_runs(tmp_path, '2026-01-02_000000-train', '2026-01-01_000000-train', '2026-01-03_000000-lr-find')
     assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train'
     assert RunFolder.of_run(str(tmp_path/'2026-01-02_000000-train'), 'train').path.name == '2026-01-02_000000-train'
 
 
 def test_the_folder_of_a_run_is_found_with_a_number_and_whatever_its_name(tmp_path, monkeypatch):
-    for age, name in enumerate(('2026-01-01_000000-train', '2026-01-01_000000-train-2', 'a[1]')):
-        (tmp_path/name).mkdir()
-        (tmp_path/name/'config.toml').write_text('')
-        os.utime(tmp_path/name/'config.toml', (age, age))
+    make_runs(tmp_path, '2026-01-01_000000-train', '2026-01-01_000000-train-2', 'a[1]')
     assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train-2'
     assert RunFolder.of_run(str(tmp_path/'a[1]'), 'train').path.name == 'a[1]'
     monkeypatch.chdir(tmp_path/'a[1]')

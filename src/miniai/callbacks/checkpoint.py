@@ -25,6 +25,7 @@ from .run_state import (
     check_same,
     fingerprint,
     first_fingerprint,
+    loaders_of,
     restore_records,
     restore_run,
     run_state,
@@ -101,7 +102,7 @@ class CheckpointCB(Callback):
     def _keep_workers(self, learn: Any) -> None:
         "Let the loaders' workers outlast a signal that comes to them too."
         if not self._watch.old: return
-        for dl in (learn.dls.train, getattr(learn.dls, 'valid', None)):
+        for dl in loaders_of(learn):
             if isinstance(dl, DataLoader) and dl.num_workers:
                 put(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
 

@@ -12,7 +12,7 @@ from miniai.checkpoint.tree import flatten
 from miniai.data.position import describe_loader, loader_state, set_loader_state
 from miniai.randomness import describe_states, generators_of, random_states, set_random_states
 
-__all__ = ['ResumeError', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
+__all__ = ['ResumeError', 'loaders_of', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
            'first_fingerprint', 'check_same', 'check_records']
 
 _OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
@@ -35,10 +35,14 @@ def run_state(learn: Any) -> dict[str, Any]:
 def state_now(learn: Any) -> dict[str, Any]:
     "Random states and the loaders' own, as they are now."
     return dict(random=random_states(), generators=[g.get_state() for _, g in _generators(learn)],
-                loaders=[loader_state(dl) for dl in _loaders(learn)])
+                loaders=[loader_state(dl) for dl in loaders_of(learn)])
 
 
-def _loaders(learn: Any) -> list: return [dl for dl in (learn.dls.train, _validation(learn)) if dl is not None]
+def loaders_of(learn: Any) -> list:
+    "The loaders of training and, where there is one, of validation."
+    return [dl for dl in (learn.dls.train, _validation(learn)) if dl is not None]
+
+
 def _validation(learn: Any) -> Any: return getattr(learn.dls, 'valid', None)
 def _generators(learn: Any) -> list: return [(cb, g) for cb in learn.cbs for _, g in generators_of(cb)]
 
@@ -86,7 +90,7 @@ def restore_run(learn: Any, state: dict[str, Any]) -> None:
     if state['skipped'] is not None: learn.opt.skipped = state['skipped']
     learn.history[:] = state['history']
     for (_, g), s in zip(_generators(learn), state['generators'], strict=True): g.set_state(s)
-    for dl, s in zip(_loaders(learn), state['loaders'], strict=True): set_loader_state(dl, s)
+    for dl, s in zip(loaders_of(learn), state['loaders'], strict=True): set_loader_state(dl, s)
     set_random_states(state['random'])
 
 

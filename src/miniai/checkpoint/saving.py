@@ -97,7 +97,7 @@ def _copy(pairs: Iterator[tuple[Tensor, Tensor]]) -> None:
 class Pending:
     "A save that runs beside its caller."
     def __init__(self, path: str | PathLike, contents: _Contents, arena: _Arena) -> None:
-        self.path, self._error, self._heard = os.fspath(path), None, False
+        self.path, self._error = os.fspath(path), None
         memories = arena.copies(contents)
         self._thread = Thread(target=self._run, args=(contents, memories), name='miniai-save')
         _pending[_key(path)] = self
