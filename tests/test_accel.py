@@ -2,6 +2,7 @@
 import gc
 import sys
 import weakref
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import miniai.accel
 from miniai.accel import AccelerateCB, MixedPrecision
+from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.train import DeviceCB, TrainCB
 from miniai.data import DataLoaders
 from miniai.learner import (
@@ -159,6 +161,34 @@ def test_any_object_with_step_and_zero_grad_will_do_without_gradient_scaling():
     torch.testing.assert_close(weights(learn), weights(plain))
 
 
+def scaler(enabled, init_scale=65536.): return torch.amp.GradScaler('cpu', init_scale, enabled=enabled)
+
+
+def begun(dtype):
+    "A MixedPrecision whose fit has begun."
+    cb = MixedPrecision(dtype=dtype)
+    learner(cb, Learner).fit(1)
+    return cb
+
+
+def test_the_scale_of_mixed_precision_is_taken_back():
+    cb, other = begun(torch.float16), begun(torch.float16)
+    cb.scaler.update(4096.)
+    other.load_state_dict(cb.state_dict())
+    assert other.scaler.get_scale() == 4096.
+
+
+SCALED = 'gradients were scaled, as float16 needs, in the checkpoint and are not scaled, as in bfloat16 or float32'
+NOT = 'gradients were not scaled, as in bfloat16 or float32, in the checkpoint and are scaled, as float16 needs, here'
+
+
+def test_mixed_precision_with_and_without_scaling_take_no_state_from_each_other():
+    half, brain = begun(torch.float16), begun(torch.bfloat16)
+    with pytest.raises(ValueError, match=SCALED): brain.load_state_dict(half.state_dict())
+    with pytest.raises(ValueError, match=NOT): half.load_state_dict(brain.state_dict())
+    brain.load_state_dict(begun(torch.bfloat16).state_dict())
+
+
 # AccelerateCB
 
 @pytest.fixture
@@ -231,6 +261,36 @@ def test_accelerate_validates_alone_and_without_an_optimizer(precision):
     learn.fit(1, train=False)
     assert torch.isfinite(learn.loss)
     assert same(before, weights(learn))
+
+
+@pytest.mark.usefixtures('accelerate')
+def test_the_scale_of_accelerate_is_taken_back_where_both_scale_alone():
+    cb, other = AccelerateCB(mixed_precision='no'), AccelerateCB(mixed_precision='no')
+    other.load_state_dict(cb.state_dict())
+    cb.acc.scaler, none = scaler(True, 4096.), cb.state_dict()
+    with pytest.raises(ValueError, match=SCALED): other.load_state_dict(cb.state_dict())
+    with pytest.raises(ValueError, match=NOT): cb.load_state_dict(none)
+    other.acc.scaler = scaler(False)
+    with pytest.raises(ValueError, match=SCALED): other.load_state_dict(cb.state_dict())
+    other.acc.scaler = scaler(True)
+    other.load_state_dict(cb.state_dict())
+    assert other.acc.scaler.get_scale() == 4096.
+
+
+@pytest.mark.usefixtures('accelerate')
+@PRECISIONS
+def test_a_run_with_accelerate_goes_on_to_the_bit(precision, tmp_path):
+    def fit(folder, stop=None, resume=False):
+        learn = dl_learner([AccelerateCB(mixed_precision=precision), CheckpointCB(tmp_path/folder, batches=1),
+                            *([At('after_step', stop)] if stop else [])], shuffle=True)
+        with suppress(KeyError): learn.fit(2, resume=resume)
+        return weights(learn)
+    def stop(learn):
+        if (learn.epoch, learn.iter) == (1, 2): raise KeyError('stopped by a test')
+    want = fit('whole')
+    assert not same(fit('run', stop), want)
+    torch.manual_seed(99)
+    assert same(fit('run', resume=True), want)
 
 
 @pytest.mark.usefixtures('accelerate')

@@ -39,8 +39,8 @@ class MixedPrecision(TrainCB):
         return dict(scaler=self.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave."
-        self.scaler.load_state_dict(state['scaler'])
+        "Go on from what `state_dict` gave. ValueError where only one of them scales gradients."
+        _load_scaler(self.scaler, state['scaler'])
 
     def before_batch(self, learn: Any) -> None:
         self.autocast = torch.autocast(self.device, dtype=self.used)
@@ -57,6 +57,17 @@ class MixedPrecision(TrainCB):
     def step(self, learn: Any) -> None:
         self.scaler.step(learn.opt)
         self.scaler.update()
+
+
+_SCALED = {True: "scaled, as float16 needs,", False: "not scaled, as in bfloat16 or float32,"}
+
+
+def _load_scaler(scaler: Any, state: dict[str, Any]) -> None:
+    "Put a gradient scaler's state back; None and one that is not enabled, whose state is empty, scale nothing."
+    was, scales = bool(state), scaler is not None and scaler.is_enabled()
+    if was != scales: raise ValueError(
+        f"gradients were {_SCALED[was]} in the checkpoint and are {_SCALED[scales]} here: use the same dtype")
+    if scales: scaler.load_state_dict(state)
 
 
 class AccelerateCB(TrainCB):
@@ -80,6 +91,14 @@ class AccelerateCB(TrainCB):
         self.attributes = set(vars(learn.model))
         learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self.kept[:3])
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
+
+    def state_dict(self) -> dict[str, Any]:
+        "The state of Accelerate's gradient scaler, empty where it has none."
+        return dict(scaler={} if self.acc.scaler is None else self.acc.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave. ValueError where only one of them scales gradients."
+        _load_scaler(self.acc.scaler, state['scaler'])
 
     def backward(self, learn: Any) -> None: self.acc.backward(learn.loss)
 

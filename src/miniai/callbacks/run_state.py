@@ -9,8 +9,15 @@ import torch
 from torch import nn
 
 from miniai.checkpoint.tree import flatten
-from miniai.data.position import describe_loader, loader_state, set_loader_state
-from miniai.randomness import describe_states, generators_of, random_states, set_random_states
+from miniai.data.position import describe_loader, loader_state, set_loader_state, set_workers
+from miniai.randomness import (
+    describe_states,
+    generators_of,
+    random_states,
+    set_random_states,
+    set_state_of,
+    state_of,
+)
 
 __all__ = ['ResumeError', 'loaders_of', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
            'first_fingerprint', 'check_same', 'check_records']
@@ -34,7 +41,7 @@ def run_state(learn: Any) -> dict[str, Any]:
 
 def state_now(learn: Any) -> dict[str, Any]:
     "Random states and the loaders' own, as they are now."
-    return dict(random=random_states(), generators=[g.get_state() for _, g in _generators(learn)],
+    return dict(random=random_states(), generators=[state_of(g) for g in _generators(learn)],
                 loaders=[loader_state(dl) for dl in loaders_of(learn)])
 
 
@@ -44,7 +51,7 @@ def loaders_of(learn: Any) -> list:
 
 
 def _validation(learn: Any) -> Any: return getattr(learn.dls, 'valid', None)
-def _generators(learn: Any) -> list: return [(cb, g) for cb in learn.cbs for _, g in generators_of(cb)]
+def _generators(learn: Any) -> list: return [g for cb in learn.cbs for _, g in generators_of(cb)]
 
 
 def _others(learn: Any) -> list[torch.Tensor]:
@@ -89,7 +96,8 @@ def restore_run(learn: Any, state: dict[str, Any]) -> None:
     _load_in_place(learn.opt, state['opt'])
     if state['skipped'] is not None: learn.opt.skipped = state['skipped']
     learn.history[:] = state['history']
-    for (_, g), s in zip(_generators(learn), state['generators'], strict=True): g.set_state(s)
+    for dl, s in zip(loaders_of(learn), (state['begun'] or state)['loaders'], strict=True): set_workers(dl, s)
+    for g, s in zip(_generators(learn), state['generators'], strict=True): set_state_of(g, s)
     for dl, s in zip(loaders_of(learn), state['loaders'], strict=True): set_loader_state(dl, s)
     set_random_states(state['random'])
 
@@ -178,9 +186,10 @@ def check_same(learn: Any, state: dict[str, Any]) -> None:
 
 
 def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
-    held = dict(callbacks=now['generators']) | {f'loader {i}': s['generators'] for i, s in enumerate(now['loaders'])}
+    held = dict(callbacks=now['generators']) | {f'loader {i}': [*s['generators'], *s['held']]
+                                                for i, s in enumerate(now['loaders'])}
     return {'random state:': describe_states(now['random']),
-            'bytes of the generators of': {nm: [len(g) for g in gs] for nm, gs in held.items()}}
+            'kinds of the generators of': {nm: [g['kind'] for g in gs] for nm, gs in held.items()}}
 
 
 def _check(saved: dict[str, Any], here: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from .loaders import collate_dict as collate_dict
 from .loaders import get_dls as get_dls
 from .loaders import inplace as inplace
 from .memory import MemoryLoader as MemoryLoader
-from .position import SeededSamples as SeededSamples
+from .seeded import SeededSamples as SeededSamples
 
 __all__ = ['fashion_mnist', 'ImageSet', 'DataLoaders', 'Dataset', 'collate_dict', 'get_dls', 'inplace',
            'MemoryLoader', 'SeededSamples', 'image_loaders']

@@ -1,37 +1,78 @@
 """A pass over a loader from any batch on: by index, without loading what came before, with the random numbers that the
-whole pass would have drawn. Knows loaders and random states, no training."""
-import random
+whole pass would have drawn; and why that may not be exact. Knows loaders and random states, no training."""
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 
-from miniai.randomness import random_states, same_states, set_random_states
+from miniai.randomness import (
+    generators_of,
+    is_generator,
+    random_states,
+    same_states,
+    set_random_states,
+    set_state_of,
+    state_of,
+)
 
-__all__ = ['FromBatch', 'SeededSamples', 'describe_loader', 'length_of', 'loader_state', 'set_loader_state',
+from .seeded import SeededSamples
+
+__all__ = ['FromBatch', 'describe_loader', 'length_of', 'loader_state', 'set_loader_state', 'set_workers',
            'why_not_exact']
 
 
 def loader_state(dl: Any) -> dict[str, Any]:
-    "What a loader's next pass depends on beside the global random states: its epoch, its own generators."
-    return dict(epoch=getattr(dl, 'epoch', None), generators=[g.get_state() for g in _generators(dl)])
+    """What a loader's next pass depends on beside the global random states: its epoch, its own generators, those that
+    its dataset holds, and whether workers are up that stay from pass to pass, of which the first draws one number
+    more."""
+    return dict(epoch=getattr(dl, 'epoch', None), generators=[state_of(g) for g in _own(dl)],
+                held=[state_of(g) for _, g in _held(dl)], workers_up=_keeps_workers(dl) and dl._iterator is not None)
 
 
 def set_loader_state(dl: Any, state: dict[str, Any]) -> None:
-    "Put back what `loader_state` gave."
-    _set_epoch(dl, state)
-    for g, s in zip(_generators(dl), state['generators'], strict=True): g.set_state(s)
+    "Put back what `loader_state` gave, workers aside."
+    _set_all_but_own(dl, state)
+    for g, s in zip(_own(dl), state['generators'], strict=True): set_state_of(g, s)
 
 
-def _set_epoch(dl: Any, state: dict[str, Any]) -> None:
+def _set_all_but_own(dl: Any, state: dict[str, Any]) -> None:
     if state['epoch'] is not None: dl.epoch = state['epoch']
+    for (_, g), s in zip(_held(dl), state['held'], strict=True): set_state_of(g, s)
 
 
-def _generators(dl: Any) -> list[torch.Generator]:
+def set_workers(dl: Any, state: dict[str, Any]) -> None:
+    """Start the workers that stay from pass to pass, or let them go, so that they are up or not as in what
+    `loader_state` gave. To start them draws a random number: put random states back after it."""
+    if not _keeps_workers(dl) or (state['workers_up'] and _are_alive(dl._iterator)): return
+    _let_workers_go(dl)
+    if not state['workers_up']: return
+    with _pass_over(dl, ()): _PLAIN(dl)
+
+
+def _keeps_workers(dl: Any) -> bool: return isinstance(dl, DataLoader) and dl.persistent_workers
+def _are_alive(iterator: Any) -> bool: return iterator is not None and all(w.is_alive() for w in iterator._workers)
+
+
+def _let_workers_go(dl: DataLoader) -> None:
+    "At once: an error's traceback may hold on to the iterator that has them."
+    if dl._iterator is not None: dl._iterator._shutdown_workers()
+    dl._iterator = None
+
+
+def _own(dl: Any) -> list:
+    "The generators of a loader and of what gives it its indices."
     held = [getattr(x, 'generator', None) for x in (dl, getattr(dl, 'sampler', None), *_samplers(dl))]
-    return list({id(g): g for g in held if isinstance(g, torch.Generator)}.values())
+    return list({id(g): g for g in held if is_generator(g)}.values())
+
+
+def _held(dl: Any) -> list[tuple[str, Any]]:
+    "The other generators that a loader's batches may be made with, with where they are."
+    roots = dict(dataset=dl.dataset, collate_fn=dl.collate_fn) if isinstance(dl, DataLoader) else dict(loader=dl)
+    own = {id(g) for g in _own(dl)}
+    return [(nm, g) for nm, g in generators_of(roots, objects=True) if id(g) not in own]
 
 
 def _samplers(dl: Any) -> list:
@@ -58,19 +99,14 @@ class FromBatch:
         return getattr(self.dl, name)
 
     def __iter__(self) -> Iterator:
+        set_workers(self.dl, self.begun[1])
         self._set(self.begun)
         if _goes_by_epoch(self.dl): return self._by_epoch()
-        return self._by_index() if getattr(type(self.dl), '__iter__', None) is _PLAIN else self._by_loading()
+        return self._by_index() if _goes_by_index(self.dl) else self._by_loading()
 
     def _set(self, states: tuple[dict, dict]) -> None:
         set_random_states(states[0])
         set_loader_state(self.dl, states[1])
-
-    def _go_on(self) -> None:
-        """Put the global states as they were after the batch before. The loader's own generators stay where the replay
-        has left them: as saved, they may have been drawn from for batches that workers were to make ahead."""
-        set_random_states(self.now[0])
-        _set_epoch(self.dl, self.now[1])
 
     def _by_epoch(self) -> Iterator:
         rest = self.dl.batches(self.begun[1]['epoch'], self.start)
@@ -78,63 +114,78 @@ class FromBatch:
         return rest
 
     def _by_index(self) -> Iterator:
-        whole, kept = self.dl.batch_sampler, {k: getattr(self.dl, k) for k in _KEPT if hasattr(self.dl, k)}
-        if whole is None: return self._by_loading()
-        return iter(DataLoader(self.dl.dataset, batch_sampler=_Rest(whole, self.start, self._go_on), **kept))
+        with _pass_over(self.dl, _Rest(self.dl.batch_sampler, self.start, self._go_on)): return iter(self.dl)
+
+    def _go_on(self) -> None:
+        """Put all as it was after the batch before, but not the loader's own generators where it has workers: these
+        stay where the replay has left them. As saved, they had been drawn from for batches that were to be made
+        ahead."""
+        if not self.dl.num_workers: return self._set(self.now)
+        set_random_states(self.now[0])
+        _set_all_but_own(self.dl, self.now[1])
 
     def _by_loading(self) -> Iterator:
         batches = iter(self.dl)
-        for _ in range(self.start): next(batches)
-        self._go_on()
+        _skip(batches, self.start)
+        self._set(self.now)
         return batches
 
 
 _PLAIN = DataLoader.__iter__  # a class with one of its own may make other batches of the same indices
-_KEPT = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'worker_init_fn', 'multiprocessing_context', 'generator',
-         'prefetch_factor', 'pin_memory_device', 'in_order')
+
+
+def _goes_by_index(dl: Any) -> bool:
+    "A stream has no indices; without a batch sampler a dataset makes batches of its own."
+    return (getattr(type(dl), '__iter__', None) is _PLAIN and dl.batch_sampler is not None
+            and not isinstance(dl.dataset, IterableDataset))
+
+
+@contextmanager
+def _pass_over(dl: DataLoader, indices: Any) -> Iterator[None]:
+    "Within it a pass of `dl` begins that goes over `indices` instead: a DataLoader lets nobody set its sampler."
+    name = 'sampler' if dl.batch_sampler is None else 'batch_sampler'
+    whole, vars(dl)[name] = vars(dl)[name], indices
+    _tell_workers(dl, indices)
+    try: yield
+    finally:
+        vars(dl)[name] = whole
+        _tell_workers(dl, whole)
+
+
+def _tell_workers(dl: DataLoader, indices: Any) -> None:
+    "Workers that stay keep what their first pass went over."
+    if dl._iterator is not None: dl._iterator._index_sampler = indices
 
 
 class _Rest:
-    "A batch sampler without its first batches of indices; `drawn` is called when these have been drawn."
+    """A batch sampler without its first batches of indices; `drawn` is called when these have been drawn. The sampler
+    begins as often, and as early, as it is asked to: some draw then."""
     def __init__(self, sampler: Any, start: int, drawn: Callable[[], None]) -> None:
         self.sampler, self.start, self.drawn = sampler, start, drawn
 
     def __len__(self) -> int: return max(len(self.sampler) - self.start, 0)
+    def __iter__(self) -> Iterator: return self._rest(iter(self.sampler))
 
-    def __iter__(self) -> Iterator:
-        rest = iter(self.sampler)
-        for _ in range(self.start): next(rest)
+    def _rest(self, batches: Iterator) -> Iterator:
+        _skip(batches, self.start)
         self.drawn()
-        yield from rest
+        yield from batches
 
 
-class SeededSamples:
-    """A dataset whose random transforms draw, in workers, the same for the same sample of the same pass, whichever
-    worker takes it and whatever it did before: torch's, numpy's and Python's generators are seeded for each sample by
-    the pass's own seed and the sample's index, and put back. Without workers the dataset draws as it is. With
-    persistent_workers=True every pass has the same seed, and each sample its same draws: leave that at False."""
-    def __init__(self, dataset: Any) -> None: self.dataset = dataset
-    def __len__(self) -> int: return len(self.dataset)
-
-    def __getitem__(self, i: int) -> Any:
-        worker = get_worker_info()
-        if worker is None: return self.dataset[i]
-        before = random_states()
-        try:
-            _seed_all((worker.seed - worker.id)*1_000_003 + int(i))
-            return self.dataset[i]
-        finally: set_random_states(before)
+def _skip(batches: Iterator, n: int) -> None:
+    "Take `n` batches. ValueError where there are fewer."
+    for i in range(n):
+        if next(batches, _NONE) is _NONE:
+            raise ValueError(f"a pass that was left after {n} batches cannot be taken up there: it has {i} now")
 
 
-def _seed_all(seed: int) -> None:
-    torch.random.default_generator.manual_seed(seed % 2**63)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+_NONE = object()
 
 
 def why_not_exact(dl: Any) -> str:
     """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. A sample is drawn to see whether
     the dataset of workers draws random numbers."""
+    if isinstance(dl, Iterator): return "it is an iterator, which gives its batches once: use a loader or a list"
     if _goes_by_epoch(dl) or not isinstance(dl, DataLoader): return ''
     if dl.batch_sampler is None: return "its dataset makes batches of its own"
     if isinstance(dl.dataset, IterableDataset): return "its dataset is a stream"
@@ -144,43 +195,51 @@ def why_not_exact(dl: Any) -> str:
 def _unknown_order(dl: DataLoader) -> str:
     odd = next((type(s).__name__ for s in _samplers(dl) if not _can_be_replayed(s)), None)
     return '' if odd is None else (f"nobody knows what its sampler, of class {odd}, draws from: let it draw from "
-                                   f"nothing but a torch.Generator that is its attribute `generator`")
+                                   f"nothing but a generator that is its attribute `generator`")
 
 
 def _can_be_replayed(sampler: Any) -> bool:
     "Torch's own draw from a generator, or once as a pass begins; sequences draw nothing."
     if isinstance(sampler, Sequence | torch.Tensor | np.ndarray): return True
-    if isinstance(getattr(sampler, 'generator', None), torch.Generator): return True
+    if is_generator(getattr(sampler, 'generator', None)): return True
     return getattr(getattr(type(sampler), '__iter__', None), '__module__', '').startswith('torch.utils.data.')
 
 
 def _unknown_workers(dl: DataLoader) -> str:
-    if dl.persistent_workers:
-        return ("its workers stay from pass to pass with the seed of the first, which no later start can draw again, "
-                "not even between epochs: use persistent_workers=False")
     if dl.num_workers > 1 and not getattr(dl, 'in_order', True):
         return "its batches come in the order in which workers are done: use in_order=True"
-    if any(g is torch.default_generator for g in _generators(dl)):
+    if any(g is torch.default_generator for g in _own(dl)):
         return "its workers run ahead of training, which draws from the same generator: give it one of its own"
-    return '' if isinstance(dl.dataset, SeededSamples) or not _draws(dl) else _drawing_workers(dl)
+    drawn, held = _draws(dl)
+    return _drawing_workers(dl, held) if held or drawn else ''
 
 
-def _drawing_workers(dl: DataLoader) -> str:
-    return (f"its dataset draws random numbers in {dl.num_workers} worker(s), whose states nobody knows: wrap it in "
-            f"miniai.data.SeededSamples(dataset)")
+def _drawing_workers(dl: DataLoader, held: list[str]) -> str:
+    if dl.persistent_workers:
+        return ("its dataset draws random numbers, and its workers stay from pass to pass with the seed of the first, "
+                "which no later start can draw again, not even between epochs: use persistent_workers=False")
+    if held:
+        return (f"its dataset draws in {dl.num_workers} worker(s) from generators that it holds, {' and '.join(held)}, "
+                f"and each worker has copies, whose states nobody knows: let it draw from torch's, numpy's or Python's "
+                f"global generator, and wrap it in miniai.data.SeededSamples(dataset)")
+    return '' if isinstance(dl.dataset, SeededSamples) else (
+        f"its dataset draws random numbers in {dl.num_workers} worker(s), whose states nobody knows: wrap it in "
+        f"miniai.data.SeededSamples(dataset)")
 
 
-def _draws(dl: DataLoader) -> bool:
-    "Does the first sample of a pass draw random numbers?"
-    before, own = random_states(), loader_state(dl)
+def _draws(dl: DataLoader) -> tuple[bool, list[str]]:
+    "Does the first sample of a pass draw random numbers: from global generators, and from which others?"
+    before, known = random_states(), [*(("the sampler's", g) for g in _own(dl)), *_held(dl)]
+    kept = [state_of(g) for _, g in known]
     try:
         first = list(next(iter(dl.batch_sampler), ()))[:1]
-        drawn = random_states()
+        drawn, others = random_states(), [state_of(g) for _, g in known]
         for i in first: dl.dataset[i]
-        return not same_states(drawn, random_states())
+        moved = [nm for (nm, g), s in zip(known, others, strict=True) if not same_states(state_of(g), s)]
+        return not same_states(drawn, random_states()), moved
     finally:
         set_random_states(before)
-        set_loader_state(dl, own)
+        for (_, g), s in zip(known, kept, strict=True): set_state_of(g, s)
 
 
 def describe_loader(dl: Any) -> dict[str, Any]:
@@ -190,7 +249,8 @@ def describe_loader(dl: Any) -> dict[str, Any]:
     found = dict(batches=length_of(dl), samples=samples, batch_size=getattr(dl, 'batch_size', getattr(dl, 'bs', None)),
                  seed=getattr(dl, 'seed', None), drop_last=getattr(dl, 'drop_last', None),
                  order=type(sampler).__name__ if sampler is not None else getattr(dl, 'shuffle', None),
-                 workers=_has_workers(dl), seeded_samples=isinstance(getattr(dl, 'dataset', None), SeededSamples))
+                 workers=_has_workers(dl), persistent_workers=_keeps_workers(dl),
+                 seeded_samples=isinstance(getattr(dl, 'dataset', None), SeededSamples))
     return {k: x if isinstance(x, int | str | None) else None for k, x in found.items()}
 
 

@@ -1,0 +1,36 @@
+"A dataset whose random draws in workers are a matter of pass and sample alone. Knows random states, no loaders."
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from miniai.randomness import host_states, set_host_states
+
+__all__ = ['SeededSamples']
+
+
+class SeededSamples:
+    """A dataset whose random transforms draw, in workers, the same for the same sample of the same pass, whichever
+    worker takes it and whatever it did before: torch's, numpy's and Python's global generators are seeded for each
+    sample by the pass's own seed and the sample's index, and put back. Generators that the dataset holds are not: each
+    worker has copies. Without workers the dataset draws as it is. With persistent_workers=True every pass has the same
+    seed, and each sample its same draws: leave that at False."""
+    def __init__(self, dataset: Any) -> None: self.dataset = dataset
+    def __len__(self) -> int: return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Any:
+        worker = get_worker_info()
+        if worker is None: return self.dataset[i]
+        before = host_states()
+        try:
+            _seed_all((worker.seed - worker.id)*1_000_003 + int(i))
+            return self.dataset[i]
+        finally: set_host_states(before)
+
+
+def _seed_all(seed: int) -> None:
+    torch.random.default_generator.manual_seed(seed % 2**63)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
