@@ -16,14 +16,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_model
 
 from miniai import cli
 from miniai.cli import main
 from miniai.data import fmnist
+from miniai.jobs import prove
 from miniai.jobs import train as job
 from miniai.jobs.build import build_model
 from miniai.jobs.config import TrainConfig
+from miniai.proof import Proof
 from tiny import Screen, colours, write_tiny
 
 MINIAI = Path(sys.executable).with_name('miniai')
@@ -99,9 +103,10 @@ DEFAULTS = {'--config': 'None', '--data': 'auto', '--model': 'simple', '--optimi
             '--out': "'runs/{time}-{job}'"}
 TRAIN = DEFAULTS | {'--schedule': 'onecycle', '--lr': 'auto', '--epochs': '5', '--resume': 'False',
                     '--profile': 'False'}
+PROVE = {k: v for k, v in TRAIN.items() if k not in ('--out', '--resume', '--profile')} | {'--batches': '6'}
 
 
-@pytest.mark.parametrize(('command', 'options'), [('train', TRAIN), ('lr-find', DEFAULTS)])
+@pytest.mark.parametrize(('command', 'options'), [('train', TRAIN), ('lr-find', DEFAULTS), ('prove-resume', PROVE)])
 def test_the_help_of_a_command_lists_its_options_with_words_and_defaults_in_80_columns(here, monkeypatch, capsys,
                                                                                        command, options):
     monkeypatch.setenv('COLUMNS', '80')
@@ -265,6 +270,48 @@ def test_every_option_reaches_the_configuration(here, monkeypatch):
     assert config_of(monkeypatch, 'train', *args) == TrainConfig(**said)
 
 
+OPTIONS = dict(data=st.sampled_from(['auto', 'd']), model=st.sampled_from(['simple', 'resnet']),
+               batch_size=st.sampled_from([1024, 64]), seed=st.just(42), device=st.just('auto'), lr=st.just('auto'),
+               epochs=st.sampled_from([5, 9]), compile=st.booleans(), out=st.just('runs/{time}-{job}'),
+               resume=st.booleans())
+
+
+def argument(name, value, dash):
+    name = name.replace('_', dash)
+    return [f'--{"" if value else f"no{dash}"}{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.fixed_dictionaries({}, optional=OPTIONS), st.fixed_dictionaries({}, optional=OPTIONS), st.sampled_from('-_'))
+def test_what_was_given_is_known_were_it_the_default_on_the_command_line_or_in_the_file(tmp_path_factory, line, toml,
+                                                                                         dash):
+    file = tmp_path_factory.mktemp('config')/'a.toml'
+    file.write_text(''.join(f'{k} = {json.dumps(v)}\n' for k, v in toml.items()))
+    args = [a for k, v in line.items() for a in argument(k, v, dash)]
+    assert cli._parsed(['train', *args, '--config', str(file)]).given == {*line, *toml, 'config'}
+    assert cli._parsed(['train', *args]).given == set(line)
+
+
+def test_an_option_given_to_a_run_that_goes_on_is_heard_were_it_the_default(here, capsys):
+    (here/'a.toml').write_text('batch_size = 1024')
+    assert run('train', *QUICK, '--out', 'run') == 0
+    capsys.readouterr()
+    for more in (['--batch-size', '1024'], ['--batch-size=1024'], ['--config', 'a.toml']):
+        assert run('train', '--resume', '--out', 'run', *more) == 2
+        assert complaint(capsys) == ('miniai: error: the run goes on with batch_size = 100, and 1024 was asked for: '
+                                     'leave it out')
+    assert run('train', '--resume', '--out', 'run', '--batch-size', '100', '--lr', 'auto', '--device', 'auto') == 0
+
+
+def test_a_run_that_goes_on_may_be_given_the_default_number_of_epochs(here):
+    args = ['train', '--batch-size', '300', '--device', 'cpu', '--out', 'run', '--schedule', 'constant']
+    assert run(*args, '--epochs', '3') == 0
+    assert run('train', '--resume', '--out', 'run', '--epochs', '5') == 0
+    assert [r['epoch'] for r in history(here/'run') if r['phase'] == 'eval'] == [0, 1, 2, 3, 4]
+    assert run('train', '--resume', '--out', 'run') == 0
+    assert tomllib.loads((here/'run'/'config.toml').read_text())['epochs'] == 5
+
+
 @pytest.mark.parametrize(('args', 'profile'), [(['--profile'], True), (['--no-profile'], False), ([], True)])
 def test_what_is_on_or_off_is_said_by_a_flag_that_wins_over_the_file(here, monkeypatch, args, profile):
     (here/'a.toml').write_text('profile = true\n')
@@ -330,7 +377,7 @@ def test_ctrl_c_in_this_process_gets_code_130_and_a_line(here, capsys, monkeypat
 
 
 NOTED = 'SIGINT: finishing the batch and saving; once more to leave at once'
-GOES_ON = 'stopped: miniai train --resume goes on with it'
+GOES_ON = 'stopped: miniai train --resume --out run goes on with it'
 
 
 def is_a_stopped_run(folder):
@@ -353,6 +400,41 @@ def test_ctrl_c_leaves_model_metrics_and_pictures_and_exits_130(here):
     assert (p.returncode, err.splitlines()[1:]) == (130, [NOTED, GOES_ON])
     assert out.splitlines()[-1].endswith('s; the run is in run')
     is_a_stopped_run(here/'run')
+
+
+def test_a_run_in_a_folder_with_a_space_is_named_as_a_shell_takes_it(here, monkeypatch, capsys):
+    def stop(self, *args, **kwargs): raise SystemExit(143)
+    monkeypatch.setattr(job.Learner, 'fit', stop)
+    assert run('train', '--out', 'my run', '--device', 'cpu') == 143
+    assert capsys.readouterr().err == "stopped: miniai train --resume --out 'my run' goes on with it\n"
+
+
+def test_a_run_in_a_folder_named_by_the_time_is_named_too(here, monkeypatch, capsys):
+    def stop(self, *args, **kwargs): raise SystemExit(143)
+    monkeypatch.setattr(job.Learner, 'fit', stop)
+    assert run('train', '--device', 'cpu') == 143
+    folder, = (here/'runs').iterdir()
+    assert capsys.readouterr().err == f"stopped: miniai train --resume --out runs/{folder.name} goes on with it\n"
+
+
+# A proof
+
+def test_a_run_of_a_proof_that_fails_exits_1_with_one_error_and_no_traceback(here):
+    done = miniai('prove-resume', '--batch-size', '200', '--device', 'cpu', '--lr', '1e38')
+    assert done.returncode == 1
+    assert done.stderr.startswith('miniai: error: the run left alone failed: NonFiniteLossError: the training loss is ')
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(('differs', 'code'), [({}, 0), (dict(a='b'), 1)])
+def test_a_proof_exits_0_where_all_is_the_same_and_1_where_it_is_not(here, monkeypatch, differs, code):
+    monkeypatch.setattr(prove, 'prove_learner', lambda *args: Proof([(0, 1)], 'things', differs))
+    assert run('prove-resume', '--batch-size', '100', '--device', 'cpu') == code
+
+
+def test_a_proof_without_its_data_gets_code_1_and_starts_nothing(here, capsys):
+    assert run('prove-resume', '--data', 'nowhere') == 1
+    assert complaint(capsys).startswith("miniai: error: no folder 'nowhere'")
 
 
 # A terminal

@@ -1,7 +1,8 @@
 "Configurations: what they accept, refuse and say, and TOML there and back."
+import copy
 import math
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,8 @@ def test_a_configuration_written_as_toml_is_read_back_the_same(file, config):
 @given(trains | lr_finds)
 def test_the_toml_says_every_option_but_config(config):
     said = tomllib.loads(config.to_toml())
-    assert {'config', *said} == set(vars(config))
-    assert all(said[k] == v for k, v in vars(config).items() if k != 'config')
+    assert {'config', *said} == {f.name for f in fields(config)}
+    assert all(said[k] == getattr(config, k) for k in said)
 
 
 @pytest.mark.parametrize('text', ['\x7f', '\U0001f600', '"\\\b\f\n\r\t\x1b', "'", 'é\u2028', '# = ["'])
@@ -134,3 +135,42 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
 def test_a_file_that_is_not_toml_is_named_with_the_reason(file, raw):
     file.write_bytes(raw)
     with pytest.raises(ConfigError, match=f'^{file} is not valid TOML: .'): TrainConfig.from_toml(file)
+
+
+# Options of a run that goes on
+
+RUN = TrainConfig(batch_size=64, epochs=10, lr=.25, device='cpu', layout='channels-last', precision='bfloat16')
+
+
+@given(st.fixed_dictionaries({}, optional=dict(batch_size=st.sampled_from([64, 1024]), epochs=st.sampled_from([5, 12]),
+                                               optimizer=st.sampled_from(['adamw', 'sgd']), profile=st.booleans(),
+                                               seed=st.sampled_from([42, 1]), out=st.just('x'))))
+def test_what_was_given_to_a_run_that_goes_on_is_its_own_or_refused_were_it_the_default(options):
+    asked = TrainConfig(**options, resume=True)
+    assert asked.given == {*options, 'resume'}
+    own = dict(batch_size=64, optimizer='adamw', seed=42)
+    other = sorted(k for k in own if options.get(k, own[k]) != own[k])
+    if other:
+        with pytest.raises(ConfigError, match=f'goes on with {other[0]} = {own[other[0]]!r}, and '): asked.of_run(RUN)
+    else:
+        assert asked.of_run(RUN) == replace(RUN, resume=True, epochs=options.get('epochs', 10),
+                                            profile=options.get('profile', False))
+
+
+@pytest.mark.parametrize('option', ['lr', 'device', 'layout', 'data'])
+def test_auto_leaves_the_choice_to_the_run(option):
+    assert TrainConfig(**{option: 'auto'}).of_run(RUN) == replace(RUN, resume=True)
+
+
+def test_float16_given_on_a_cpu_is_the_bfloat16_that_it_became():
+    asked = TrainConfig(precision='float16')
+    assert asked.of_run(RUN).precision == 'bfloat16'
+    for run in (replace(RUN, device='cuda'), replace(RUN, precision='float32')):
+        with pytest.raises(ConfigError, match="'float16' was asked for"): asked.of_run(run)
+
+
+def test_what_a_file_sets_and_what_replace_makes_is_given(file):
+    assert read(file, 'batch_size = 1024\n').given == {'batch_size', 'config'}
+    assert replace(TrainConfig()).given == {f.name for f in fields(TrainConfig)}
+    assert replace(RUN, resume=True).of_run(RUN) == replace(RUN, resume=True)
+    assert copy.copy(TrainConfig(epochs=5)).given == {'epochs'}

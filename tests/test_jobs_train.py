@@ -10,6 +10,7 @@ from safetensors.torch import load_model
 
 from miniai.callbacks.run_state import ResumeError
 from miniai.data.fmnist import DataError
+from miniai.jobs import recording
 from miniai.jobs import train as job
 from miniai.jobs.build import build_data, build_model
 from miniai.jobs.config import ConfigError, TrainConfig
@@ -113,7 +114,7 @@ def test_a_profile_of_a_run_that_was_stopped_is_left_too(config, tmp_path, monke
 
 @pytest.mark.parametrize(('optimizer', 'schedule'), PAIRS)
 def test_every_optimizer_with_every_schedule_lowers_the_loss(config, monkeypatch, optimizer, schedule):
-    monkeypatch.setattr(job, '_leave', lambda *args: None)
+    monkeypatch.setattr(recording.Recording, 'leave', lambda *args: None)
     learn = train(replace(config, optimizer=optimizer, schedule=schedule, epochs=3, batch_size=32))
     first, *_, last = (r['loss'] for r in learn.history if r['phase'] == 'train')
     assert last < first
@@ -141,14 +142,14 @@ def test_a_single_batch_is_enough(config, tmp_path):
 
 def stopping_at(monkeypatch, n, e):
     "Make the `n`-th batch raise `e`."
-    class Stop(job.ProgressCB):
+    class Stop(recording.ProgressCB):
         seen = 0
         def after_batch(self, learn):
             super().after_batch(learn)
             self.seen += 1
             if self.seen == n: raise e
     Stop.__name__ = 'ProgressCB'  # by which a checkpoint knows its records
-    monkeypatch.setattr(job, 'ProgressCB', Stop)
+    monkeypatch.setattr(recording, 'ProgressCB', Stop)
 
 
 def test_ctrl_c_within_the_second_epoch_leaves_everything_that_there_is(config, tmp_path, monkeypatch, capsys):

@@ -1,38 +1,59 @@
-"The proof of a resume: it holds for a configuration as it is, and tells weights that differ and runs that fail."
+"The proof of a resume, as the command line asks for it: of what `miniai train` runs, in processes of their own."
 from dataclasses import fields, replace
 
 import pytest
 
 from miniai.jobs import prove
-from miniai.jobs.config import ConfigError, ProveConfig
+from miniai.jobs import train as job
+from miniai.jobs.config import ConfigError, ProveConfig, TrainConfig
+from miniai.jobs.train import train
+from miniai.proof import Proof, ProofError
 from tiny import write_tiny
 
 
 @pytest.fixture
 def config(tmp_path):
-    return ProveConfig(data=str(write_tiny(tmp_path, 200, 40)), batch_size=64, batches=4, device='cpu', epochs=2)
+    return ProveConfig(data=str(write_tiny(tmp_path, 200, 40)), batch_size=64, batches=5, device='cpu', epochs=2)
 
 
-def test_a_run_killed_and_gone_on_with_has_the_weights_of_one_left_alone(config, capsys):
+def test_a_run_killed_in_two_epochs_and_gone_on_with_is_the_one_left_alone(config, capsys):
     assert prove.prove_resume(config)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith('Fashion-MNIST, 200 training')
-    assert said[1] == 'a run of 4 batches …'
-    assert said[2] == 'the same, killed after batch 2 …'
-    assert said[-1].startswith('weights and optimizer state are the same to the bit: sha256 ')
+    assert said[1:-1] == ['a run of 5 batches, left alone …', 'the same, killed after 2 batches of epoch 0 …',
+                          'gone on with, and killed before epoch 1 …', 'gone on with to its end …']
+    assert said[-1].startswith('the same to the bit: ')
+    assert all(f' {part},' in said[-1] for part in ('model', 'opt', 'history', 'records', 'random'))
 
 
-def test_weights_that_differ_are_told(config, capsys, monkeypatch):
-    ends = iter(['a'*64, '', 'b'*64])
-    monkeypatch.setattr(prove, '_child', lambda *args: next(ends))
-    assert not prove.prove_resume(config)
-    said = capsys.readouterr().out
-    assert f"state are NOT the same: sha256 {'a'*16}… left alone, {'b'*16}… gone on with" in said
+def test_it_proves_what_train_runs(config, monkeypatch, tmp_path, capsys):
+    seen = []
+    def note(config, dls, cbs, learner_of=job.learner_of):
+        seen.append(learner_of(config, dls, cbs))
+        return seen[-1]
+    monkeypatch.setattr(job, 'learner_of', note)
+    train(TrainConfig(**{f.name: getattr(config, f.name) for f in fields(config) if f.name != 'batches'},
+                      out=str(tmp_path/'run')))
+    proved = prove._learner(replace(config, lr=.06, layout='channels-last'), str(tmp_path))
+    kinds = [type(cb).__name__ for cb in seen[0].cbs]
+    assert [k for k in kinds if k not in ('CheckpointCB', 'BegunCB')] == [type(cb).__name__ for cb in proved.cbs]
+    assert {'RecorderCB', 'ActivationStats', 'ProgressCB', 'HistoryFileCB'} < set(kinds)
+    assert (proved.lr, proved.opt_func, proved.loss_func) == (seen[0].lr, seen[0].opt_func, seen[0].loss_func)
 
 
-def test_a_run_that_fails_is_an_error_with_what_it_said(tmp_path):
-    with pytest.raises(RuntimeError, match='the whole run ended with 1, not 0'):
-        prove._child(tmp_path/'none.toml', tmp_path, 'whole', 0)
+def test_what_differs_is_said_and_returned(config, capsys, monkeypatch):
+    found = Proof([(0, 1)], 'things', {'model 0.weight': 'by much'})
+    monkeypatch.setattr(prove, 'prove_learner', lambda *args: found)
+    assert prove.prove_resume(replace(config, batches=4)) is False
+    *_, first, second, third = capsys.readouterr().out.splitlines()
+    assert first == 'NOT the same, left alone and gone on with: model 0.weight (by much)'
+    assert second == 'compared were things'
+    assert third == 'all batches were of one epoch: --batches 6 kills the run in a second one too'
+
+
+def test_a_run_that_fails_is_an_error_with_what_it_said(config):
+    with pytest.raises(ProofError, match='the run left alone failed: NonFiniteLossError: the training loss is '):
+        prove.prove_resume(replace(config, lr=1e38))
 
 
 def test_more_batches_than_the_epochs_have_are_refused_before_anything_runs(config):

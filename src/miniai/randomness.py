@@ -11,11 +11,19 @@ import numpy as np
 import torch
 from torch import Generator, nn
 
-__all__ = ['random_states', 'set_random_states', 'host_states', 'set_host_states', 'describe_states', 'same_states',
-           'is_generator', 'generators_of', 'kind_of', 'state_of', 'set_state_of']
+__all__ = ['set_seed', 'random_states', 'set_random_states', 'host_states', 'set_host_states', 'describe_states',
+           'same_states', 'is_generator', 'generators_of', 'kind_of', 'state_of', 'set_state_of']
 
 
 # The global generators
+
+def set_seed(seed: int, deterministic: bool = False) -> None:
+    "Seed torch, numpy and random; `deterministic` also asks torch for deterministic algorithms."
+    torch.use_deterministic_algorithms(deterministic)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
 
 def random_states() -> dict[str, Any]:
     "The states of every global generator: tensors, numbers and strings."

@@ -14,11 +14,12 @@ SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
 FLOORS = {
     **dict.fromkeys(('device', 'readings', 'hooks', 'plot', 'display', 'layers', 'measures', 'moves', 'stopwatch',
-                     'randomness'), 0),
+                     'randomness', 'differences'), 0),
     **dict.fromkeys(('events', 'optim', 'data', 'checkpoint'), 1),
     'callbacks': 2,
     'learner': 3,
-    **dict.fromkeys(('datasets', 'conv', 'activations', 'init', 'sgd', 'training', 'resnet', 'augment', 'accel'), 4),
+    **dict.fromkeys(('datasets', 'conv', 'activations', 'init', 'sgd', 'training', 'resnet', 'augment', 'accel',
+                     'proof'), 4),
     'jobs': 5,
     'cli': 6,
     '__init__': 7,

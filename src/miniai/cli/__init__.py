@@ -16,7 +16,6 @@ ABOUT = """Train PyTorch models with accelerated SGD.
 
 Options can also stand in a TOML file: miniai train --config FILE.toml"""
 
-
 JOBS = {'train': TrainConfig, 'lr-find': LRFindConfig, 'prove-resume': ProveConfig}
 
 
@@ -49,7 +48,9 @@ def _parsed(args: list[str]) -> JobConfig | VerifyConfig | ShowConfig:
     train, lr_find, prove = (Annotated[type(d), tyro.conf.subcommand(nm, default=d)] for nm, d in defaults.items())
     flat = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.PositionalRequiredArgs)
     jobs = train | lr_find | prove | _checkpoint_commands()
-    return tyro.cli(jobs, args=args or ['--help'], prog='miniai', description=ABOUT, config=flat)
+    config = tyro.cli(jobs, args=args or ['--help'], prog='miniai', description=ABOUT, config=flat)
+    if isinstance(config, TrainConfig): config.given = defaults['train'].given | _options(args)
+    return config
 
 
 def _checkpoint_commands() -> Any:
@@ -58,6 +59,12 @@ def _checkpoint_commands() -> Any:
     show = Annotated[ShowConfig, tyro.conf.subcommand('show')]
     about = 'Verify checkpoints, or show what is in one.'
     return Annotated[verify | show, tyro.conf.subcommand('checkpoint', description=about)]
+
+
+def _options(args: list[str]) -> set[str]:
+    "The names of the options that tyro has found: no value of one begins with --."
+    names = (arg[2:].partition('=')[0].replace('-', '_') for arg in args if arg.startswith('--'))
+    return {nm.removeprefix('no_') for nm in names}
 
 
 def _config_file(args: list[str]) -> Path | None:
@@ -74,20 +81,17 @@ def _run(config: JobConfig | VerifyConfig | ShowConfig) -> int:
     matplotlib.use('agg')
 
     from miniai.callbacks.run_state import ResumeError
-    from miniai.checkpoint import CheckpointError, FolderInUseError
+    from miniai.checkpoint import FolderInUseError
     from miniai.data.fmnist import DataError
     from miniai.jobs.lr_find import lr_find_job
     from miniai.jobs.prove import prove_resume
     from miniai.jobs.train import train
     from miniai.learner import NonFiniteLossError
+    from miniai.proof import ProofError
     run = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume}[type(config)]
+    failures = NonFiniteLossError, DataError, ResumeError, CheckpointError, FolderInUseError, ProofError
     try: done = run(config)
-    except SystemExit as e:
-        print('stopped: miniai train --resume goes on with it', file=sys.stderr)
-        return e.code
-    except ConfigError: raise
-    except (NonFiniteLossError, DataError, ResumeError, CheckpointError, FolderInUseError, OSError, ImportError) as e:
-        return _complain(e, 1)
+    except (*failures, OSError, ImportError) as e: return _complain(e, 1)
     return 1 if done is False else 0
 
 

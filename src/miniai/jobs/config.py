@@ -8,8 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Self, get_args, get_origin
 
-__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig',
-           'TrainingConfig']
+__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig', 'TrainingConfig']
 
 
 class ConfigError(ValueError):
@@ -89,27 +88,39 @@ class TrainingConfig(JobConfig):
 class TrainConfig(FolderConfig, TrainingConfig):
     "Train a classifier of Fashion-MNIST; leave its weights, figures and pictures."
     resume: bool = False
-    """Go on with the run in --out, or with the last one, from its newest checkpoint and with its own options."""
+    """Go on with the run in --out, or with the last one, with its own options but for --epochs where that is given."""
     profile: bool = False
     """Say where the time went: a table at the end, and profile.json and profile.png in the run folder."""
 
+    def __new__(cls, **given: Any) -> Self:
+        config = super().__new__(cls)
+        config.given = frozenset(given)
+        return config
+
     def of_run(self, saved: Self) -> Self:
-        """The options of a run that goes on: `saved`, with the number of epochs asked for. ConfigError for an option
-        that was given and is another than the run's."""
-        for f in fields(self):
-            now, then = getattr(self, f.name), getattr(saved, f.name)
-            if f.name in ('config', 'epochs', 'out', 'resume', 'profile') or now in (f.default, then): continue
-            raise ConfigError(f"the run goes on with {f.name} = {then!r}, and {now!r} was asked for: leave it out")
-        epochs = saved.epochs if self.epochs == type(self).epochs else self.epochs
+        """The options of a run that goes on: those of its note, `saved`, with the number of epochs that was given, if
+        any. ConfigError for another option that was given and is not the run's, though 'auto' leaves it to the run.
+        `given` names what was: on the command line or in the file; in Python the keywords of the call that made this,
+        were they the defaults, and so all of them where that was `dataclasses.replace`."""
+        for nm in sorted(self.given - {'config', 'epochs', 'out', 'resume', 'profile'}):
+            now, then = getattr(self, nm), getattr(saved, nm)
+            if _means(now, then, saved.device): continue
+            raise ConfigError(f"the run goes on with {nm} = {then!r}, and {now!r} was asked for: leave it out")
+        epochs = self.epochs if 'epochs' in self.given else saved.epochs
         return replace(saved, epochs=epochs, resume=True, profile=self.profile)
+
+
+def _means(given: Any, settled: Any, device: str) -> bool:
+    "May an option that was given have been settled so? 'auto' as anything, and float16 on a CPU as bfloat16."
+    half = (given, settled) == ('float16', 'bfloat16') and device.startswith('cpu')
+    return half or given in ('auto', settled)
 
 
 @dataclass(kw_only=True)
 class ProveConfig(TrainingConfig):
-    """Prove that a run can be resumed: kill one halfway, go on with it, compare its weights and its optimizer's state
-    with those of one left alone, to the bit. Exits with 1 if they differ."""
+    "Prove that a run can be resumed: kill it, go on, compare; exit with 1 if not."
     batches: int = 6
-    """Training batches of each run."""
+    """Training batches of a run. It is killed in the middle of its first epoch, and in its last if that is another."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
