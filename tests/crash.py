@@ -19,6 +19,7 @@ from miniai.checkpoint import CheckpointError, SaveError, Saver, disk, durable, 
 from miniai.checkpoint.header import sealed
 
 NAME = 'c.safetensors'
+NAMES = NAME, 'b.safetensors', 'there/c.safetensors'  # of one file
 SIZES = (10, 30_000, 500_000)  # elements
 
 
@@ -32,11 +33,30 @@ def read_version(path):
     return state['version']
 
 
+def save_as(folder, v, names=NAMES, n=3000, by=save, **how):
+    "Save version `v` under all of `names`."
+    os.makedirs(os.path.join(folder, 'there'), exist_ok=True)
+    path, *also = (os.path.join(folder, nm) for nm in names)
+    return by(path, version(v, n), also=also, **how)
+
+
+def versions(folder, names=NAMES): return [read_version(os.path.join(folder, nm)) for nm in names]
+
+
+def files_in(folder):
+    "The names of all files, from `folder` on."
+    return {os.path.relpath(os.path.join(at, nm), folder) for at, _, names in os.walk(folder) for nm in names}
+
+
+def remove_all_stale(folder):
+    for at in (folder, os.path.join(folder, 'there')): remove_stale(at)
+
+
 # Kills
 
 def in_place(self, head, memories):
     "A save that writes over the old file: what kills must find."
-    data = [m.numpy().tobytes() for m in memories]
+    data = [bytes(m) for m in memories]
     head, _ = sealed(head, hashlib.sha256(b''.join([head, *data])).hexdigest())
     with open(self.path, 'wb') as f:
         for piece in (head, *data): f.write(piece)
@@ -44,23 +64,23 @@ def in_place(self, head, memories):
         os.fsync(f.fileno())
 
 
-def _save_for_ever(path, v, n, background, told):
+def _save_for_ever(folder, v, n, background, told):
     "The child: versions from `v` on, each number told through the pipe once `save` has returned."
     saver = Saver()
     while True:
-        saver.save(path, version(v, n), background=background)
+        save_as(folder, v, n=n, by=saver.save, background=background)
         saver.wait()
         os.write(told, v.to_bytes(8, 'little'))
         v += 1
 
 
-def kill_once(path, v, rng):
+def kill_once(folder, v, rng):
     "Kill a child that saves, at a random moment; the last version that it acknowledged, or `v` itself."
     ours, theirs = os.pipe()
     n, background = rng.choice(SIZES), rng.random() < 0.3
     pid = os.fork()
     if not pid:
-        try: _save_for_ever(path, v + 1, n, background, theirs)
+        try: _save_for_ever(folder, v + 1, n, background, theirs)
         finally: os._exit(1)
     os.close(theirs)
     time.sleep(rng.uniform(0.005, 0.06))
@@ -73,30 +93,31 @@ def kill_once(path, v, rng):
 
 
 def kills(n, seed=0):
-    """Counts over `n` kills: corrupt checkpoints, acknowledged saves lost, temporaries met, left over, saves
-    acknowledged."""
-    rng, v, out = random.Random(seed), 0, dict(kills=n, corrupt=0, lost=0, temporaries=0, left_over=0, acknowledged=0)
+    """Counts over `n` kills: corrupt checkpoints, acknowledged saves lost, temporaries met, left over, kills between
+    the names of a file, saves acknowledged."""
+    counts = 'corrupt', 'lost', 'temporaries', 'left_over', 'between', 'acknowledged'
+    rng, v, out = random.Random(seed), 0, dict(kills=n) | dict.fromkeys(counts, 0)
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, NAME)
-        save(path, version(0, 10))
+        save_as(folder, 0, n=10)
         for _ in range(n):
-            acknowledged = kill_once(path, v, rng)
+            acknowledged = kill_once(folder, v, rng)
             out['acknowledged'] += acknowledged - v
-            out['temporaries'] += len(os.listdir(folder)) > 1
-            remove_stale(folder)
-            out['left_over'] += os.listdir(folder) != [NAME]
-            v = _looked_at(path, acknowledged, out)
+            out['temporaries'] += files_in(folder) != set(NAMES)
+            remove_all_stale(folder)
+            out['left_over'] += files_in(folder) != set(NAMES)
+            v = _looked_at(folder, acknowledged, out)
     return out
 
 
-def _looked_at(path, acknowledged, out):
-    try: v = read_version(path)
+def _looked_at(folder, acknowledged, out):
+    try: found = versions(folder)
     except (CheckpointError, AssertionError, FileNotFoundError):
         out['corrupt'] += 1
-        save(path, version(acknowledged, 10))
+        save_as(folder, acknowledged, n=10)
         return acknowledged
-    out['lost'] += v < acknowledged
-    return v
+    out['lost'] += min(found) < acknowledged
+    out['between'] += min(found) < max(found)
+    return min(found)
 
 
 # Calls that fail
@@ -131,8 +152,16 @@ def failing(name, error, first, for_good):
     with patched(**{name: call}): yield calls
 
 
-def count_calls(name, path):
-    with failing(name, None, 10**9, False) as calls: save(path, version(2, 3000))
+def no_links(*paths): raise PermissionError(1, 'Operation not permitted')
+
+
+# By name, the names to save under, and what the disk does otherwise
+WAYS = dict(alone=((NAME,), {}), linked=(NAMES, {}), copied=(NAMES, dict(link=no_links)))
+
+
+def count_calls(name, folder, way):
+    names, lacks = WAYS[way]
+    with patched(**lacks), failing(name, None, 10**9, False) as calls: save_as(folder, 2, names)
     return len(calls)
 
 
@@ -141,67 +170,86 @@ ERRORS = [OSError(28, 'No space left on device'), OSError(5, 'Input/output error
           KeyboardInterrupt(), 'short']
 
 
-def fault_cases(folder):
-    "Every call of a save, every error, once and for good."
-    path = os.path.join(folder, NAME)
-    for name in CALLS:
-        for k in range(count_calls(name, path)):
-            for e in ERRORS:
+def fault_cases(folder, errors=ERRORS, ways=tuple(WAYS)):
+    "Every call of a save, every error, once and for good: under one name, several, and several that are copies."
+    for way, name in ((way, nm) for way in ways for nm in CALLS if nm not in WAYS[way][1]):
+        for k in range(count_calls(name, folder, way)):
+            for e in errors:
                 if e == 'short' and name not in ('write', 'pwrite', 'read_into'): continue
-                for for_good in (False, True): yield name, k, e, for_good
+                for for_good in (False, True): yield way, name, k, e, for_good
 
 
-def try_fault(folder, name, k, error, for_good):
+def try_fault(folder, way, name, k, error, for_good):
     """Save version 2 over 1 with a call failing: what came of it ('saved', 'error', 'interrupt'), and whether all is as
     it should be. A disk that refuses to remove for good cannot be asked to leave nothing."""
-    path = os.path.join(folder, NAME)
-    save(path, version(1, 3000))
-    outcome, said = 'saved', ''
-    with failing(name, error, k, for_good):
-        try: save(path, version(2, 3000))
-        except SaveError as e: outcome, said = 'error', str(e)
+    names, lacks = WAYS[way]
+    save_as(folder, 1)
+    outcome, said, at = 'saved', '', len(names)
+    with patched(**lacks), failing(name, error, k, for_good):
+        try: save_as(folder, 2, names)
+        except SaveError as e: outcome, said, at = 'error', str(e), names.index(os.path.relpath(e.path, folder))
         except KeyboardInterrupt: outcome = 'interrupt'
-    if name == 'unlink': remove_stale(folder)
-    left = read_version(path)
-    clean = os.listdir(folder) == [NAME]
+    if name == 'unlink': remove_all_stale(folder)
+    left = versions(folder, names)
+    clean = files_in(folder) == set(NAMES)
     told = (outcome == 'interrupt') == isinstance(error, KeyboardInterrupt) or outcome == 'saved'
-    named = outcome != 'error' or (path in said and 'bytes were written' in said)
-    stood = outcome == 'interrupt' and name in ('unlink', 'close_dir')  # the last calls: the new file stands already
-    return outcome, clean and told and named and left == (2 if stood or outcome == 'saved' else 1)
+    named = outcome != 'error' or (said.startswith(os.path.join(folder, names[at])) and 'bytes were written' in said)
+    at += way == 'copied' and 'what stands there is the new file' in said  # which nothing could take back
+    new = _after_interrupts(way, name) if outcome == 'interrupt' else [at]
+    return outcome, clean and told and named and left in [[2]*k + [1]*(len(names) - k) for k in new]
+
+
+def _after_interrupts(way, name):
+    "Under how many names the new file may stand: where there is but one, from the last two calls on."
+    return [name in ('unlink', 'close_dir')] if way == 'alone' else range(len(NAMES) + 1)
 
 
 # Power loss
 
 class Recorder:
-    "Writes down what a save asks of the disk, by file number and name, while it does it."
-    def __init__(self, without=()):
-        self.ops, self.files, self.without = [], {}, without
+    """Writes down what a save asks of the disk while it does it: of files by number, of folders by name. A change of
+    names is the names that it gives, with their files, and those that it takes, with None."""
+    def __init__(self, folder, without=()):
+        self.ops, self.opened, self.names, self.without = [], {}, {}, without
         real = {nm: getattr(disk, nm) for nm in CALLS}
+        def rel(path): return os.path.relpath(path, folder)
         def create(path):
             fd = real['create'](path)
-            self.files[fd] = len(self.ops)
-            self.note('create', self.files[fd], os.path.basename(path))
+            self.opened[fd] = len(self.ops)
+            self.change({rel(path): self.opened[fd]})
+            return fd
+        def open_dir(path):
+            fd = real['open_dir'](path)
+            self.opened[fd] = rel(path)
             return fd
         def write(fd, data):
             n = real['write'](fd, data)
-            self.note('write', self.files[fd], None, bytes(data[:n]))
+            self.note('write', self.opened[fd], None, bytes(data[:n]))
             return n
         def pwrite(fd, data, at):
-            self.note('write', self.files[fd], at, bytes(data))
+            self.note('write', self.opened[fd], at, bytes(data))
             return real['pwrite'](fd, data, at)
-        def names(what):
-            def f(*paths):
-                real[what](*paths)
-                self.note(what, *map(os.path.basename, paths))
-            return f
-        def synced(what):
-            def f(fd):
-                real[what](fd)
-                self.note(what, *([self.files[fd]] if what == 'fsync' else []))
-            return f
-        renames = {nm: names(nm) for nm in ('rename', 'link', 'unlink')}
-        syncs = {nm: synced(nm) for nm in ('fsync', 'fsync_dir')}
-        self.functions = dict(create=create, write=write, pwrite=pwrite, **renames, **syncs)
+        def rename(old, new):
+            real['rename'](old, new)
+            self.change({rel(new): self.names[rel(old)], rel(old): None})
+        def link(old, new):
+            real['link'](old, new)
+            self.change({rel(new): self.names[rel(old)]})
+        def unlink(path):
+            real['unlink'](path)
+            self.change({rel(path): None})
+        def fsync(fd):
+            real['fsync'](fd)
+            self.note('fsync', self.opened[fd])
+        def fsync_dir(fd):
+            real['fsync_dir'](fd)
+            self.note('fsync_dir', self.opened[fd])
+        self.functions = dict(create=create, open_dir=open_dir, write=write, pwrite=pwrite, rename=rename, link=link,
+                              unlink=unlink, fsync=fsync, fsync_dir=fsync_dir)
+
+    def change(self, names):
+        self.names |= names
+        self.note('names', names)
 
     def note(self, *op):
         if op[0] not in self.without: self.ops.append(op)
@@ -209,16 +257,24 @@ class Recorder:
     def acknowledged(self, v): self.ops.append(('acknowledged', v))
 
 
+def folder_of(name): return os.path.dirname(name) or '.'
+
+
 class Disk:
     "A model of a disk: what is sure to be on it, and what was asked since and may be there or not, in any part."
-    def __init__(self): self.sure, self.asked, self.names, self.renaming, self.version = {}, {}, {}, [], None
+    def __init__(self): self.sure, self.asked, self.names, self.changes, self.version = {}, {}, {}, [], None
 
     def do(self, op, *args):
         if op == 'acknowledged': self.version = args[0]
         elif op == 'write': self.asked.setdefault(args[0], []).append(args[1:])
         elif op == 'fsync': self.sure[args[0]] = self.content(args[0], self.asked.pop(args[0], []))
-        elif op == 'fsync_dir': self.names, self.renaming = self.named(self.renaming), []
-        else: self.renaming.append((op, *args))
+        elif op == 'fsync_dir': self.sync_folder(args[0])
+        else: self.changes.append(args[0])
+
+    def sync_folder(self, folder):
+        "No change is of two folders."
+        of_it = [c for c in self.changes if folder_of(next(iter(c))) == folder]
+        self.names, self.changes = self.named(of_it), [c for c in self.changes if c not in of_it]
 
     def content(self, file, writes):
         data = bytearray(self.sure.get(file, b''))
@@ -230,15 +286,10 @@ class Disk:
             if where is None: at += len(piece)
         return bytes(data)
 
-    def named(self, ops):
+    def named(self, changes):
         names = dict(self.names)
-        for op, *args in ops:
-            if op == 'create': names[args[1]] = args[0]
-            elif op == 'unlink': names.pop(args[0], None)
-            elif args[0] in names:
-                names[args[1]] = names[args[0]]
-                if op == 'rename': del names[args[0]]
-        return names
+        for c in changes: names |= c
+        return {nm: file for nm, file in names.items() if file is not None}
 
     def files_after_power_loss(self, file, rng):
         "What `file` may hold: nothing of what was asked, all, a beginning, holes of zeros, another order's rest."
@@ -256,41 +307,42 @@ class Disk:
 
     def folders_after_power_loss(self, rng):
         "Names as they may be: with the first few of the changes since the last sync, or any of them."
-        for k in range(len(self.renaming) + 1): yield self.named(self.renaming[:k])
-        for _ in range(4): yield self.named([op for op in self.renaming if rng.random() < 0.5])
+        for k in range(len(self.changes) + 1): yield self.named(self.changes[:k])
+        for _ in range(4): yield self.named([c for c in self.changes if rng.random() < 0.5])
 
 
-def power_loss(saves=3, without=(), seed=0, background=False):
+def power_loss(saves=3, without=(), seed=0, background=False, way='linked'):
     """Counts over every cut through a few saves: disks looked at, those with no whole checkpoint or with an older
-    one than acknowledged."""
+    one than acknowledged, under any name."""
     rng, out = random.Random(seed), dict(cuts=0, disks=0, wrong=0)
     with tempfile.TemporaryDirectory() as folder:
-        recorder = _recorded(folder, saves, without, background)
+        recorder = _recorded(os.path.realpath(folder), saves, without, background, way)
         model = Disk()
         for op in recorder.ops:
             model.do(*op)
             out['cuts'] += 1
-            for found in _possible(model, rng):
+            for found in _possible(model, WAYS[way][0], rng):
                 out['disks'] += 1
                 out['wrong'] += not _is_right(Path(folder)/'found', found, model.version, saves)
     return out
 
 
-def _recorded(folder, saves, without, background):
-    recorder, path = Recorder(without), os.path.join(folder, NAME)
-    with patched(**recorder.functions):
+def _recorded(folder, saves, without, background, way):
+    names, lacks = WAYS[way]
+    recorder = Recorder(folder, without)
+    with patched(**recorder.functions | lacks):
         for v in range(1, saves + 1):
-            pending = save(path, version(v, 3000), background=background)
+            pending = save_as(folder, v, names, background=background)
             if pending: pending.wait()
             recorder.acknowledged(v)
     return recorder
 
 
-def _possible(model, rng):
-    "The contents that the checkpoint's name may have, None where it may be absent."
-    for names in model.folders_after_power_loss(rng):
-        if NAME not in names: yield None
-        else: yield from model.files_after_power_loss(names[NAME], rng)
+def _possible(model, wanted, rng):
+    "The contents that each of the names may have, None where it may be absent."
+    for names, nm in ((names, nm) for names in model.folders_after_power_loss(rng) for nm in wanted):
+        if nm not in names: yield None
+        else: yield from model.files_after_power_loss(names[nm], rng)
 
 
 def _is_right(path, found, acknowledged, last):

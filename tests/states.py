@@ -25,7 +25,8 @@ def bits(x):
 
 
 def _tensor_bits(t):
-    flat = t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    plain = t.detach().cpu().resolve_conj().resolve_neg()
+    flat = plain.clone(memory_format=torch.contiguous_format).reshape(-1)
     return Tensor, t.dtype, t.shape, t.stride(), flat.view(torch.uint8).numpy().tobytes() if t.numel() else b''
 
 

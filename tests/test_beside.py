@@ -1,6 +1,7 @@
 "A thread that does one thing at a time: it waits, raises, and ends."
 import hashlib
 import threading
+import weakref
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_its_thread_ends_with_it():
     with Beside() as beside: beside.do(len, '')
     beside._thread.join(5)
     assert threading.active_count() == before
+
+
+def test_what_it_was_given_is_its_callers_alone_once_it_is_done():
+    given = set()
+    seen = weakref.ref(given)
+    with Beside() as beside:
+        beside.do(len, given)
+        beside.wait()
+        del given
+        assert seen() is None
 
 
 def test_where_no_thread_can_be_had_it_does_the_work_itself(monkeypatch):

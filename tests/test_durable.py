@@ -1,5 +1,6 @@
 "What stops a save: a kill, a call that fails, a full disk, the power. The old file or the new one is there, whole."
 import ast
+import errno
 import os
 import resource
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import crash
-from miniai.checkpoint import SaveError, disk, durable, load, save
+from miniai.checkpoint import SaveError, Saver, disk, durable, load, save
 
 
 @pytest.fixture
@@ -29,35 +30,47 @@ def test_no_kill_corrupts_a_checkpoint_or_loses_an_acknowledged_save_or_leaves_a
     assert (out['corrupt'], out['lost'], out['left_over']) == (0, 0, 0)
     assert out['acknowledged'] > 10
     assert out['temporaries'] > 5
+    assert out['between'] > 0
 
 
 def test_kills_find_a_save_that_writes_in_place(): assert killed(25, 'in place')['corrupt'] > 0
 
 
-def test_a_call_that_fails_once_or_for_good_leaves_the_old_file_one_error_and_nothing_else(tmp_path):
-    outcomes, cases = {}, list(crash.fault_cases(str(tmp_path)))
+SOME = [e for e in crash.ERRORS if e == 'short' or isinstance(e, KeyboardInterrupt) or e.errno == 28]
+
+
+@pytest.mark.parametrize(('way', 'errors', 'many', 'never'), [
+    ('alone', crash.ERRORS, 150, {'link', 'unlink', 'close_dir'}),
+    ('linked', SOME, 150, {'link', 'unlink', 'close_dir'}), ('copied', SOME, 300, {'unlink', 'close_dir'})],
+    ids=['alone', 'linked', 'copied'])
+def test_a_call_that_fails_once_or_for_good_leaves_the_old_file_one_error_and_nothing_else(tmp_path, way, errors, many,
+                                                                                           never):
+    outcomes, cases = {}, list(crash.fault_cases(str(tmp_path), errors, [way]))
     for case in cases:
         outcome, right = crash.try_fault(str(tmp_path), *case)
         assert right, (case, outcome)
-        outcomes.setdefault(case[0], set()).add(outcome)
-    assert all('error' in outcomes[nm] for nm in crash.CALLS if nm not in ('link', 'unlink', 'close_dir'))
-    assert len(cases) > 150
+        outcomes.setdefault(case[1], set()).add(outcome)
+    assert {nm for nm in outcomes if 'error' not in outcomes[nm]} == never
+    assert len(cases) > many
 
 
-def test_a_disk_that_fails_for_good_at_any_call_leaves_an_old_or_new_file_that_loads(path):
-    real = {nm: getattr(disk, nm) for nm in crash.CALLS}
-    for k in range(60):
-        save(path, crash.version(1, 3000))
+@pytest.mark.parametrize('way', crash.WAYS)
+def test_a_disk_that_fails_for_good_at_any_call_leaves_old_or_new_files_that_load(tmp_path, way):
+    real, (names, lacks) = {nm: getattr(disk, nm) for nm in crash.CALLS}, crash.WAYS[way]
+    for k in range(150):
+        crash.save_as(tmp_path, 1)
         left = [k]
         def dying(nm, left=left):
             def f(*args):
                 left[0] -= 1
                 if left[0] < 0: raise OSError(5, 'Input/output error')
-                return real[nm](*args)
+                return lacks.get(nm, real[nm])(*args)
             return f
         with crash.patched(**{nm: dying(nm) for nm in crash.CALLS}), suppress(SaveError):
-            save(path, crash.version(2, 3000))
-        assert crash.read_version(path) in (1, 2)
+            crash.save_as(tmp_path, 2, names)
+        assert crash.versions(tmp_path, names) in [[2]*i + [1]*(len(names) - i) for i in range(len(names) + 1)]
+        if left[0] > 0: break
+    assert left[0] > 0  # it was whole in the end: every call had its turn
 
 
 @pytest.fixture
@@ -78,15 +91,17 @@ def test_a_disk_that_is_really_full_leaves_the_old_file_and_says_how_far_it_came
 
 
 @pytest.mark.parametrize('background', [False, True])
-def test_after_power_loss_at_any_point_the_old_or_the_new_file_is_whole(background):
-    out = crash.power_loss(background=background)
+@pytest.mark.parametrize('way', crash.WAYS)
+def test_after_power_loss_at_any_point_the_old_or_the_new_file_is_whole_under_every_name(way, background):
+    out = crash.power_loss(background=background, way=way)
     assert out['wrong'] == 0
     assert out['disks'] > 200
 
 
 @pytest.mark.parametrize('without', ['fsync', 'fsync_dir'])
-def test_power_loss_finds_a_save_that_does_not_sync(without):
-    assert crash.power_loss(1, without=(without,))['wrong'] > 0
+@pytest.mark.parametrize('way', crash.WAYS)
+def test_power_loss_finds_a_save_that_does_not_sync(way, without):
+    assert crash.power_loss(1, without=(without,), way=way)['wrong'] > 0
 
 
 def test_power_loss_finds_a_save_that_writes_in_place(monkeypatch):
@@ -99,19 +114,21 @@ def test_power_loss_finds_a_save_that_writes_in_place(monkeypatch):
         disk.fsync_dir(fd)
     fds = []
     monkeypatch.setattr(durable._Writing, 'run', in_place)
-    assert crash.power_loss(saves=1)['wrong'] > 0
+    assert crash.power_loss(saves=1, way='alone')['wrong'] > 0
     os.close(fds[0])
 
 
-def test_a_file_that_is_read_back_otherwise_than_it_was_written_is_no_save(path, monkeypatch):
+@pytest.mark.parametrize('part', ['head', 'data'])
+def test_a_file_that_is_read_back_otherwise_than_it_was_written_is_no_save(path, monkeypatch, part):
     save(path, 'old')
     real = disk.read_into
     def flipped(fd, buffer):
         n = real(fd, buffer)
-        if len(buffer) > 100_000: buffer[77] ^= 1
+        if part == 'data' and len(buffer) > 100_000: buffer[77] ^= 1
+        if part == 'head' and (at := bytes(buffer).find(b'a word')) >= 0: buffer[at] ^= 1
         return n
     monkeypatch.setattr(disk, 'read_into', flipped)
-    with pytest.raises(SaveError, match='read back otherwise'): save(path, torch.zeros(100_000))
+    with pytest.raises(SaveError, match=f'{part} .* read back otherwise'): save(path, ['a word', torch.zeros(100_000)])
     monkeypatch.undo()
     assert (load(path), os.listdir(path.parent)) == ('old', [path.name])
 
@@ -122,3 +139,80 @@ def test_where_files_have_one_name_and_the_folder_cannot_be_synced_the_error_say
         monkeypatch.setattr(disk, nm, lambda *args: (_ for _ in ()).throw(PermissionError(1, 'Not permitted')))
     with pytest.raises(SaveError, match='what stands there is the new file'): save(path, 'new')
     assert load(path) == 'new'
+
+
+# Further names
+
+@pytest.fixture
+def names(tmp_path):
+    (tmp_path/'there').mkdir()
+    return [tmp_path/nm for nm in crash.NAMES]
+
+
+def written(monkeypatch):
+    "The bytes of each write to come."
+    out, real = [], disk.write
+    monkeypatch.setattr(disk, 'write', lambda fd, data: out.append(len(data)) or real(fd, data))
+    return out
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_further_names_are_one_file_written_once(names, monkeypatch, background):
+    for p in names[1:]: save(p, 'old')
+    path, *also = names
+    sizes = written(monkeypatch)
+    pending = save(path, torch.arange(3000), also=also, background=background)
+    if pending: pending.wait()
+    assert sum(sizes) == path.stat().st_size
+    assert {p.stat().st_ino for p in names} == {path.stat().st_ino}
+    assert crash.files_in(path.parent) == set(crash.NAMES)
+
+
+@pytest.mark.parametrize('code', ['EPERM', 'ENOTSUP', 'EMLINK', 'EXDEV', 'ENOSYS', 'EACCES'])
+def test_where_a_file_can_have_no_second_name_the_contents_are_written_again(names, monkeypatch, code):
+    path, *also = names
+    monkeypatch.setattr(disk, 'link', lambda *_: (_ for _ in ()).throw(OSError(getattr(errno, code), code)))
+    save(path, torch.arange(3000), also=also)
+    assert len({p.stat().st_ino for p in names}) == 3
+    assert len({p.read_bytes() for p in names}) == 1
+    assert load(also[1]).tolist() == list(range(3000))
+
+
+def test_a_file_replaced_or_removed_under_one_name_stays_under_the_others(names):
+    path, *also = names
+    save(path, 'new', also=also)
+    save(path, 'newer'), also[0].unlink()
+    assert [load(p) for p in (path, also[1])] == ['newer', 'new']
+
+
+def test_a_path_given_twice_or_through_a_link_is_one_name(names, monkeypatch):
+    (names[0].parent/'link').symlink_to(names[0].name)
+    sizes = written(monkeypatch)
+    monkeypatch.setattr(disk, 'link', crash.no_links)
+    save(names[0], 1, also=[names[0], names[0].parent/'link', names[0].parent/'there'/'..'/names[0].name])
+    assert sum(sizes) == names[0].stat().st_size
+    assert crash.files_in(names[0].parent) == {crash.NAME, 'link'}
+
+
+def test_a_further_name_through_a_link_is_given_where_the_link_points(names):
+    names[1].symlink_to('there/c.safetensors')
+    save(names[0], 1, also=[names[1]])
+    assert names[1].is_symlink()
+    assert names[2].stat().st_ino == names[0].stat().st_ino
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_a_name_that_cannot_be_given_is_told_and_those_before_it_stand(names, background):
+    path, no = names[0], names[0].parent/'no'/'a'
+    for p in names: save(p, 'old')
+    said = f'^{no} was not saved, what stood there before stays, and {path} is saved: No such file'
+    with pytest.raises(SaveError, match=said) as e, Saver() as saver:
+        saver.save(path, 'new', also=[names[1], no, names[2]], background=background)
+    assert (e.value.path, type(e.value.cause)) == (str(no), FileNotFoundError)
+    assert [load(p) for p in names] == ['new', 'new', 'old']
+
+
+@pytest.mark.parametrize('one', ['best.safetensors', Path('best.safetensors')])
+def test_a_single_path_where_several_belong_is_a_type_error_before_any_writing(path, one):
+    with pytest.raises(TypeError, match='also takes several paths: give'): save(path, 1, also=one)
+    assert os.listdir(path.parent) == []

@@ -8,7 +8,8 @@ import warnings
 import pytest
 import torch
 
-from miniai.checkpoint import disk, load, newest_valid, remove_stale, save
+from miniai.checkpoint import disk, load, newest_valid, remove_stale, save, verify
+from miniai.checkpoint.folder import first_valid, first_whole
 
 
 def dead_pid():
@@ -81,3 +82,40 @@ def test_older_files_are_not_read(tmp_path, monkeypatch):
     assert newest_valid(tmp_path) == tmp_path/'b.safetensors'
     (tmp_path/'b.safetensors').unlink()
     with pytest.warns(UserWarning, match='passed over'): assert newest_valid(tmp_path) is None
+
+
+@pytest.fixture
+def in_order(tmp_path):
+    "Paths to a folder, a file that is cut, none, two whole ones."
+    paths = [tmp_path/nm for nm in ('folder', 'cut', 'none', 'whole', 'later')]
+    paths[0].mkdir()
+    saved(tmp_path, 'cut', 'whole', 'later')
+    paths[1].write_bytes(paths[1].read_bytes()[:-1])
+    return paths
+
+
+def test_the_first_whole_file_comes_with_what_was_read_after_a_warning_for_each_before_it(in_order):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('always')
+        path, (i, ones) = first_whole(in_order, load)
+    assert (path, i, ones.tolist()) == (in_order[3], 1, [1, 1, 1])
+    said = [str(w.message) for w in heard]
+    assert all(s.startswith(f'passed over, {p}: ') for s, p in zip(said, in_order, strict=False))
+    assert [why in s for s, why in zip(said, ('no regular file', 'cut: ', 'No such file'), strict=True)] == [True]*3
+
+
+def test_where_none_is_whole_there_is_none(in_order):
+    for first in (first_valid, lambda paths: first_whole(paths, verify)):
+        with pytest.warns(UserWarning, match='passed over'): assert first(in_order[:3]) is None
+        assert first([]) is None
+
+
+def test_the_first_whole_file_is_read_once_and_those_after_it_never(in_order, monkeypatch):
+    opened, real = [], disk.open_regular
+    monkeypatch.setattr(disk, 'open_regular', lambda p: opened.append(p) or real(p))
+    first_whole(in_order[3:], load)
+    assert opened == [str(in_order[3])]
+
+
+def test_what_goes_wrong_in_the_reader_itself_is_raised(in_order):
+    with pytest.raises(ZeroDivisionError): first_whole(in_order, lambda p: 1/0)

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import namedtuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from miniai.checkpoint import SaveError, Saver, disk, inspect, load, save, verify
+from miniai.checkpoint import SaveError, Saver, disk, inspect, load, remove_stale, save, verify
 from states import DTYPES, aliases, bits, everything, same, states
 
 LAX = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -281,7 +282,8 @@ def test_a_saver_saves_one_after_the_other_and_never_loses_a_failure(path, monke
             saver.save(path, 1)
             with pytest.raises(SaveError): heard()
         saver.save(path, 1)
-        with pytest.raises(SaveError): [saver.done() for _ in iter(int, 1)]
+        until = time.monotonic() + 10
+        with pytest.raises(SaveError): [saver.done() for _ in iter(lambda: time.monotonic() < until, False)]
         saver.save(path, 1)
         with pytest.raises(SaveError): saver.__exit__(None, None, None)
         assert saver.done()
@@ -332,6 +334,137 @@ def test_a_failure_that_nobody_heard_is_said_at_the_interpreters_end(path):
     said = at_exit(path, 'fail').stderr
     assert said.startswith(f'miniai: error: {path} was not saved')
     assert 'No space left' in said
+
+
+FORKED = """
+import multiprocessing, sys, time
+from miniai.checkpoint import save, disk
+def child():
+    real = disk.write
+    disk.write = lambda fd, data: time.sleep(.3) or real(fd, data)
+    save(sys.argv[1], 5, background=True)
+p = multiprocessing.get_context('fork').Process(target=child)
+p.start(), p.join(), sys.exit(p.exitcode)
+"""
+
+
+def test_the_end_of_a_process_that_multiprocessing_forked_waits_for_a_background_save(path):
+    subprocess.run([sys.executable, '-c', FORKED, str(path)], check=True)
+    assert load(path) == 5
+
+
+LEAVE = """
+import os, sys, threading, time
+import numpy as np
+import torch
+from miniai.checkpoint import Saver, disk, save
+writing, real = threading.Event(), disk.write
+def slowly(fd, data): writing.set(); time.sleep(float(sys.argv[2])); return real(fd, data)
+disk.write = slowly
+with Saver() as saver:
+    saver.save(sys.argv[1], [torch.ones(100) for _ in range(300)], also=[sys.argv[1] + '.too'])
+    writing.wait()
+    if sys.argv[3] == 'abandon': saver.abandon()
+    print(time.time(), flush=True)
+"""
+
+
+def leave(path, seconds, how):
+    "Leave a process amid a background save: the seconds that it took to end."
+    done = subprocess.run([sys.executable, '-c', LEAVE, str(path), str(seconds), how], capture_output=True, text=True,
+                          timeout=30)
+    assert (done.returncode, done.stderr) == (0, '')
+    return time.time() - float(done.stdout)
+
+
+def test_a_process_ends_at_once_amid_an_abandoned_save_and_its_temporary_goes_at_the_next_start(path):
+    save(path, 'old')
+    assert leave(path, 20, 'abandon') < 5
+    assert load(path) == 'old'
+    stale = remove_stale(path.parent)
+    assert [p.suffix for p in stale] == ['.part']
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_process_ends_after_a_save_that_was_not_abandoned(path):
+    save(path, 'old')
+    assert leave(path, .002, 'stay') > .2
+    assert len(load(path)) == len(load(f'{path}.too')) == 300
+    assert remove_stale(path.parent) == []
+
+
+@pytest.mark.parametrize('seconds', [0, .002])
+def test_a_process_ends_without_a_crash_wherever_an_abandoned_save_stands(path, seconds):
+    save(path, 'old')
+    leave(path, seconds, 'abandon')
+    remove_stale(path.parent)
+    assert all(p.name.startswith(path.name) and verify(p) for p in path.parent.iterdir())
+
+
+def test_what_was_abandoned_is_written_on_while_the_process_lives_in_memory_of_its_own(path, monkeypatch):
+    gate, state = Gate(monkeypatch), torch.arange(10_000)
+    with Saver() as saver:
+        saver.save(path, state)
+        abandoned = saver._last
+        saver.abandon()
+        assert saver.done()
+        saver.save(path.with_name('b'), state + 1)
+        gate.open.set()
+    abandoned.wait()
+    assert torch.equal(load(path), state)
+    assert torch.equal(load(path.with_name('b')), state + 1)
+
+
+def test_a_save_let_go_still_waits_for_whoever_asks_and_tells_its_failure(path, monkeypatch):
+    gate = Gate(monkeypatch)
+    pending = save(path, 1, background=True)
+    pending.abandon()
+    assert not pending.done()
+    gate.open.set()
+    pending.wait()
+    assert load(path) == 1
+    monkeypatch.setattr(disk, 'write', no_space)
+    saver = Saver()
+    saver.save(path, 2)
+    saver.abandon()
+    saver.wait()
+    with pytest.raises(SaveError, match='No space left'): save(path, 3)
+
+
+def test_a_save_beside_the_caller_waits_for_one_under_any_of_its_names(path, monkeypatch):
+    gate, other = Gate(monkeypatch), path.with_name('b')
+    first = save(path, 1, also=[other], background=True)
+    threading.Timer(.1, gate.open.set).start()
+    save(other, 2)
+    assert first.done()
+    assert (load(path), load(other)) == (1, 2)
+    monkeypatch.setattr(disk, 'link', lambda *_: (_ for _ in ()).throw(OSError(5, 'Input/output error')))
+    for of in ((path, ()), (other, ()), (path.with_name('c'), [other])):
+        with monkeypatch.context() as m:
+            m.setattr(disk, 'write', no_space)
+            failed = save(path, 3, also=[other], background=True)
+            while not failed.done(): time.sleep(.001)
+        with pytest.raises(SaveError, match='No space left'): Saver().save(of[0], 4, also=of[1])
+
+
+def test_a_background_save_goes_where_its_path_led_when_it_was_asked_for(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    (path.parent/'elsewhere').mkdir()
+    gate = Gate(monkeypatch)
+    pending = save('a.safetensors', 1, background=True)
+    monkeypatch.chdir('elsewhere')
+    gate.open.set()
+    pending.wait()
+    assert load(path) == 1
+
+
+def test_where_no_thread_can_be_had_a_background_save_is_done_at_once(path, monkeypatch):
+    def refuse(self): raise RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, 'start', refuse)
+    pending = save(path, 1, background=True)
+    assert pending.done()
+    pending.wait()
+    assert load(path) == 1
 
 
 # Looking into a file

@@ -33,7 +33,10 @@ class Beside:
         return True
 
     def _work(self) -> None:
-        for f, args in iter(self._todo.get, None): self._done.put(_raised(f, args))
+        for todo in iter(self._todo.get, None):
+            error = _raised(*todo)
+            del todo  # else the caller's tensors might end with this thread, amid the interpreter's end
+            self._done.put(error)
 
     def wait(self) -> None:
         "Return when the last function is done; raise what it raised."

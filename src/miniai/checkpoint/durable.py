@@ -3,7 +3,7 @@ bytes and the order in which a disk must hear of them, no state."""
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
 
@@ -27,28 +27,42 @@ def temporary_names() -> frozenset[str]:
     return frozenset(_ours)
 
 
-def write_durably(path: str, head: bytes, memories: list[Tensor], size: int) -> None:
-    """Put a file of `head` and `memories`, flat bytes, `size` in all, at `path`, the sha256 in its place in the
-    head; return when it was read back and is on the disk to stay. SaveError where that fails: what was there stays,
-    and nothing else is left."""
-    _Writing(os.path.realpath(path), size).run(head, memories)
+def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview | Tensor], size: int) -> None:
+    """Put a file of `head` and `memories`, flat bytes, `size` in all, at the first of `paths`, real ones, the sha256
+    in its place in the head, and then at each other: a second name of the same file, or a copy where the file system
+    has none to give. Return when it was read back and is on the disk to stay, under all of them. SaveError, naming
+    the path, at the first where that fails: what was there stays, as do the new file under the paths before, and what
+    was there under those after; nothing else is left."""
+    first, *others = paths
+    _Writing(first, size).run(head, memories)
+    for path in others: _Writing(path, size, first).run(head, memories)
 
 
 class _Writing:
-    def __init__(self, path: str, size: int) -> None:
-        self.path, self.wanted, self.written, self.stands = path, size, 0, _BEFORE
+    def __init__(self, path: str, size: int, source: str | None = None) -> None:
+        self.path, self.wanted, self.written, self.stands, self.source = path, size, 0, _BEFORE, source
         self.folder, name = os.path.split(path)
         stem = os.path.join(self.folder, f'.{name}.{os.getpid()}.{secrets.token_hex(4)}')
         self.part, self.old = f'{stem}.part', f'{stem}.old.part'
 
-    def run(self, head: bytes, memories: list[Tensor]) -> None:
+    def run(self, head: bytes, memories: list[memoryview | Tensor]) -> None:
         try:
             with _removed(self.part), _removed(self.old):
-                self._write(head, memories)
+                if not self._linked(): self._write(head, memories)
                 self._put_in_place()
-        except Exception as e: raise SaveError(self.path, self.wanted, self.written, e, self.stands) from e
+        except Exception as e: raise SaveError(self.path, self.wanted, self.written, e, self._what_stands()) from e
 
-    def _write(self, head: bytes, memories: list[Tensor]) -> None:
+    def _linked(self) -> bool:
+        "Whether the temporary is another name of `source`; whatever forbids that, the contents may still be written."
+        if not self.source: return False
+        try: disk.link(self.source, self.part)
+        except OSError: return False
+        return True
+
+    def _what_stands(self) -> str:
+        return f'{self.stands}, and {self.source} is saved' if self.source else self.stands
+
+    def _write(self, head: bytes, memories: list[memoryview | Tensor]) -> None:
         fd = disk.create(self.part)
         try:
             head = self._stream(fd, head, memories)
@@ -56,7 +70,7 @@ class _Writing:
         finally: disk.close(fd)
         check_written(self.part, head, memories)
 
-    def _stream(self, fd: int, head: bytes, memories: list[Tensor]) -> bytes:
+    def _stream(self, fd: int, head: bytes, memories: list[memoryview | Tensor]) -> bytes:
         "One pass, hashed beside the writing; last comes the digest, in its place in the head, which is returned so."
         digest = hashlib.sha256(head)
         with Beside() as beside:
@@ -104,7 +118,7 @@ class _Writing:
             self.stands = _BEFORE
 
 
-def _hash(digest: 'hashlib._Hash', memories: list[Tensor]) -> None:
+def _hash(digest: 'hashlib._Hash', memories: list[memoryview | Tensor]) -> None:
     for piece in pieces_of(memories): digest.update(piece)
 
 

@@ -16,8 +16,9 @@ class CheckpointError(ValueError):
 
 
 class SaveError(OSError):
-    """A checkpoint that could not be saved: `path`, the bytes `wanted` and `written`, the `cause`, which is
-    `__cause__` too. What stood at `path` before still stands there, unless the message says otherwise."""
+    """A checkpoint that could not be saved: `path`, the one of its names that it could not have, the bytes `wanted` and
+    `written`, the `cause`, which is `__cause__` too. What stood at `path` before still stands there, unless the
+    message says otherwise."""
     def __init__(self, path: str | PathLike, wanted: int, written: int, cause: BaseException, stands: str) -> None:
         self.path, self.wanted, self.written, self.cause = fspath(path), wanted, written, cause
         super().__init__(f'{self.path} was not saved, {stands}: {_words(cause)} '

@@ -3,15 +3,16 @@ files, no state."""
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from .durable import temporary_names
 from .errors import CheckpointError
 from .read import inspect, verify
 
-__all__ = ['remove_stale', 'newest_valid', 'first_valid']
+__all__ = ['remove_stale', 'newest_valid', 'first_valid', 'first_whole']
 
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
 
@@ -48,19 +49,24 @@ def newest_valid(folder: str | PathLike, pattern: str = '*.safetensors') -> Path
 
 def first_valid(paths: Iterable[Path]) -> Path | None:
     "The first of `paths` that verifies; None where none does. A warning names each before it, and says why."
-    return next((p for p in paths if _is_valid(p)), None)
+    found = first_whole(paths, verify)
+    return found and found[0]
+
+
+def first_whole(paths: Iterable[Path], read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
+    """The first of `paths` that `read`, such as `load`, does not refuse, and what it made of it, so that each file is
+    read once; None where there is none. A warning names each before it, and says why."""
+    for p in paths:
+        try: return p, read(p)
+        except (CheckpointError, OSError) as e: _pass_over(p, e)
+    return None
 
 
 def _saved(path: Path) -> str | None:
     try: return inspect(path).saved
-    except (CheckpointError, OSError) as e: return _warned(path, e)
+    except (CheckpointError, OSError) as e: return _pass_over(path, e)
 
 
-def _is_valid(path: Path) -> bool:
-    try: return bool(verify(path))
-    except (CheckpointError, OSError) as e: return bool(_warned(path, e))
-
-
-def _warned(path: Path, e: Exception) -> None:
+def _pass_over(path: Path, e: Exception) -> None:
     said = str(e) if isinstance(e, CheckpointError) else f'{path}: {e}'
     warnings.warn(f'passed over, {said}', stacklevel=5)

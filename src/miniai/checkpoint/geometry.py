@@ -107,11 +107,13 @@ def _geometry(t: Tensor, numpy: bool) -> Geometry:
     return Geometry(_name(t.dtype), tuple(t.shape), t.stride(), str(t.device), numpy)
 
 
-def memory_of(leaf: Leaf) -> Tensor:
-    "The bytes from the first element to the last, as a flat tensor of uint8 on the leaf's device, not copied."
+def memory_of(leaf: Leaf) -> memoryview | Tensor:
+    """The bytes from the first element to the last, not copied: on the CPU as plain memory, elsewhere as a flat tensor
+    of uint8. A thread may read plain memory while the interpreter ends; within a call of torch's it would abort it."""
     shape, stride = leaf.geometry.shape, leaf.geometry.stride
-    if 0 in shape: return torch.empty(0, dtype=torch.uint8)
-    return leaf.tensor.as_strided((span(shape, stride),), (1,)).view(torch.uint8)
+    if 0 in shape: return memoryview(b'')
+    flat = leaf.tensor.as_strided((span(shape, stride),), (1,)).view(torch.uint8)
+    return memoryview(flat.numpy()) if flat.is_cpu else flat
 
 
 def rebuilt(g: Geometry, memory: Tensor) -> Tensor | np.ndarray:

@@ -7,13 +7,13 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+
+from miniai.versions import version_of
 
 from .errors import Malformed
 from .geometry import DTYPES, Geometry, Leaf, dense_strides, span
@@ -68,13 +68,7 @@ def _dumps(x: Any) -> str: return json.dumps(x, separators=(',', ':'), allow_nan
 def _made() -> dict[str, str]:
     now = time.time_ns()
     saved = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9)) + f'.{now % 10**9 // 1000:06}Z'
-    return dict(saved=saved, miniai=_version('miniai-torch'), torch=torch.__version__)
-
-
-@lru_cache
-def _version(package: str) -> str:
-    try: return version(package)
-    except PackageNotFoundError: return 'unknown'
+    return dict(saved=saved, miniai=version_of('miniai-torch') or 'unknown', torch=torch.__version__)
 
 
 def _deviations(g: Geometry) -> dict[str, Any]:

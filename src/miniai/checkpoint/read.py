@@ -33,14 +33,14 @@ def load(path: str | PathLike) -> Any:
         return unflatten(loads(file.header.meta['state']), tensors)
 
 
-def pieces_of(memories: Iterable[torch.Tensor]) -> Iterator[memoryview]:
+def pieces_of(memories: Iterable[memoryview | torch.Tensor]) -> Iterator[memoryview]:
     "Flat bytes, wherever they are, in pieces on the CPU."
     for m in memories:
-        data = memoryview(m.cpu().numpy())
+        data = m if isinstance(m, memoryview) else memoryview(m.cpu().numpy())
         for at in range(0, len(data), _PIECE): yield data[at:at + _PIECE]
 
 
-def check_written(path: str, head: bytes, memories: Iterable[torch.Tensor]) -> None:
+def check_written(path: str, head: bytes, memories: Iterable[memoryview | torch.Tensor]) -> None:
     "CheckpointError unless the file at `path`, read back, is sound and holds these very bytes."
     with _opened(path) as file:
         if file.head != head: raise Malformed('its head was read back otherwise than it was written')

@@ -3,9 +3,9 @@ and durable writing."""
 import atexit
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,8 @@ _PIECE = 1 << 22  # bytes copied at a time
 _pending: dict[str, 'Pending'] = {}
 
 
-def save(path: str | PathLike, state: Any, *, background: bool = False) -> 'Pending | None':
+def save(path: str | PathLike, state: Any, *, also: Iterable[str | PathLike] = (),
+         background: bool = False) -> 'Pending | None':
     """Save `state`, a nest of dict (keys str or int), list, tuple, None, bool, int, float, str, bytes, tensors,
     numpy arrays and scalars, as one safetensors file at `path`, in place of what is there. On return it is on the
     disk to stay: written to a temporary file in the same folder, synced, read back and verified, renamed, the
@@ -34,17 +35,32 @@ def save(path: str | PathLike, state: Any, *, background: bool = False) -> 'Pend
     after `load`; other views of shared memory are written each with all that lies between its first element and its
     last.
 
+    `also` are further names for the file, in any folders, each given as safely once it is on the disk under those
+    before. They cost no second writing: it is one file under several names (hard links), so that damage to it is
+    damage under all; whoever wants a copy to fall back on saves twice. Replaced or removed under one name, it stays
+    under the others. Where the file system has no such names, or it is another one, the contents are written there
+    again. A SaveError says which name could not be given: the file stays under those before it, and under it and
+    those after it stays what was there.
+
     With `background=True` the state is copied as of now and written in a thread: the `Pending` that is returned
-    knows when it is done. A failure is raised by its `wait()`, or by the next `save` to `path`, and is said at the
-    interpreter's end at the latest. TypeError, at once and with the path in the nest, for what a checkpoint cannot
-    hold; SaveError for what went wrong on the disk: the old file stands, and nothing else is left."""
+    knows when it is done. A failure is raised by its `wait()`, or by the next save under one of its names, and is
+    said at the interpreter's end at the latest. TypeError, at once and with the path in the nest, for what a
+    checkpoint cannot hold; SaveError for what went wrong on the disk: the old file stands, and nothing else is left."""
+    return _saved(_real(path, also), state, _Arena() if background else None)
+
+
+def _saved(paths: list[str], state: Any, arena: '_Arena | None') -> 'Pending | None':
+    "Save, beside the caller where there is an arena to copy the state to."
     contents = _Contents(state)
-    if (earlier := _pending.get(_key(path))): earlier.wait()
-    if background: return Pending(path, contents, _Arena())
-    contents.write(path, contents.memories())
+    for earlier in [_pending[p] for p in paths if p in _pending]: earlier.wait()
+    if arena: return Pending(paths, contents, arena)
+    write_durably(*contents.written(paths, contents.memories()))
 
 
-def _key(path: str | PathLike) -> str: return os.path.realpath(path)
+def _real(path: str | PathLike, also: Iterable[str | PathLike]) -> list[str]:
+    "All paths as they are now, links followed, each once."
+    if isinstance(also, str | PathLike): raise TypeError(f'also takes several paths: give ({also!r},) for this one')
+    return list(dict.fromkeys(map(os.path.realpath, (path, *also))))
 
 
 class _Contents:
@@ -56,60 +72,83 @@ class _Contents:
         self.head = header_bytes(json, self.leaves)
         self.sizes = [leaf.geometry.nbytes for leaf in self.leaves.values()]
 
-    def memories(self) -> list[Tensor]: return [memory_of(leaf) for leaf in self.leaves.values()]
+    def memories(self) -> list[memoryview | Tensor]: return [memory_of(leaf) for leaf in self.leaves.values()]
 
-    def write(self, path: str | PathLike, memories: list[Tensor]) -> None:
-        write_durably(os.fspath(path), self.head, memories, len(self.head) + sum(self.sizes))
+    def written(self, paths: list[str], memories: list[memoryview | Tensor]) -> tuple:
+        "What `write_durably` takes to write them, nothing else: no tensor may end with a daemon thread."
+        return paths, self.head, memories, len(self.head) + sum(self.sizes)
 
 
 class _Arena:
-    "Memory that holds copies of tensors' bytes, used again for the next ones: fresh pages cost more than the copying."
-    def __init__(self) -> None: self._memory = torch.empty(0, dtype=torch.uint8)
+    """Memory that holds copies of tensors' bytes, used again for the next ones: fresh pages cost more than the copying.
+    It is numpy's, so that no thread that writes it needs torch."""
+    def __init__(self) -> None: self._memory = np.empty(0, np.uint8)
 
-    def copies(self, contents: _Contents) -> list[Tensor]:
+    def copies(self, contents: _Contents) -> list[memoryview]:
         "The contents' memories, copied, on the CPU."
         total = self.reserve(contents)
-        kept = self._memory[:total].split(contents.sizes)
+        kept = np.split(self._memory, np.cumsum([0, *contents.sizes]))[1:-1]
         pairs = [pair for mine, theirs in zip(kept, contents.memories(), strict=True) for pair in _pieces(theirs, mine)]
         todo = iter(pairs)  # two threads take from it: memory has room for more than one
         with Beside() as beside:
             if total > _PIECE: beside.do(_copy, todo)
             _copy(todo)
-        return list(kept)
+        return list(map(memoryview, kept))
 
     def reserve(self, contents: _Contents) -> int:
         "Have memory for these contents and some growth, as of records, touched already: the number of their bytes."
         total = sum(contents.sizes)
-        if len(self._memory) < total: self._memory = torch.zeros(total + total//16 + _PIECE//4, dtype=torch.uint8)
+        if len(self._memory) < total: self._memory = np.full(total + total//16 + _PIECE//4, 0, np.uint8)
         return total
 
 
-def _pieces(source: Tensor, to: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(source.split(_PIECE), to.split(_PIECE), strict=True) if source.is_cpu else iter([(source, to)])
+def _pieces(source: memoryview | Tensor, to: np.ndarray) -> Iterator[tuple]:
+    if isinstance(source, Tensor): return iter([(source, torch.from_numpy(to))])
+    return ((np.asarray(source[at:at + _PIECE]), to[at:at + _PIECE]) for at in range(0, len(to), _PIECE))
 
 
-def _copy(pairs: Iterator[tuple[Tensor, Tensor]]) -> None:
+def _copy(pairs: Iterator[tuple]) -> None:
     for source, to in pairs:
-        if source.is_cpu: np.copyto(to.numpy(), source.numpy())  # torch's own copy may wait for all its threads
-        else: to.copy_(source)
+        if isinstance(source, Tensor): to.copy_(source)
+        else: np.copyto(to, source)  # torch's own copy may wait for all its threads
 
 
 class Pending:
-    "A save that runs beside its caller."
-    def __init__(self, path: str | PathLike, contents: _Contents, arena: _Arena) -> None:
-        self.path, self._error = os.fspath(path), None
-        memories = arena.copies(contents)
-        self._thread = Thread(target=self._run, args=(contents, memories), name='miniai-save')
-        _pending[_key(path)] = self
-        self._thread.start()
+    "A save that runs beside its caller, to `paths`. The interpreter's end waits for it, unless it was abandoned."
+    def __init__(self, paths: list[str], contents: _Contents, arena: _Arena) -> None:
+        self.paths, self._error, self._over, self._abandoned = tuple(paths), None, Event(), False
+        work = contents.written(paths, arena.copies(contents))
+        self._thread = Thread(target=self._run, args=work, daemon=True, name='miniai-save')
+        _pending.update(dict.fromkeys(paths, self))
+        try: self._thread.start()
+        except RuntimeError: self._run(*work)  # no thread can be had any more, at the interpreter's end
+        else: self._keep()
 
-    def _run(self, contents: _Contents, memories: list[Tensor]) -> None:
-        try: contents.write(self.path, memories)
+    def _keep(self) -> None:
+        """Let the interpreter, which ends amid a daemon, wait for another thread until this save is over: a process
+        that multiprocessing forked waits for threads at its end, and calls no atexit function."""
+        try: Thread(target=self._await, daemon=False, name='miniai-save-kept').start()
+        except RuntimeError: self._thread.join()
+
+    def _await(self) -> None:
+        self._over.wait()
+        if not self._abandoned: self._thread.join()
+
+    def _run(self, *work: Any) -> None:
+        try: write_durably(*work)
         except BaseException as e: self._error = e
         else: self._forget()
+        self._over.set()
 
     def _forget(self) -> None:
-        if _pending.get(_key(self.path)) is self: del _pending[_key(self.path)]
+        for p in self.paths:
+            if _pending.get(p) is self: del _pending[p]
+
+    def abandon(self) -> None:
+        """Let the process end amid it: what stood under its names before stays there, and the temporary goes by
+        `remove_stale`. As long as the process lives, it is written on, and `wait` waits."""
+        self._abandoned = True
+        self._over.set()
 
     def done(self) -> bool:
         "Whether it has ended, well or not."
@@ -117,7 +156,7 @@ class Pending:
 
     def wait(self) -> None:
         "Return when the file is on the disk to stay; raise what went wrong, a SaveError as a rule."
-        self._thread.join()
+        if self._thread.is_alive(): self._thread.join()
         self._forget()
         if self._error: raise self._error
 
@@ -129,12 +168,11 @@ class Saver:
     def __enter__(self) -> 'Saver': return self
     def __exit__(self, *_: Any) -> None: self.wait()
 
-    def save(self, path: str | PathLike, state: Any, *, background: bool = True) -> None:
+    def save(self, path: str | PathLike, state: Any, *, also: Iterable[str | PathLike] = (),
+             background: bool = True) -> None:
         "As `miniai.checkpoint.save`, after the one before is done."
-        contents = _Contents(state)
         self.wait()
-        if background: self._last = Pending(path, contents, self._arena)
-        else: contents.write(path, contents.memories())
+        self._last = _saved(_real(path, also), state, self._arena if background else None)
 
     def reserve(self, state: Any) -> None:
         "Take the memory for background saves of such a state now, so that the first one stops the caller no longer."
@@ -151,8 +189,14 @@ class Saver:
         last, self._last = self._last, None
         if last: last.wait()
 
+    def abandon(self) -> None:
+        """Wait no longer for what is being written: the process may end amid it, as `Pending.abandon` says. Its failure
+        is raised by the next save under one of its names, or said at the interpreter's end."""
+        last, self._last, self._arena = self._last, None, _Arena()  # what is being written lies in the old one
+        if last: last.abandon()
+
 
 @atexit.register
 def _say_what_nobody_heard() -> None:
-    for p in list(_pending.values()):
-        if p.done() and p._error: print(f'miniai: error: {p._error}', file=sys.stderr)
+    for p in set(_pending.values()):
+        if p._error: print(f'miniai: error: {p._error}', file=sys.stderr)
