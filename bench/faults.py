@@ -202,7 +202,7 @@ def signals():
 
 def signals_control():
     made = dict(wrong_code=dict(worse_save='handler'), lost=dict(worse_save='save at a signal'),
-                different=dict(worse_save='state at the start of validation', aims=('validating',)))
+                different=dict(worse_resume='records', aims=('validating',)))
     each = {nm: stopping.signals(many(500)//50 + 5, 'signals, control', **worse) for nm, worse in made.items()}
     done = 'the same, control: no handler; no save; validation saved as it stands'
     return done, '; '.join(found_in(each[nm], nm) for nm in made), all(each[nm][nm] for nm in made)

@@ -20,7 +20,7 @@ import torch
 import crash
 from miniai import Callback
 from miniai.accel import AccumulateCB
-from miniai.callbacks import checkpoint, run_state, signals
+from miniai.callbacks import resume, run_state, signals
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.checkpoint import durable
@@ -102,7 +102,7 @@ class FromStart(position.FromBatch):
 
 
 def _no_random_states(): run_state.set_random_states = position.set_random_states = lambda states: None
-def _no_position(): checkpoint.FromBatch = FromStart
+def _no_position(): resume.FromBatch = FromStart
 def _no_group(): AccumulateCB.load_state_dict = lambda self, state: vars(self).update(_zeroing_is_known=True)
 def _no_handler(): signals._SIGNALS = ()
 
@@ -116,17 +116,15 @@ def _no_temporary():
 
 def _no_save():
     save = CheckpointCB.save
-    CheckpointCB.save = lambda self, *args, **kwargs: None if self._watch.signal else save(self, *args, **kwargs)
+    CheckpointCB.save = lambda self, *args, **kwargs: None if self._run.watch.signal else save(self, *args, **kwargs)
 
 
-def _no_state_at_beginning():
-    save = CheckpointCB.save
-    CheckpointCB.save = lambda self, *args, now=None, **kwargs: save(self, *args, **kwargs)
+def _no_records(): resume.restore_records = lambda learn, state: None
 
 
 LEFT_OUT = {'random states': _no_random_states, 'loader position': _no_position, 'accumulated group': _no_group,
             'temporary file': _no_temporary, 'handler': _no_handler, 'save at a signal': _no_save,
-            'state at the start of validation': _no_state_at_beginning}
+            'records': _no_records}
 
 
 def train(job):
@@ -140,7 +138,7 @@ def train(job):
     _tell_of_saving(watch)
     stop = [StopCB(*job['stop'])] if job['stop'] else []
     learn = run(job['folder'], job['kind'], [TellCB(watch), OverCB(watch), *stop], batches=job['batches'],
-                background=job['background'], keep=job['keep'])
+                minutes=job['minutes'], background=job['background'], keep=job['keep'])
     if job['find']: learn.lr_find()
     learn.fit(2, resume=True)
     with open(job['end'], 'w') as f: f.write(digest(learn))

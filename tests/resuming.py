@@ -43,16 +43,19 @@ class Quiet(MetricsCB):
 
 
 class StopCB(Callback):
-    "Ends a fit by an error after one training batch."
+    "Ends a fit by an error after one batch, of training or validation."
     order = float('inf')
-    def __init__(self, epoch, batch): self.at = epoch, batch
-    def after_batch(self, learn):
-        if learn.training and (learn.epoch, learn.iter) == self.at: raise RuntimeError('stopped by a test')
+    def __init__(self, epoch, batch, training=True): self.at = epoch, batch, training
+    def cleanup_batch(self, learn):
+        if (learn.epoch, learn.iter, learn.training) == self.at: raise RuntimeError('stopped by a test')
 
 
 def loaders(kind):
     ds = Noisy()
-    if kind == 'memory': return DataLoaders.from_arrays(ds.x, ds.y, valid=.2, bs=5, seed=3)
+    if kind == 'memory':
+        dls = DataLoaders.from_arrays(ds.x, ds.y, valid=.2, bs=5, seed=3)
+        dls.valid.bs = 4
+        return dls
     workers = int(kind)
     ds = SeededSamples(ds) if workers else ds
     return DataLoaders(DataLoader(ds, 5, shuffle=True, num_workers=workers), DataLoader(ds, 10, num_workers=workers))

@@ -25,7 +25,7 @@ AIMS = ('fitting', 'validating', 'finding a rate', 'saving', 'calling back')
 LANES = 2
 BEFORE = ('starting', 'finding a rate')  # phases in which no handlers watch
 KEEP = 2
-PLAIN = dict(kind='memory', batches=1, background=False, keep=KEEP, find=False, stop=None, leave_out=None)
+PLAIN = dict(kind='memory', batches=1, minutes=None, background=False, keep=KEEP, find=False, stop=None, leave_out=None)
 
 
 class Place:
@@ -121,13 +121,19 @@ def differs(place, server, leave_out=None):
 
 # Every boundary
 
-def boundaries(kind): return [(epoch, batch) for epoch in (0, 1) for batch in range(len(loaders(kind).train))]
+ALWAYS = 1e-9  # minutes: a save after every batch, of validation too
+
+
+def boundaries(kind):
+    dls = loaders(kind)
+    passes = (True, len(dls.train)), (False, len(dls.valid))
+    return [(epoch, batch, training) for epoch in (0, 1) for training, n in passes for batch in range(n)]
 
 
 def stopped(server, case, base):
     "A run that is stopped after each of some batches, and then goes on to its end."
     kind, stops, leave_out = case
-    place = Place(base, server, kind=kind)
+    place = Place(base, server, kind=kind, minutes=ALWAYS)
     for at in stops:
         place.start(stop=at)
         assert place.finish() == 1, place.log.read_text()
@@ -142,7 +148,8 @@ def every_boundary(what, every=1, leave_out=None, kinds=KINDS):
 def three_in_a_row(what, n, seed=0):
     "Counts over runs stopped three times, at random batches."
     rng = random.Random(seed)
-    cases = [(KINDS[i % 3], sorted(rng.sample(boundaries(KINDS[i % 3]), 3)), None) for i in range(n)]
+    there = {k: boundaries(k) for k in KINDS}
+    cases = [(k, sorted(rng.sample(there[k], 3), key=there[k].index), None) for k in KINDS*(n//3 + 1)][:n]
     return in_lanes(stopped, cases, what)
 
 

@@ -1,4 +1,5 @@
 "The events: order, cancels, cleanups, and errors that name what was wrong."
+from contextlib import suppress
 from functools import wraps
 from types import SimpleNamespace
 
@@ -127,6 +128,26 @@ def test_another_cancel_passes_through_after_cleanup(nm, other):
     assert f'after_{nm}' not in s.log
 
 
+@pytest.mark.parametrize('nm', CANCELS)
+def test_a_cleanup_is_told_what_ended_its_method_and_after_it_nothing_is(nm):
+    told = []
+    for act, failure in (({}, None), (dict(work=raising(CANCELS[nm]())), CANCELS[nm]),
+                         ({f'after_{nm}': raising(KeyError('a'))}, KeyError)):
+        s = Stage(**act)
+        s.act[f'cleanup_{nm}'] = lambda s=s: told.append(s.ended_by)
+        with suppress(KeyError): getattr(s, nm)()
+        assert type(told[-1]) is (failure or type(None))
+        assert s.ended_by is None
+
+
+def test_cleanups_are_told_what_an_earlier_one_has_raised():
+    told, learn = [], SimpleNamespace(ended_by=None)
+    early, late = SimpleNamespace(cleanup_fit=raising(CancelFitException())), Callback()
+    late.cleanup_fit = lambda learn: told.append(learn.ended_by)
+    with pytest.raises(CancelFitException): Dispatch([early, late], ALL)('cleanup_fit', learn)
+    assert [type(e) for e in told] == [CancelFitException]
+
+
 def test_an_event_of_ones_own_has_no_cancel_and_cleans_up():
     s = Stage(work=raising(CancelFitException()))
     with pytest.raises(CancelFitException): s.stage()
@@ -214,8 +235,8 @@ def test_every_cleanup_runs_after_one_has_failed_and_the_first_failure_is_raised
         def cleanup_fit(self, learn): raise self.e
     log = []
     last = SimpleNamespace(cleanup_fit=lambda learn: log.append('last'))
-    with pytest.raises(ValueError, match='one') as e:
-        Dispatch([Broken(ValueError('one')), Broken(TypeError('two')), last], ALL)('cleanup_fit', None)
+    dispatch = Dispatch([Broken(ValueError('one')), Broken(TypeError('two')), last], ALL)
+    with pytest.raises(ValueError, match='one') as e: dispatch('cleanup_fit', SimpleNamespace(ended_by=None))
     notes = '\n'.join(e.value.__notes__)
     assert log == ['last']
     assert 'TypeError: two' in notes

@@ -8,8 +8,8 @@ import warnings
 import pytest
 import torch
 
-from miniai.checkpoint import disk, load, newest_valid, remove_stale, save, verify
-from miniai.checkpoint.folder import first_valid, first_whole
+from miniai.checkpoint import disk, load, newest_valid, remove_stale, save
+from miniai.checkpoint.folder import first_whole
 
 
 def dead_pid():
@@ -105,9 +105,8 @@ def test_the_first_whole_file_comes_with_what_was_read_after_a_warning_for_each_
 
 
 def test_where_none_is_whole_there_is_none(in_order):
-    for first in (first_valid, lambda paths: first_whole(paths, verify)):
-        with pytest.warns(UserWarning, match='passed over'): assert first(in_order[:3]) is None
-        assert first([]) is None
+    with pytest.warns(UserWarning, match='passed over'): assert first_whole(in_order[:3], load) is None
+    assert first_whole([], load) is None
 
 
 def test_the_first_whole_file_is_read_once_and_those_after_it_never(in_order, monkeypatch):

@@ -382,8 +382,8 @@ class LogCB(Callback):
     order = float('inf')
     def __init__(self, seen, stop=None): self.seen, self.stop = seen, stop
     def before_batch(self, learn): self.seen.append((learn.epoch, learn.training, learn.batch[1].tolist()))
-    def after_batch(self, learn): self._stop(learn.epoch, learn.training and learn.iter)
-    def after_epoch(self, learn): self._stop(learn.epoch, 'valid' if not learn.training else None)
+    def cleanup_batch(self, learn): self._stop(learn.epoch, learn.training and learn.iter)
+    def cleanup_epoch(self, learn): self._stop(learn.epoch, 'valid' if not learn.training else None)
     def _stop(self, *at):
         if at == self.stop: raise KeyError('stopped by a test')
 

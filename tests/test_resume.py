@@ -11,13 +11,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.optim import lr_scheduler as S
 from torch.utils.data import DataLoader, TensorDataset
 
 from miniai import ActivationStats, Callback, DataLoaders, RecorderCB, accuracy
 from miniai.accel import AccumulateCB
-from miniai.callbacks import run_state
+from miniai.callbacks import resume, run_state
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.metrics import Mean
 from miniai.callbacks.run_state import ResumeError
@@ -27,12 +28,13 @@ from miniai.learner import CancelFitException
 from miniai.optim import AdamW, Lion
 from resuming import Noisy, Quiet, StopCB, digest, net, run
 from small import learner
+from stopping import ALWAYS, boundaries
 
 HERE = Path(__file__).parent
 
 
-def interrupted(folder, epoch, batch, **kwargs):
-    learn = run(folder, cbs=[StopCB(epoch, batch)], **kwargs)
+def interrupted(folder, epoch, batch, training=True, **kwargs):
+    learn = run(folder, cbs=[StopCB(epoch, batch, training)], **kwargs)
     with pytest.raises(RuntimeError, match='stopped by a test'): learn.fit(2)
 
 
@@ -51,20 +53,17 @@ def whole(kind, folder):
 
 @pytest.mark.parametrize('kind', ['memory', '0'])
 def test_from_every_batch_of_two_epochs_everything_ends_as_in_the_uninterrupted_run(kind, tmp_path):
-    want, n = whole(kind, tmp_path/'whole')
-    for epoch in (0, 1):
-        for batch in range(n):
-            folder = tmp_path/f'{epoch}-{batch}'
-            interrupted(folder, epoch, batch, kind=kind)
-            assert digest(resumed(folder, kind=kind)) == want, (epoch, batch)
+    want, _ = whole(kind, tmp_path/'whole')
+    for at in boundaries(kind):
+        interrupted(tmp_path/str(at), *at, kind=kind, minutes=ALWAYS)
+        assert digest(resumed(tmp_path/str(at), kind=kind)) == want, at
 
 
 def test_with_two_workers_and_seeded_samples_it_does_too(tmp_path):
     want, n = whole('2', tmp_path/'whole')
-    for epoch, batch in ((0, 1), (1, 4), (1, n - 1)):
-        folder = tmp_path/f'{epoch}-{batch}'
-        interrupted(folder, epoch, batch, kind='2')
-        assert digest(resumed(folder, kind='2')) == want
+    for at in ((0, 1, True), (1, 4, True), (1, n - 1, True), (1, 1, False)):
+        interrupted(tmp_path/str(at), *at, kind='2', minutes=ALWAYS)
+        assert digest(resumed(tmp_path/str(at), kind='2')) == want, at
 
 
 def test_three_interruptions_in_a_row_leave_no_trace(tmp_path):
@@ -118,8 +117,8 @@ def test_another_model_data_or_optimizer_is_refused_with_both_values(tmp_path):
     says = r"model 5.weight was '\(3, 144\) float32' in the checkpoint and is '\(4, 144\)"
     with pytest.raises(ResumeError, match=says): resumed(tmp_path, model=wider())
     other = run(tmp_path)
-    other.dls.valid.bs = 4
-    with pytest.raises(ResumeError, match='validation data: batches was 1 in the checkpoint and is 2 here'):
+    other.dls.valid.bs = 3
+    with pytest.raises(ResumeError, match='validation data: batches was 2 in the checkpoint and is 3 here'):
         other.fit(2, resume=True)
     other = run(tmp_path)
     other.dls.train.seed = 4
@@ -150,16 +149,18 @@ class Shaped(nn.Sequential): "The same weights, by another class."
     (lambda learn, mp: setattr(learn, 'opt_func', partial(AdamW, ema=.9, state='bf16', wd=.3)),
      'group 0: weight_decay was 0.01 .* and is 0.3 here'),
     (lambda learn, mp: mp.setattr(torch, '__version__', '1.0'), "torch was '.*' .* and is '1.0' here"),
-    (lambda learn, mp: mp.setattr(run_state, '_version', lambda package: '9'), "miniai was '.*' .* and is '9' here"),
+    (lambda learn, mp: mp.setattr(run_state, 'version_of', lambda package: '9'), "miniai was '.*' .* and is '9' here"),
     (lambda learn, mp: mp.setattr(torch, 'get_num_threads', lambda: 99), 'threads was .* and is 99 here'),
     (lambda learn, mp: setattr(learn.cbs[5].crop, 'generator', None),
      r"generators of callbacks was \['torch.Generator on cpu'\] .* and is \[\] here"),
     (lambda learn, mp: learn.cbs.append(RecorderCB(x=lambda cb: 1.)),
-     r"records of RecorderCB 2 was nothing .* is \['x'\]"),
+     r"records of callbacks was \['Quiet 1', .*'RecorderCB 1', .*\] .* is \[.*'RecorderCB 2'\]"),
     (lambda learn, mp: setattr(learn.cbs[1], 'd', dict(mom=lambda cb: 1.)),
-     r"records of RecorderCB 1 was \['lr'\] .* is \['mom'\]"),
+     r"RecorderCB 1 takes back no such records: records \['lr'\] were saved, and here are \['mom'\]"),
     (lambda learn, mp: learn.cbs[0].all_metrics.update(f1=Mean()),
-     r"records of Quiet 1 was \['accuracy', 'loss'\] .* is \['accuracy', 'f1', 'loss'\]")])
+     r"Quiet 1 .*: metrics \['accuracy', 'loss'\] were saved, and here are \['accuracy', 'f1', 'loss'\]"),
+    (lambda learn, mp: setattr(learn, 'loss_func', F.mse_loss),
+     "loss function was 'cross_entropy' in the checkpoint and is 'mse_loss' here")])
 def test_what_differs_is_refused_with_both_values_before_anything_is_put_back(change, says, one_run, monkeypatch):
     learn = run(one_run)
     change(learn, monkeypatch)
@@ -183,13 +184,12 @@ def one_run(tmp_path_factory):
     (dict(numpy=['PCG64', {}]), "random state: numpy's generator was 'PCG64' .* and is 'MT19937' here"),
     (dict(python=[2, torch.zeros(1), None]), "random state: version of Python's generator was 2 .* and is 3 here")])
 def test_a_random_state_of_another_kind_is_refused_with_both(saved, says, one_run, monkeypatch):
-    learn, cb = run(one_run), None
-    cb = next(cb for cb in learn.cbs if isinstance(cb, CheckpointCB))
-    def opened(real=cb.open):
-        state = real()
+    learn = run(one_run)
+    def loaded(path, real=resume.load):
+        state = real(path)
         state['random'] |= saved
         return state
-    cb.open = opened
+    monkeypatch.setattr(resume, 'load', loaded)
     with pytest.raises(ResumeError, match=says): learn.fit(2, resume=True)
 
 
@@ -290,7 +290,7 @@ def test_a_state_is_gone_on_with_by_the_fit_that_asked_alone(tmp_path):
     with pytest.raises(ResumeError, match='has done 2 epochs, and 1 were asked for'): learn.fit(1, resume=True)
     with pytest.raises(ResumeError, match='of an earlier run'): learn.fit(2)
     with pytest.raises(ValueError, match='was called with train=False'): learn.fit(2, train=False, resume=True)
-    assert learn.resumes is None
+    assert learn.start is None
 
 
 class Unsavable(Callback):
@@ -363,6 +363,26 @@ def test_damaged_and_foreign_files_stay_and_take_no_place(tmp_path):
     assert names(tmp_path) == ['checkpoint-00001-1-00000002.safetensors', 'checkpoint-mine.safetensors']
 
 
+def test_what_was_passed_over_takes_no_newer_ones_place(tmp_path):
+    interrupted(tmp_path, 0, 5, batches=3)
+    damage(tmp_path/names(tmp_path)[-1])
+    with pytest.warns(UserWarning, match='passed over'), pytest.raises(RuntimeError, match='stopped'):
+        run(tmp_path, cbs=[StopCB(0, 4)], keep=1).fit(2, resume=True)
+    assert names(tmp_path) == ['checkpoint-00000-1-00000005.safetensors', 'checkpoint-00000-1-00000006.safetensors']
+
+
+def test_an_old_one_stays_where_the_new_one_is_not_sure_to(tmp_path, monkeypatch):
+    def no_links(a, b): raise OSError(1, 'no second names')
+    def unsure(fd): raise OSError(5, 'nobody knows')
+    class Unsure(Callback):
+        def before_batch(self, learn):
+            if learn.iter != 3: return
+            monkeypatch.setattr(disk, 'link', no_links)
+            monkeypatch.setattr(disk, 'fsync_dir', unsure)
+    with pytest.raises(SaveError, match='nobody knows'): run(tmp_path, cbs=[Unsure()], keep=1).fit(1)
+    assert names(tmp_path) == [f'checkpoint-00000-1-0000000{i}.safetensors' for i in (3, 4)]
+
+
 def test_an_old_one_stays_until_the_new_one_is_on_the_disk(tmp_path, monkeypatch):
     seen, real = [], disk.fsync_dir
     def watched(fd):
@@ -381,7 +401,10 @@ def test_where_an_epoch_cannot_be_taken_up_the_last_one_between_epochs_stays(tmp
           pytest.raises(RuntimeError, match='stopped')): learn.fit(2)
     assert names(tmp_path) == [f'checkpoint-00001-1-0000000{i}.safetensors' for i in (0, 2)]
     learn.cbs.pop()
-    with pytest.raises(ResumeError, match=r"moved away: \['checkpoint-00001-1-00000000"): learn.fit(2, resume=True)
+    says = 'passed over, .*-1-00000002.*its dataset draws random numbers.*going on from .*-1-00000000.*between epochs'
+    besides = pytest.warns(UserWarning, match='The last checkpoint between epochs stays besides')
+    with besides, pytest.warns(UserWarning, match=says): learn.fit(2, resume=True)
+    assert names(tmp_path) == ['checkpoint-00002-3-00000000.safetensors']
 
 
 def test_a_metric_that_cannot_tell_its_state_is_named(tmp_path):
@@ -416,7 +439,7 @@ class Beat:
     "Says which batches began, and lets the save beside them end before the next."
     def __init__(self): self.began = []
     def before_batch(self, learn): self.began.append((learn.epoch, learn.training, learn.iter))
-    def after_batch(self, learn):
+    def cleanup_batch(self, learn):
         until = time.monotonic() + 20
         while any(not p.done() for p in saving._pending.values()) and time.monotonic() < until: time.sleep(.002)
 
@@ -428,7 +451,7 @@ def test_a_failure_beside_training_is_raised_by_the_next_batch(epoch, batch, bat
     beat.order = math.inf  # after the CheckpointCB
     learn = run(tmp_path, cbs=[FailFrom(monkeypatch, epoch, batch), beat], batches=batches, background=True)
     with pytest.raises(SaveError, match='No space left') as e: learn.fit(2)
-    assert 'raised by callback CheckpointCB in event after_batch' in e.value.__notes__
+    assert 'raised by callback CheckpointCB in event cleanup_batch' in e.value.__notes__
     monkeypatch.undo()
     assert beat.began[-1] == last
     assert not list(tmp_path.glob('.*.part'))

@@ -6,7 +6,7 @@ from types import NoneType
 from typing import Any
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'PHASES', 'EVENTS', 'Callback',
-           'run_cbs', 'with_cbs', 'listed', 'CallbackList', 'Dispatch']
+           'run_cbs', 'with_cbs', 'is_cancel', 'listed', 'CallbackList', 'Dispatch']
 
 
 class CancelFitException(Exception):
@@ -24,7 +24,8 @@ EVENTS = (*(f'{when}_{what}' for what in ('fit', 'epoch', 'batch') for when in (
 
 
 class Callback:
-    "Base of callbacks: methods named after events are called with the Learner. Those of lower `order` run first."
+    """Base of callbacks: methods named after events are called with the Learner. Those of lower `order` run first. In a
+    cleanup `learn.ended_by` is what cut its batch, epoch or fit short, a Cancel…Exception or an error; else None."""
     order: float = 0
 
 
@@ -69,7 +70,7 @@ def run_cbs(cbs: Iterable, method_nm: str, learn: Any = None) -> None:
 def with_cbs(nm: str) -> Callable:
     """Decorator: runs a method between the events `before_nm` and `after_nm`, then `cleanup_nm`, whatever happened.
     For 'fit', 'epoch' and 'batch' the matching Cancel…Exception ends the method quietly, without `after_nm`.
-    The method's object needs `.callback(name)`."""
+    The method's object needs `.callback(name)`; during the cleanup its `ended_by` is what was raised, or None."""
     before, after, cleanup, cancel = f'before_{nm}', f'after_{nm}', f'cleanup_{nm}', _CANCELS.get(nm, ())
 
     def decorate(f: Callable) -> Callable:
@@ -81,8 +82,10 @@ def with_cbs(nm: str) -> Callable:
                 f(o, *args, **kwargs)
                 o.callback(after)
             except BaseException as e: failure = e
+            o.ended_by = failure
             try: o.callback(cleanup)
             except BaseException as e: failure = _graver(failure, e)
+            o.ended_by = None
             try:
                 if failure is not None and not isinstance(failure, cancel): raise failure
             finally: del failure  # a frame that keeps its own exception keeps every tensor of its frames alive
@@ -92,12 +95,14 @@ def with_cbs(nm: str) -> Callable:
 
 def _graver(first: BaseException | None, then: BaseException) -> BaseException:
     "Which of two failures goes on: errors before cancels, wider cancels before narrower, else the first."
-    if first is None or _gravity(then) > _gravity(first): return then
-    if _is_error(then): first.add_note(f"and then {type(then).__name__}: {then}")
+    if first is None or then is first or _gravity(then) > _gravity(first): return then
+    if not is_cancel(then): first.add_note(f"and then {type(then).__name__}: {then}")
     return first
 
 
-def _is_error(e: BaseException) -> bool: return not isinstance(e, tuple(_CANCELS.values()))
+def is_cancel(e: BaseException | None) -> bool:
+    "Is it one of the Cancel…Exceptions?"
+    return isinstance(e, tuple(_CANCELS.values()))
 
 
 def _gravity(e: BaseException) -> int:
@@ -132,16 +137,14 @@ class Dispatch:
             raise
 
     def _clean_all(self, methods: tuple, event: str, learn: Any) -> None:
-        "Every cleanup runs, even after one has failed; then the gravest failure is raised."
-        failure = None
+        "Every cleanup runs, even after one has failed; then, where one has, what is gravest is raised."
+        failed = False
         for method in methods:
             try: method(learn)
             except BaseException as e:
                 self._note(e, method, event)
-                failure = _graver(failure, e)
-        try:
-            if failure is not None: raise failure
-        finally: del failure
+                learn.ended_by, failed = _graver(learn.ended_by, e), True
+        if failed: raise learn.ended_by
 
     def _note(self, e: BaseException, method: Callable, event: str) -> None:
         owner = next((cb for cb in self.cbs if _is_own(getattr(cb, event, None), method)), method)

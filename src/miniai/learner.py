@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from miniai.callbacks.capture import capture_preds, show_image_batch
-from miniai.callbacks.checkpoint import resumed
+from miniai.callbacks.checkpoint import start_of
 from miniai.callbacks.checks import (
     FiniteLossCB,
     NonFiniteLossError,
@@ -19,6 +19,7 @@ from miniai.callbacks.checks import (
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
+from miniai.callbacks.resume import Start
 from miniai.callbacks.summary import summary
 from miniai.callbacks.train import DeviceCB, SingleBatchCB, TrainCB, checked, loss_of
 from miniai.callbacks.tta import tta
@@ -49,9 +50,9 @@ class Learner:
     that is not finite stops a fit unless `check_finite` is False."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
-    skip_update = skip_step = trains = validates = trained = looks = _fitting = False
+    skip_update = skip_step = trains = validates = trained = pass_done = looks = _fitting = False
     first_batch = 0
-    opt = epochs = epoch = iter = batch = preds = loss = resumes = _dispatch = _last_dispatch = None
+    opt = epochs = epoch = iter = batch = preds = loss = start = ended_by = _dispatch = _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
                  lr: float | None = 0.1, cbs: Any = None, opt_func: Callable | None = optim.SGD) -> None:
@@ -81,11 +82,11 @@ class Learner:
 
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
-        self.iter = self.first_batch - 1 if self.first_batch else None
         for self.iter, self.batch in self._batches(): self._one_batch()  # noqa: B020
         if self.iter is None:
             raise ValueError(f"the loader gave no batch in epoch {self.epoch}: "
                              f"it is empty, or an iterator that can be used only once")
+        self.pass_done = True
 
     def _batches(self) -> Iterator[tuple[int, Any]]: return enumerate(self.dl, self.first_batch)
 
@@ -93,14 +94,16 @@ class Learner:
         "One pass over `dls.train`, or, with `training` False, over `dls.valid`."
         self.model.train(training)
         self.dl = self.dls.train if training else self.dls.valid
-        if self.first_batch: self.dl = self.rest(self.dl)
+        if self.first_batch: self.dl = self.start.rest(self.dl)
+        self.iter, self.pass_done = self.first_batch - 1 if self.first_batch else None, False
         self._one_epoch()
+        self.first_batch = 0
 
     @with_cbs('fit')
     def _fit(self, train: bool, valid: bool) -> None:
         for self.epoch in self.epochs:  # noqa: B020
             if train and not self.trained: self.one_epoch(True)
-            self.first_batch, self.trained = 0, False
+            self.trained = False
             if valid: torch.no_grad()(self.one_epoch)(False)
 
     def fit(self, n_epochs: int = 1, train: bool = True, valid: bool = True, cbs: Any = None,
@@ -116,15 +119,16 @@ class Learner:
         try:
             check_fit(self, n_epochs, train, valid, self._own_phases())
             self.n_epochs, self.trains, self.validates = n_epochs, train, valid
-            self.first_batch, self.trained = 0, False
-            self.epochs = resumed(self, n_epochs) if resume else range(n_epochs)
+            self.start = start_of(self, n_epochs) if resume else Start()
+            self.first_batch, self.trained = self.start.batch, self.start.trained
+            self.epochs = range(self.start.epoch, n_epochs)
             self.history, self.skip_update, self.skip_step, self._dispatch = [], False, False, None
             vars(self).pop('metrics', None)
             self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)
             self._fit(train, valid)
         finally:
-            self._fitting, self.resumes = False, None
+            self._fitting, self.start = False, None
             for cb in added: _remove_last(self.cbs, cb)
 
     def _own_phases(self) -> set[str]:

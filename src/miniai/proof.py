@@ -252,8 +252,8 @@ class _EndCB(Callback):
     def before_epoch(self, learn: Any) -> None:
         if learn.training and not learn.first_batch: self._arrive((learn.epoch, 0))
 
-    def after_batch(self, learn: Any) -> None:
-        if not learn.training: return
+    def cleanup_batch(self, learn: Any) -> None:
+        if not learn.training or learn.ended_by: return
         self._arrive((learn.epoch, learn.iter + 1))
         if self.batches == _batches_in(self.places): raise CancelFitException()
 

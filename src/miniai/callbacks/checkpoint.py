@@ -1,24 +1,21 @@
-"""Checkpoints of a run, and going on from one: when to save, what to keep, where the run stands. Knows checkpoint files
-and a run's state, not the loop."""
+"""Checkpoints of a run: when to save, and leaving on a signal. Knows a run's state, files and start, not the loop."""
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from miniai.checkpoint import FolderLock, Saver, load, remove_stale
-from miniai.checkpoint.folder import first_valid
-from miniai.data.position import FromBatch, why_not_exact
-from miniai.events import Callback
+from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
 
+from .checks import FiniteLossCB
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB, direction
 from .restore import put
-from .run_files import file_name, files_of, lies_between_epochs, place_of
+from .resume import Start, go_on, inexact, newest_start, weights_in_place
+from .run_files import RunFiles, files_of
 from .run_state import (
     ResumeError,
     check_records,
@@ -26,30 +23,31 @@ from .run_state import (
     fingerprint,
     first_fingerprint,
     loaders_of,
-    restore_records,
-    restore_run,
     run_state,
     state_now,
 )
 from .signals import OutlastSignals, SignalWatch
 
-__all__ = ['CheckpointCB', 'resumed']
+__all__ = ['CheckpointCB', 'start_of']
 
 
 class CheckpointCB(Callback):
     """Saves the run to `folder`: after every `batches` training batches, `epochs` epochs or `minutes`, whichever come
-    first, and when it ends after an epoch, stopped early or not, though not where a callback cancels it; the last
-    `keep` checkpoints stay. With `best`, the name of a validation metric, the checkpoint of its best epoch stays too,
-    as best.safetensors: 'accuracy' for the highest, '-loss' for the lowest; NaN is never best.
+    first, and when it ends, be it that a callback cancels the fit; the last `keep` checkpoints stay. With `best`, the
+    name of a validation metric, the checkpoint of its best epoch stays too, as best.safetensors: 'accuracy' for the
+    highest, '-loss' for the lowest; NaN is never best. A batch, epoch or fit that ends by an error is not saved.
 
-    `learn.fit(n, resume=True)` goes on from the newest whole checkpoint, to the bit, from whatever batch it was; the
-    newest is the one furthest into the run, by its name. Where a loader cannot be taken up within an epoch, the last
-    checkpoint between epochs stays besides. SIGTERM and SIGINT finish the batch, save, and leave with 143 or 130, in a
-    notebook by KeyboardInterrupt; a second one leaves at once. With `background` a checkpoint is written beside
-    training: it holds the state as of the request, an old one goes when it is on the disk, and a failure is raised by
-    the next batch or at the end. Another run in the same folder is refused. A look, a fit that looks for a rate, or one
-    that only validates, saves nothing."""
+    `learn.fit(n, resume=True)` goes on from the newest whole checkpoint, to the bit, from whatever batch of training or
+    validation it was; the newest is the one furthest into the run, by its name. Where a loader cannot be taken up in
+    the middle, a warning says so as the fit begins, the last checkpoint between epochs stays besides, and the run goes
+    on from that. SIGTERM and SIGINT finish the batch, save, and leave with 143 or 130, in a notebook by
+    KeyboardInterrupt; a second one leaves at once. With `background` a checkpoint is written beside training: it holds
+    the state as of the request, an old one goes when it is on the disk, and a failure is raised by the next batch or at
+    the end. Another run in the same folder is refused. A look, a fit that looks for a rate, or one that only validates,
+    saves nothing."""
     order = math.inf
+    _run = None  # of the fit under way, where it is one to save
+
     def __init__(self, folder: str | Path, batches: int | None = None, epochs: int | None = 1,
                  minutes: float | None = None, keep: int = 2, best: str | None = None, background: bool = False,
                  signals: bool = True) -> None:
@@ -57,60 +55,86 @@ class CheckpointCB(Callback):
             if x is not None and not x > 0: raise ValueError(f"CheckpointCB: {nm} must be above 0, got {x}")
         self.folder, self.batches, self.epochs, self.minutes = Path(folder), batches, epochs, minutes
         self.keep, self.best, self.background, self.signals = keep, best, background, signals
-        self.state, self.active = None, False
 
-    # Where a run begins
-
-    def open(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, verified, as the state to go on from; None where the folder has no checkpoint.
-        ResumeError where none of them is whole."""
-        there = files_of(self.folder)
-        newest = first_valid(reversed(there))
-        if there and newest is None: raise self._none_whole(there)
-        return None if newest is None else load(newest)
-
-    def _none_whole(self, there: list[Path]) -> ResumeError:
-        best = self.folder/'best.safetensors'
-        hint = f"; {best.name}, of the best epoch, is there too" if best.exists() else ''
-        return ResumeError(f"none of the {len(there)} checkpoint(s) in {self.folder} is whole: "
-                           f"{', '.join(p.name for p in there)}{hint}. Move them away to begin anew")
+    # From event to event
 
     def before_fit(self, learn: Any) -> None:
         if not learn.trains or learn.looks or any(isinstance(cb, LRFinderCB) for cb in learn.cbs): return
         self._check_best(learn)
         check_records(learn)
-        self.state, learn.resumes, self._writing = learn.resumes, None, None
-        self._saver, self._since, self._due, self._end = Saver(), 0, self._next_time(), ExitStack()
-        self._interrupted = self._left = False
-        self._reserved, self._watch, self.active = not self.background, SignalWatch(self.signals), True
-        self._end.callback(self._watch.close)
-        self._start_folder()
-        self._keep_workers(learn)
-        self._first = first_fingerprint(learn)
-        self._passed = self._passed_over()
-        self._check_exact(learn)
-        if self.state is None: return self._check_empty()
-        check_same(learn, self.state)
-        restore_records(learn, self.state)
-        restore_run(learn, self.state)
+        self._run = _Run(self, learn)
+        self._run.begin(learn)
 
-    def _start_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._end.enter_context(FolderLock(self.folder))
-        remove_stale(self.folder)
+    def before_epoch(self, learn: Any) -> None:
+        if self._run: self._run.begin_pass(learn)
 
-    def _keep_workers(self, learn: Any) -> None:
-        "Let the loaders' workers outlast a signal that comes to them too."
-        if not self._watch.old: return
-        for dl in loaders_of(learn):
-            if isinstance(dl, DataLoader) and dl.num_workers:
-                put(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
+    def cleanup_batch(self, learn: Any) -> None:
+        if not self._saves(learn): return
+        self._run.files.look()
+        if isinstance(learn.ended_by, CancelEpochException): return  # where the run stands is known when that has ended
+        self._run.count_batch(learn)
+        cancelled, signal = isinstance(learn.ended_by, CancelFitException), self._run.watch.signal
+        if cancelled or signal or self._is_due(learn): self.save(learn, _pass(learn), learn.epoch, learn.iter + 1)
+        self._run.cancelled = cancelled
+        self._run.watch.leave()
 
-    def _passed_over(self) -> set[Path]:
-        "Checkpoints newer than the one gone on with, which are damaged: they stay, and do not count among those kept."
-        if self.state is None: return set()
-        here = place_of(file_name(self.state['position']))
-        return {p for p in files_of(self.folder) if place_of(p.name) > here}
+    def cleanup_epoch(self, learn: Any) -> None:
+        if not self._saves(learn) or self._run.cancelled: return
+        cancelled = isinstance(learn.ended_by, CancelFitException)
+        if cancelled and not learn.pass_done: self._save_amid(learn)
+        elif learn.training and learn.validates: self._save_between(learn, cancelled)
+        else: self._save_epoch(learn, cancelled)
+        self._run.begun = None
+        self._run.watch.leave()
+
+    def cleanup_fit(self, learn: Any) -> None:
+        run, self._run = self._run, None
+        if run: run.end()
+
+    def _saves(self, learn: Any) -> bool:
+        return self._run is not None and (learn.ended_by is None or is_cancel(learn.ended_by))
+
+    # When to save
+
+    def _is_due(self, learn: Any) -> bool:
+        batches = learn.training and self.batches and self._run.batches >= self.batches
+        return bool(batches) or time.monotonic() >= self._run.due
+
+    def _save_amid(self, learn: Any) -> None:
+        "The fit is cancelled between two batches, or as a pass began: where it was taken up, that is saved already."
+        if self._run.begun or not learn.first_batch:
+            self.save(learn, _pass(learn), learn.epoch, 0 if learn.iter is None else learn.iter + 1)
+
+    def _save_between(self, learn: Any, cancelled: bool) -> None:
+        "Training is done, and validation is to come."
+        if cancelled or self._run.watch.signal: self.save(learn, 'valid', learn.epoch, 0)
+
+    def _save_epoch(self, learn: Any, cancelled: bool) -> None:
+        done, figures = learn.epoch + 1, self._figures(learn)
+        last, best = done == learn.n_epochs, _is_best(figures)
+        unknown = bool(self.best) and not figures and not learn.ended_by
+        due = (self.epochs and done % self.epochs == 0) or self._is_due(learn)
+        if last or cancelled or best or due or unknown or self._run.watch.signal:
+            self.save(learn, 'done' if last else 'train', done, 0, best)
+        if unknown: raise self._no_figure(list(learn.history[-1]) if learn.history else [])
+
+    def _figures(self, learn: Any) -> list:
+        "What to be best at, of every epoch so far, the higher the better; none where this epoch has no such figure."
+        if not self.best: return []
+        name, sign = direction(self.best)
+        rows = [r for r in learn.history if r['phase'] == 'eval'] or learn.history
+        known = rows and name in rows[-1] and rows[-1]['epoch'] == learn.epoch
+        return [sign*r[name] for r in rows if name in r] if known else []
+
+    def save(self, learn: Any, phase: str, epoch: int, batch: int, best: bool = False) -> None:
+        """Save the run as it stands: in `phase` of `epoch`, before its batch number `batch`. NonFiniteLossError where a
+        loss that nobody has looked at yet is not finite: such weights take no good checkpoint's place."""
+        for cb in learn.cbs:
+            if isinstance(cb, FiniteLossCB): cb.read(learn)
+        position = dict(phase=phase, epoch=epoch, batch=batch, n_epochs=learn.n_epochs)
+        self._run.save(learn, position, best)
+
+    # What must be as a fit begins
 
     def _check_best(self, learn: Any) -> None:
         "ValueError for a figure that nobody gives, where all who could are the library's own."
@@ -122,125 +146,8 @@ class CheckpointCB(Callback):
         return ValueError(f"CheckpointCB: there is no figure {direction(self.best)[0]!r} to be best at; there are "
                           f"{sorted(set(there)) or 'none: add MetricsCB() to cbs'}")
 
-    def _check_exact(self, learn: Any) -> None:
-        self._why_not = why = why_not_exact(learn.dls.train)
-        if why and learn.first_batch: raise ResumeError(
-            f"the run cannot go on exactly from within an epoch: {why}; checkpoints between epochs can be gone on "
-            f"with where newer ones are moved away: {[p.name for p in self._between_epochs()] or 'there are none'}")
-        if why: warnings.warn(f"CheckpointCB: a run stopped within an epoch cannot go on exactly: {why}", stacklevel=2)
 
-    def _check_empty(self) -> None:
-        there = files_of(self.folder)
-        if there: raise ResumeError(f"{self.folder} holds {len(there)} checkpoint(s) of an earlier run, such as "
-                                    f"{there[-1].name}: go on from it with fit(…, resume=True), or save elsewhere")
-
-    def _next_time(self) -> float: return time.monotonic() + 60*self.minutes if self.minutes else math.inf
-
-    def before_epoch(self, learn: Any) -> None:
-        if not self.active: return
-        within = learn.training and learn.first_batch
-        self._begun = self.state['begun'] if within else state_now(learn)
-        if within: restore_records(learn, self.state)
-        self.state = None
-
-    # When to save
-
-    def after_batch(self, learn: Any) -> None:
-        if not self.active: return
-        self._settle(self._saver.done)
-        if learn.skip_update: return
-        if learn.training: return self._after_training_batch(learn)
-        self._interrupted = self._watch.signal is not None
-        self._leave_if_asked()
-
-    def _after_training_batch(self, learn: Any) -> None:
-        self._since += 1
-        due = (self.batches and self._since >= self.batches) or time.monotonic() >= self._due
-        if due or self._watch.signal: self.save(learn, 'train', learn.epoch, learn.iter + 1)
-        elif not self._reserved: self._reserve(learn)
-        self._leave_if_asked()
-
-    def _reserve(self, learn: Any) -> None:
-        "Take a background save's memory after the first batch, when the optimizer has its state, before a save is due."
-        self._saver.reserve(run_state(learn))
-        self._reserved = True
-
-    def after_epoch(self, learn: Any) -> None:
-        if not self.active: return
-        if learn.training and learn.validates: self._between(learn)
-        else: self._after_whole_epoch(learn)
-        self._leave_if_asked()
-
-    def _between(self, learn: Any) -> None:
-        if self._watch.signal: self.save(learn, 'valid', learn.epoch, 0)
-
-    def _after_whole_epoch(self, learn: Any) -> None:
-        done, figures = learn.epoch + 1, self._figures(learn)
-        last, best, unknown = done == learn.n_epochs, _is_best(figures), bool(self.best) and not figures
-        ends = last or unknown or any(getattr(cb, 'ends_fit', False) for cb in learn.cbs)
-        if ends or best or self._watch.signal or (self.epochs and done % self.epochs == 0):
-            self.save(learn, 'done' if last else 'train', done, 0, best)
-        if unknown: raise self._no_figure(list(learn.history[-1]) if learn.history else [])
-
-    def cleanup_epoch(self, learn: Any) -> None:
-        "An interrupted validation will be done anew: what is saved is the run as it was when that began."
-        if self.active and self._interrupted: self.save(learn, 'valid', learn.epoch, 0, now=self._begun)
-        self._interrupted = False
-
-    def _leave_if_asked(self) -> None:
-        if not self._watch.signal or self._left: return
-        self._left = True
-        raise self._watch.leaving()
-
-    def _figures(self, learn: Any) -> list:
-        "What to be best at, of every epoch so far, the higher the better; none where this epoch has no such figure."
-        if not self.best: return []
-        name, sign = direction(self.best)
-        rows = [r for r in learn.history if r['phase'] == 'eval'] or learn.history
-        return [sign*r[name] for r in rows if name in r] if rows and name in rows[-1] else []
-
-    def save(self, learn: Any, phase: str, epoch: int, batch: int, best: bool = False, now: dict | None = None) -> None:
-        "Save the run as it stands: in `phase` of `epoch`, before its batch number `batch`."
-        position = dict(phase=phase, epoch=epoch, batch=batch, n_epochs=learn.n_epochs)
-        with weights_in_place(learn.opt):
-            state = dict(position=position, fingerprint=fingerprint(learn) | self._first,
-                         begun=self._begun if batch else None, **(run_state(learn) | (now or {})))
-            self._write(self.folder/file_name(position), state)
-            if best: self._write(self.folder/'best.safetensors', state)
-        self._since, self._due, self._reserved = 0, self._next_time(), True
-
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
-        self._settle(self._saver.wait)
-        self._writing = path
-        self._settle(lambda: self._saver.save(path, state, background=self.background) or not self.background)
-
-    def _settle(self, is_done: Callable[[], bool | None]) -> None:
-        "Once the last save is on the disk to stay, it counts, and old ones go; raise what went wrong with it."
-        try: done = is_done()
-        except BaseException:
-            self._passed.add(self._writing)  # it may be there, and not whole
-            raise
-        if self._writing is None or done is False: return
-        self._passed.discard(self._writing)
-        self._writing = None
-        self._remove_old()
-
-    def _remove_old(self) -> None:
-        there = [p for p in files_of(self.folder) if p not in self._passed]
-        kept = there[-self.keep:] + (self._between_epochs()[-1:] if self._why_not else [])
-        for old in there:
-            if old not in kept: old.unlink(missing_ok=True)
-
-    def _between_epochs(self) -> list[Path]:
-        return [p for p in files_of(self.folder) if p not in self._passed and lies_between_epochs(p)]
-
-    # Where it ends
-
-    def cleanup_fit(self, learn: Any) -> None:
-        if not self.active: return
-        self.active, self.state = False, None
-        with self._end: self._settle(self._saver.wait)
-        self._leave_if_asked()
+def _pass(learn: Any) -> str: return 'train' if learn.training else 'valid'
 
 
 def _is_best(figures: list) -> bool:
@@ -252,31 +159,86 @@ def _is_ours(method: Any) -> bool:
     return method is None or (getattr(method, '__module__', None) or '').startswith('miniai.')
 
 
-@contextmanager
-def weights_in_place(opt: Any) -> Iterator[None]:
-    "Within it parameters are the weights themselves, where an optimizer has put their averages in their place."
-    swapped = getattr(opt, 'shows_averages', False)
-    if swapped: opt.swap_averages()
-    try: yield
-    finally:
-        if swapped: opt.swap_averages()
+class _Run:
+    """One fit that is saved: its files, its signals, and what its checkpoints hold beside its state. `begun` is what
+    was random as the pass under way began, None between passes; `batches` counts those of training since the last save,
+    and `due` is the time of the next."""
+    def __init__(self, cb: CheckpointCB, learn: Any) -> None:
+        self.cb, self.begun, self.cancelled, self._reserved, self._end = cb, None, False, not cb.background, ExitStack()
+        self.why, self.watch = inexact(learn), SignalWatch(cb.signals)
+        self._end.callback(self.watch.close)
+        try: self.files = RunFiles(cb.folder, cb.keep, bool(self.why), cb.background)
+        except BaseException:
+            self._end.close()
+            raise
+        self._start_counting()
+
+    def begin(self, learn: Any) -> None:
+        "Go on from where the fit starts, or begin in a folder that must have no other run in it."
+        self._keep_workers(learn)
+        self._first, start = first_fingerprint(learn), learn.start
+        self._check_files(start)
+        for w in self.why.values(): warnings.warn(f"CheckpointCB: {w}. The last checkpoint between epochs stays "
+                                                  f"besides, and is then gone on from", stacklevel=4)
+        if start.state is None: return
+        check_same(learn, start.state)
+        go_on(learn, start.state)
+        self.files.start_from(start.state['position'])
+
+    def _check_files(self, start: Start) -> None:
+        there = files_of(self.files.folder)
+        if start.state is None and there: raise ResumeError(
+            f"{self.files.folder} holds {len(there)} checkpoint(s) of an earlier run, such as {there[-1].name}: go on "
+            f"from it with fit(…, resume=True), or save elsewhere")
+        if start.state and list(start.seen) != there: raise ResumeError(
+            f"another run has saved to {self.files.folder} since its checkpoints were read: call fit again")
+
+    def _keep_workers(self, learn: Any) -> None:
+        "Let the loaders' workers outlast a signal that comes to them too."
+        if not self.watch.old: return
+        for dl in loaders_of(learn):
+            if isinstance(dl, DataLoader) and dl.num_workers:
+                put(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
+
+    def begin_pass(self, learn: Any) -> None:
+        "Note what is random now; in a pass that is taken up, put back what callbacks have just begun anew."
+        start = learn.start
+        if learn.first_batch: go_on(learn, start.state)
+        self.begun = start.state['begun'] if learn.first_batch else state_now(learn)
+        start.state = None
+
+    def count_batch(self, learn: Any) -> None:
+        "After the first one the optimizer has its state, and memory for saves is taken before one is due."
+        self.batches += learn.training
+        if not self._reserved: self.files.reserve(run_state(learn))
+        self._reserved = True
+
+    def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
+        "Save the run as it stands, at `position`."
+        with weights_in_place(learn.opt):
+            state = dict(position=position, fingerprint=fingerprint(learn) | self._first,
+                         begun=self.begun if position['batch'] else None, **run_state(learn))
+            self.files.save(state, best)
+        self._reserved = True
+        self._start_counting()
+
+    def _start_counting(self) -> None:
+        self.batches, self.due = 0, time.monotonic() + 60*(self.cb.minutes or math.inf)
+
+    def end(self) -> None:
+        "Wait for what is being written, unless a second signal came; then leave, where one has come."
+        with self._end: self.files.close(in_haste=self.watch.hastens)
+        self.watch.leave()
 
 
-def resumed(learn: Any, n_epochs: int) -> range:
-    """Make `learn` ready to go on from the newest checkpoint of its CheckpointCB, and say which epochs are left: all
-    where there is no checkpoint yet. ValueError without a CheckpointCB or for a fit that does not train, ResumeError
-    for fewer epochs than are done."""
+def start_of(learn: Any, n_epochs: int) -> Start:
+    """Where `learn`, called to go on, starts: from the newest checkpoint of its CheckpointCB that can be gone on from;
+    at the very start where there is none yet. ValueError without a CheckpointCB or for a fit that does not train,
+    ResumeError for fewer epochs than are done."""
     if not learn.trains: raise ValueError("fit(…, resume=True) goes on training, and was called with train=False")
     cbs = [cb for cb in learn.cbs if isinstance(cb, CheckpointCB)]
     if len(cbs) != 1:
         raise ValueError(f"fit(…, resume=True) needs one CheckpointCB(folder) in cbs, and there are {len(cbs)}")
-    state = cbs[0].open()
-    if state is None: return range(n_epochs)
-    at = state['position']
-    if n_epochs < at['epoch']:
-        raise ResumeError(f"the run in {cbs[0].folder} has done {at['epoch']} epochs, and {n_epochs} were asked for")
-    begun, now = ((s['random'], s['loaders'][0]) for s in (state['begun'] or state, state))
-    learn.resumes = state
-    learn.rest = lambda dl: FromBatch(dl, at['batch'], begun, now)
-    learn.first_batch, learn.trained = at['batch'], at['phase'] == 'valid'
-    return range(at['epoch'], n_epochs)
+    start = newest_start(cbs[0].folder, learn)
+    if n_epochs >= start.epoch: return start
+    raise ResumeError(f"the run in {cbs[0].folder} has done {start.epoch} epochs, and {n_epochs} were asked for")

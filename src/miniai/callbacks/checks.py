@@ -2,6 +2,7 @@
 import math
 import time
 import warnings
+from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
 import torch
@@ -10,7 +11,8 @@ from miniai.data.position import length_of
 from miniai.events import PHASES, Callback
 from miniai.readings import is_number, number
 
-__all__ = ['NonFiniteLossError', 'FiniteLossCB', 'SkippedStepsCB', 'check_fit', 'check_lr', 'check_optimizer']
+__all__ = ['NonFiniteLossError', 'FiniteLossCB', 'SkippedStepsCB', 'check_fit', 'check_lr', 'check_optimizer',
+           'check_names']
 
 _ONLY_VALIDATING = PHASES[:2]
 
@@ -87,6 +89,12 @@ def check_optimizer(opt: Any, opt_func: Any = None) -> None:
                         f"opt_func(params, lr) must return an object with step() and zero_grad()")
 
 
+def check_names(what: str, saved: Iterable[str], here: Iterable[str]) -> None:
+    "ValueError, naming both, where what was saved goes by other names than what is here."
+    a, b = sorted(saved), sorted(here)
+    if a != b: raise ValueError(f"{what} {a} were saved, and here are {b}")
+
+
 class NonFiniteLossError(RuntimeError): "The training loss became NaN or infinite."
 
 
@@ -106,7 +114,7 @@ class FiniteLossCB(Callback):
     last, so that a rate finder sees the loss first. Losses on the CPU are looked at before the weights change, which
     they then do not; those on an accelerator every `every` seconds and at the end of the epoch."""
     order = math.inf
-    def __init__(self, every: float = 0.5) -> None: self.every = every
+    def __init__(self, every: float = 0.5) -> None: self.every, self._unread = every, []
 
     def before_epoch(self, learn: Any) -> None: self._unread, self._due = [], time.perf_counter() + self.every
 
@@ -121,11 +129,12 @@ class FiniteLossCB(Callback):
         if learn.skip_update:
             learn.skip_update = False
             self._fail(learn, learn.iter, float(number(learn.loss)), "The weights are as they were before this batch.")
-        if self._unread and time.perf_counter() >= self._due: self._read(learn)
+        if self._unread and time.perf_counter() >= self._due: self.read(learn)
 
-    def after_epoch(self, learn: Any) -> None: self._read(learn)
+    def after_epoch(self, learn: Any) -> None: self.read(learn)
 
-    def _read(self, learn: Any) -> None:
+    def read(self, learn: Any) -> None:
+        "Look at the losses that are on the device yet, and wait for them."
         if not self._unread: return
         iters, losses = zip(*self._unread, strict=True)
         for i, x in zip(iters, torch.stack([x.reshape(()) for x in losses]).tolist(), strict=True):

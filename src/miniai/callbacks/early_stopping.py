@@ -11,15 +11,15 @@ __all__ = ['EarlyStoppingCB']
 class EarlyStoppingCB(Callback):
     """Ends a fit when `metric`, a figure of validation, has not got better by more than `min_delta` for `patience`
     epochs: 'accuracy' gets better upwards, '-loss' downwards. NaN is never better. `best` and `best_epoch` say what was
-    reached. The fit ends when every callback has heard `after_epoch`; `ends_fit` is True from then on."""
-    order, ends_fit = 100, False
+    reached. The fit ends when every callback has heard `after_epoch`."""
+    order, _over = 100, False
     def __init__(self, metric: str = '-loss', patience: int = 3, min_delta: float = 0.) -> None:
         if patience < 1: raise ValueError(f"EarlyStoppingCB: patience must be 1 epoch or more, got {patience}")
         if min_delta < 0: raise ValueError(f"EarlyStoppingCB: min_delta must be 0 or more, got {min_delta}")
         self.metric, self.patience, self.min_delta = metric, patience, min_delta
         self.best, self.best_epoch = None, None
 
-    def before_fit(self, learn: Any) -> None: self.best, self.best_epoch, self.ends_fit = None, None, False
+    def before_fit(self, learn: Any) -> None: self.best, self.best_epoch, self._over = None, None, False
 
     def before_epoch(self, learn: Any) -> None:
         "A run that had ended so, and is gone on with, ends again."
@@ -36,12 +36,12 @@ class EarlyStoppingCB(Callback):
                              f"MetricsCB({name}=…) to cbs")
         better = row[name] == row[name] and (self.best is None or sign*(row[name] - self.best) > self.min_delta)
         if better: self.best, self.best_epoch = row[name], learn.epoch
-        self.ends_fit = self._is_over(learn.epoch)
+        self._over = self._is_over(learn.epoch)
 
     def _is_over(self, epoch: int) -> bool: return epoch - (self.best_epoch or 0) >= self.patience
 
     def cleanup_epoch(self, learn: Any) -> None:
-        if self.ends_fit: raise CancelFitException()
+        if self._over: raise CancelFitException()
 
     def state_dict(self) -> dict[str, Any]:
         "What was best so far."

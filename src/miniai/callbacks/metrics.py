@@ -11,6 +11,7 @@ from miniai.device import detached, first_tensor, to_cpu
 from miniai.events import Callback
 from miniai.readings import is_number, number
 
+from .checks import check_names
 from .train import checked, n_inputs
 
 __all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'direction']
@@ -114,7 +115,8 @@ class MetricsCB(Callback):
         return {nm: _metric_state(nm, m) for nm, m in self.all_metrics.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave."
+        "Go on from what `state_dict` gave. ValueError where that is of other metrics."
+        check_names('metrics', state, self.all_metrics)
         for nm, m in self.all_metrics.items(): _set_metric_state(m, state[nm])
 
 

@@ -6,6 +6,8 @@ from miniai.events import Callback
 from miniai.plot import get_grid
 from miniai.readings import Readings
 
+from .checks import check_names
+
 __all__ = ['HasLearnCB', 'RecorderCB']
 
 
@@ -37,7 +39,8 @@ class RecorderCB(Callback):
         return dict(self.recs)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave."
+        "Go on from what `state_dict` gave. ValueError where that has other names."
+        check_names('records', state, self.d)
         self.recs = state
 
     def before_fit(self, learn: Any) -> None:

@@ -1,14 +1,14 @@
 """What a run is made of, as a tree of values and tensors, and back: model, optimizer, schedules, records, random
 states; and what must be the same for a run to go on. Knows what a Learner keeps, no files."""
 from collections.abc import Iterator
-from functools import lru_cache
-from importlib.metadata import version
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
 from miniai.checkpoint.tree import flatten
+from miniai.data.content import describe_content
 from miniai.data.position import describe_loader, loader_state, set_loader_state, set_workers
 from miniai.randomness import (
     describe_states,
@@ -18,12 +18,12 @@ from miniai.randomness import (
     set_state_of,
     state_of,
 )
+from miniai.versions import version_of
 
 __all__ = ['ResumeError', 'loaders_of', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
            'first_fingerprint', 'check_same', 'check_records']
 
 _OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
-_version = lru_cache(version)  # which reads a file each time
 
 
 class ResumeError(ValueError): "A run cannot go on from a checkpoint: they differ, and the message says in what."
@@ -47,10 +47,13 @@ def state_now(learn: Any) -> dict[str, Any]:
 
 def loaders_of(learn: Any) -> list:
     "The loaders of training and, where there is one, of validation."
-    return [dl for dl in (learn.dls.train, _validation(learn)) if dl is not None]
+    return [dl for _, dl in _loaders(learn) if dl is not None]
 
 
-def _validation(learn: Any) -> Any: return getattr(learn.dls, 'valid', None)
+def _loaders(learn: Any) -> list[tuple[str, Any]]:
+    return [('training data', learn.dls.train), ('validation data', getattr(learn.dls, 'valid', None))]
+
+
 def _generators(learn: Any) -> list: return [g for cb in learn.cbs for _, g in generators_of(cb)]
 
 
@@ -102,7 +105,8 @@ def restore_run(learn: Any, state: dict[str, Any]) -> None:
     set_random_states(state['random'])
 
 
-def _set_gradient(p: torch.Tensor, g: torch.Tensor | None) -> None: p.grad = None if g is None else g.to(p.device)
+def _set_gradient(p: torch.Tensor, g: torch.Tensor | None) -> None:
+    p.grad = None if g is None else g.to(p.device, copy=True)
 
 
 def _set_buffer(model: nn.Module, name: str, x: torch.Tensor) -> None:
@@ -125,22 +129,27 @@ def _load_in_place(opt: Any, state: dict[str, Any]) -> None:
 
 
 def restore_records(learn: Any, state: dict[str, Any]) -> None:
-    "Give callbacks back what they had recorded. ResumeError where one cannot take it."
+    "Give callbacks back what they had recorded. ResumeError where one cannot take it; then all keep what they had."
+    before, saved = deepcopy(_records(learn)), deepcopy(state['records'])
     for nm, cb in _keepers(learn):
-        try: cb.load_state_dict(state['records'][nm])
-        except ValueError as e: raise ResumeError(f"the run cannot go on: {nm} takes back no such records: {e}") from e
+        try: cb.load_state_dict(saved[nm])
+        except Exception as e:
+            for old, other in _keepers(learn): other.load_state_dict(before[old])
+            raise ResumeError(f"the run cannot go on: {nm} takes back no such records: {_said(e)}") from e
+
+
+def _said(e: Exception) -> str: return str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
 
 
 # What must be the same
 
 def fingerprint(learn: Any) -> dict[str, Any]:
     "What of library, model and data must be the same for a run to go on, as plain values by name."
-    return {'miniai': _version('miniai-torch'), 'torch': str(torch.__version__), 'device': _device(learn.model),
+    return {'miniai': version_of('miniai-torch'), 'torch': str(torch.__version__), 'device': _device(learn.model),
             'threads': torch.get_num_threads(), 'optimizer': type(learn.opt).__name__,
             'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
             'model': {nm: _kind(x) for nm, x in learn.model.state_dict().items()},
-            **{f'training data: {k}': v for k, v in describe_loader(learn.dls.train).items()},
-            **{f'validation data: {k}': v for k, v in describe_loader(_validation(learn)).items()}}
+            **{f'{nm}: {k}': v for nm, dl in _loaders(learn) for k, v in describe_loader(dl).items()}}
 
 
 def _device(model: nn.Module) -> str: return next((p.device.type for p in model.parameters()), 'cpu')
@@ -154,11 +163,17 @@ def first_fingerprint(learn: Any) -> dict[str, Any]:
     """What of hyperparameters, schedules and records must be the same, as a fit begins: later they have moved, and two
     that are the same no longer look it."""
     schedules = [cb.schedo for cb in learn.cbs if getattr(cb, 'schedo', None) is not None]
-    return {'schedules': [type(s).__name__ for s in schedules],
+    return {**{f'{nm}: {k}': v for nm, dl in _loaders(learn) for k, v in describe_content(dl).items()},
+            'schedules': [type(s).__name__ for s in schedules],
             **{f'schedule {i}:': _schedule(s) for i, s in enumerate(schedules)},
             'optimizer option': {nm: str(getattr(learn.opt, nm)) for nm in _OPTIONS if hasattr(learn.opt, nm)},
             **{f'group {i}:': _group(learn, g) for i, g in enumerate(learn.opt.param_groups)},
-            **{f'records of {nm}': sorted(cb.state_dict(), key=str) for nm, cb in _keepers(learn)}}
+            'loss function': _name(learn.loss_func), 'records of callbacks': [nm for nm, _ in _keepers(learn)]}
+
+
+def _name(f: Any) -> str | None:
+    "What a function, or an object that stands in for one, is called."
+    return getattr(getattr(f, 'func', f), '__qualname__', None if f is None else type(f).__name__)
 
 
 def _group(learn: Any, group: dict) -> dict[str, Any]:
@@ -182,7 +197,14 @@ def _plain(x: Any) -> Any:
 def check_same(learn: Any, state: dict[str, Any]) -> None:
     "ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins; with both."
     _check(state['fingerprint'], fingerprint(learn) | first_fingerprint(learn))
+    _check(_trained(state['opt'], [o['value'] for o in state['others']]),
+           _trained(learn.opt.state_dict(), _others(learn)), ": what is trained must all be there as a fit begins")
     _check(_random_fingerprint(state), _random_fingerprint(state_now(learn)))
+
+
+def _trained(opt: dict[str, Any], others: list[torch.Tensor]) -> dict[str, Any]:
+    return {'parameters of group': {str(i): len(g['params']) for i, g in enumerate(opt['param_groups'])},
+            'parameters beside the model': [_kind(x) for x in others]}
 
 
 def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
@@ -192,11 +214,12 @@ def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
             'kinds of the generators of': {nm: [g['kind'] for g in gs] for nm, gs in held.items()}}
 
 
-def _check(saved: dict[str, Any], here: dict[str, Any]) -> None:
+def _check(saved: dict[str, Any], here: dict[str, Any], hint: str = '') -> None:
     a, b = _flat(saved), _flat(here)
     for k in dict.fromkeys([*b, *a]):
         then, now = (repr(d[k]) if k in d else 'nothing' for d in (a, b))
-        if a.get(k) != b.get(k): raise _differ(k, then, now)
+        if a.get(k) == b.get(k): continue
+        raise ResumeError(f"the run cannot go on: {k} was {then} in the checkpoint and is {now} here{hint}")
 
 
 def _flat(d: dict[str, Any]) -> dict[str, Any]:
@@ -205,5 +228,3 @@ def _flat(d: dict[str, Any]) -> dict[str, Any]:
     return {f'{k} {nm}'.strip(): x for k, xs in inner.items() for nm, x in xs.items()}
 
 
-def _differ(what: str, saved: str, here: str) -> ResumeError:
-    return ResumeError(f"the run cannot go on: {what} was {saved} in the checkpoint and is {here} here")

@@ -16,12 +16,12 @@ _GRACE = 30  # seconds
 
 
 class SignalWatch:
-    """Notes the first SIGTERM or SIGINT as `signal`; a second one does what it would have done before. It watches from
-    its making to `close()`, which puts the old handlers back; from another thread than the main one, or where `on` is
-    False, it does nothing. A process forked meanwhile lets SIGINT pass, which a terminal's Ctrl-C sends to it too;
-    SIGTERM does what it would have done before."""
+    """Notes the first SIGTERM or SIGINT as `signal`; a second one `hastens` and does what it would have done before. It
+    watches from its making to `close()`, which puts the old handlers back; from another thread than the main one, or
+    where `on` is False, it does nothing. A process forked meanwhile lets SIGINT pass, which a terminal's Ctrl-C sends
+    to it too; SIGTERM does what it would have done before."""
     def __init__(self, on: bool = True) -> None:
-        self.signal, self.old, self.pid = None, {}, os.getpid()
+        self.signal, self.hastens, self._left, self.old, self.pid = None, False, False, {}, os.getpid()
         if not on or threading.current_thread() is not threading.main_thread(): return
         self.old = {s: signal.signal(s, self._note) for s in _SIGNALS}
 
@@ -36,12 +36,15 @@ class SignalWatch:
         if number != signal.SIGINT: self._at_once(number)
 
     def _at_once(self, number: int) -> None:
+        self.hastens = True
         self.close()
         signal.raise_signal(number)
 
-    def leaving(self) -> BaseException:
-        "What to raise to leave for the signal noted: KeyboardInterrupt in a notebook, else SystemExit with 143 or 130."
-        return KeyboardInterrupt() if _in_notebook() else SystemExit(128 + self.signal)
+    def leave(self) -> None:
+        "Leave, once, where a signal was noted: by KeyboardInterrupt in a notebook, else SystemExit with 143 or 130."
+        if not self.signal or self._left: return
+        self._left = True
+        raise KeyboardInterrupt() if _in_notebook() else SystemExit(128 + self.signal)
 
     def close(self) -> None:
         "Put the old handlers back; a second call does nothing."

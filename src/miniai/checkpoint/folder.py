@@ -12,7 +12,7 @@ from .durable import temporary_names
 from .errors import CheckpointError
 from .read import inspect, verify
 
-__all__ = ['remove_stale', 'newest_valid', 'first_valid', 'first_whole']
+__all__ = ['remove_stale', 'newest_valid', 'first_whole']
 
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
 
@@ -44,12 +44,7 @@ def newest_valid(folder: str | PathLike, pattern: str = '*.safetensors') -> Path
     """The checkpoint in `folder` that was saved last, by its own word, of those whose names match `pattern` and
     that verify; None where there is none. A warning names each newer one that does not verify, and says why."""
     dated = [(when, p) for p in sorted(Path(folder).glob(pattern)) if (when := _saved(p))]
-    return first_valid(p for _, p in sorted(dated, reverse=True))
-
-
-def first_valid(paths: Iterable[Path]) -> Path | None:
-    "The first of `paths` that verifies; None where none does. A warning names each before it, and says why."
-    found = first_whole(paths, verify)
+    found = first_whole((p for _, p in sorted(dated, reverse=True)), verify)
     return found and found[0]
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from miniai.events import Callback
+from miniai.versions import version_of
 
 __all__ = ['RunFolder', 'HistoryFileCB', 'as_json']
 
@@ -98,12 +98,7 @@ def _environment(device: str, data: str) -> dict[str, Any]:
     return dict(python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
                 cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, data=data, command=sys.argv,
                 gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
-                versions={p: _version(p) for p in _PACKAGES})
-
-
-def _version(package: str) -> str | None:
-    try: return version(package)
-    except PackageNotFoundError: return None
+                versions={p: version_of(p) for p in _PACKAGES})
 
 
 class HistoryFileCB(Callback):

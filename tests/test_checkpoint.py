@@ -1,0 +1,277 @@
+"When a run is saved: after batches, passes and cancels, with all that its callbacks do, and never after a failure."
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from miniai import Callback
+from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.run_state import ResumeError
+from miniai.checkpoint import load
+from miniai.learner import CancelBatchException, CancelEpochException, CancelFitException, NonFiniteLossError
+from resuming import StopCB, digest, run
+from small import learner, off_cpu
+
+
+def names(folder): return sorted(p.name[11:-12] for p in folder.glob('checkpoint*'))
+def newest(folder): return load(max(folder.glob('checkpoint*')))
+
+
+class RaiseCB(Callback):
+    "Raises once, at one event of an epoch, a pass and a batch."
+    def __init__(self, event, e, epoch, training=True, batch=None, order=0):
+        self.at, self.e, self.order = (epoch, training, batch), e, order
+        setattr(self, event, self._raise)
+
+    def _raise(self, learn):
+        epoch, training, batch = self.at
+        if (learn.epoch, learn.training) == (epoch, training) and batch in (None, learn.iter): raise self.e
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    learn = run(tmp_path_factory.mktemp('alone'))
+    learn.fit(2)
+    return learn
+
+
+def weights(learn): return [p.tolist() for p in learn.model.parameters()]
+
+
+# Cancels
+
+@pytest.mark.parametrize(('event', 'batch', 'training', 'order', 'at'), [
+    ('after_batch', 3, True, 0, '00001-1-00000004'), ('cleanup_batch', 3, True, 0, '00001-1-00000004'),
+    ('after_batch', 6, True, 0, '00001-1-00000007'), ('after_batch', 0, False, 0, '00001-2-00000001'),
+    ('after_epoch', None, True, 10, '00001-2-00000000'), ('cleanup_epoch', None, True, 0, '00001-2-00000000'),
+    ('before_epoch', None, True, 0, '00001-1-00000000'), ('before_epoch', None, False, 0, '00001-2-00000000'),
+    ('after_epoch', None, False, 10, '00002-3-00000000'), ('cleanup_epoch', None, False, 0, '00002-3-00000000'),
+    ('before_epoch', None, True, math.inf, '00001-1-00000000'),
+    ('cleanup_batch', 2, True, math.inf, '00001-1-00000003'),  # a whole group of batches: that of another is dropped
+    ('cleanup_batch', 0, False, math.inf, '00001-2-00000001')])
+def test_a_fit_that_a_callback_cancels_is_saved_where_it_ends_and_goes_on(event, batch, training, order, at, alone,
+                                                                          tmp_path):
+    cancel = RaiseCB(event, CancelFitException(), 1, training, batch, order)
+    run(tmp_path, cbs=[cancel], batches=None, epochs=None).fit(2)
+    assert names(tmp_path) == [at]
+    again = run(tmp_path, batches=None, epochs=None)
+    again.fit(2, resume=True)
+    assert weights(again) == weights(alone)
+
+
+@pytest.mark.parametrize('order', [0, math.inf])
+def test_a_cancel_as_a_pass_is_taken_up_changes_nothing(order, alone, tmp_path):
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[StopCB(1, 2)], batches=3).fit(2)
+    there = names(tmp_path)
+    cancel = RaiseCB('before_epoch', CancelFitException(), 1, order=order)
+    run(tmp_path, cbs=[cancel], batches=3).fit(2, resume=True)
+    assert names(tmp_path) == there
+    again = run(tmp_path)
+    again.fit(2, resume=True)
+    assert weights(again) == weights(alone)
+
+
+def test_a_cancel_in_the_middle_of_a_batch_leaves_that_batch_out(tmp_path):
+    run(tmp_path, cbs=[RaiseCB('after_loss', CancelFitException(), 0, batch=2)]).fit(1)
+    assert names(tmp_path)[-1] == '00000-1-00000003'
+
+
+def test_an_epoch_that_is_cancelled_is_over_and_a_batch_that_is_counts(tmp_path):
+    def make(folder, *cbs):
+        cancels = [RaiseCB('after_batch', CancelEpochException(), 0, batch=2),
+                   RaiseCB('before_batch', CancelBatchException(), 1, batch=3)]
+        return run(folder, cbs=[*cancels, *cbs])
+    want = make(tmp_path/'alone')
+    want.fit(2)
+    there = names(tmp_path/'alone')
+    assert '00000-1-00000003' not in there
+    assert {'00001-1-00000000', '00001-1-00000004'} <= {*there}
+    for at in ((0, 1), (1, 3)):
+        with pytest.raises(RuntimeError, match='stopped'): make(tmp_path/str(at), StopCB(*at)).fit(2)
+        again = make(tmp_path/str(at))
+        again.fit(2, resume=True)
+        assert digest(again) == digest(want)
+
+
+def test_a_signal_in_an_epoch_that_is_cancelled_leaves_at_its_end(tmp_path):
+    class Signalled(Callback):
+        def after_batch(self, learn):
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise CancelEpochException()
+    with pytest.raises(SystemExit) as left: run(tmp_path, cbs=[Signalled()], batches=None).fit(1)
+    assert left.value.code == 143
+    assert names(tmp_path) == ['00000-2-00000000']
+
+
+# What fails is not saved
+
+@pytest.mark.parametrize(('event', 'batch', 'last'), [('after_batch', 2, '00000-1-00000002'),
+                                                      ('after_epoch', None, '00000-1-00000007')])
+def test_what_ends_by_an_error_is_not_saved(event, batch, last, tmp_path):
+    learn = run(tmp_path, cbs=[RaiseCB(event, KeyError('oh'), 0, batch=batch, order=math.inf)])
+    with pytest.raises(KeyError): learn.fit(1)
+    assert names(tmp_path)[-1] == last
+
+
+class FarLossCB(Callback):
+    "Losses that say they are on an accelerator; from one batch on they are NaN."
+    def __init__(self, batch): self.batch = batch
+    def after_loss(self, learn):
+        if not learn.training: return
+        far = off_cpu(learn.loss.detach())
+        learn.loss = (far*math.nan if learn.iter >= self.batch else far).requires_grad_()
+
+
+def test_losses_on_an_accelerator_are_looked_at_before_a_save(tmp_path):
+    learn = learner([CheckpointCB(tmp_path, batches=2), FarLossCB(2)])
+    with pytest.raises(NonFiniteLossError, match='epoch 0, batch 2'): learn.fit(2)
+    assert names(tmp_path) == ['00000-1-00000002']
+
+
+# What callbacks do
+
+class BusyCB(Callback):
+    "Draws random numbers, counts, and in training changes the model, as passes and batches begin and end."
+    def __init__(self): self.seen = []
+    def state_dict(self): return dict(seen=self.seen)
+    def load_state_dict(self, state): self.seen = state['seen']
+    def before_epoch(self, learn): self._work(learn, 'before_epoch', 2.)
+    def cleanup_epoch(self, learn): self._work(learn, 'cleanup_epoch', .75)
+    def cleanup_batch(self, learn): self._work(learn, 'cleanup_batch', 1.001)
+
+    def _work(self, learn, event, factor):
+        self.seen.append(f'{event} {learn.training} {torch.rand(()).item()}')
+        if learn.training: learn.model[0].weight.data.mul_(factor)
+
+
+def test_what_callbacks_do_as_passes_and_batches_begin_and_end_is_done_once(tmp_path):
+    want = run(cbs=[BusyCB()])
+    want.fit(2)
+    for at in ((0, 0, True), (1, 2, True), (1, 0, False)):
+        folder, always = tmp_path/str(at), dict(minutes=1e-9)
+        with pytest.raises(RuntimeError, match='stopped'): run(folder, cbs=[BusyCB(), StopCB(*at)], **always).fit(2)
+        again = run(folder, cbs=[BusyCB()], **always)
+        again.fit(2, resume=True)
+        assert digest(again) == digest(want), at
+
+
+def test_a_callback_whose_records_grow_goes_on_in_the_same_process(tmp_path):
+    class Growing(Callback):
+        def __init__(self): self.seen = {}
+        def state_dict(self): return self.seen
+        def load_state_dict(self, state): self.seen = state
+        def after_batch(self, learn): self.seen[f'{learn.epoch} {learn.training} {learn.iter}'] = 1
+    stop = StopCB(0, 2)
+    learn = run(tmp_path, cbs=[Growing(), stop])
+    with pytest.raises(RuntimeError, match='stopped'): learn.fit(2)
+    learn.cbs.remove(stop)
+    learn.fit(2, resume=True)
+    assert len(learn.cbs[-1].seen) == 2*(7 + 2)
+
+
+# Refused, and nothing is changed
+
+class TellCB(Callback):
+    "Has a record, and may not take one back."
+    def __init__(self, refuses=False): self.word, self.refuses = 'mine', refuses
+    def before_fit(self, learn): self.word = 'begun'
+    def state_dict(self): return dict(word=self.word)
+    def load_state_dict(self, state):
+        self.word = state['word']
+        if self.refuses and self.word == 'saved': raise KeyError('flavour')
+
+    def after_batch(self, learn): self.word = 'saved'
+
+
+def test_where_a_callback_cannot_take_its_records_all_keep_theirs(tmp_path):
+    with pytest.raises(RuntimeError): run(tmp_path, cbs=[TellCB(), TellCB(), StopCB(0, 2)]).fit(1)
+    first, second = TellCB(), TellCB(refuses=True)
+    learn = run(tmp_path, cbs=[first, second])
+    before = weights(learn)
+    with pytest.raises(ResumeError, match="TellCB 2 takes back no such records: KeyError: 'flavour'"):
+        learn.fit(1, resume=True)
+    assert (first.word, second.word) == ('begun', 'begun')
+    assert weights(learn) == before
+
+
+class ThawCB(Callback):
+    "Adds a group of parameters on the way."
+    def before_epoch(self, learn):
+        if learn.training and learn.epoch == 1: learn.opt.add_param_group(dict(params=[learn.model[-1].bias]))
+
+
+def test_a_group_added_on_the_way_is_refused_by_name_before_anything_is_put_back(tmp_path):
+    def some(params, lr): return torch.optim.SGD([p for p in params if p.ndim > 1], lr)
+    def make(*cbs): return learner([CheckpointCB(tmp_path, batches=1), *cbs], opt_func=some)
+    with pytest.raises(RuntimeError, match='stopped'): make(ThawCB(), StopCB(1, 1)).fit(3)
+    learn = make(ThawCB())
+    before = weights(learn)
+    says = 'parameters of group 1 was 1 in the checkpoint and is nothing here: what is trained must all be there as a'
+    with pytest.raises(ResumeError, match=says): learn.fit(3, resume=True)
+    assert weights(learn) == before
+
+
+def test_a_run_that_saved_in_between_is_found_out(tmp_path):
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[StopCB(0, 2)]).fit(2)
+    class Meanwhile(Callback):
+        order = -1
+        def before_fit(self, learn):
+            with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[StopCB(0, 4)]).fit(2, resume=True)
+    with pytest.raises(ResumeError, match=r'another run has saved to .* since its checkpoints were read'):
+        run(tmp_path, cbs=[Meanwhile()]).fit(2, resume=True)
+
+
+def test_the_state_gone_on_from_is_let_go_when_it_has_been_put_back(tmp_path):
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[StopCB(0, 2)]).fit(2)
+    held = []
+    class Look(Callback):
+        def before_batch(self, learn): held.append(learn.start.state)
+    run(tmp_path, cbs=[Look()]).fit(2, resume=True)
+    assert held
+    assert {*held} == {None}
+
+
+# How it is written
+
+@pytest.mark.parametrize('background', [False, True])
+def test_the_best_epochs_checkpoint_is_written_once_and_has_two_names(background, tmp_path):
+    run(tmp_path, best='accuracy', batches=None, keep=5, background=background).fit(2)
+    best = (tmp_path/'best.safetensors').stat()
+    assert best.st_ino in [p.stat().st_ino for p in tmp_path.glob('checkpoint*')]
+    rows = [r['accuracy'] for r in run_history(tmp_path)]
+    assert load(tmp_path/'best.safetensors')['position']['epoch'] == max(range(2), key=lambda i: (rows[i], i)) + 1
+
+
+def run_history(folder): return [r for r in newest(folder)['history'] if r['phase'] == 'eval']
+
+
+SLOW = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import os, signal, time
+from miniai.checkpoint import disk
+from resuming import *
+class Twice(Callback):
+    def before_batch(self, learn):
+        if learn.iter == 3: disk.write = lambda fd, data: time.sleep(60)
+        if learn.iter != 4: return
+        print(time.time(), flush=True)
+        for _ in range(2): os.kill(os.getpid(), int(sys.argv[2]))
+run(sys.argv[1], cbs=[Twice()], background=True, batches=2).fit(2)
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_wait_for_what_is_being_written(number, tmp_path):
+    child = subprocess.run([sys.executable, '-W', 'ignore', '-c', SLOW, str(tmp_path), str(int(number))],
+                           capture_output=True, text=True, timeout=50)
+    assert child.returncode == -number, child.stderr
+    assert time.time() - float(child.stdout.split()[-1]) < 15
+    assert names(tmp_path)[-1] == '00000-1-00000002'
+    run(tmp_path).fit(2, resume=True)
+    assert not list(tmp_path.glob('.*.part'))
