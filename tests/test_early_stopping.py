@@ -1,5 +1,6 @@
 "Stopping early: after `patience` epochs without a better figure, upwards or downwards, and exactly so after a resume."
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_what_was_best_goes_on_and_a_new_fit_begins_anew():
     learner([cb, Figures(1, 2)]).fit(2)
     other.load_state_dict(cb.state_dict())
     assert (other.best, other.best_epoch) == (2, 1)
-    other.before_fit(None)
+    other.before_fit(SimpleNamespace(trains=True, validates=True))
     assert other.best is None
 
 
@@ -89,6 +90,8 @@ def test_the_epoch_that_ends_a_fit_is_saved_and_gone_on_with_it_ends_again(epoch
 
 
 def test_mistakes_are_told():
+    with pytest.raises(ValueError, match='follows a figure of validation, and this fit has valid=False'):
+        learner([EarlyStoppingCB()]).fit(1, valid=False)
     with pytest.raises(ValueError, match='patience must be 1 epoch or more, got 0'): EarlyStoppingCB(patience=0)
     with pytest.raises(ValueError, match='min_delta must be 0 or more'): EarlyStoppingCB(min_delta=-1)
     with pytest.raises(ValueError, match=r"validation has no figure 'f1'; it has .*: add MetricsCB\(f1=…\) to cbs"):

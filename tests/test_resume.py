@@ -313,8 +313,10 @@ def test_what_cannot_be_saved_is_told_before_the_first_batch(tmp_path):
 
 
 def test_mistakes_are_told_at_once(tmp_path):
-    for kwargs, says in ((dict(keep=0), 'keep must be above 0'), (dict(batches=-1), 'batches must be above 0'),
-                         (dict(minutes=0), 'minutes must be above 0')):
+    for kwargs, says in ((dict(keep=0), 'keep must be a whole number above 0, got 0'),
+                         (dict(batches=-1), 'batches must be a whole number above 0'),
+                         (dict(keep=1.5), 'keep must be .* got 1.5'), (dict(batches='5'), "batches must be .* got '5'"),
+                         (dict(minutes=0), 'minutes must be a number above 0'), (dict(minutes='x'), 'minutes must be')):
         with pytest.raises(ValueError, match=says): CheckpointCB(tmp_path, **kwargs)
     with pytest.raises(ValueError, match="no figure 'f1' to be best at; there are"):
         run(tmp_path/'best', best='f1').fit(1)

@@ -9,22 +9,25 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
+from miniai.readings import is_number
 
 from .checks import FiniteLossCB
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB, direction
 from .restore import put
-from .resume import Start, go_on, inexact, newest_start, weights_in_place
-from .run_files import RunFiles, files_of
+from .resume import Start, go_on, inexact, is_rest, newest_start, weights_in_place
+from .run_files import BEST, RunFiles, files_of, lies_between_epochs
 from .run_state import (
     ResumeError,
-    check_records,
     check_same,
+    check_savable,
     fingerprint,
+    first_change,
     first_fingerprint,
     loaders_of,
     run_state,
     state_now,
+    steady,
 )
 from .signals import OutlastSignals, SignalWatch
 
@@ -34,8 +37,9 @@ __all__ = ['CheckpointCB', 'start_of']
 class CheckpointCB(Callback):
     """Saves the run to `folder`: after every `batches` training batches, `epochs` epochs or `minutes`, whichever come
     first, and when it ends, be it that a callback cancels the fit; the last `keep` checkpoints stay. With `best`, the
-    name of a validation metric, the checkpoint of its best epoch stays too, as best.safetensors: 'accuracy' for the
-    highest, '-loss' for the lowest; NaN is never best. A batch, epoch or fit that ends by an error is not saved.
+    name of a validation metric, the checkpoint of its best epoch, the first of equals, stays too, as best.safetensors:
+    'accuracy' for the highest, '-loss' for the lowest; NaN is never best. What ends by an error is not saved; a batch
+    in whose middle the fit is cancelled is left out, as any batch is that is cancelled.
 
     `learn.fit(n, resume=True)` goes on from the newest whole checkpoint, to the bit, from whatever batch of training or
     validation it was; the newest is the one furthest into the run, by its name. Where a loader cannot be taken up in
@@ -51,8 +55,13 @@ class CheckpointCB(Callback):
     def __init__(self, folder: str | Path, batches: int | None = None, epochs: int | None = 1,
                  minutes: float | None = None, keep: int = 2, best: str | None = None, background: bool = False,
                  signals: bool = True) -> None:
-        for nm, x in dict(batches=batches, epochs=epochs, minutes=minutes, keep=keep).items():
-            if x is not None and not x > 0: raise ValueError(f"CheckpointCB: {nm} must be above 0, got {x}")
+        for nm, x in dict(batches=batches, epochs=epochs, keep=keep).items():
+            if x is not None and not (isinstance(x, int) and x > 0):
+                raise ValueError(f"CheckpointCB: {nm} must be a whole number above 0, got {x!r}")
+        if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
+            raise ValueError(f"CheckpointCB: minutes must be a number above 0, got {minutes!r}")
+        if not isinstance(best, str | None):
+            raise TypeError(f"CheckpointCB: best must be the name of a metric, such as 'accuracy', got {best!r}")
         self.folder, self.batches, self.epochs, self.minutes = Path(folder), batches, epochs, minutes
         self.keep, self.best, self.background, self.signals = keep, best, background, signals
 
@@ -61,7 +70,7 @@ class CheckpointCB(Callback):
     def before_fit(self, learn: Any) -> None:
         if not learn.trains or learn.looks or any(isinstance(cb, LRFinderCB) for cb in learn.cbs): return
         self._check_best(learn)
-        check_records(learn)
+        check_savable(learn)
         self._run = _Run(self, learn)
         self._run.begin(learn)
 
@@ -73,19 +82,19 @@ class CheckpointCB(Callback):
         self._run.files.look()
         if isinstance(learn.ended_by, CancelEpochException): return  # where the run stands is known when that has ended
         self._run.count_batch(learn)
-        cancelled, signal = isinstance(learn.ended_by, CancelFitException), self._run.watch.signal
-        if cancelled or signal or self._is_due(learn): self.save(learn, _pass(learn), learn.epoch, learn.iter + 1)
+        cancelled, asked = isinstance(learn.ended_by, CancelFitException), self._run.watch.signal
+        if cancelled or asked or self._is_due(learn): self.save(learn, _pass(learn), learn.epoch, learn.iter + 1)
         self._run.cancelled = cancelled
-        self._run.watch.leave()
+        if asked: self._run.watch.leave()
 
     def cleanup_epoch(self, learn: Any) -> None:
         if not self._saves(learn) or self._run.cancelled: return
-        cancelled = isinstance(learn.ended_by, CancelFitException)
+        cancelled, asked = isinstance(learn.ended_by, CancelFitException), self._run.watch.signal
         if cancelled and not learn.pass_done: self._save_amid(learn)
-        elif learn.training and learn.validates: self._save_between(learn, cancelled)
-        else: self._save_epoch(learn, cancelled)
+        elif not learn.training or not learn.validates: self._save_epoch(learn, cancelled or asked)
+        elif cancelled or asked: self.save(learn, 'valid', learn.epoch, 0)
         self._run.begun = None
-        self._run.watch.leave()
+        if asked: self._run.watch.leave()
 
     def cleanup_fit(self, learn: Any) -> None:
         run, self._run = self._run, None
@@ -101,20 +110,17 @@ class CheckpointCB(Callback):
         return bool(batches) or time.monotonic() >= self._run.due
 
     def _save_amid(self, learn: Any) -> None:
-        "The fit is cancelled between two batches, or as a pass began: where it was taken up, that is saved already."
-        if self._run.begun or not learn.first_batch:
-            self.save(learn, _pass(learn), learn.epoch, 0 if learn.iter is None else learn.iter + 1)
+        "The fit is cancelled between two batches, or as a pass began, whose place may be saved already."
+        batch = 0 if learn.iter is None else learn.iter + 1
+        if self._run.begun or not self._run.files.has(_pass(learn), learn.epoch, batch):
+            self.save(learn, _pass(learn), learn.epoch, batch)
 
-    def _save_between(self, learn: Any, cancelled: bool) -> None:
-        "Training is done, and validation is to come."
-        if cancelled or self._run.watch.signal: self.save(learn, 'valid', learn.epoch, 0)
-
-    def _save_epoch(self, learn: Any, cancelled: bool) -> None:
+    def _save_epoch(self, learn: Any, ends: bool) -> None:
         done, figures = learn.epoch + 1, self._figures(learn)
         last, best = done == learn.n_epochs, _is_best(figures)
         unknown = bool(self.best) and not figures and not learn.ended_by
-        due = (self.epochs and done % self.epochs == 0) or self._is_due(learn)
-        if last or cancelled or best or due or unknown or self._run.watch.signal:
+        due = (self.epochs and done % self.epochs == 0) or self._run.why or self._is_due(learn)
+        if last or ends or best or due or unknown:
             self.save(learn, 'done' if last else 'train', done, 0, best)
         if unknown: raise self._no_figure(list(learn.history[-1]) if learn.history else [])
 
@@ -123,8 +129,8 @@ class CheckpointCB(Callback):
         if not self.best: return []
         name, sign = direction(self.best)
         rows = [r for r in learn.history if r['phase'] == 'eval'] or learn.history
-        known = rows and name in rows[-1] and rows[-1]['epoch'] == learn.epoch
-        return [sign*r[name] for r in rows if name in r] if known else []
+        known = rows and is_number(rows[-1].get(name)) and rows[-1]['epoch'] == learn.epoch
+        return [sign*r[name] for r in rows if is_number(r.get(name))] if known else []
 
     def save(self, learn: Any, phase: str, epoch: int, batch: int, best: bool = False) -> None:
         """Save the run as it stands: in `phase` of `epoch`, before its batch number `batch`. NonFiniteLossError where a
@@ -151,8 +157,8 @@ def _pass(learn: Any) -> str: return 'train' if learn.training else 'valid'
 
 
 def _is_best(figures: list) -> bool:
-    "Is the last no worse than any? NaN never is, and is worse than all others."
-    return bool(figures) and figures[-1] >= max((x for x in figures if x == x), default=math.inf)
+    "Is the last better than all before? NaN never is, and is worse than all others."
+    return bool(figures) and figures[-1] > max((x for x in figures[:-1] if x == x), default=-math.inf)
 
 
 def _is_ours(method: Any) -> bool:
@@ -176,7 +182,7 @@ class _Run:
     def begin(self, learn: Any) -> None:
         "Go on from where the fit starts, or begin in a folder that must have no other run in it."
         self._keep_workers(learn)
-        self._first, start = first_fingerprint(learn), learn.start
+        self._first, self._steady, start = first_fingerprint(learn), steady(learn), learn.start
         self._check_files(start)
         for w in self.why.values(): warnings.warn(f"CheckpointCB: {w}. The last checkpoint between epochs stays "
                                                   f"besides, and is then gone on from", stacklevel=4)
@@ -190,6 +196,9 @@ class _Run:
         if start.state is None and there: raise ResumeError(
             f"{self.files.folder} holds {len(there)} checkpoint(s) of an earlier run, such as {there[-1].name}: go on "
             f"from it with fit(…, resume=True), or save elsewhere")
+        if start.state is None and self.cb.best and self.files.has_best(): raise ResumeError(
+            f"{self.files.folder} holds {BEST} of an earlier run, and nothing to go on from: move it away, or save "
+            f"elsewhere")
         if start.state and list(start.seen) != there: raise ResumeError(
             f"another run has saved to {self.files.folder} since its checkpoints were read: call fit again")
 
@@ -203,9 +212,16 @@ class _Run:
     def begin_pass(self, learn: Any) -> None:
         "Note what is random now; in a pass that is taken up, put back what callbacks have just begun anew."
         start = learn.start
-        if learn.first_batch: go_on(learn, start.state)
+        if learn.first_batch: self._take_up(learn)
         self.begun = start.state['begun'] if learn.first_batch else state_now(learn)
         start.state = None
+
+    def _take_up(self, learn: Any) -> None:
+        if is_rest(learn.dl): return go_on(learn, learn.start.state)
+        raise ResumeError(
+            f"the run cannot go on from within a pass: a callback, or the Learner's own one_epoch, has put another "
+            f"loader in the place of learn.dl, and nobody knows its order. Move the checkpoints away that are not "
+            f"between epochs: {[p.name for p in files_of(self.files.folder) if not lies_between_epochs(p)]}")
 
     def count_batch(self, learn: Any) -> None:
         "After the first one the optimizer has its state, and memory for saves is taken before one is due."
@@ -216,11 +232,17 @@ class _Run:
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
         with weights_in_place(learn.opt):
+            self._look_for_change(learn)
             state = dict(position=position, fingerprint=fingerprint(learn) | self._first,
                          begun=self.begun if position['batch'] else None, **run_state(learn))
             self.files.save(state, best)
         self._reserved = True
         self._start_counting()
+
+    def _look_for_change(self, learn: Any) -> None:
+        change, self._steady = first_change(self._steady, steady(learn)), steady(learn)
+        if change: warnings.warn(f"CheckpointCB: what is saved from now on cannot be gone on with, as {change}: see "
+                                 f"to that before the fit", stacklevel=6)
 
     def _start_counting(self) -> None:
         self.batches, self.due = 0, time.monotonic() + 60*(self.cb.minutes or math.inf)
@@ -236,6 +258,8 @@ def start_of(learn: Any, n_epochs: int) -> Start:
     at the very start where there is none yet. ValueError without a CheckpointCB or for a fit that does not train,
     ResumeError for fewer epochs than are done."""
     if not learn.trains: raise ValueError("fit(…, resume=True) goes on training, and was called with train=False")
+    if any(isinstance(cb, LRFinderCB) for cb in learn.cbs):
+        raise ValueError("fit(…, resume=True) goes on training, and LRFinderCB in cbs looks for a rate instead")
     cbs = [cb for cb in learn.cbs if isinstance(cb, CheckpointCB)]
     if len(cbs) != 1:
         raise ValueError(f"fit(…, resume=True) needs one CheckpointCB(folder) in cbs, and there are {len(cbs)}")

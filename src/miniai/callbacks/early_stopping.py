@@ -19,7 +19,10 @@ class EarlyStoppingCB(Callback):
         self.metric, self.patience, self.min_delta = metric, patience, min_delta
         self.best, self.best_epoch = None, None
 
-    def before_fit(self, learn: Any) -> None: self.best, self.best_epoch, self._over = None, None, False
+    def before_fit(self, learn: Any) -> None:
+        if learn.trains and not learn.validates and not learn.looks:
+            raise ValueError("EarlyStoppingCB follows a figure of validation, and this fit has valid=False")
+        self.best, self.best_epoch, self._over = None, None, False
 
     def before_epoch(self, learn: Any) -> None:
         "A run that had ended so, and is gone on with, ends again."

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from miniai.data.position import length_of
+from miniai.data.position import FromBatch, length_of
 from miniai.display import best_face
 from miniai.events import Callback
 from miniai.readings import Readings, is_number, number
@@ -44,7 +44,7 @@ class ProgressBar:
         pause = self.face.seconds_between_updates
         self.face.bar(self.label, 0, length_of(self.dl), '')
         due = time.perf_counter() + pause
-        for done, batch in enumerate(self.dl, 1 + getattr(self.dl, 'start', 0)):
+        for done, batch in enumerate(self.dl, 1 + (self.dl.start if isinstance(self.dl, FromBatch) else 0)):
             yield batch
             if time.perf_counter() < due: continue
             comment = self.comment() if callable(self.comment) else str(self.comment)

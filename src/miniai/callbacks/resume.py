@@ -13,7 +13,7 @@ from miniai.data.position import FromBatch, why_not_exact
 from .run_files import BEST, files_of, lies_between_epochs, place_of
 from .run_state import ResumeError, restore_records, restore_run
 
-__all__ = ['Start', 'newest_start', 'inexact', 'go_on', 'weights_in_place']
+__all__ = ['Start', 'newest_start', 'inexact', 'is_rest', 'go_on', 'weights_in_place']
 
 
 class Start:
@@ -73,6 +73,12 @@ def _none(there: list[Path], usable: list[Path], why: dict[str, str]) -> ResumeE
 
 
 def _names(paths: list[Path]) -> str: return ', '.join(p.name for p in paths)
+
+
+def is_rest(dl: Any) -> bool:
+    "Is it what is left of a pass, be it behind a bar?"
+    while dl is not None and not isinstance(dl, FromBatch): dl = getattr(dl, 'dl', None)
+    return dl is not None
 
 
 def go_on(learn: Any, state: dict[str, Any]) -> None:

@@ -47,6 +47,7 @@ class RunFiles:
     def __init__(self, folder: Path, keep: int, between: bool, background: bool) -> None:
         self.folder, self.keep, self.between, self.background = folder, keep, between, background
         self._saver, self._writing, self._passed, self._end = Saver(), None, set(), ExitStack()
+        if folder.is_file(): raise NotADirectoryError(f"checkpoints go to a folder, and {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
         self._end.enter_context(FolderLock(folder))
         remove_stale(folder)
@@ -55,6 +56,14 @@ class RunFiles:
         "The run goes on from there: what lies beyond was passed over."
         here = place_of(file_name(position))
         self._passed = {p for p in files_of(self.folder) if place_of(p.name) > here}
+
+    def has(self, phase: str, epoch: int, batch: int) -> bool:
+        "Is there a checkpoint of that position?"
+        return (self.folder/file_name(dict(phase=phase, epoch=epoch, batch=batch))).exists()
+
+    def has_best(self) -> bool:
+        "Is there a best epoch's checkpoint?"
+        return (self.folder/BEST).exists()
 
     def reserve(self, state: dict[str, Any]) -> None:
         "Take the memory for saving such a state beside the caller, before one is due."

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from miniai.checkpoint.tree import flatten
 from miniai.data.content import describe_content
@@ -21,7 +22,8 @@ from miniai.randomness import (
 from miniai.versions import version_of
 
 __all__ = ['ResumeError', 'loaders_of', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
-           'first_fingerprint', 'check_same', 'check_records']
+           'first_fingerprint', 'check_same', 'check_savable', 'steady',
+           'first_change']
 
 _OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 
@@ -33,7 +35,8 @@ def run_state(learn: Any) -> dict[str, Any]:
     "Everything that a later step depends on. Tensors are the run's own, not copies."
     model = dict(learn.model.state_dict())
     return dict(
-        model=model, unsaved={nm: x for nm, x in learn.model.named_buffers() if nm not in model},
+        model=model, loss=_state_of(learn.loss_func), still=_still(learn.model),
+        unsaved={nm: x for nm, x in learn.model.named_buffers() if nm not in model},
         frozen=[nm for nm, p in learn.model.named_parameters() if not p.requires_grad], grads=_gradients(learn.model),
         others=[dict(value=p.detach(), grad=p.grad) for p in _others(learn)], opt=learn.opt.state_dict(),
         skipped=getattr(learn.opt, 'skipped', None), history=learn.history, records=_records(learn), **state_now(learn))
@@ -63,6 +66,15 @@ def _others(learn: Any) -> list[torch.Tensor]:
     return [p for g in learn.opt.param_groups for p in g['params'] if id(p) not in ours]
 
 
+def _state_of(loss_func: Any) -> dict[str, Any] | None:
+    return dict(loss_func.state_dict()) if isinstance(loss_func, nn.Module) else None
+
+
+def _still(model: nn.Module) -> list[str]:
+    "The modules that are in another mode, training or not, than the model."
+    return [nm for nm, m in model.named_modules() if m.training != model.training]
+
+
 def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {nm: p.grad for nm, p in model.named_parameters() if p.grad is not None}
 
@@ -80,15 +92,22 @@ def _keepers(learn: Any) -> Iterator[tuple[str, Any]]:
 def _records(learn: Any) -> dict[str, Any]: return {nm: cb.state_dict() for nm, cb in _keepers(learn)}
 
 
-def check_records(learn: Any) -> None:
-    "TypeError, naming callback and key, where a callback keeps what a checkpoint cannot hold."
-    flatten(dict(records=_records(learn)))
+def check_savable(learn: Any) -> None:
+    "TypeError, naming the place, where the run has what a checkpoint cannot hold, or an optimizer without a state."
+    lacks = [nm for nm in ('param_groups', 'state_dict', 'load_state_dict') if not hasattr(learn.opt, nm)]
+    if lacks: raise TypeError(f"a run is saved with its optimizer's state, and {type(learn.opt).__name__} has no "
+                              f"{' or '.join(lacks)}: give it these, as torch.optim.Optimizer has them")
+    lazy = [nm for nm, p in learn.model.named_parameters() if is_lazy(p)]
+    if lazy: raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the model before a fit that is saved")
+    flatten(run_state(learn))
 
 
 @torch.no_grad()
 def restore_run(learn: Any, state: dict[str, Any]) -> None:
     "Put back what `run_state` gave, records aside."
     learn.model.load_state_dict(state['model'])
+    if state['loss'] is not None: learn.loss_func.load_state_dict(state['loss'])
+    for nm, m in learn.model.named_modules(): m.training = learn.model.training != (nm in state['still'])
     for nm, x in state['unsaved'].items(): _set_buffer(learn.model, nm, x)
     for nm, p in learn.model.named_parameters():
         p.requires_grad_(nm not in state['frozen'])
@@ -168,12 +187,21 @@ def first_fingerprint(learn: Any) -> dict[str, Any]:
             **{f'schedule {i}:': _schedule(s) for i, s in enumerate(schedules)},
             'optimizer option': {nm: str(getattr(learn.opt, nm)) for nm in _OPTIONS if hasattr(learn.opt, nm)},
             **{f'group {i}:': _group(learn, g) for i, g in enumerate(learn.opt.param_groups)},
-            'loss function': _name(learn.loss_func), 'records of callbacks': [nm for nm, _ in _keepers(learn)]}
+            **{f'group {i}, parameter': nms for i, nms in enumerate(_names_of(learn))},
+            'loss function': _name(learn.loss_func), 'validation': learn.validates,
+            'records of callbacks': [nm for nm, _ in _keepers(learn)]}
 
 
 def _name(f: Any) -> str | None:
     "What a function, or an object that stands in for one, is called."
     return getattr(getattr(f, 'func', f), '__qualname__', None if f is None else type(f).__name__)
+
+
+def _names_of(learn: Any) -> list[dict[str, str]]:
+    "The names of the parameters of each group, in their order, by which the optimizer's state knows them."
+    names = {id(p): nm for nm, p in learn.model.named_parameters()}
+    return [{str(i): names.get(id(p), 'not of the model') for i, p in enumerate(g['params'])}
+            for g in learn.opt.param_groups]
 
 
 def _group(learn: Any, group: dict) -> dict[str, Any]:
@@ -184,13 +212,15 @@ def _group(learn: Any, group: dict) -> dict[str, Any]:
 
 def _schedule(s: Any) -> dict[str, Any]:
     fixed = {k: _plain(x) for k, x in s.state_dict().items()}
-    return {k: fixed[k] for k in sorted(fixed, key=lambda k: k.startswith('_'))}
+    lambdas = {f'value of function {i} at step 1': _plain(f(1)) for i, f in enumerate(getattr(s, 'lr_lambdas', ()))}
+    return {k: fixed[k] for k in sorted(fixed, key=lambda k: k.startswith('_'))} | lambdas
 
 
 def _plain(x: Any) -> Any:
     "What can be compared of a schedule's state: functions and objects by the names of their kinds."
     if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
     if isinstance(x, list | tuple): return [_plain(y) for y in x]
+    if isinstance(x, torch.Tensor) and x.numel() == 1: return x.item()
     return x if isinstance(x, int | float | str | None) else type(x).__name__
 
 
@@ -200,6 +230,18 @@ def check_same(learn: Any, state: dict[str, Any]) -> None:
     _check(_trained(state['opt'], [o['value'] for o in state['others']]),
            _trained(learn.opt.state_dict(), _others(learn)), ": what is trained must all be there as a fit begins")
     _check(_random_fingerprint(state), _random_fingerprint(state_now(learn)))
+
+
+def steady(learn: Any) -> dict[str, Any]:
+    "What a run must have the same as it is saved and as a fit that goes on with it begins."
+    return {'model': {nm: _kind(x) for nm, x in learn.model.state_dict().items()},
+            **_trained(learn.opt.state_dict(), _others(learn)), **_random_fingerprint(state_now(learn)),
+            'records of callbacks': [nm for nm, _ in _keepers(learn)]}
+
+
+def first_change(before: dict[str, Any], now: dict[str, Any]) -> str:
+    "The first thing in which two of `steady` differ, with both; '' where nothing does."
+    return next((f'{k} was {a} as it began and is {b} now' for k, a, b in _differences(before, now)), '')
 
 
 def _trained(opt: dict[str, Any], others: list[torch.Tensor]) -> dict[str, Any]:
@@ -215,11 +257,16 @@ def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(saved: dict[str, Any], here: dict[str, Any], hint: str = '') -> None:
+    for k, then, now in _differences(saved, here):
+        raise ResumeError(f"the run cannot go on: {k} was {then} in the checkpoint and is {now} here{hint}")
+
+
+def _differences(saved: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    "What differs, and both, as words."
     a, b = _flat(saved), _flat(here)
     for k in dict.fromkeys([*b, *a]):
         then, now = (repr(d[k]) if k in d else 'nothing' for d in (a, b))
-        if a.get(k) == b.get(k): continue
-        raise ResumeError(f"the run cannot go on: {k} was {then} in the checkpoint and is {now} here{hint}")
+        if a.get(k) != b.get(k): yield k, then, now
 
 
 def _flat(d: dict[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,13 @@ _GRACE = 30  # seconds
 class SignalWatch:
     """Notes the first SIGTERM or SIGINT as `signal`; a second one `hastens` and does what it would have done before. It
     watches from its making to `close()`, which puts the old handlers back; from another thread than the main one, or
-    where `on` is False, it does nothing. A process forked meanwhile lets SIGINT pass, which a terminal's Ctrl-C sends
-    to it too; SIGTERM does what it would have done before."""
+    where `on` is False, it does nothing, and a signal that is ignored stays so. A process forked meanwhile lets SIGINT
+    pass, which a terminal's Ctrl-C sends to it too; SIGTERM does what it would have done before."""
     def __init__(self, on: bool = True) -> None:
         self.signal, self.hastens, self._left, self.old, self.pid = None, False, False, {}, os.getpid()
         if not on or threading.current_thread() is not threading.main_thread(): return
-        self.old = {s: signal.signal(s, self._note) for s in _SIGNALS}
+        heard = [s for s in _SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
+        self.old = {s: signal.signal(s, self._note) for s in heard}
 
     def _note(self, number: int, frame: Any) -> None:
         if os.getpid() != self.pid: return self._note_in_a_fork(number)
