@@ -160,7 +160,7 @@ def found_in(counts, *names): return ', '.join(f'{counts[nm]} {nm.replace("_", "
 def boundaries():
     once = stopping.every_boundary('boundaries', 5 if QUICK else 1)
     thrice = stopping.three_in_a_row('boundaries, three in a row', many(45))
-    done = f'{once["runs"]} runs stopped after one batch, each of two epochs; {thrice["runs"]} after three'
+    done = f'{once["runs"]} runs stopped after one batch, each of training and validation in two epochs; {thrice["runs"]} after three'
     return done, f'{once["different"]}; {thrice["different"]} ended differently', not (once + thrice)['different']
 
 
@@ -204,7 +204,7 @@ def signals_control():
     made = dict(wrong_code=dict(worse_save='handler'), lost=dict(worse_save='save at a signal'),
                 different=dict(worse_resume='records', aims=('validating',)))
     each = {nm: stopping.signals(many(500)//50 + 5, 'signals, control', **worse) for nm, worse in made.items()}
-    done = 'the same, control: no handler; no save; validation saved as it stands'
+    done = 'the same, control: no handler; no save; a resume without records'
     return done, '; '.join(found_in(each[nm], nm) for nm in made), all(each[nm][nm] for nm in made)
 
 

@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from miniai import Callback
+from miniai import BatchSchedCB, Callback, DataLoaders
 from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.callbacks.run_state import ResumeError
 from miniai.checkpoint import load
 from miniai.learner import CancelBatchException, CancelEpochException, CancelFitException, NonFiniteLossError
@@ -237,6 +241,160 @@ def test_the_state_gone_on_from_is_let_go_when_it_has_been_put_back(tmp_path):
     run(tmp_path, cbs=[Look()]).fit(2, resume=True)
     assert held
     assert {*held} == {None}
+
+
+# What must be as it was, and what is told as it changes
+
+def test_where_no_pass_can_be_taken_up_every_epoch_is_saved(tmp_path):
+    class Odd(torch.utils.data.Sampler):
+        def __iter__(self): return iter([0, 1, 2, 3])
+        def __len__(self): return 4
+    dl = DataLoader(TensorDataset(torch.randn(4, 4), torch.tensor([0, 1, 0, 1])), 2, sampler=Odd())
+    def make(*cbs): return learner([CheckpointCB(tmp_path, minutes=600, epochs=None), *cbs], dls=DataLoaders(dl, dl))
+    besides = r'class Odd, draws from.*The last checkpoint between epochs stays besides, and is then gone on from'
+    with pytest.warns(UserWarning, match=besides), pytest.raises(SystemExit): make(SignalAt(3, 0)).fit(9)
+    assert names(tmp_path) == ['00003-1-00000000', '00003-1-00000001']
+    again = make()
+    with pytest.warns(UserWarning, match=besides), pytest.warns(UserWarning, match='passed over'):
+        again.fit(9, resume=True)
+    assert names(tmp_path)[-1] == '00009-3-00000000'
+
+
+class SignalAt(Callback):
+    def __init__(self, epoch, batch): self.at = epoch, batch
+    def after_batch(self, learn):
+        if learn.training and (learn.epoch, learn.iter) == self.at: os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_that_comes_after_the_save_was_decided_waits_for_the_next(tmp_path, monkeypatch):
+    real, asked = CheckpointCB._is_due, []
+    def late(self, learn):
+        asked.append(learn.iter)
+        if len(asked) == 4: os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, learn)
+    monkeypatch.setattr(CheckpointCB, '_is_due', late)
+    with pytest.raises(SystemExit): run(tmp_path, batches=None).fit(1)
+    assert names(tmp_path) == ['00000-1-00000005']
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        class Interrupt(Callback):
+            def before_batch(self, learn): os.kill(os.getpid(), signal.SIGINT)
+        run(tmp_path, cbs=[Interrupt()], batches=None).fit(1)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally: signal.signal(signal.SIGINT, before)
+    assert names(tmp_path) == ['00001-3-00000000']
+
+
+def test_a_run_with_validation_is_not_gone_on_with_without(tmp_path):
+    with pytest.raises(RuntimeError, match='stopped'):
+        run(tmp_path, cbs=[StopCB(0, 0, False)], minutes=1e-9).fit(2)
+    with pytest.raises(ResumeError, match='validation was True in the checkpoint and is False here'):
+        run(tmp_path).fit(2, valid=False, resume=True)
+
+
+def test_the_best_of_another_run_is_not_written_over(tmp_path):
+    run(tmp_path, best='accuracy').fit(1)
+    for p in tmp_path.glob('checkpoint*'): p.unlink()
+    for resume in (False, True):
+        with pytest.raises(ResumeError, match=r'holds best.safetensors of an earlier run, and nothing to go on from'):
+            run(tmp_path, best='accuracy').fit(1, resume=resume)
+    run(tmp_path).fit(1)
+
+
+def test_parameters_in_another_order_are_refused_by_name(tmp_path):
+    def make(turned):
+        def opt_func(params, lr): return torch.optim.Adam(list(params)[::-1 if turned else 1], lr)
+        return learner([CheckpointCB(tmp_path)], opt_func=opt_func)
+    make(False).fit(1)
+    with pytest.raises(ResumeError, match=r"group 0, parameter 0 was '.*weight' .* is '.*bias' here"):
+        make(True).fit(2, resume=True)
+
+
+def test_schedules_functions_and_tensors_among_hyperparameters_are_compared(tmp_path):
+    def make(folder, steps, lr=.01):
+        sched = BatchSchedCB(lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda i: max(0., 1 - i/steps)))
+        def opt_func(params, lr_): return torch.optim.Adam(params, torch.tensor(lr))
+        return learner([sched, CheckpointCB(tmp_path/folder)], opt_func=opt_func)
+    make('a', 14).fit(1)
+    with pytest.raises(ResumeError, match=r'schedule 0: value of function 0 at step 1 was 0\.92.* and is 0\.96'):
+        make('a', 28).fit(2, resume=True)
+    make('b', 14).fit(1)
+    with pytest.raises(ResumeError, match=r'lrs? was .*0\.00999.* and is .*0\.2'):
+        make('b', 14, .2).fit(2, resume=True)
+
+
+def test_another_loader_in_place_of_the_runs_is_refused_within_a_pass(tmp_path):
+    class Fewer(Callback):
+        def before_epoch(self, learn):
+            if learn.training: learn.dl = list(islice(learn.dl, 4))
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[Fewer(), StopCB(0, 1)]).fit(2)
+    with pytest.raises(ResumeError, match=r'has put another loader in the place of learn\.dl, and nobody'):
+        run(tmp_path, cbs=[Fewer()]).fit(2, resume=True)
+
+
+class Scaled(nn.Module):
+    "A loss with a running mean of its own, by which it divides."
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mean', torch.ones(()))
+
+    def forward(self, preds, y):
+        loss = nn.functional.cross_entropy(preds, y)
+        self.mean.mul_(.9).add_(.1*loss.detach())
+        return loss/self.mean
+
+
+class FreezeNormCB(Callback):
+    def after_batch(self, learn):
+        if learn.training and learn.iter == 1: learn.model[1].eval()
+
+
+def test_a_losss_buffers_and_the_modes_of_modules_go_on_too(tmp_path):
+    def make(folder, *cbs):
+        learn = run(folder, cbs=[FreezeNormCB(), *cbs])
+        learn.loss_func = Scaled()
+        return learn
+    want = make(tmp_path/'alone')
+    want.fit(2)
+    with pytest.raises(RuntimeError, match='stopped'): make(tmp_path/'mine', StopCB(1, 3)).fit(2)
+    again = make(tmp_path/'mine')
+    again.fit(2, resume=True)
+    assert digest(again) == digest(want)
+
+
+def test_what_cannot_be_saved_is_told_before_the_first_batch(tmp_path):
+    class Extra(nn.Linear):
+        def get_extra_state(self): return {1, 2}
+        def set_extra_state(self, state): pass
+    with pytest.raises(TypeError, match=r'is a builtins\.set'):
+        learner([CheckpointCB(tmp_path/'a')], model=nn.Sequential(Extra(1, 1))).fit(1)
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet: run a batch through the model before"):
+        learner([CheckpointCB(tmp_path/'a')], model=nn.Sequential(nn.LazyLinear(1))).fit(1)
+    class Bare:
+        def __init__(self, params, lr): pass
+        def step(self): pass
+        def zero_grad(self): pass
+    with pytest.raises(TypeError, match='Bare has no param_groups or state_dict or load_state_dict'):
+        learner([CheckpointCB(tmp_path/'a')], opt_func=Bare).fit(1)
+    (tmp_path/'file').write_text('')
+    with pytest.raises(NotADirectoryError, match=r'checkpoints go to a folder, and .*file is a file'):
+        learner([CheckpointCB(tmp_path/'file')]).fit(1)
+    with pytest.raises(TypeError, match='best must be the name of a metric'): CheckpointCB(tmp_path, best=3)
+    with pytest.raises(ValueError, match='LRFinderCB in cbs looks for a rate instead'):
+        learner([CheckpointCB(tmp_path/'a'), LRFinderCB()]).fit(1, resume=True)
+    assert not (tmp_path/'a').exists()
+
+
+def test_what_changes_so_that_it_cannot_be_gone_on_with_is_told_when_it_is_saved(tmp_path):
+    class Once(Callback):
+        def state_dict(self): return {}
+        def load_state_dict(self, state): pass
+        def after_epoch(self, learn): learn.cbs.remove(self)
+    with pytest.warns(UserWarning, match=r"gone on with, as records of callbacks was \[.*'Once 1'.* is \[.* now"):
+        run(tmp_path, cbs=[Once()]).fit(1)
 
 
 # How it is written

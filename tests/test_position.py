@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from miniai import Callback, CheckpointCB, TrainLearner
 from miniai.data import DataLoaders, SeededSamples
+from miniai.data.exactness import why_not_exact
 from miniai.data.position import (
     FromBatch,
     describe_loader,
@@ -18,7 +19,6 @@ from miniai.data.position import (
     loader_state,
     set_loader_state,
     set_workers,
-    why_not_exact,
 )
 from miniai.randomness import random_states, same_states
 from resuming import Noisy, Quiet
@@ -300,12 +300,12 @@ def test_workers_with_copies_of_a_generator_say_whose_and_what_to_do():
         before = loader_state(dl)
         why = why_not_exact(dl)
         assert 'transform.numpys.0 and ' in why
-        assert "let it draw from torch's, numpy's or Python's global generator, and wrap it in" in why
+        assert "let it draw from torch's, numpy's or Python's global generator, and wrap its dataset in" in why
         assert same_states(loader_state(dl), before)
         assert why_not_exact(DataLoader(wrap(Held(4)))) == ''
     g = torch.Generator()
     dl = DataLoader(Held(4, lambda x: x + torch.rand((), generator=g)), sampler=Owned(4, g), num_workers=1)
-    assert "that it holds, the sampler's," in why_not_exact(dl)
+    assert 'that it holds, dataset.transform.' in why_not_exact(dl)
 
 
 def test_the_global_generators_under_another_name_are_the_global_ones():

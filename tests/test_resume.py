@@ -258,7 +258,7 @@ def test_random_draws_in_workers_are_told_at_the_start_and_refused_within_an_epo
         return learner([CheckpointCB(folder, batches=1), *cbs], model=net(), dls=DataLoaders(dl, dl))
     with (pytest.warns(UserWarning, match='cannot go on exactly: its dataset draws random numbers in 1 worker'),
           pytest.raises(RuntimeError, match='stopped')): learn(tmp_path, [StopCB(0, 1)]).fit(1)
-    with pytest.raises(ResumeError, match=r'wrap it in miniai.data.SeededSamples\(dataset\)'):
+    with pytest.raises(ResumeError, match=r'wrap it in miniai.SeededSamples\(dataset\)'):
         learn(tmp_path).fit(1, resume=True)
 
 

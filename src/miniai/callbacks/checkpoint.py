@@ -171,7 +171,8 @@ class _Run:
     and `due` is the time of the next."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
         self.cb, self.begun, self.cancelled, self._reserved, self._end = cb, None, False, not cb.background, ExitStack()
-        self.why, self.watch = inexact(learn), SignalWatch(cb.signals)
+        self.why, self.watch = learn.start.why, SignalWatch(cb.signals)
+        if self.why is None: self.why = inexact(learn)
         self._end.callback(self.watch.close)
         try: self.files = RunFiles(cb.folder, cb.keep, bool(self.why), cb.background)
         except BaseException:
@@ -182,12 +183,12 @@ class _Run:
     def begin(self, learn: Any) -> None:
         "Go on from where the fit starts, or begin in a folder that must have no other run in it."
         self._keep_workers(learn)
-        self._first, self._steady, start = first_fingerprint(learn), steady(learn), learn.start
+        self._first, self._steady, start = first_fingerprint(learn, bool(self.why)), steady(learn), learn.start
         self._check_files(start)
         for w in self.why.values(): warnings.warn(f"CheckpointCB: {w}. The last checkpoint between epochs stays "
                                                   f"besides, and is then gone on from", stacklevel=4)
         if start.state is None: return
-        check_same(learn, start.state)
+        check_same(learn, start.state, self._first)
         go_on(learn, start.state)
         self.files.start_from(start.state['position'])
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from miniai.checkpoint import load
 from miniai.checkpoint.folder import first_whole
-from miniai.data.position import FromBatch, why_not_exact
+from miniai.data.exactness import why_not_exact
+from miniai.data.position import FromBatch
 
 from .run_files import BEST, files_of, lies_between_epochs, place_of
 from .run_state import ResumeError, restore_records, restore_run
@@ -18,10 +19,12 @@ __all__ = ['Start', 'newest_start', 'inexact', 'is_rest', 'go_on', 'weights_in_p
 
 class Start:
     """Where a fit starts: in epoch `epoch`, after its training where `trained`, before batch `batch`. `state` is what
-    to put back, until that has been done; None at the very start. Its folder held the files `seen` when it was read."""
-    def __init__(self, state: dict[str, Any] | None = None, seen: tuple[Path, ...] = ()) -> None:
+    to put back, until that has been done; None at the very start. Its folder held the files `seen` when it was read,
+    and `why` is what `inexact` said then."""
+    def __init__(self, state: dict[str, Any] | None = None, seen: tuple[Path, ...] = (),
+                 why: dict[str, str] | None = None) -> None:
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
-        self.state, self.seen = state, seen
+        self.state, self.seen, self.why = state, seen, why
         self.epoch, self.batch, self.trained = at['epoch'], at['batch'], at['phase'] == 'valid'
         self._random = [_random_of(s, self.trained) for s in (state['begun'], state)] if self.batch else []
 
@@ -37,8 +40,9 @@ def _random_of(state: dict[str, Any], trained: bool) -> tuple[dict, dict]:
 def newest_start(folder: Path, learn: Any) -> Start:
     """The start from the newest whole checkpoint in `folder`, the one furthest into the run by its name; the very start
     where there is none yet. A warning names each that is passed over. ResumeError where none can be gone on from."""
-    there, why = files_of(folder), inexact(learn)
+    there = files_of(folder)
     if not there: return Start()
+    why = inexact(learn)
     usable = [p for p in there if not _why_not(p, why)]
     found = first_whole(reversed(usable), load)
     if found is None: raise _none(there, usable, why)
@@ -46,13 +50,13 @@ def newest_start(folder: Path, learn: Any) -> Start:
     for p in there[there.index(path) + 1:]:
         if p not in usable: warnings.warn(f"passed over, {p}: {_why_not(p, why)}; going on from {path.name}, between "
                                           f"epochs", stacklevel=5)
-    return Start(state, tuple(there))
+    return Start(state, tuple(there), why)
 
 
 def inexact(learn: Any) -> dict[str, str]:
     "Why the run could not go on exactly from within a pass, by the kind of pass; nothing where it could."
-    why = {'an epoch': why_not_exact(learn.dls.train)}
-    if learn.validates: why['validation'] = why_not_exact(learn.dls.valid)
+    why = {'an epoch': why_not_exact(learn.dls.train, learn.cbs)}
+    if learn.validates: why['validation'] = why_not_exact(learn.dls.valid, learn.cbs)
     return {part: f"from within {part} the run cannot go on exactly: {w}" for part, w in why.items() if w}
 
 

@@ -178,11 +178,13 @@ def _kind(x: Any) -> str:
     return f'{tuple(x.shape)} {str(x.dtype)[6:]}' if isinstance(x, torch.Tensor) else type(x).__name__
 
 
-def first_fingerprint(learn: Any) -> dict[str, Any]:
-    """What of hyperparameters, schedules and records must be the same, as a fit begins: later they have moved, and two
-    that are the same no longer look it."""
+def first_fingerprint(learn: Any, by_workers: bool = False) -> dict[str, Any]:
+    """What of data in memory, hyperparameters, schedules and records must be the same, as a fit begins: later they have
+    moved, and two that are the same no longer look it. With `by_workers` it matters how many workers there are."""
     schedules = [cb.schedo for cb in learn.cbs if getattr(cb, 'schedo', None) is not None]
+    workers = {f'{nm}: number of workers': getattr(dl, 'num_workers', 0) for nm, dl in _loaders(learn)}
     return {**{f'{nm}: {k}': v for nm, dl in _loaders(learn) for k, v in describe_content(dl).items()},
+            **(workers if by_workers else {}),
             'schedules': [type(s).__name__ for s in schedules],
             **{f'schedule {i}:': _schedule(s) for i, s in enumerate(schedules)},
             'optimizer option': {nm: str(getattr(learn.opt, nm)) for nm in _OPTIONS if hasattr(learn.opt, nm)},
@@ -224,9 +226,10 @@ def _plain(x: Any) -> Any:
     return x if isinstance(x, int | float | str | None) else type(x).__name__
 
 
-def check_same(learn: Any, state: dict[str, Any]) -> None:
-    "ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins; with both."
-    _check(state['fingerprint'], fingerprint(learn) | first_fingerprint(learn))
+def check_same(learn: Any, state: dict[str, Any], first: dict[str, Any]) -> None:
+    """ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins, with `first`
+    as its first fingerprint; with both."""
+    _check(state['fingerprint'], fingerprint(learn) | first)
     _check(_trained(state['opt'], [o['value'] for o in state['others']]),
            _trained(learn.opt.state_dict(), _others(learn)), ": what is trained must all be there as a fit begins")
     _check(_random_fingerprint(state), _random_fingerprint(state_now(learn)))

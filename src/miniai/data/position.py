@@ -1,18 +1,14 @@
 """A pass over a loader from any batch on: by index, without loading what came before, with the random numbers that the
-whole pass would have drawn; and why that may not be exact. Knows loaders and random states, no training."""
-from collections.abc import Callable, Iterator, Sequence
+whole pass would have drawn. Knows loaders and random states, no training."""
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from miniai.randomness import (
     generators_of,
     is_generator,
-    random_states,
-    same_states,
     set_random_states,
     set_state_of,
     state_of,
@@ -20,25 +16,25 @@ from miniai.randomness import (
 
 from .seeded import SeededSamples
 
-__all__ = ['FromBatch', 'describe_loader', 'length_of', 'loader_state', 'set_loader_state', 'set_workers',
-           'why_not_exact']
+__all__ = ['FromBatch', 'describe_loader', 'goes_by_epoch', 'length_of', 'loader_state', 'own_generators',
+           'samplers_of', 'set_loader_state', 'set_workers']
 
 
 def loader_state(dl: Any) -> dict[str, Any]:
     """What a loader's next pass depends on beside the global random states: its epoch, its own generators, those that
     its dataset holds, and whether workers are up that stay from pass to pass, of which the first draws one number
     more."""
-    return dict(epoch=getattr(dl, 'epoch', None), generators=[state_of(g) for g in _own(dl)],
+    return dict(epoch=getattr(dl, 'epoch', None), generators=[state_of(g) for g in own_generators(dl)],
                 held=[state_of(g) for _, g in _held(dl)], workers_up=_keeps_workers(dl) and dl._iterator is not None)
 
 
 def set_loader_state(dl: Any, state: dict[str, Any]) -> None:
     "Put back what `loader_state` gave, workers aside."
-    _set_all_but_own(dl, state)
-    for g, s in zip(_own(dl), state['generators'], strict=True): set_state_of(g, s)
+    _set_all_butown_generators(dl, state)
+    for g, s in zip(own_generators(dl), state['generators'], strict=True): set_state_of(g, s)
 
 
-def _set_all_but_own(dl: Any, state: dict[str, Any]) -> None:
+def _set_all_butown_generators(dl: Any, state: dict[str, Any]) -> None:
     if state['epoch'] is not None: dl.epoch = state['epoch']
     for (_, g), s in zip(_held(dl), state['held'], strict=True): set_state_of(g, s)
 
@@ -62,26 +58,27 @@ def _let_workers_go(dl: DataLoader) -> None:
     dl._iterator = None
 
 
-def _own(dl: Any) -> list:
+def own_generators(dl: Any) -> list:
     "The generators of a loader and of what gives it its indices."
-    held = [getattr(x, 'generator', None) for x in (dl, getattr(dl, 'sampler', None), *_samplers(dl))]
+    held = [getattr(x, 'generator', None) for x in (dl, getattr(dl, 'sampler', None), *samplers_of(dl))]
     return list({id(g): g for g in held if is_generator(g)}.values())
 
 
 def _held(dl: Any) -> list[tuple[str, Any]]:
     "The other generators that a loader's batches may be made with, with where they are."
     roots = dict(dataset=dl.dataset, collate_fn=dl.collate_fn) if isinstance(dl, DataLoader) else dict(loader=dl)
-    own = {id(g) for g in _own(dl)}
+    own = {id(g) for g in own_generators(dl)}
     return [(nm, g) for nm, g in generators_of(roots, objects=True) if id(g) not in own]
 
 
-def _samplers(dl: Any) -> list:
+def samplers_of(dl: Any) -> list:
     "What gives a loader its batches of indices, and what gives these their indices."
     batches = getattr(dl, 'batch_sampler', None)
     return [s for s in (batches, getattr(batches, 'sampler', None)) if s is not None]
 
 
-def _goes_by_epoch(dl: Any) -> bool:
+def goes_by_epoch(dl: Any) -> bool:
+    "Does it give a pass's batches by epoch and first batch, as a MemoryLoader does?"
     return callable(getattr(dl, 'batches', None)) and isinstance(getattr(dl, 'epoch', None), int)
 
 
@@ -101,7 +98,7 @@ class FromBatch:
     def __iter__(self) -> Iterator:
         set_workers(self.dl, self.begun[1])
         self._set(self.begun)
-        if _goes_by_epoch(self.dl): return self._by_epoch()
+        if goes_by_epoch(self.dl): return self._by_epoch()
         return self._by_index() if _goes_by_index(self.dl) else self._by_loading()
 
     def _set(self, states: tuple[dict, dict]) -> None:
@@ -122,7 +119,7 @@ class FromBatch:
         ahead."""
         if not self.dl.num_workers: return self._set(self.now)
         set_random_states(self.now[0])
-        _set_all_but_own(self.dl, self.now[1])
+        _set_all_butown_generators(self.dl, self.now[1])
 
     def _by_loading(self) -> Iterator:
         batches = iter(self.dl)
@@ -182,70 +179,10 @@ def _skip(batches: Iterator, n: int) -> None:
 _NONE = object()
 
 
-def why_not_exact(dl: Any) -> str:
-    """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. A sample is drawn to see whether
-    the dataset of workers draws random numbers."""
-    if isinstance(dl, Iterator): return "it is an iterator, which gives its batches once: use a loader or a list"
-    if _goes_by_epoch(dl) or not isinstance(dl, DataLoader): return ''
-    if dl.batch_sampler is None: return "its dataset makes batches of its own"
-    if isinstance(dl.dataset, IterableDataset): return "its dataset is a stream"
-    return _unknown_order(dl) or (_unknown_workers(dl) if dl.num_workers else '')
-
-
-def _unknown_order(dl: DataLoader) -> str:
-    odd = next((type(s).__name__ for s in _samplers(dl) if not _can_be_replayed(s)), None)
-    return '' if odd is None else (f"nobody knows what its sampler, of class {odd}, draws from: let it draw from "
-                                   f"nothing but a generator that is its attribute `generator`")
-
-
-def _can_be_replayed(sampler: Any) -> bool:
-    "Torch's own draw from a generator, or once as a pass begins; sequences draw nothing."
-    if isinstance(sampler, Sequence | torch.Tensor | np.ndarray): return True
-    if is_generator(getattr(sampler, 'generator', None)): return True
-    return getattr(getattr(type(sampler), '__iter__', None), '__module__', '').startswith('torch.utils.data.')
-
-
-def _unknown_workers(dl: DataLoader) -> str:
-    if dl.num_workers > 1 and not getattr(dl, 'in_order', True):
-        return "its batches come in the order in which workers are done: use in_order=True"
-    if any(g is torch.default_generator for g in _own(dl)):
-        return "its workers run ahead of training, which draws from the same generator: give it one of its own"
-    drawn, held = _draws(dl)
-    return _drawing_workers(dl, held) if held or drawn else ''
-
-
-def _drawing_workers(dl: DataLoader, held: list[str]) -> str:
-    if dl.persistent_workers:
-        return ("its dataset draws random numbers, and its workers stay from pass to pass with the seed of the first, "
-                "which no later start can draw again, not even between epochs: use persistent_workers=False")
-    if held:
-        return (f"its dataset draws in {dl.num_workers} worker(s) from generators that it holds, {' and '.join(held)}, "
-                f"and each worker has copies, whose states nobody knows: let it draw from torch's, numpy's or Python's "
-                f"global generator, and wrap it in miniai.data.SeededSamples(dataset)")
-    return '' if isinstance(dl.dataset, SeededSamples) else (
-        f"its dataset draws random numbers in {dl.num_workers} worker(s), whose states nobody knows: wrap it in "
-        f"miniai.data.SeededSamples(dataset)")
-
-
-def _draws(dl: DataLoader) -> tuple[bool, list[str]]:
-    "Does the first sample of a pass draw random numbers: from global generators, and from which others?"
-    before, known = random_states(), [*(("the sampler's", g) for g in _own(dl)), *_held(dl)]
-    kept = [state_of(g) for _, g in known]
-    try:
-        first = list(next(iter(dl.batch_sampler), ()))[:1]
-        drawn, others = random_states(), [state_of(g) for _, g in known]
-        for i in first: dl.dataset[i]
-        moved = [nm for (nm, g), s in zip(known, others, strict=True) if not same_states(state_of(g), s)]
-        return not same_states(drawn, random_states()), moved
-    finally:
-        set_random_states(before)
-        for (_, g), s in zip(known, kept, strict=True): set_state_of(g, s)
-
-
 def describe_loader(dl: Any) -> dict[str, Any]:
     "What of a loader must be the same for a run to go on: plain values."
     sampler = getattr(dl, 'sampler', None)
-    samples = getattr(dl, 'n', None) if _goes_by_epoch(dl) else length_of(getattr(dl, 'dataset', None))
+    samples = getattr(dl, 'n', None) if goes_by_epoch(dl) else length_of(getattr(dl, 'dataset', None))
     found = dict(batches=length_of(dl), samples=samples, batch_size=getattr(dl, 'batch_size', getattr(dl, 'bs', None)),
                  seed=getattr(dl, 'seed', None), drop_last=getattr(dl, 'drop_last', None),
                  order=type(sampler).__name__ if sampler is not None else getattr(dl, 'shuffle', None),
