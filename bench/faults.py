@@ -160,7 +160,8 @@ def found_in(counts, *names): return ', '.join(f'{counts[nm]} {nm.replace("_", "
 def boundaries():
     once = stopping.every_boundary('boundaries', 5 if QUICK else 1)
     thrice = stopping.three_in_a_row('boundaries, three in a row', many(45))
-    done = f'{once["runs"]} runs stopped after one batch, each of training and validation in two epochs; {thrice["runs"]} after three'
+    done = (f'{once["runs"]} runs stopped after one batch, each of training and validation in two epochs; '
+            f'{thrice["runs"]} after three')
     return done, f'{once["different"]}; {thrice["different"]} ended differently', not (once + thrice)['different']
 
 

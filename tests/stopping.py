@@ -220,9 +220,10 @@ def signalled(place, rng, aim, **changes):
 
 
 def right_codes(sent):
-    """A fit leaves with 128 + the signal; what is none, or for a second signal, as any Python program. Of two that come
-    close together Python hears that of the lower number first, so either may be the second."""
+    """A fit leaves with 128 + the signal; what is none, or for a second signal, as any Python program; as a fit starts,
+    either. Of two that come close together Python hears that of the lower number first, so either may be the second."""
     codes = {-sent['number'] if p in BEFORE else 128 + sent['number'] for p in sent['phases']}
+    if 'starting' in sent['phases']: codes |= {-sent['number'], 128 + sent['number']}
     return codes | ({-sent['number'], -sent['second'], 128 + sent['second']} if sent['second'] else set())
 
 
@@ -243,6 +244,7 @@ def ignored_by_python(place, sent):
 def _seen_after_a_signal(place, sent):
     ignored, left = ignored_by_python(place, sent), sent['code'] > 128 and not sent['second']
     wrong_code = not ignored and sent['code'] not in right_codes(sent)
+    if wrong_code: print(f'wrong code: {place.job} {sent}\n{place.log.read_text()[-3000:]}', file=sys.stderr)
     return {f'in {sent["phases"][0]}': 1, 'signals': 1, 'second': bool(sent['second']), 'writing': sent['writing'],
             'ignored': ignored, 'wrong_code': wrong_code, 'corrupt': place.corrupt(),
             'untidy': left and 'Traceback' in place.log.read_text(), 'lost': left and lost(place)}

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_model
 
 from miniai import cli
+from miniai.checkpoint import save
 from miniai.cli import main
 from miniai.data import fmnist
 from miniai.jobs import prove
@@ -435,6 +436,42 @@ def test_a_proof_exits_0_where_all_is_the_same_and_1_where_it_is_not(here, monke
 def test_a_proof_without_its_data_gets_code_1_and_starts_nothing(here, capsys):
     assert run('prove-resume', '--data', 'nowhere') == 1
     assert complaint(capsys).startswith("miniai: error: no folder 'nowhere'")
+
+
+# Checkpoints
+
+@pytest.fixture
+def checkpoint(here):
+    "A checkpoint of more words than a pipe holds."
+    save(here/'a.safetensors', {f'a {i}': i for i in range(9000)})
+    return 'a.safetensors'
+
+
+@pytest.mark.parametrize(('command', 'times'), [('show', 1), ('verify', 1), ('verify', 500)])
+def test_a_reader_that_goes_away_is_no_fault_of_the_file(checkpoint, command, times):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w') as gone:
+        done = subprocess.run([MINIAI, 'checkpoint', command, *[checkpoint]*times], stdout=gone,
+                              stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (141, '')
+
+
+def test_a_file_that_cannot_be_read_is_its_own_fault(checkpoint, capsys):
+    assert run('checkpoint', 'show', 'none') == 1
+    assert complaint(capsys) == 'miniai: error: none: No such file or directory'
+    assert run('checkpoint', 'verify', checkpoint, 'none') == 1
+    assert re.fullmatch(r'a.safetensors: whole, sha256 [0-9a-f]{64}\nnone: No such file or directory\n',
+                        capsys.readouterr().out)
+
+
+def test_the_files_to_verify_are_said_to_be_required_and_none_is_an_error(here, capsys):
+    assert run('checkpoint', 'verify', '--help') == 0
+    said = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
+    assert said.startswith('usage: miniai checkpoint verify [-h] PATH [PATH ...] Say of each file whether it is whole')
+    assert 'PATH [PATH ...] The files. (required)' in said
+    assert run('checkpoint', 'verify') == 2
+    assert 'name one checkpoint or more' in complaint(capsys)
 
 
 # A terminal

@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from miniai.checkpoint import disk, load, newest_valid, remove_stale, save
+from miniai.checkpoint import FolderLock, disk, load, newest_valid, remove_stale, save
 from miniai.checkpoint.folder import first_whole
 
 
@@ -32,7 +32,18 @@ def test_temporaries_of_dead_processes_and_of_an_earlier_life_go_and_all_else_st
     assert remove_stale(tmp_path) == []
 
 
-def test_the_temporary_of_a_save_under_way_stays(tmp_path, monkeypatch):
+def test_where_the_caller_holds_the_lock_temporaries_go_though_their_number_is_anothers_now(tmp_path):
+    parts = [f'.a.safetensors.{pid}.0123abcd{old}.part' for pid in (os.getppid(), 1, os.getpid(), dead_pid(), 10**30)
+             for old in ('', '.old')]
+    others = ['a.safetensors', '.miniai.lock', f'.a.{os.getppid()}.part', f'a.{os.getppid()}.0123abcd.part']
+    for nm in parts + others: (tmp_path/nm).write_text('x')
+    with FolderLock(tmp_path):
+        assert sorted(p.name for p in remove_stale(tmp_path, locked=True)) == sorted(parts)
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+@pytest.mark.parametrize('locked', [False, True])
+def test_the_temporary_of_a_save_under_way_stays(tmp_path, monkeypatch, locked):
     writing, go_on, real = threading.Event(), threading.Event(), disk.write
     def write(fd, data):
         writing.set()
@@ -41,7 +52,7 @@ def test_the_temporary_of_a_save_under_way_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(disk, 'write', write)
     pending = save(tmp_path/'a', 1, background=True)
     assert writing.wait(10)
-    assert remove_stale(tmp_path) == []
+    assert remove_stale(tmp_path, locked) == []
     go_on.set()
     pending.wait()
     assert load(tmp_path/'a') == 1

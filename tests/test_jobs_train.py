@@ -222,6 +222,34 @@ def test_a_run_that_was_stopped_goes_on_in_its_folder_and_ends_as_if_it_had_not_
         train(TrainConfig(out=config.out, resume=True, optimizer='sgd'))
 
 
+def test_a_finished_run_gone_on_with_gets_what_a_kill_at_its_end_kept_from_it(config, tmp_path, capsys):
+    learn = train(config)
+    lost = 'model.safetensors', 'curves.png', 'activations.png'
+    for nm in lost: (tmp_path/'run'/nm).unlink()
+    capsys.readouterr()
+    train(TrainConfig(out=config.out, resume=True))
+    assert files(tmp_path/'run') == ALL
+    model = build_model(config)
+    assert load_model(model, tmp_path/'run'/'model.safetensors') == (set(), [])
+    assert all(map(torch.equal, model.state_dict().values(), learn.model.state_dict().values()))
+    assert min(colours(tmp_path/'run'/nm) for nm in lost[1:]) > 10
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f'going on with {config.out}'
+    assert 'the run has done its 1 epoch(s) already' in said[:-1]
+    assert said[-1].endswith(f'the run is in {config.out}')
+
+
+def test_the_run_made_last_is_gone_on_with_and_named_though_an_earlier_one_ended_later(config, tmp_path, capsys):
+    times = '2026-01-02_000000', '2026-01-01_000000'
+    for t in times: train(replace(config, out=str(tmp_path/f'{t}-train'), schedule='constant'))
+    capsys.readouterr()
+    learn = train(TrainConfig(out=str(tmp_path/'{time}-{job}'), epochs=2, resume=True))
+    said = capsys.readouterr().out
+    assert said.startswith(f'going on with {tmp_path/"2026-01-02_000000-train"}\n')
+    assert 'already' not in said
+    assert len(learn.history) == 4
+
+
 def test_a_run_that_is_not_gone_on_with_keeps_every_file_as_it_was(config, tmp_path):
     train(config)
     def kept():

@@ -1,6 +1,7 @@
 "Loaders: pairs of them, from datasets and from a Hugging Face DatasetDict."
 import pickle
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
-from miniai.data import MemoryLoader
+from miniai.data import MemoryLoader, SeededSamples
 from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace
 
 hf = pytest.importorskip('datasets')
@@ -135,6 +136,23 @@ def test_from_dd_works_with_workers(dd, as_tuple):
     batches = [b if as_tuple else (b['y'], b['x']) for b in dls.valid]
     assert torch.cat([y for y, _ in batches]).tolist() == [0, 1, 2, 3, 4]
     assert torch.cat([x for _, x in batches])[:, 0].tolist() == [0, .5, 1, 1.5, 2]
+
+
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+@pytest.mark.parametrize('workers', [0, 1])
+def test_from_dd_takes_datasets_whose_samples_are_seeded(dd, workers):
+    seeded = {nm: SeededSamples(ds.with_format('torch')) for nm, ds in dd.items()}
+    ours, plain = (DataLoaders.from_dd(d, 4, num_workers=workers).valid for d in (seeded, dd.with_format('torch')))
+    for a, b in zip(ours, plain, strict=True): assert all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize('ds', [TensorDataset(torch.arange(4)), SeededSamples([1]), SimpleNamespace(features=None)])
+def test_a_dataset_without_features_is_refused_with_what_to_do_and_taken_with_a_collate_fn(ds):
+    with pytest.raises(TypeError, match=f'a {type(ds).__name__} names no features, .*pass collate_fn, or as_tuple=Fal'):
+        DataLoaders.from_dd(dict(train=ds, valid=ds), 2)
+    if not hasattr(ds, '__len__'): return
+    assert DataLoaders.from_dd(dict(train=ds, valid=ds), 2, collate_fn=list).train.collate_fn is list
+    assert len(DataLoaders.from_dd(dict(train=ds, valid=ds), 2, as_tuple=False).valid) == 1
 
 
 def test_from_dd_hands_its_other_arguments_to_the_loaders(dd):

@@ -159,7 +159,29 @@ def test_a_run_that_was_to_be_killed_and_was_not_is_told(tmp_path):
         'the run that is killed failed: it came to its end'
 
 
-def test_a_process_that_says_nothing_is_told_with_what_may_be_wrong(tmp_path):
+@pytest.mark.parametrize('code', [0, 3])
+def test_a_run_that_began_and_ended_without_a_word_is_told_so_without_a_guess_at_the_script(quick, said, code):
+    with pytest.raises(ProofError, match=f'^the run left alone ended by exit code {code}: it said nothing$'):
+        prove(partial(proving.leaves, code), said)
+
+
+def test_what_an_earlier_run_said_and_left_is_not_taken_for_a_later_ones(tmp_path, monkeypatch):
+    runs = proof._Runs(b'', {}, None, tmp_path, print)
+    (tmp_path/'log').write_text('old words')
+    proof.save(tmp_path/'alone', dict(places=[]))
+    monkeypatch.setattr(proof, '_exit_code_of', lambda process: 0)
+    with pytest.raises(ProofError, match='ended by exit code 0: it never began'): runs.alone()
+
+
+@pytest.mark.parametrize('count', ['n_epochs', 'batches'])
+@pytest.mark.parametrize('wrong', [0, -3, 1.5, True, '2'])
+def test_counts_that_are_no_whole_numbers_above_0_are_refused_before_any_process_starts(said, count, wrong):
+    with pytest.raises(ValueError, match=f'{count} must be a whole number above 0, got {wrong!r}'):
+        prove(proving.whole, said, **{count: wrong})
+    assert said == []
+
+
+def test_a_process_that_never_began_is_told_with_what_may_be_wrong(tmp_path):
     said = str(proof._failure('left alone', 1, tmp_path/'result', tmp_path/'log'))
     assert said.startswith("the run left alone ended by exit code 1: it never began; what it said is above.")
     assert "beneath if __name__ == '__main__'" in said

@@ -1,10 +1,11 @@
 "The order of a run's checkpoints is that of the run, by names alone; what else lies in the folder is left out."
+import os
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniai.callbacks.run_files import file_name, files_of, lies_between_epochs, place_of
+from miniai.callbacks.run_files import RunFiles, file_name, files_of, lies_between_epochs, place_of
 
 
 def at(epoch, phase, batch): return file_name(dict(epoch=epoch, phase=phase, batch=batch))
@@ -30,6 +31,12 @@ def test_files_of_other_names_are_left_out(tmp_path):
         (tmp_path/nm).write_text('x')
     assert files_of(tmp_path) == [tmp_path/at(0, 'train', 7)]
     assert files_of(tmp_path/'none') == []
+
+
+def test_a_run_removes_what_an_earlier_life_left_though_another_process_has_its_number_now(tmp_path):
+    (tmp_path/f'.{at(0, "train", 7)}.{os.getppid()}.0123abcd.part').write_text('x')
+    RunFiles(tmp_path, keep=1, between=False, background=False).close()
+    assert os.listdir(tmp_path) == ['.miniai.lock']
 
 
 def test_between_epochs_is_no_batch_done():

@@ -5,11 +5,14 @@ import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from safetensors.torch import load_model
 from torch import nn
@@ -169,9 +172,9 @@ def test_each_epoch_and_phase_adds_its_row_as_it_comes(tmp_path):
 
 
 def make_runs(folder, *names):
-    "Runs' folders, one after the other."
+    "Runs' folders; of each the configuration was written later than those before, as at a run's end."
     for age, name in enumerate(names):
-        (folder/name).mkdir()
+        (folder/name).mkdir(parents=True)
         (folder/name/'config.toml').write_text('')
         os.utime(folder/name/'config.toml', (age, age))
 
@@ -179,9 +182,29 @@ def make_runs(folder, *names):
 def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'there is no run to go on with at .*: name its folder'):
         RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train')
-    make_runs(tmp_path, '2026-01-02_000000-train', '2026-01-01_000000-train', '2026-01-03_000000-lr-find')
-    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train'
-    assert RunFolder.of_run(str(tmp_path/'2026-01-02_000000-train'), 'train').path.name == '2026-01-02_000000-train'
+    make_runs(tmp_path, '2026-01-02_000000-train', '2026-01-01_235959-train', '2026-01-03_000000-lr-find', 'z-train')
+    (tmp_path/'2026-01-04_000000-train').mkdir()
+    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-02_000000-train'
+    assert RunFolder.of_run(str(tmp_path/'2026-01-01_235959-train'), 'train').path.name == '2026-01-01_235959-train'
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.datetimes(datetime(2020, 1, 1), datetime(2020, 1, 3)), st.integers(1, 120)), min_size=1,
+                unique_by=lambda made: (made[0].replace(microsecond=0), made[1])),
+       st.sampled_from(['{time}-{job}', '{job}/{time}', 'a[{time}]/{job}', '{time}']))
+def test_of_many_runs_the_one_made_last_is_found_by_time_then_number_whatever_was_written_last(tmp_path_factory, made,
+                                                                                                name):
+    folder, shown = tmp_path_factory.mktemp('runs'), '%Y-%m-%d_%H%M%S'
+    def named(when, n): return name.replace('{time}', when.strftime(shown)).replace('{job}', 'train') + f'-{n}'*(n > 1)
+    make_runs(folder, *(named(*m) for m in made))
+    last = max(made, key=lambda m: (m[0].replace(microsecond=0), m[1]))
+    assert RunFolder.of_run(str(folder/name), 'train').path == folder/named(*last)
+
+
+def test_a_folder_made_by_the_time_is_found_by_the_time(tmp_path):
+    made = [RunFolder(str(tmp_path/'{time}-{job}'), 'train').path for _ in range(2)]
+    for p in made: (p/'config.toml').write_text('')
+    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path == max(made, key=lambda p: p.name)
 
 
 def test_the_folder_of_a_run_is_found_with_a_number_and_whatever_its_name(tmp_path, monkeypatch):

@@ -1,9 +1,14 @@
 "Random draws in workers: a matter of pass and sample alone."
+import hashlib
+
+import numpy as np
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from miniai.activations import set_seed
 from miniai.data import SeededSamples
+from miniai.data.seeded import _number_of
 from resuming import Noisy
 
 
@@ -16,6 +21,45 @@ def test_seeded_samples_draw_the_same_in_one_worker_and_in_two_but_not_in_two_pa
     assert all(map(torch.equal, one, two))
     assert not torch.equal(*one)
     assert len(SeededSamples(Noisy(8))) == 8
+
+
+class Named:
+    "Draws by names and by pairs of them."
+    def __getitem__(self, i): return repr(i), torch.randn(1)
+
+
+class Words(str):
+    "Text with a repr of its own."
+    def __repr__(self): return f'words {self}'
+
+
+INDEXES = ['a', 'b', '1', 1, ('a', 1), ('a', 2), 1.5, None, b'a', Words('c'), slice(1, 2)]
+
+
+def test_whatever_the_sampler_gives_a_sample_draws_the_same_in_one_worker_and_in_two_and_no_two_draw_alike():
+    def drawn(order, workers):
+        torch.manual_seed(3)
+        dl = DataLoader(SeededSamples(Named()), batch_size=None, sampler=order, num_workers=workers)
+        return {i: x.item() for i, x in dl}
+    one = drawn(INDEXES, 1)
+    assert one == drawn(INDEXES[::-1], 2)
+    assert len(set(one.values())) == len(INDEXES)
+
+
+@pytest.mark.parametrize('kind', [np.int64, torch.tensor, lambda i: torch.tensor([i])])
+def test_a_whole_number_is_the_same_index_whatever_its_type(kind):
+    assert _number_of(kind(7)) == 7
+
+
+def test_the_number_of_any_other_index_is_the_sha256_of_its_repr():
+    assert _number_of('a') == int(hashlib.sha256(b"'a'").hexdigest()[:16], 16)
+
+
+@pytest.mark.parametrize('index', [object(), ('a', object())])
+def test_in_workers_an_index_that_is_another_in_each_process_is_refused(index):
+    dl = DataLoader(SeededSamples(Named()), batch_size=None, sampler=[index], num_workers=1)
+    with pytest.raises(TypeError, match='is another in each process: let the sampler'):
+        list(dl)
 
 
 def test_without_workers_seeded_samples_are_the_dataset_as_it_is():

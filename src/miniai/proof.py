@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import Tensor
 
@@ -84,8 +84,10 @@ def prove_learner(make: Callable[[], Learner], n_epochs: int = 2, batches: int |
     name in `leave_out`, as times do. `make` sets all that a run depends on, threads and flags of torch too, and adds no
     CheckpointCB; it is called with everything seeded. `say` hears what is being done.
 
-    TypeError for a `make` that no fresh process can import, ValueError for a run too short to be killed as asked,
-    ProofError for one that fails by itself, or that refuses to be gone on with."""
+    TypeError for a `make` that no fresh process can import, ValueError for counts that are no whole numbers above 0 and
+    for a run too short to be killed as asked, ProofError for one that fails by itself, or that refuses to be gone on
+    with."""
+    _check_counts(n_epochs=n_epochs, batches=1 if batches is None else batches)
     task = _pickled(make)
     with TemporaryDirectory(prefix='miniai-prove-') as folder:
         runs = _Runs(task, dict(n_epochs=n_epochs, lr=lr, valid=valid), batches, Path(folder), say)
@@ -98,6 +100,12 @@ def prove_learner(make: Callable[[], Learner], n_epochs: int = 2, batches: int |
         repeats = not found or not differences(whole['state'], runs.alone()['state'], leave_out)
     return Proof(list(kills), _compared(whole['state'], leave_out), found,
                  differences(whole['unkept'], rest['unkept']) if found else {}, repeats)
+
+
+def _check_counts(**counts: Any) -> None:
+    for nm, n in counts.items():
+        if isinstance(n, bool) or not isinstance(n, SupportsIndex) or n < 1:
+            raise ValueError(f"{nm} must be a whole number above 0, got {n!r}")
 
 
 def _pickled(make: Callable[[], Learner]) -> bytes:
@@ -181,9 +189,10 @@ class _Runs:
 
     def _run(self, what: str, part: _Part, wanted: int = 0) -> Any:
         log = self.folder/'log'
+        for p in (part.result, log): p.unlink(missing_ok=True)  # of the run before
         given = self.task, part, log, get_start_method()
         code = _exit_code_of(get_context('spawn').Process(target=_child, args=given))
-        if code != wanted: raise _failure(what, code, part.result, log)
+        if code != wanted or not (wanted or part.result.exists()): raise _failure(what, code, part.result, log)
         return None if wanted else load(part.result)
 
 
@@ -203,9 +212,13 @@ def _failure(what: str, code: int, result: Path, log: Path) -> ProofError:
         e = ProofError(f"the run {what} failed: {said.get('error', 'it came to its end')}")
         e.add_note(said.get('traceback', ''))
         return e
-    lines = log.read_text(errors='replace').split('\n') if log.exists() else []
-    words = '\n'.join([ln for ln in lines if ln.strip()][-_SHOWN:]) or _UNHEARD
+    words = _last_words(log) if log.exists() else _UNHEARD
     return ProofError(f"the run {what} ended by {_ending(code)}: {words}")
+
+
+def _last_words(log: Path) -> str:
+    lines = [ln for ln in log.read_text(errors='replace').split('\n') if ln.strip()]
+    return '\n'.join(lines[-_SHOWN:]) or 'it said nothing'
 
 
 _UNHEARD = ("it never began; what it said is above. A script that calls prove_learner does so beneath "

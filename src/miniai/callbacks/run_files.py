@@ -50,7 +50,7 @@ class RunFiles:
         if folder.is_file(): raise NotADirectoryError(f"checkpoints go to a folder, and {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
         self._end.enter_context(FolderLock(folder))
-        remove_stale(folder)
+        remove_stale(folder, locked=True)
 
     def start_from(self, position: dict[str, Any]) -> None:
         "The run goes on from there: what lies beyond was passed over."

@@ -17,20 +17,21 @@ __all__ = ['remove_stale', 'newest_valid', 'first_whole']
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
 
 
-def remove_stale(folder: str | PathLike) -> list[Path]:
-    """Remove the temporary files that saves of dead processes left in `folder`, and return them. Those of living
-    ones stay, and so does every other file. On a folder shared between machines, or between containers, hold its
-    FolderLock: process numbers of other machines mean nothing here."""
-    stale = [p for p in sorted(Path(folder).iterdir()) if _is_stale(p)]
+def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
+    """Remove the temporary files that saves of dead processes left in `folder`, and return them. Those of saves under
+    way in this process stay, and so does every other file. Those of other living processes stay too, by their numbers,
+    which after a reboot, or from other machines and containers, mean another process or none: with `locked`, for a
+    caller that holds the folder's FolderLock and so writes there alone, they go."""
+    stale = [p for p in sorted(Path(folder).iterdir()) if _is_stale(p, locked)]
     for p in stale: p.unlink(missing_ok=True)
     return stale
 
 
-def _is_stale(path: Path) -> bool:
+def _is_stale(path: Path, locked: bool) -> bool:
     found = _PART.fullmatch(path.name)
     if not found: return False
     pid, mine = int(found[1]), os.path.join(os.path.realpath(path.parent), path.name) in temporary_names()
-    return not mine if pid == os.getpid() else not _is_alive(pid)
+    return not mine if pid == os.getpid() else locked or not _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:

@@ -24,7 +24,8 @@ _PIECE = 1 << 21  # bytes read or written at a time
 def load(path: str | PathLike) -> Any:
     """The state that `save` was given, after the whole file has been verified in the same pass: tensors on the CPU,
     with their strides, tied ones tied. CheckpointError for a file that is no whole checkpoint. Takes the file's
-    size in memory."""
+    size in memory; and for its head, at most 100 MB in which all is that is no tensor, what its values take as Python
+    objects: of millions of empty lists, as a file made to harm may have, some 50 times their size."""
     with _opened(path) as file:
         memories = {nm: torch.empty(e.end - e.begin, dtype=torch.uint8) for nm, e in file.header.entries.items()}
         file.check(memoryview(m.numpy()) for m in memories.values())
@@ -53,7 +54,7 @@ def check_written(path: str, head: bytes, memories: Iterable[memoryview | torch.
 
 def verify(path: str | PathLike) -> str:
     """The file's sha256, where all of it is as it was saved and can be loaded; else CheckpointError. Takes one pass
-    over the file and a few MB."""
+    over the file, a few MB, and what `load` takes for its head."""
     with _opened(path) as file:
         file.check(_pieces(file.header.data_bytes))
         unflatten(loads(file.header.meta['state']), geometries(file.header))

@@ -1,5 +1,6 @@
 """The command line: reads options, runs a job, turns what went wrong into a message and an exit code. No logic of its
 own."""
+import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,7 +22,7 @@ JOBS = {'train': TrainConfig, 'lr-find': LRFindConfig, 'prove-resume': ProveConf
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run `miniai` with `args`, by default the process's own, and exit: 0 when done, 1 for a job that failed, 2 for
-    options that cannot be meant, 130 after Ctrl-C."""
+    options that cannot be meant, 130 after Ctrl-C, 141 where nobody reads any more what `checkpoint` commands print."""
     sys.exit(_exit_code(list(sys.argv[1:] if args is None else args)))
 
 
@@ -55,7 +56,10 @@ def _parsed(args: list[str]) -> JobConfig | VerifyConfig | ShowConfig:
 
 def _checkpoint_commands() -> Any:
     import tyro
-    verify = Annotated[VerifyConfig, tyro.conf.subcommand('verify')]
+    files = tyro.conf.arg(metavar='PATH [PATH ...]', help='The files.', help_behavior_hint='(required)')
+    def of_files(path: Annotated[tuple[Path, ...], files]) -> VerifyConfig: return VerifyConfig(path)
+    words = dict(description=VerifyConfig.__doc__, constructor=of_files)
+    verify = Annotated[VerifyConfig, tyro.conf.subcommand('verify', **words)]
     show = Annotated[ShowConfig, tyro.conf.subcommand('show')]
     about = 'Verify checkpoints, or show what is in one.'
     return Annotated[verify | show, tyro.conf.subcommand('checkpoint', description=about)]
@@ -96,5 +100,15 @@ def _run(config: JobConfig | VerifyConfig | ShowConfig) -> int:
 
 
 def _look(config: VerifyConfig | ShowConfig) -> int:
-    try: return verify_files(config) if isinstance(config, VerifyConfig) else show_file(config)
+    try:
+        code = verify_files(config) if isinstance(config, VerifyConfig) else show_file(config)
+        sys.stdout.flush()
+    except BrokenPipeError: return _unread()
     except (CheckpointError, OSError) as e: return _complain(e, 1)
+    return code
+
+
+def _unread() -> int:
+    "Let nothing that is left for a reader who went away be written at exit; the code is a shell's for SIGPIPE."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

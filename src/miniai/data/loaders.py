@@ -35,8 +35,12 @@ class Dataset:
 
 
 def collate_dict(ds: Any) -> Callable[[list[dict]], tuple]:
-    "A collate function that turns a list of dicts into a tuple of batches, in the order of `ds.features`."
-    return partial(_collated, tuple(ds.features))
+    """A collate function that turns a list of dicts into a tuple of batches, in the order of `ds.features`. TypeError
+    for a dataset that names no features."""
+    names = getattr(ds, 'features', None)
+    if names is None: raise TypeError(f"a {type(ds).__name__} names no features, whose order batches could have: pass "
+                                      f"collate_fn, or as_tuple=False for batches that are dicts")
+    return partial(_collated, tuple(names))
 
 
 def _collated(names: tuple[str, ...], b: list[dict]) -> tuple:
@@ -57,12 +61,13 @@ class DataLoaders:
     def from_dd(cls, dd: Mapping[str, Any], batch_size: int, as_tuple: bool = True, **kwargs: Any) -> 'DataLoaders':
         """From a Hugging Face DatasetDict: its first two splits are train and valid. Batches are tuples in
         the order of the features, or, without `as_tuple`, dicts. `kwargs` go to the DataLoaders.
-        ValueError for fewer than two splits."""
+        ValueError for fewer than two splits, TypeError for tuples in the order of features that a split does not name,
+        unless `kwargs` have a collate_fn."""
         if len(dd) < 2:
             raise ValueError(f"a DatasetDict of two splits is needed, for train and valid; this one has {list(dd)}: "
                              f"split it with train_test_split")
         train, valid = list(dd.values())[:2]
-        if as_tuple: kwargs.setdefault('collate_fn', collate_dict(train))
+        if as_tuple and 'collate_fn' not in kwargs: kwargs['collate_fn'] = collate_dict(train)
         return cls(*get_dls(train, valid, bs=batch_size, **kwargs))
 
     @classmethod

@@ -12,7 +12,6 @@ __all__ = ['VerifyConfig', 'ShowConfig', 'verify_files', 'show_file']
 class VerifyConfig:
     "Say of each file whether it is whole, as it was saved. Exits with 1 if one is not."
     path: tuple[Path, ...]
-    """The files."""
 
 
 @dataclass
@@ -30,15 +29,20 @@ def verify_files(config: VerifyConfig) -> int:
 
 
 def _is_whole(path: Path) -> bool:
-    try: print(f'{path}: whole, sha256 {verify(path)}')
-    except CheckpointError as e: print(e)
-    except OSError as e: print(f'{path}: {e.strerror or e}')
-    else: return True
-    return False
+    whole, said = _verdict(path)
+    print(said)
+    return whole
+
+
+def _verdict(path: Path) -> tuple[bool, str]:
+    try: return True, f'{path}: whole, sha256 {verify(path)}'
+    except CheckpointError as e: return False, str(e)
+    except OSError as e: return False, f'{path}: {e.strerror or e}'
 
 
 def show_file(config: ShowConfig) -> int:
     "Print what is in the file; return 0. CheckpointError where it is no checkpoint or cannot be read."
-    try: print(describe(inspect(config.path)))
+    try: said = describe(inspect(config.path))
     except OSError as e: raise CheckpointError(config.path, e.strerror or str(e)) from e
+    print(said)
     return 0

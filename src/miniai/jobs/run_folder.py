@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from miniai.versions import version_of
 
 __all__ = ['RunFolder', 'HistoryFileCB', 'as_json']
 
+_CLOCK, _TIME = '%Y-%m-%d_%H%M%S', r'(\d{4}-\d\d-\d\d_\d{6})'
 _PACKAGES = ('miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm')
 
 
@@ -37,19 +39,20 @@ class RunFolder:
     """A new folder, `{time}` and `{job}` in its name filled in, with a number where that one exists. FileExistsError
     where there is something in a folder of a plain name already: a run is never written over."""
     def __init__(self, name: str, job: str) -> None:
-        path = Path(name.replace('{time}', time.strftime('%Y-%m-%d_%H%M%S')).replace('{job}', job))
+        path = Path(name.replace('{time}', time.strftime(_CLOCK)).replace('{job}', job))
         self.path = _numbered(path) if '{time}' in name else _new_or_empty(path)
 
     @classmethod
     def of_run(cls, name: str, job: str) -> 'RunFolder':
-        """The folder of a run that there is: of that name, or, where it has `{time}` in it, the one made last, with a
-        number or without. FileNotFoundError where there is none."""
-        pattern = '*'.join(map(glob.escape, name.replace('{job}', job).split('{time}')))
-        names = glob.glob(pattern) + (glob.glob(f'{pattern}-[0-9]*') if '{time}' in name else [])
-        there = [p for p in map(Path, names) if (p/'config.toml').is_file()]
-        if not there: raise FileNotFoundError(f"there is no run to go on with at {name}: name its folder with --out")
+        """The folder of a run that there is: of that name, or, where it has `{time}` in it, the one made last, by the
+        time in its name and then by its number, whatever was written there since. FileNotFoundError where there is
+        none."""
+        name = name.replace('{job}', job)
+        named = _with_times(name) if '{time}' in name else {Path(name): ()}
+        made = {p: when for p, when in named.items() if (p/'config.toml').is_file()}
+        if not made: raise FileNotFoundError(f"there is no run to go on with at {name}: name its folder with --out")
         folder = cls.__new__(cls)
-        folder.path = max(there, key=lambda p: (p/'config.toml').stat().st_mtime)
+        folder.path = max(made, key=made.get)
         return folder
 
     def write(self, name: str, text: str) -> None:
@@ -84,6 +87,14 @@ def _numbered(path: Path) -> Path:
             p.mkdir(parents=True)
             return p
     raise FileExistsError(f"no folder could be made at {path}, nor with a number: name another with --out")
+
+
+def _with_times(name: str) -> dict[Path, tuple[str, int]]:
+    "What there is by a name with `{time}` in it, each with the time and the number that it was made with."
+    parts = Path(name).as_posix().split('{time}')
+    made = re.compile(_TIME.join(map(re.escape, parts)) + r'(?:-(\d+))?')
+    found = (made.fullmatch(Path(p).as_posix()) for p in glob.glob('*'.join(map(glob.escape, parts)) + '*'))
+    return {Path(m[0]): (m[1], int(m[made.groups] or 1)) for m in found if m}
 
 
 def _new_or_empty(path: Path) -> Path:

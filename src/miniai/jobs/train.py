@@ -30,7 +30,7 @@ def train(config: TrainConfig) -> Learner:
     not prevent. With `resume` the run in the folder goes on, with its own options (see `TrainConfig.of_run`); one that
     is refused changes nothing. A run that SIGTERM or SIGINT stops says how to go on with it."""
     old = RunFolder.of_run(config.out, 'train') if config.resume else None
-    if old: config = config.of_run(TrainConfig.from_toml(old.path/'config.toml'))
+    if old: config = _gone_on_with(old, config)
     device, dls, lr = build_device(config), build_data(config), rate_of(config)
     folder, config = old or RunFolder(config.out, 'train'), settled(replace(config, lr=lr), device)
     begun = BegunCB(partial(folder.write_environment, device, dls.train.source))
@@ -48,6 +48,11 @@ def train(config: TrainConfig) -> Learner:
     return learn
 
 
+def _gone_on_with(run: RunFolder, config: TrainConfig) -> TrainConfig:
+    print(f'going on with {run.path}')
+    return config.of_run(TrainConfig.from_toml(run.path/'config.toml'))
+
+
 def _fit(learn: Learner, config: TrainConfig, recording: Recording, begun: 'BegunCB') -> None:
     "Train, and leave what there is to leave, whatever happens."
     started = time.perf_counter()
@@ -61,10 +66,14 @@ def _fit(learn: Learner, config: TrainConfig, recording: Recording, begun: 'Begu
 
 
 class BegunCB(Callback):
-    "Calls `then` once, at the latest when a fit's first epoch begins: a fit that is refused before has not begun."
+    """Calls `then` once, at the latest when every callback before it has accepted the fit: one that is refused has not
+    begun. Says so where a run that goes on has done its epochs already."""
     order = CheckpointCB.order
     def __init__(self, then: Callable[[], None]) -> None: self.then, self.begun = then, False
-    def before_epoch(self, learn: Any) -> None: self.begin()
+
+    def before_fit(self, learn: Any) -> None:
+        if learn.start.epoch == learn.n_epochs: print(f'the run has done its {learn.n_epochs} epoch(s) already')
+        self.begin()
 
     def begin(self) -> None:
         "Say that it has begun."
