@@ -251,7 +251,7 @@ def test_where_no_pass_can_be_taken_up_every_epoch_is_saved(tmp_path):
         def __len__(self): return 4
     dl = DataLoader(TensorDataset(torch.randn(4, 4), torch.tensor([0, 1, 0, 1])), 2, sampler=Odd())
     def make(*cbs): return learner([CheckpointCB(tmp_path, minutes=600, epochs=None), *cbs], dls=DataLoaders(dl, dl))
-    besides = r'class Odd, draws from.*The last checkpoint between epochs stays besides, and is then gone on from'
+    besides = r'class Odd, draws from: .*The last checkpoint between epochs stays besides, and is then gone on from'
     with pytest.warns(UserWarning, match=besides), pytest.raises(SystemExit): make(SignalAt(3, 0)).fit(9)
     assert names(tmp_path) == ['00003-1-00000000', '00003-1-00000001']
     again = make()
@@ -333,6 +333,34 @@ def test_another_loader_in_place_of_the_runs_is_refused_within_a_pass(tmp_path):
     with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[Fewer(), StopCB(0, 1)]).fit(2)
     with pytest.raises(ResumeError, match=r'has put another loader in the place of learn\.dl, and nobody'):
         run(tmp_path, cbs=[Fewer()]).fit(2, resume=True)
+
+
+class Around:
+    def __init__(self, inner): self.inner = inner
+    def __len__(self): return len(self.inner)
+    def __iter__(self): return iter(self.inner)
+
+
+def test_a_loader_that_goes_over_the_runs_own_is_taken_up(alone, tmp_path):
+    class Wraps(Callback):
+        def before_epoch(self, learn): learn.dl = Around(learn.dl)
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[Wraps(), StopCB(1, 2)]).fit(2)
+    again = run(tmp_path, cbs=[Wraps()])
+    again.fit(2, resume=True)
+    assert weights(again) == weights(alone)
+    class Other(Callback):
+        def before_epoch(self, learn): learn.dl = learn.dls.train
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path/'b', cbs=[StopCB(1, 2)]).fit(2)
+    with pytest.raises(ResumeError, match='has put another'): run(tmp_path/'b', cbs=[Other()]).fit(2, resume=True)
+
+
+def test_handlers_are_put_back_where_a_loader_cannot_be_looked_at(tmp_path):
+    class Bad(TensorDataset):
+        def __getitem__(self, i): raise KeyError('no image')
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    dl = DataLoader(Bad(torch.ones(8)), 4, num_workers=1)
+    with pytest.raises(KeyError, match='no image'): learner([CheckpointCB(tmp_path)], dls=DataLoaders(dl, dl)).fit(1)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 class Scaled(nn.Module):

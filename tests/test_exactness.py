@@ -5,11 +5,14 @@ from functools import partial
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate, get_worker_info
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, default_collate, get_worker_info
 
-from miniai import Callback, SeededSamples
+from miniai import Callback, CheckpointCB, DataLoaders, SeededSamples, TrainLearner
 from miniai.data.exactness import why_not_exact
 from miniai.randomness import random_states, same_states
+from resuming import StopCB
+from small import mlp
 
 X = torch.arange(24.)
 
@@ -52,6 +55,16 @@ class ByTheBatch(TensorDataset):
     def __getitems__(self, indices): return [(X[i] + random.random(),) for i in indices]
 
 
+class Eight(TensorDataset):
+    "What only whole batches can be put together of."
+def eights(samples): return default_collate(samples)[0].view(2, 16)
+
+
+def test_a_batch_is_looked_at_whole():
+    assert why_not_exact(DataLoader(Eight(X.repeat(4)), 32, drop_last=True, num_workers=2, collate_fn=eights)) == ''
+    assert why_not_exact(DataLoader(Eight(X), batch_sampler=[range(4), range(4, 8)], num_workers=1)) == ''
+
+
 def noisy(samples, factor=1.): return default_collate(samples)[0] + factor*torch.rand(1)
 
 
@@ -81,6 +94,34 @@ def test_a_generator_that_a_callback_draws_from_too_is_told_where_turns_matter()
     assert says in why_not_exact(in_turns, [cb])
     assert why_not_exact(DataLoader(ds, 4, shuffle=True, generator=g), [cb]) == ''
     assert why_not_exact(with_workers, [DrawsCB(torch.Generator())]) == ''
+
+
+class Counts(Sampler):
+    "Shuffles by a count of its passes."
+    def __init__(self, n): self.n, self.generator, self.passes = n, torch.Generator(), 0
+    def __len__(self): return self.n
+    def __iter__(self):
+        self.generator.manual_seed(self.passes)
+        self.passes += 1
+        yield from torch.randperm(self.n, generator=self.generator).tolist()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_sampler_that_counts_its_passes_is_looked_at_by_a_copy_and_goes_on_by_its_count(workers, tmp_path):
+    def make(folder, *cbs):
+        torch.manual_seed(1)
+        ds = TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
+        dls = DataLoaders(DataLoader(ds, 4, sampler=Counts(24), num_workers=workers), DataLoader(ds, 8))
+        saves = [CheckpointCB(folder, batches=1)] if folder else []
+        return TrainLearner(mlp(), dls, F.cross_entropy, .1, [*saves, *cbs])
+    def weights(learn): return [p.tolist() for p in learn.model.parameters()]
+    alone = make(None)
+    alone.fit(3)
+    for at in ((0, 2), (1, 3), (1, 5)):
+        with pytest.raises(RuntimeError, match='stopped'): make(tmp_path/str(at), StopCB(*at)).fit(3)
+        again = make(tmp_path/str(at))
+        again.fit(3, resume=True)
+        assert weights(again) == weights(alone)
 
 
 class Wrap:

@@ -3,6 +3,7 @@ import math
 import time
 import warnings
 from contextlib import ExitStack
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .checks import FiniteLossCB
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB, direction
 from .restore import put
-from .resume import Start, go_on, inexact, is_rest, newest_start, weights_in_place
+from .resume import Start, go_on, inexact, newest_start, weights_in_place
 from .run_files import BEST, RunFiles, files_of, lies_between_epochs
 from .run_state import (
     ResumeError,
@@ -55,11 +56,11 @@ class CheckpointCB(Callback):
     def __init__(self, folder: str | Path, batches: int | None = None, epochs: int | None = 1,
                  minutes: float | None = None, keep: int = 2, best: str | None = None, background: bool = False,
                  signals: bool = True) -> None:
-        for nm, x in dict(batches=batches, epochs=epochs, keep=keep).items():
-            if x is not None and not (isinstance(x, int) and x > 0):
-                raise ValueError(f"CheckpointCB: {nm} must be a whole number above 0, got {x!r}")
-        if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
-            raise ValueError(f"CheckpointCB: minutes must be a number above 0, got {minutes!r}")
+        for nm, x, kind in (('batches', batches, Integral), ('epochs', epochs, Integral), ('keep', keep, Integral),
+                            ('minutes', minutes, Real)):
+            if x is None or (isinstance(x, kind) and not isinstance(x, bool) and x > 0): continue
+            raise ValueError(f"CheckpointCB: {nm} must be a {'whole ' if kind is Integral else ''}number above 0, got "
+                             f"{x!r}")
         if not isinstance(best, str | None):
             raise TypeError(f"CheckpointCB: best must be the name of a metric, such as 'accuracy', got {best!r}")
         self.folder, self.batches, self.epochs, self.minutes = Path(folder), batches, epochs, minutes
@@ -171,8 +172,8 @@ class _Run:
     and `due` is the time of the next."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
         self.cb, self.begun, self.cancelled, self._reserved, self._end = cb, None, False, not cb.background, ExitStack()
-        self.why, self.watch = learn.start.why, SignalWatch(cb.signals)
-        if self.why is None: self.why = inexact(learn)
+        self.why = inexact(learn) if learn.start.why is None else learn.start.why
+        self.watch = SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
         try: self.files = RunFiles(cb.folder, cb.keep, bool(self.why), cb.background)
         except BaseException:
@@ -218,14 +219,18 @@ class _Run:
         start.state = None
 
     def _take_up(self, learn: Any) -> None:
-        if is_rest(learn.dl): return go_on(learn, learn.start.state)
-        raise ResumeError(
+        if learn.start.left and not learn.start.left.taken: return go_on(learn, learn.start.state)
+        raise self._another_loader()
+
+    def _another_loader(self) -> ResumeError:
+        return ResumeError(
             f"the run cannot go on from within a pass: a callback, or the Learner's own one_epoch, has put another "
             f"loader in the place of learn.dl, and nobody knows its order. Move the checkpoints away that are not "
             f"between epochs: {[p.name for p in files_of(self.files.folder) if not lies_between_epochs(p)]}")
 
     def count_batch(self, learn: Any) -> None:
         "After the first one the optimizer has its state, and memory for saves is taken before one is due."
+        if learn.first_batch and not learn.start.left.taken: raise self._another_loader()
         self.batches += learn.training
         if not self._reserved: self.files.reserve(run_state(learn))
         self._reserved = True
@@ -241,7 +246,8 @@ class _Run:
         self._start_counting()
 
     def _look_for_change(self, learn: Any) -> None:
-        change, self._steady = first_change(self._steady, steady(learn)), steady(learn)
+        before, self._steady = self._steady, steady(learn)
+        change = first_change(before, self._steady)
         if change: warnings.warn(f"CheckpointCB: what is saved from now on cannot be gone on with, as {change}: see "
                                  f"to that before the fit", stacklevel=6)
 

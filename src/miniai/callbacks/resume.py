@@ -14,7 +14,7 @@ from miniai.data.position import FromBatch
 from .run_files import BEST, files_of, lies_between_epochs, place_of
 from .run_state import ResumeError, restore_records, restore_run
 
-__all__ = ['Start', 'newest_start', 'inexact', 'is_rest', 'go_on', 'weights_in_place']
+__all__ = ['Start', 'newest_start', 'inexact', 'go_on', 'weights_in_place']
 
 
 class Start:
@@ -24,13 +24,14 @@ class Start:
     def __init__(self, state: dict[str, Any] | None = None, seen: tuple[Path, ...] = (),
                  why: dict[str, str] | None = None) -> None:
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
-        self.state, self.seen, self.why = state, seen, why
+        self.state, self.seen, self.why, self.left = state, seen, why, None
         self.epoch, self.batch, self.trained = at['epoch'], at['batch'], at['phase'] == 'valid'
         self._random = [_random_of(s, self.trained) for s in (state['begun'], state)] if self.batch else []
 
     def rest(self, dl: Any) -> FromBatch:
-        "What is left of the pass over `dl` that the fit starts in."
-        return FromBatch(dl, self.batch, *self._random)
+        "What is left of the pass over `dl` that the fit starts in; kept as `left`."
+        self.left = FromBatch(dl, self.batch, *self._random)
+        return self.left
 
 
 def _random_of(state: dict[str, Any], trained: bool) -> tuple[dict, dict]:
@@ -77,12 +78,6 @@ def _none(there: list[Path], usable: list[Path], why: dict[str, str]) -> ResumeE
 
 
 def _names(paths: list[Path]) -> str: return ', '.join(p.name for p in paths)
-
-
-def is_rest(dl: Any) -> bool:
-    "Is it what is left of a pass, be it behind a bar?"
-    while dl is not None and not isinstance(dl, FromBatch): dl = getattr(dl, 'dl', None)
-    return dl is not None
 
 
 def go_on(learn: Any, state: dict[str, Any]) -> None:

@@ -97,7 +97,8 @@ def check_savable(learn: Any) -> None:
     lacks = [nm for nm in ('param_groups', 'state_dict', 'load_state_dict') if not hasattr(learn.opt, nm)]
     if lacks: raise TypeError(f"a run is saved with its optimizer's state, and {type(learn.opt).__name__} has no "
                               f"{' or '.join(lacks)}: give it these, as torch.optim.Optimizer has them")
-    lazy = [nm for nm, p in learn.model.named_parameters() if is_lazy(p)]
+    named = [*learn.model.named_parameters(), *learn.model.named_buffers()]
+    lazy = [nm for nm, x in named if is_lazy(x)]
     if lazy: raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the model before a fit that is saved")
     flatten(run_state(learn))
 
@@ -261,6 +262,7 @@ def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
 
 def _check(saved: dict[str, Any], here: dict[str, Any], hint: str = '') -> None:
     for k, then, now in _differences(saved, here):
+        if k.endswith('number of workers') and 'nothing' in (then, now): continue  # compared where it matters to both
         raise ResumeError(f"the run cannot go on: {k} was {then} in the checkpoint and is {now} here{hint}")
 
 

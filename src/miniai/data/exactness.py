@@ -1,11 +1,21 @@
 """Why a pass over a loader may not be taken up exactly in its middle: what nobody knows, or can draw again. Knows
 loaders and random states, no training."""
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, get_worker_info
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    get_worker_info,
+)
 
 from miniai.randomness import (
     generators_of,
@@ -18,18 +28,18 @@ from miniai.randomness import (
     state_of,
 )
 
-from .position import goes_by_epoch, own_generators, samplers_of
+from .position import goes_by_epoch, length_of, own_generators, samplers_of
 from .seeded import SeededSamples
 
 __all__ = ['why_not_exact']
 
-_LOOKED_AT = 16  # samples
+
+_THROUGH_ALL = {BatchSampler, RandomSampler, SequentialSampler, DistributedSampler}
 
 
 def why_not_exact(dl: Any, others: Sequence[Any] = ()) -> str:
     """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. `others`, such as callbacks, may
-    hold generators too. Where there are workers, one makes the first samples of a pass, to see whether these draw
-    random numbers."""
+    hold generators too. Where there are workers, one makes a batch or two, to see whether these draw random numbers."""
     if isinstance(dl, Iterator): return "it is an iterator, which gives its batches once: use a loader or a list"
     if goes_by_epoch(dl): return ''
     if not isinstance(dl, DataLoader): return _wrapped(dl)
@@ -52,9 +62,8 @@ def _staying(dl: DataLoader) -> str:
 
 def _unknown_order(dl: DataLoader) -> str:
     odd = next((type(s).__name__ for s in samplers_of(dl) if not _can_be_replayed(s)), None)
-    return '' if odd is None else (f"nobody knows what its sampler, of class {odd}, draws from, or keeps from pass to "
-                                   f"pass: let it keep nothing, and draw from nothing but a generator that is its "
-                                   f"attribute `generator`")
+    return '' if odd is None else (f"nobody knows what its sampler, of class {odd}, draws from: let it draw from "
+                                   f"nothing but a generator that is its attribute `generator`")
 
 
 def _can_be_replayed(sampler: Any) -> bool:
@@ -112,21 +121,44 @@ class _Probe:
         made = self._states()
         self.collate(samples)
         after = self._states()
-        moved = [nm for (nm, _), a, b in zip(self.held, self.before[1], after[1], strict=True) if not same_states(a, b)]
-        return not same_states(self.before[0], made[0]), not same_states(made[0], after[0]), moved
+        before, self.before = self.before, after
+        moved = [nm for (nm, _), a, b in zip(self.held, before[1], after[1], strict=True) if not same_states(a, b)]
+        return not same_states(before[0], made[0]), not same_states(made[0], after[0]), moved
 
 
 def _drawn_in_a_worker(dl: DataLoader) -> tuple[bool, bool, list[str]]:
     "What is drawn as the first samples of a pass are made: by them, by what puts them together, from what is held."
-    before, own = random_states(), [(g, state_of(g)) for g in own_generators(dl)]
+    before, own, probe = random_states(), [(g, state_of(g)) for g in own_generators(dl)], _Probe(dl)
     try:
-        first, probe = list(next(iter(dl.batch_sampler), ()))[:_LOOKED_AT], _Probe(dl)
-        if not first: return False, False, []
-        seeded = dl.persistent_workers and isinstance(dl.dataset, SeededSamples)
-        [found] = DataLoader(
-            dl.dataset.dataset if seeded else dl.dataset, batch_sampler=[first], num_workers=1, collate_fn=probe,
-            worker_init_fn=probe.begin, timeout=dl.timeout, multiprocessing_context=dl.multiprocessing_context)
-        return found
+        found = [(False, False, []), *DataLoader(
+            _Bare(dl.dataset) if dl.persistent_workers and isinstance(dl.dataset, SeededSamples) else dl.dataset,
+            batch_sampler=_some_batches(dl), num_workers=1, collate_fn=probe, worker_init_fn=probe.begin,
+            timeout=dl.timeout, multiprocessing_context=dl.multiprocessing_context)]
+        samples, collate, held = zip(*found, strict=True)
+        return any(samples), any(collate), sorted({nm for nms in held for nm in nms})
     finally:
         set_random_states(before)
         for g, state in own: set_state_of(g, state)
+
+
+class _Bare:
+    "A dataset of SeededSamples whose samples draw without seeds."
+    def __init__(self, seeded: SeededSamples) -> None: self.dataset = seeded.dataset
+    def __len__(self) -> int: return len(self.dataset)
+    def __getitem__(self, i: Any) -> Any: return self.dataset[i]
+
+
+def _some_batches(dl: DataLoader) -> list:
+    """Batches of indices, the same each time: two of the dataset, in a row and spread, where all of it is gone through;
+    else the first of a copy of the samplers, which may keep something from pass to pass."""
+    n = length_of(dl.dataset)
+    if not n or {type(s) for s in samplers_of(dl)} - _THROUGH_ALL: return _first_of_a_copy(dl)
+    size = min(dl.batch_sampler.batch_size, n)
+    return [list(range(size)), [i*(n - 1)//max(size - 1, 1) for i in range(size)]]
+
+
+def _first_of_a_copy(dl: DataLoader) -> list:
+    "None where there is no copying it: training itself will tell what is wrong."
+    try: first = list(islice(deepcopy(dl.batch_sampler, {id(dl.dataset): dl.dataset}), 1))
+    except Exception: return []
+    return [b for b in first if isinstance(b, slice) or len(b)]

@@ -21,10 +21,11 @@ __all__ = ['FromBatch', 'describe_loader', 'goes_by_epoch', 'length_of', 'loader
 
 
 def loader_state(dl: Any) -> dict[str, Any]:
-    """What a loader's next pass depends on beside the global random states: its epoch, its own generators, those that
-    its dataset holds, and whether workers are up that stay from pass to pass, of which the first draws one number
-    more."""
+    """What a loader's next pass depends on beside the global random states: its epoch, its own generators, the plain
+    attributes of its samplers, such as a count of passes, the generators that its dataset holds, and whether workers
+    are up that stay from pass to pass, of which the first draws one number more."""
     return dict(epoch=getattr(dl, 'epoch', None), generators=[state_of(g) for g in own_generators(dl)],
+                samplers=[{k: x for k, x in vars(s).items() if type(x) in _PLAIN_VALUES} for s in _with_attributes(dl)],
                 held=[state_of(g) for _, g in _held(dl)], workers_up=_keeps_workers(dl) and dl._iterator is not None)
 
 
@@ -32,6 +33,13 @@ def set_loader_state(dl: Any, state: dict[str, Any]) -> None:
     "Put back what `loader_state` gave, workers aside."
     _set_all_butown_generators(dl, state)
     for g, s in zip(own_generators(dl), state['generators'], strict=True): set_state_of(g, s)
+    for s, kept in zip(_with_attributes(dl), state['samplers'], strict=True): vars(s).update(kept)
+
+
+_PLAIN_VALUES = int, float, str, bool, type(None)
+
+
+def _with_attributes(dl: Any) -> list: return [s for s in samplers_of(dl) if hasattr(s, '__dict__')]
 
 
 def _set_all_butown_generators(dl: Any, state: dict[str, Any]) -> None:
@@ -85,9 +93,9 @@ def goes_by_epoch(dl: Any) -> bool:
 class FromBatch:
     """The rest of a pass over `dl`, from batch `start` on. `begun` and `now` are pairs of `random_states()` and
     `loader_state(dl)`: when the pass began, and after batch `start - 1`. Its length is the whole pass's, and all else
-    that is asked of it is asked of `dl`."""
+    that is asked of it is asked of `dl`. `taken` says whether somebody has begun to."""
     def __init__(self, dl: Any, start: int, begun: tuple[dict, dict], now: tuple[dict, dict]) -> None:
-        self.dl, self.start, self.begun, self.now = dl, start, begun, now
+        self.dl, self.start, self.begun, self.now, self.taken = dl, start, begun, now, False
 
     def __len__(self) -> int: return len(self.dl)
 
@@ -96,6 +104,7 @@ class FromBatch:
         return getattr(self.dl, name)
 
     def __iter__(self) -> Iterator:
+        self.taken = True
         set_workers(self.dl, self.begun[1])
         self._set(self.begun)
         if goes_by_epoch(self.dl): return self._by_epoch()
