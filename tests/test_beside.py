@@ -31,10 +31,9 @@ def test_what_was_raised_is_raised_by_wait_by_the_next_and_at_the_end():
 
 
 def test_its_thread_ends_with_it():
-    before = threading.active_count()
     with Beside() as beside: beside.do(len, '')
     beside._thread.join(5)
-    assert threading.active_count() == before
+    assert beside._thread not in threading.enumerate()
 
 
 def test_what_it_was_given_is_its_callers_alone_once_it_is_done():

@@ -219,7 +219,7 @@ class _Run:
         start.state = None
 
     def _take_up(self, learn: Any) -> None:
-        if learn.start.left and not learn.start.left.taken: return go_on(learn, learn.start.state)
+        if learn.start.left is not None and not learn.start.left.taken: return go_on(learn, learn.start.state)
         raise self._another_loader()
 
     def _another_loader(self) -> ResumeError:
