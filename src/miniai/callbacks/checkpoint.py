@@ -184,7 +184,8 @@ class _Run:
     def begin(self, learn: Any) -> None:
         "Go on from where the fit starts, or begin in a folder that must have no other run in it."
         self._keep_workers(learn)
-        self._first, self._steady, start = first_fingerprint(learn, bool(self.why)), steady(learn), learn.start
+        self._first, start = first_fingerprint(learn, bool(self.why)), learn.start
+        self._steady = steady(run_state(learn))
         self._check_files(start)
         for w in self.why.values(): warnings.warn(f"CheckpointCB: {w}. The last checkpoint between epochs stays "
                                                   f"besides, and is then gone on from", stacklevel=4)
@@ -238,15 +239,15 @@ class _Run:
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
         with weights_in_place(learn.opt):
-            self._look_for_change(learn)
             state = dict(position=position, fingerprint=fingerprint(learn) | self._first,
                          begun=self.begun if position['batch'] else None, **run_state(learn))
+            self._look_for_change(state)
             self.files.save(state, best)
         self._reserved = True
         self._start_counting()
 
-    def _look_for_change(self, learn: Any) -> None:
-        before, self._steady = self._steady, steady(learn)
+    def _look_for_change(self, state: dict[str, Any]) -> None:
+        before, self._steady = self._steady, steady(state)
         change = first_change(before, self._steady)
         if change: warnings.warn(f"CheckpointCB: what is saved from now on cannot be gone on with, as {change}: see "
                                  f"to that before the fit", stacklevel=6)

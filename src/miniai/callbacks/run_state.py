@@ -22,8 +22,7 @@ from miniai.randomness import (
 from miniai.versions import version_of
 
 __all__ = ['ResumeError', 'loaders_of', 'run_state', 'restore_run', 'restore_records', 'state_now', 'fingerprint',
-           'first_fingerprint', 'check_same', 'check_savable', 'steady',
-           'first_change']
+           'first_fingerprint', 'check_same', 'check_savable', 'steady', 'first_change']
 
 _OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 
@@ -168,11 +167,14 @@ def fingerprint(learn: Any) -> dict[str, Any]:
     return {'miniai': version_of('miniai-torch'), 'torch': str(torch.__version__), 'device': _device(learn.model),
             'threads': torch.get_num_threads(), 'optimizer': type(learn.opt).__name__,
             'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
-            'model': {nm: _kind(x) for nm, x in learn.model.state_dict().items()},
+            'model': _kinds(learn.model.state_dict()),
             **{f'{nm}: {k}': v for nm, dl in _loaders(learn) for k, v in describe_loader(dl).items()}}
 
 
 def _device(model: nn.Module) -> str: return next((p.device.type for p in model.parameters()), 'cpu')
+
+
+def _kinds(model: dict[str, Any]) -> dict[str, str]: return {nm: _kind(x) for nm, x in model.items()}
 
 
 def _kind(x: Any) -> str:
@@ -231,16 +233,15 @@ def check_same(learn: Any, state: dict[str, Any], first: dict[str, Any]) -> None
     """ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins, with `first`
     as its first fingerprint; with both."""
     _check(state['fingerprint'], fingerprint(learn) | first)
-    _check(_trained(state['opt'], [o['value'] for o in state['others']]),
-           _trained(learn.opt.state_dict(), _others(learn)), ": what is trained must all be there as a fit begins")
-    _check(_random_fingerprint(state), _random_fingerprint(state_now(learn)))
+    now = run_state(learn)
+    _check(_trained(state), _trained(now), ": what is trained must all be there as a fit begins")
+    _check(_random_fingerprint(state), _random_fingerprint(now))
 
 
-def steady(learn: Any) -> dict[str, Any]:
-    "What a run must have the same as it is saved and as a fit that goes on with it begins."
-    return {'model': {nm: _kind(x) for nm, x in learn.model.state_dict().items()},
-            **_trained(learn.opt.state_dict(), _others(learn)), **_random_fingerprint(state_now(learn)),
-            'records of callbacks': [nm for nm, _ in _keepers(learn)]}
+def steady(state: dict[str, Any]) -> dict[str, Any]:
+    "What of a run's state must look the same as it is saved and as a fit that goes on with it begins."
+    return {'model': _kinds(state['model']), **_trained(state), **_random_fingerprint(state),
+            'records of callbacks': list(state['records'])}
 
 
 def first_change(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -248,9 +249,9 @@ def first_change(before: dict[str, Any], now: dict[str, Any]) -> str:
     return next((f'{k} was {a} as it began and is {b} now' for k, a, b in _differences(before, now)), '')
 
 
-def _trained(opt: dict[str, Any], others: list[torch.Tensor]) -> dict[str, Any]:
-    return {'parameters of group': {str(i): len(g['params']) for i, g in enumerate(opt['param_groups'])},
-            'parameters beside the model': [_kind(x) for x in others]}
+def _trained(state: dict[str, Any]) -> dict[str, Any]:
+    return {'parameters of group': {str(i): len(g['params']) for i, g in enumerate(state['opt']['param_groups'])},
+            'parameters beside the model': [_kind(o['value']) for o in state['others']]}
 
 
 def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:

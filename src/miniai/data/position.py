@@ -31,7 +31,7 @@ def loader_state(dl: Any) -> dict[str, Any]:
 
 def set_loader_state(dl: Any, state: dict[str, Any]) -> None:
     "Put back what `loader_state` gave, workers aside."
-    _set_all_butown_generators(dl, state)
+    _set_all_but_own(dl, state)
     for g, s in zip(own_generators(dl), state['generators'], strict=True): set_state_of(g, s)
     for s, kept in zip(_with_attributes(dl), state['samplers'], strict=True): vars(s).update(kept)
 
@@ -42,7 +42,7 @@ _PLAIN_VALUES = int, float, str, bool, type(None)
 def _with_attributes(dl: Any) -> list: return [s for s in samplers_of(dl) if hasattr(s, '__dict__')]
 
 
-def _set_all_butown_generators(dl: Any, state: dict[str, Any]) -> None:
+def _set_all_but_own(dl: Any, state: dict[str, Any]) -> None:
     if state['epoch'] is not None: dl.epoch = state['epoch']
     for (_, g), s in zip(_held(dl), state['held'], strict=True): set_state_of(g, s)
 
@@ -128,7 +128,7 @@ class FromBatch:
         ahead."""
         if not self.dl.num_workers: return self._set(self.now)
         set_random_states(self.now[0])
-        _set_all_butown_generators(self.dl, self.now[1])
+        _set_all_but_own(self.dl, self.now[1])
 
     def _by_loading(self) -> Iterator:
         batches = iter(self.dl)
