@@ -28,9 +28,20 @@ def bits(x):
     return type(x), struct.pack('d', x) if isinstance(x, float) else x
 
 
-@given(nests, nests)
-def test_two_nests_without_a_difference_have_the_same_leaves_to_the_bit(a, b):
-    if not differences(a, b): assert [bits(x) for x in leaves(a)] == [bits(x) for x in leaves(b)]
+def turned(x):
+    "The same nest, the keys of its mappings in the opposite order."
+    if isinstance(x, dict): return {k: turned(x[k]) for k in reversed(x)}
+    return type(x)(map(turned, x)) if isinstance(x, list | tuple) else x
+
+
+@given(st.tuples(nests, nests) | nests.map(lambda x: (x, turned(x))))
+def test_two_nests_without_a_difference_have_the_same_leaves_to_the_bit(pair):
+    a, b = (sorted((bits(x) for x in leaves(nest)), key=repr) for nest in pair)
+    if not differences(*pair): assert a == b
+
+
+@given(nests)
+def test_the_order_of_keys_is_no_difference(x): assert differences(x, turned(x)) == {}
 
 
 @given(values | tensors, values | tensors)
@@ -68,6 +79,13 @@ def test_every_place_is_named_by_its_keys_and_numbers():
     ({}, [], '0 entries and 0 entries'),
     ('x'*100, 'y', "'" + 'x'*58 + "… and 'y'"), (torch.zeros(1), 0., "(1,) torch.float32 and 0.0")])
 def test_what_is_in_either_is_said(a, b, said): assert differences(dict(k=a), dict(k=b)) == {'k': said}
+
+
+@pytest.mark.parametrize('part', [torch.tensor([]), torch.ones(2), np.ones(2), [1], {}])
+def test_a_value_in_one_list_and_a_part_in_the_other_are_a_difference(part):
+    said = 'False and ' + differences(part, None)[''].removesuffix(' and None')
+    assert differences((None, False), (None, part)) == {'1': said}
+    assert list(differences([part, 1], [False, 1])) == ['0']
 
 
 def test_what_only_one_has_is_told_with_nothing_on_the_other_side():

@@ -43,8 +43,8 @@ def _parts(a: Any, b: Any, leave_out: Collection[str]) -> list | None:
     "What is to be compared one by one, with its name in both; None where `a` and `b` are to be compared as they are."
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return [(k, a.get(k, _NOTHING), b.get(k, _NOTHING)) for k in {**a, **b} if k not in leave_out]
-    alike = isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b) and any(map(_has_parts, a))
-    return list(zip(range(len(a)), a, b, strict=True)) if alike else None
+    alike = isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b)
+    return list(zip(range(len(a)), a, b, strict=True)) if alike and any(map(_has_parts, [*a, *b])) else None
 
 
 def _has_parts(x: Any) -> bool: return isinstance(x, Mapping | list | tuple | Tensor | np.ndarray)
