@@ -49,7 +49,7 @@ def test_a_forked_process_lets_sigint_pass_silently_and_can_be_terminated(watch,
 
 class Workers:
     "Says which process makes a sample, and whether it was started as the user wants it."
-    def __len__(self): return 1000
+    def __len__(self): return 41
     def __getitem__(self, i): return os.getpid(), 'STARTED' in os.environ
 
 
@@ -65,6 +65,7 @@ def test_a_loaders_worker_outlasts_an_interrupt_and_a_first_sigterm(way):
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(pid, number)
             assert [int(next(batches)[0]) for _ in range(20)] == [pid]*20
+        assert list(batches) == []  # torch alone may abort a spawned worker that ends with batches nobody fetched
 
 
 def work(outlast, ready):
