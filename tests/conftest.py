@@ -1,4 +1,4 @@
-"What every test has: no screen, one seed, and no folder or variable of the user's."
+"What every test has: no screen, one seed, no folder or variable of the user's, and no clock to beat."
 import os
 import sys
 
@@ -7,6 +7,9 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile('default', deadline=None)
 
 
 @pytest.fixture(autouse=True)

@@ -74,7 +74,7 @@ LOADERS = {'sized': list, 'unsized': Unsized, 'too long': lambda bs: Lying(bs, l
 
 # Equal to the large batch
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=9), st.integers(1, 5), st.sampled_from(sorted(LOADERS)))
 def test_gradients_at_each_step_equal_the_large_batchs_in_double_precision(sizes, n, kind):
     assert largest_difference(sizes, n, kind, torch.float64) < 1e-12

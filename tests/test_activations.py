@@ -4,7 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,7 +18,6 @@ from small import hooks_on, learner
 def drawn(): return torch.rand(3).tolist(), torch.randperm(50).tolist(), np.random.rand(3).tolist(), random.random()
 
 
-@settings(deadline=None)
 @given(st.integers(-2**31, 2**40))
 def test_set_seed_repeats_torch_numpy_and_random(seed):
     set_seed(seed)

@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -17,7 +17,6 @@ from miniai.augment import RandCopy, RandErase, rand_copy, rand_erase
 from miniai.learner import Learner
 from small import learner, same, weights
 
-unhurried = settings(deadline=None)
 sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 pcts = st.floats(.05, 1.)
 seeds = st.integers(0, 10**6)
@@ -33,7 +32,6 @@ def seeded(f, seed, *args, **kwargs):
 
 
 @FUNCTIONS
-@unhurried
 @given(sizes, pcts, st.integers(0, 5), seeds)
 def test_patches_keep_shape_dtype_and_range_are_made_in_place_and_repeat_under_a_seed(f, size, pct, max_num, seed):
     x = noise(size)
@@ -47,7 +45,6 @@ def test_patches_keep_shape_dtype_and_range_are_made_in_place_and_repeat_under_a
 
 
 @FUNCTIONS
-@unhurried
 @given(sizes, pcts, st.integers(0, 5), seeds)
 def test_at_most_max_num_rectangles_change_each_pct_of_the_sides(f, size, pct, max_num, seed):
     x = noise(size)
@@ -57,7 +54,6 @@ def test_at_most_max_num_rectangles_change_each_pct_of_the_sides(f, size, pct, m
 
 
 @FUNCTIONS
-@unhurried
 @given(st.floats(.2, .9), seeds)
 def test_one_patch_is_a_rectangle_at_the_same_place_in_every_image(f, pct, seed):
     x = noise((3, 2, 10, 15))
@@ -72,7 +68,6 @@ def test_one_patch_is_a_rectangle_at_the_same_place_in_every_image(f, pct, seed)
         for line in (rows, cols): assert line.nonzero().diff(dim=0).eq(1).all()
 
 
-@unhurried
 @given(sizes, pcts, seeds)
 def test_rand_copy_puts_there_pixels_of_the_same_image_and_channel(size, pct, seed):
     x = noise(size)
@@ -184,7 +179,6 @@ def test_a_generator_draws_everything_and_leaves_the_others_alone(f):
 
 
 @FUNCTIONS
-@unhurried
 @given(sizes, st.sampled_from([torch.float64, torch.float16, torch.bfloat16]), seeds,
        st.sampled_from([torch.contiguous_format, torch.channels_last]))
 def test_patches_keep_any_float_type_and_memory_format(f, size, dtype, seed, fmt):

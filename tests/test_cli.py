@@ -282,7 +282,7 @@ def argument(name, value, dash):
     return [f'--{"" if value else f"no{dash}"}{name}'] if isinstance(value, bool) else [f'--{name}', str(value)]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.fixed_dictionaries({}, optional=OPTIONS), st.fixed_dictionaries({}, optional=OPTIONS), st.sampled_from('-_'))
 def test_what_was_given_is_known_were_it_the_default_on_the_command_line_or_in_the_file(tmp_path_factory, line, toml,
                                                                                          dash):

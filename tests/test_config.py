@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
@@ -31,13 +31,11 @@ def read(file, text, cls=TrainConfig):
     return cls.from_toml(file)
 
 
-@settings(deadline=None)
 @given(trains | lr_finds)
 def test_a_configuration_written_as_toml_is_read_back_the_same(file, config):
     assert read(file, config.to_toml(), type(config)) == replace(config, config=file)
 
 
-@settings(deadline=None)
 @given(trains | lr_finds)
 def test_the_toml_says_every_option_but_config(config):
     said = tomllib.loads(config.to_toml())

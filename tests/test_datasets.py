@@ -23,7 +23,7 @@ def test_each_name_is_the_library_s_one_of_that_name():
         assert getattr(miniai.datasets, name) is getattr(home, name)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(st.integers(1, 8))
 def test_a_batch_from_a_dict_dataset_can_be_shown(n):
     ds = type('HasFeatures', (), dict(features=dict(image=None, label=None)))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
@@ -36,7 +36,6 @@ def outline(x):
 def is_tensor(x): return isinstance(x, torch.Tensor)
 
 
-@settings(deadline=None)
 @given(nests)
 def test_map_tensors_changes_every_tensor_and_nothing_else(x):
     mapped = map_tensors(lambda t: [id(t)], x)
@@ -47,7 +46,6 @@ def test_map_tensors_changes_every_tensor_and_nothing_else(x):
     assert all(a is b for a, b in zip(leaves(same), leaves(x), strict=True))
 
 
-@settings(deadline=None)
 @given(nests)
 def test_tensors_in_gives_every_tensor_in_order_and_first_tensor_the_first(x):
     expected = [o for o in leaves(x) if is_tensor(o)]
@@ -58,7 +56,6 @@ def test_tensors_in_gives_every_tensor_in_order_and_first_tensor_the_first(x):
 
 
 @pytest.mark.parametrize('f', [to_cpu, detached])
-@settings(deadline=None)
 @given(nests)
 def test_to_cpu_and_detached_cut_the_graph_and_make_half_precision_float32(f, x):
     moved = f(x)
@@ -73,7 +70,6 @@ def test_to_cpu_and_detached_cut_the_graph_and_make_half_precision_float32(f, x)
         assert new.tolist() == old.tolist()
 
 
-@settings(deadline=None)
 @given(nests)
 def test_to_device_moves_every_tensor_and_keeps_its_type(x):
     moved = to_device(x, 'meta')

@@ -51,7 +51,6 @@ def no_debian(monkeypatch, tmp_path): monkeypatch.setattr(fmnist, 'DEBIAN', tmp_
 def idx_file(tmp_path_factory): return tmp_path_factory.mktemp('idx')/'some-file'
 
 
-@settings(deadline=None)
 @given(shapes, st.booleans(), st.randoms(use_true_random=False))
 def test_an_idx_file_of_any_shape_is_read_as_it_was_written(idx_file, shape, zipped, rnd):
     array = np.frombuffer(rnd.randbytes(int(np.prod(shape))), np.uint8).reshape(shape)
@@ -70,7 +69,7 @@ def damage(data, draw):
     return bytes(raw)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data(), shapes, st.randoms(use_true_random=False))
 def test_a_damaged_gzipped_idx_file_gives_its_array_or_a_valueerror_that_names_it(idx_file, data, shape, rnd):
     array = np.frombuffer(rnd.randbytes(int(np.prod(shape))), np.uint8).reshape(shape)
@@ -80,7 +79,7 @@ def test_a_damaged_gzipped_idx_file_gives_its_array_or_a_valueerror_that_names_i
     else: assert np.array_equal(back, array)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.data(), shapes, st.randoms(use_true_random=False))
 def test_a_damaged_plain_idx_file_gives_what_its_bytes_say_or_a_valueerror_that_names_it(idx_file, data, shape, rnd):
     raw = damage(idx(np.frombuffer(rnd.randbytes(int(np.prod(shape))), np.uint8).reshape(shape)), data.draw)

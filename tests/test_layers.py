@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -14,7 +14,6 @@ floats = st.floats(-10, 10, width=32)
 maybe = st.none() | st.floats(-2, 2, width=32)
 
 
-@settings(deadline=None)
 @given(st.lists(floats, min_size=1), maybe, maybe, maybe)
 def test_general_relu_is_a_leaky_relu_shifted_down_then_clamped(xs, leak, sub, maxv):
     highest = float('inf') if maxv is None else maxv
@@ -50,7 +49,6 @@ def test_conv_block_is_convolution_then_norm_then_activation():
     assert conv_block(1, 2, norm=nn.BatchNorm2d)[1].num_features == 2
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 3, 5, 7]), st.integers(1, 3), st.integers(7, 12))
 def test_conv_block_gives_a_strided_size_rounded_up_for_odd_kernels(ni, nf, ks, stride, size):
     out = conv_block(ni, nf, ks, stride)(torch.rand(2, ni, size, size))

@@ -238,7 +238,7 @@ def cancelled(events, at, kind):
 def kinds_open_at(event): return [s.split()[0] for s in event[1]]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_after_cancels_at_any_events_the_rest_is_as_the_model_says(data):
     n = [data.draw(st.integers(1, 2)) for _ in range(3)]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
@@ -51,7 +51,6 @@ def test_a_dataset_of_unequal_lengths_is_an_error():
     with pytest.raises(ValueError, match=said): Dataset([1, 2, 3], [1, 2])
 
 
-@settings(deadline=None)
 @given(st.permutations(['a', 'b', 'c']), st.permutations(['a', 'b', 'c']))
 def test_collate_dict_gives_a_tuple_in_the_order_of_the_features(features, keys):
     ds = type('HasFeatures', (), dict(features=dict.fromkeys(features)))
@@ -196,7 +195,6 @@ def arrays(n=20, side=4): return torch.randint(0, 256, (n, side, side), dtype=to
 def drawn(dl): return [i for _, y in dl for i in y.tolist()]
 
 
-@settings(deadline=None)
 @given(st.integers(5, 40), st.sampled_from([.2, .5]), st.integers(0, 9), st.integers(1, 9))
 def test_from_arrays_splits_and_shuffles_by_seed_without_a_copy(n, fraction, seed, bs):
     x, y = arrays(n)

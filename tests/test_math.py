@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from miniai.optim import maximum, minimum, sign, sqrt, where
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
-quick = settings(deadline=None, max_examples=80)
+quick = settings(max_examples=80)
 
 
 def tensor(*xs): return torch.tensor(xs, dtype=torch.float64)

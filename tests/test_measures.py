@@ -1,12 +1,11 @@
 "How good predictions are."
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from miniai.measures import accuracy
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.permutations(range(4)), st.integers(0, 3)), min_size=1, max_size=20))
 def test_accuracy_is_the_share_of_rows_whose_largest_entry_is_at_the_target(rows):
     out, targets = torch.tensor([r for r, _ in rows]).float(), torch.tensor([t for _, t in rows])

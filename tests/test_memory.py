@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from miniai.data import MemoryLoader
@@ -18,7 +18,6 @@ def labels(loader): return [y.tolist() for _, y in loader]
 def order(batches): return [i for b in batches for i in b]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 17), seeds, st.booleans())
 def test_every_sample_comes_exactly_once_an_epoch_in_batches_of_bs(n, bs, seed, shuffle):
     loader = MemoryLoader(*images(n), bs=bs, shuffle=shuffle, seed=seed)
@@ -30,7 +29,6 @@ def test_every_sample_comes_exactly_once_an_epoch_in_batches_of_bs(n, bs, seed, 
         if not shuffle: assert order(batches) == list(range(n))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(1, 17), seeds, st.integers(0, 9))
 def test_the_order_depends_on_seed_and_epoch_alone(n, bs, other_bs, seed, global_seed):
     a, b = (MemoryLoader(*images(n), bs=k, shuffle=True, seed=seed) for k in (bs, other_bs))
@@ -51,7 +49,6 @@ def test_shuffling_draws_no_random_number_of_the_user_s():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(deadline=None)
 @given(st.floats(-1, 1, width=32), st.floats(.125, 2, width=32))
 def test_images_become_floats_from_0_to_1_less_mean_over_std_with_a_channel(mean, std):
     x, y = images(70)
@@ -94,7 +91,6 @@ def loader(n, bs, shuffle=True, seed=0, **kw):
 def drawn(batches): return [x.tolist() for x, in batches]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 17), seeds, st.integers(0, 2**40), st.booleans(), st.booleans(), st.data())
 def test_starting_at_batch_k_equals_skipping_k_batches(n, bs, seed, epoch, shuffle, drop_last, data):
     dl = loader(n, bs, shuffle, seed, drop_last=drop_last)
@@ -103,7 +99,6 @@ def test_starting_at_batch_k_equals_skipping_k_batches(n, bs, seed, epoch, shuff
     assert dl.epoch == 0
 
 
-@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 17), seeds, st.integers(0, 9))
 def test_a_pass_is_that_of_the_epoch_that_was_set_whatever_came_before(n, bs, seed, epoch):
     a, b = loader(n, bs, seed=seed), loader(n, bs, seed=seed)
@@ -132,7 +127,6 @@ def test_the_order_is_torch_s_randperm_of_one_generator():
     assert [i for b in drawn(loader(50, 8, seed=7).batches(2)) for i in b] == permutation(50, 7, 2).tolist()
 
 
-@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(1, 17), st.booleans())
 def test_drop_last_leaves_out_a_smaller_last_batch_alone(n, bs, shuffle):
     dl, whole = loader(n, bs, shuffle, drop_last=True), loader(n, bs, shuffle)
@@ -140,7 +134,6 @@ def test_drop_last_leaves_out_a_smaller_last_batch_alone(n, bs, shuffle):
     assert len(dl) == n // bs
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 19)), st.integers(1, 7), st.booleans())
 def test_rows_are_the_only_ones_that_come(rows, bs, shuffle):
     rows = sorted(rows)

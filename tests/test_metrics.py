@@ -32,7 +32,7 @@ def uneven(): return [(x[:n], y[:n]) for (x, y), n in zip(batches(3), (6, 5, 2),
 
 # Mean
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.floats(-9, 9), st.integers(1, 50), st.sampled_from(['float', 'cpu', 'off'])), min_size=1))
 def test_a_mean_is_numpys_weighted_average_wherever_the_numbers_live(rows):
     m = Mean()

@@ -102,7 +102,7 @@ formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
 
 
 @MIXERS
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes, dtypes, formats, seeds)
 def test_mixing_keeps_shape_dtype_format_and_range_and_repeats_under_a_seed(mixer, size, dtype, fmt, seed):
     x = torch.randn(size, generator=seeded(0)).to(dtype).contiguous(memory_format=fmt)
@@ -115,7 +115,7 @@ def test_mixing_keeps_shape_dtype_format_and_range_and_repeats_under_a_seed(mixe
     assert again.lam == mix.lam
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes, seeds)
 def test_mixup_blends_each_example_with_its_partner(size, seed):
     x = torch.randn(size, generator=seeded(0), dtype=torch.float64)
@@ -125,7 +125,7 @@ def test_mixup_blends_each_example_with_its_partner(size, seed):
     assert .5 <= mix.lam <= 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, seeds)
 def test_cutmix_pastes_one_rectangle_of_the_partner_and_lam_is_the_share_that_stayed(size, seed):
     n, _, h, w = size

@@ -10,7 +10,7 @@ from torch import nn
 
 from miniai.augment import RandCrop, RandFlip, RandTranslate, mirror, rand_crop, rand_flip, rand_translate
 
-unhurried = settings(deadline=None, max_examples=60)
+fewer = settings(max_examples=60)
 sizes = st.tuples(st.integers(0, 5), st.sampled_from([1, 3]), st.integers(1, 13), st.integers(1, 13))
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int64])
 formats = st.sampled_from([torch.contiguous_format, torch.channels_last])
@@ -28,7 +28,7 @@ def pictures(size, dtype=torch.float32, seed=0):
     return torch.randint(3, 250, size, generator=seeded(seed)).to(dtype)
 
 
-@unhurried
+@fewer
 @given(moves, sizes, dtypes, formats, seeds)
 def test_moves_keep_shape_dtype_format_and_range_leave_their_input_and_repeat_under_a_seed(f, size, dtype, fmt, seed):
     x = pictures(size, dtype).contiguous(memory_format=fmt)
@@ -64,7 +64,7 @@ def filled(im, i, j, fill):
     return im[:, i, j] if inside else fill
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 7), st.integers(1, 7)), st.floats(0, 1),
        dtypes, seeds)
 def test_a_shift_is_that_of_a_slow_loop_over_images_and_pixels(size, most, dtype, seed):
@@ -78,7 +78,7 @@ def test_a_shift_is_that_of_a_slow_loop_over_images_and_pixels(size, most, dtype
         assert torch.equal(rand_translate(x, most, generator=seeded(seed), **kwargs), torch.stack(slow))
 
 
-@unhurried
+@fewer
 @given(st.integers(1, 6), st.sampled_from([1, 3]), st.integers(7, 15), st.integers(7, 15), st.integers(0, 6),
        st.sampled_from(['reflect', 'replicate', 'constant']), seeds)
 def test_a_crop_is_a_window_of_what_torch_pads(n, c, h, w, pad, mode, seed):
@@ -90,7 +90,7 @@ def test_a_crop_is_a_window_of_what_torch_pads(n, c, h, w, pad, mode, seed):
     assert torch.equal(rand_crop(x, pad, mode, fill, generator=seeded(seed)), torch.stack(windows))
 
 
-@unhurried
+@fewer
 @given(st.floats(0, 1), sizes, seeds)
 def test_a_flip_is_that_of_a_slow_loop_over_images(p, size, seed):
     x = pictures(size)

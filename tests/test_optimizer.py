@@ -283,7 +283,7 @@ shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1
 
 @each_class
 @given(shapes=shapes, data=st.data())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_neither_the_order_of_parameters_nor_their_grouping_changes_a_bit(cls, shapes, data):
     ps = [param(*s) for s in shapes]
     qs = [nn.Parameter(p.detach().clone()) for p in ps]

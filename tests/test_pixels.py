@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -15,7 +15,6 @@ def ramp(*shape): return (torch.arange(torch.Size(shape).numel()) % 256).to(torc
 def scaled(x, **kw): return Scaling(x, **kw)(x.clone())
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=5)))
 def test_pixels_are_numbers_from_0_to_1_rounded_once_and_a_channel_comes_to_three_dimensions(x):
     out = scaled(torch.from_numpy(x))
@@ -24,7 +23,6 @@ def test_pixels_are_numbers_from_0_to_1_rounded_once_and_a_channel_comes_to_thre
     assert np.array_equal(out.numpy().reshape(x.shape), (x/255).astype(np.float32))
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.uint8, (3, 2, 4, 5)), st.one_of(MEANS, st.lists(MEANS, min_size=2, max_size=2)),
        st.one_of(STDS, st.lists(STDS, min_size=2, max_size=2)))
 def test_mean_and_std_are_numbers_or_one_for_each_channel(x, mean, std):
@@ -33,7 +31,6 @@ def test_mean_and_std_are_numbers_or_one_for_each_channel(x, mean, std):
     np.testing.assert_allclose(out, (x/255 - m)/s, rtol=1e-5, atol=2e-5)
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=4), elements=st.floats(-10, 10)), MEANS, STDS,
        st.sampled_from([torch.float32, torch.float64]))
 def test_floats_keep_their_dtype_and_shape(x, mean, std, dtype):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from miniai.plot import get_grid, plot_func, show_image, show_images, subplots
 
-few = settings(max_examples=20, deadline=None)
+few = settings(max_examples=20)
 
 
 def drawn(ax):

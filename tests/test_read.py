@@ -133,7 +133,7 @@ json_values = st.recursive(json_leaves, lambda x: st.one_of(st.lists(x, max_size
 
 
 @given(json_values, json_values, json_values)
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_json_a_sealed_file_holds_it_loads_or_is_refused(path, state, table, entry):
     for e, t, s in ((damage.tensor(), '{}', state), (damage.tensor(), table, {'$tensor': 't'}),
                     (damage.tensor(), {'t': table}, {'$tensor': 't'}),
@@ -147,7 +147,7 @@ sizes = st.lists(st.sampled_from([0, 1, 2, 3, 4, 2**31, 2**40, 2**62 - 1]), max_
 
 
 @given(sizes, sizes, st.sampled_from(['F32', 'BF16', 'U8', 'BOOL', 'F64', 'I64']), st.booleans(), st.booleans())
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_sizes_and_strides_a_sealed_file_claims_it_loads_or_is_refused(path, shape, stride, dtype, numpy,
                                                                                 plain):
     table = {'t': dict(numpy=numpy) if plain else dict(shape=shape, stride=stride, numpy=numpy)}

@@ -32,7 +32,7 @@ def test_a_number_is_a_python_number_or_a_tensor_of_one_element():
     for x in (None, torch.ones(2), torch.ones(0), '1', [1.]): assert not is_number(x)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(anything, sources, st.booleans())))
 def test_readings_are_the_numbers_in_the_order_they_came_wherever_they_came_from(xs):
     r = Readings()

@@ -110,7 +110,7 @@ def test_a_rule_on_python_floats_gives_what_it_gives_on_float64_tensors(name):
 
 @each_rule
 @given(p=st.floats(-1e3, 1e3), g=st.floats(-1e3, 1e3), lr=st.floats(0, 1))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_first_step_on_python_floats_is_the_formulas(name, p, g, lr):
     mine, _ = call(PAIRS[name], p, g, first_state(name, p, g), 1, dict(lr=lr))
     theirs = formulas.FORMULAS[name](np.float64(p), np.float64(g), {}, 1, lr=lr)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from safetensors.torch import load_model
@@ -188,7 +188,6 @@ def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
     assert RunFolder.of_run(str(tmp_path/'2026-01-01_235959-train'), 'train').path.name == '2026-01-01_235959-train'
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.datetimes(datetime(2020, 1, 1), datetime(2020, 1, 3)), st.integers(1, 120)), min_size=1,
                 unique_by=lambda made: (made[0].replace(microsecond=0), made[1])),
        st.sampled_from(['{time}-{job}', '{job}/{time}', 'a[{time}]/{job}', '{time}']))

@@ -19,7 +19,7 @@ from torch import nn
 from miniai.checkpoint import SaveError, Saver, disk, inspect, load, remove_stale, save, verify
 from states import DTYPES, aliases, bits, everything, same, states
 
-LAX = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+LAX = dict(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture

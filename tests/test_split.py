@@ -2,14 +2,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from miniai.data.split import mean_std, split_rows
 
 
-@settings(deadline=None)
 @given(st.integers(2, 200), st.floats(.01, .99), st.integers(-2**40, 2**40))
 def test_every_row_is_in_one_part_and_a_fraction_of_them_in_the_second(n, fraction, seed):
     if not 0 < round(n*fraction) < n: return
@@ -34,7 +33,6 @@ def test_a_fraction_that_leaves_a_part_empty_is_an_error(fraction, part):
     with pytest.raises(ValueError, match=f'of 10 samples leaves none for {part}'): split_rows(10, fraction, 0)
 
 
-@settings(deadline=None)
 @given(hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=4), elements=st.floats(-100, 100)),
        st.integers(1, 30), st.floats(-1e4, 1e4))
 def test_mean_and_deviation_of_a_channel_are_numpy_s_in_blocks_of_any_size(x, most, far):

@@ -34,7 +34,7 @@ def test_figures_are_those_of_double_precision_and_the_histogram_is_torchs(dtype
     assert (mean.ndim, std.ndim, hist.shape) == (0, 0, (40,))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=2, max_size=50))
 def test_both_histograms_hold_for_any_numbers_on_both_paths(xs):
     x = torch.tensor(xs, dtype=torch.float32)
@@ -52,7 +52,7 @@ def test_one_number_has_itself_as_mean_and_deviates_by_0(dtype, shape):
         assert (mean.item(), std.item(), hist.nonzero().tolist()) == (3., 0., [[bin_]])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(2, 200), st.floats(-1e6, 1e6), st.floats(1e-3, 1e3))
 def test_a_large_mean_does_not_spoil_the_deviation(n, offset, scale):
     x = drawn(n, scale, torch.float64, offset=offset)
