@@ -24,7 +24,7 @@ from miniai.callbacks.metrics import Mean
 from miniai.callbacks.run_state import ResumeError
 from miniai.callbacks.signals import OutlastSignals
 from miniai.checkpoint import FolderInUseError, SaveError, disk, saving, verify
-from miniai.learner import CancelFitException
+from miniai.learner import CancelFitException, MomentumLearner
 from miniai.optim import AdamW, Lion
 from resuming import Noisy, Quiet, StopCB, digest, net, run
 from small import learner
@@ -167,6 +167,14 @@ def test_what_differs_is_refused_with_both_values_before_anything_is_put_back(ch
     before = digest_of(learn.model)
     with pytest.raises(ResumeError, match=says): learn.fit(2, resume=True)
     assert digest_of(learn.model) == before
+
+
+def test_another_share_of_the_gradients_that_a_learner_keeps_is_refused(tmp_path):
+    def keeping(mom): return learner([CheckpointCB(tmp_path)], MomentumLearner, mom=mom)
+    keeping(.85).fit(1)
+    with pytest.raises(ResumeError, match=r'mom was 0\.85 in the checkpoint and is 0\.9 here'):
+        keeping(.9).fit(2, resume=True)
+    keeping(.85).fit(2, resume=True)
 
 
 def digest_of(model): return [x.tolist() for x in model.state_dict().values()]

@@ -193,7 +193,7 @@ def first_fingerprint(learn: Any, by_workers: bool = False) -> dict[str, Any]:
             'optimizer option': {nm: str(getattr(learn.opt, nm)) for nm in _OPTIONS if hasattr(learn.opt, nm)},
             **{f'group {i}:': _group(learn, g) for i, g in enumerate(learn.opt.param_groups)},
             **{f'group {i}, parameter': nms for i, nms in enumerate(_names_of(learn))},
-            'loss function': _name(learn.loss_func), 'validation': learn.validates,
+            'loss function': _name(learn.loss_func), 'validation': learn.validates, 'mom': getattr(learn, 'mom', None),
             'records of callbacks': [nm for nm, _ in _keepers(learn)]}
 
 
