@@ -79,8 +79,10 @@ def tensors(draw):
 def arrays(draw):
     dtype, shape = np.dtype(draw(st.sampled_from(ARRAYS))), draw(st.lists(st.integers(0, 3), max_size=3))
     n = math.prod(shape)
-    a = np.frombuffer(draw(st.binary(min_size=n*dtype.itemsize, max_size=n*dtype.itemsize)), dtype).reshape(shape)
-    a = a.view('u1') % 2 == 1 if dtype.kind == 'b' else a.copy() if draw(st.booleans()) else a
+    raw = bytearray(draw(st.binary(min_size=n*dtype.itemsize, max_size=n*dtype.itemsize)))  # memory of its own
+    a = np.frombuffer(raw, dtype).reshape(shape)
+    a = a.view('u1') % 2 == 1 if dtype.kind == 'b' else a
+    a.setflags(write=draw(st.booleans()))
     return a.transpose(draw(st.permutations(range(a.ndim))))[::draw(st.sampled_from([1, -1, 2]))] if a.ndim else a
 
 
