@@ -109,6 +109,13 @@ def test_equal_tensors_of_their_own_memory_are_not_tied(path):
     assert got[1].sum() == 0
 
 
+def test_arrays_over_the_same_bytes_are_written_once_and_are_one_again(path):
+    raw = bytes(8)
+    got = back(path, dict(a=np.frombuffer(raw, 'i2'), b=np.frombuffer(raw, 'i2'), c=np.frombuffer(raw, 'i4')))
+    assert got['a'] is got['b']
+    assert got['c'].tolist() == [0, 0]
+
+
 def test_what_comes_back_is_the_callers_own_and_writable(path):
     got = back(path, dict(t=torch.ones(3), a=np.broadcast_to(np.ones(1), 3)))
     got['t'].add_(1), got['a'].__iadd__(1)
@@ -468,6 +475,36 @@ def test_where_no_thread_can_be_had_a_background_save_is_done_at_once(path, monk
 
 
 # Looking into a file
+
+def test_where_only_one_thread_can_be_had_a_background_save_is_done_at_once_and_no_thread_stays(path, monkeypatch):
+    refusing(monkeypatch, RuntimeError("can't start new thread"))
+    pending = save(path, dict(a=torch.ones(3)), background=True)
+    pending.wait()
+    assert same(load(path), dict(a=torch.ones(3)))
+    assert keeper_ends()
+
+
+def test_an_interrupt_amid_the_start_of_a_background_save_leaves_no_thread_that_waits(path, monkeypatch):
+    refusing(monkeypatch, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt): save(path, dict(a=torch.ones(3)), background=True)
+    assert keeper_ends()
+    assert not path.exists()
+
+
+def refusing(monkeypatch, error):
+    "Let the thread that writes not start."
+    start = threading.Thread.start
+    def refuse(self):
+        if self.name == 'miniai-save': raise error
+        start(self)
+    monkeypatch.setattr(threading.Thread, 'start', refuse)
+
+
+def keeper_ends():
+    for t in threading.enumerate():
+        if t.name == 'miniai-save-kept': t.join(10)
+    return all(t.name != 'miniai-save-kept' for t in threading.enumerate())
+
 
 def test_inspect_tells_what_is_in_a_file_by_its_head(path):
     save(path, everything())

@@ -120,19 +120,19 @@ class Pending:
         work = contents.written(paths, arena.copies(contents))
         self._thread = Thread(target=self._run, args=work, daemon=True, name='miniai-save')
         _pending.update(dict.fromkeys(paths, self))
-        try: self._thread.start()
+        try:
+            Thread(target=self._keep, daemon=False, name='miniai-save-kept').start()  # after the other it waits for it
+            self._thread.start()
         except RuntimeError: self._run(*work)  # no thread can be had any more, at the interpreter's end
-        else: self._keep()
+        except BaseException:
+            self._over.set()  # else the interpreter would wait for ever
+            raise
 
     def _keep(self) -> None:
         """Let the interpreter, which ends amid a daemon, wait for another thread until this save is over: a process
         that multiprocessing forked waits for threads at its end, and calls no atexit function."""
-        try: Thread(target=self._await, daemon=False, name='miniai-save-kept').start()
-        except RuntimeError: self._thread.join()
-
-    def _await(self) -> None:
         self._over.wait()
-        if not self._abandoned: self._thread.join()
+        if self._thread.is_alive() and not self._abandoned: self._thread.join()
 
     def _run(self, *work: Any) -> None:
         try: write_durably(*work)
