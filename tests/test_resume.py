@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from miniai import ActivationStats, Callback, DataLoaders, RecorderCB, accuracy
 from miniai.accel import AccumulateCB
-from miniai.callbacks import resume, run_state
+from miniai.callbacks import fingerprint, resume
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.metrics import Mean
 from miniai.callbacks.run_state import ResumeError
@@ -149,7 +149,7 @@ class Shaped(nn.Sequential): "The same weights, by another class."
     (lambda learn, mp: setattr(learn, 'opt_func', partial(AdamW, ema=.9, state='bf16', wd=.3)),
      'group 0: weight_decay was 0.01 .* and is 0.3 here'),
     (lambda learn, mp: mp.setattr(torch, '__version__', '1.0'), "torch was '.*' .* and is '1.0' here"),
-    (lambda learn, mp: mp.setattr(run_state, 'version_of', lambda package: '9'), "miniai was '.*' .* and is '9' here"),
+    (lambda learn, mp: mp.setattr(fingerprint, 'version_of', lambda x: '9'), "miniai was '.*' .* and is '9' here"),
     (lambda learn, mp: mp.setattr(torch, 'get_num_threads', lambda: 99), 'threads was .* and is 99 here'),
     (lambda learn, mp: setattr(learn.cbs[5].crop, 'generator', None),
      r"generators of callbacks was \['torch.Generator on cpu'\] .* and is \[\] here"),

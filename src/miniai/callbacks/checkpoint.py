@@ -13,23 +13,13 @@ from miniai.events import Callback, CancelEpochException, CancelFitException, is
 from miniai.readings import is_number
 
 from .checks import FiniteLossCB
+from .fingerprint import check_same, fingerprint, first_change, first_fingerprint, steady
 from .lr_finder import LRFinderCB
 from .metrics import MetricsCB, direction
 from .restore import put
 from .resume import Start, go_on, inexact, newest_start, weights_in_place
 from .run_files import BEST, RunFiles, files_of, lies_between_epochs
-from .run_state import (
-    ResumeError,
-    check_same,
-    check_savable,
-    fingerprint,
-    first_change,
-    first_fingerprint,
-    loaders_of,
-    run_state,
-    state_now,
-    steady,
-)
+from .run_state import ResumeError, check_savable, loaders_of, run_state, state_now
 from .signals import OutlastSignals, SignalWatch
 
 __all__ = ['CheckpointCB', 'start_of']

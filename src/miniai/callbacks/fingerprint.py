@@ -1,0 +1,158 @@
+"""What of a run must be the same for it to go on, and in what two differ, in words. Knows what a Learner keeps, no
+files."""
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from miniai.data.content import describe_content
+from miniai.data.position import describe_loader
+from miniai.randomness import describe_states
+from miniai.versions import version_of
+
+from .run_state import ResumeError, device_of, extras_of, keepers, named_loaders, run_state
+
+__all__ = ['fingerprint', 'first_fingerprint', 'check_same', 'steady', 'first_change']
+
+_OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
+_STEPS = sorted({int(1.1**k) for k in range(150)})  # from 1 to over a million
+
+
+def fingerprint(learn: Any) -> dict[str, Any]:
+    "What of library, model and data must be the same for a run to go on, as plain values by name."
+    return {'miniai': version_of('miniai-torch'), 'torch': str(torch.__version__), 'device': device_of(learn.model),
+            'threads': torch.get_num_threads(), 'optimizer': type(learn.opt).__name__,
+            'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
+            'model': _kinds(learn.model.state_dict()),
+            **{f"the Learner's {nm}": _extra(x) for nm, x in extras_of(learn).items()},
+            **{f'{nm}: {k}': v for nm, dl in named_loaders(learn) for k, v in describe_loader(dl).items()}}
+
+
+def _kinds(model: dict[str, Any]) -> dict[str, str]: return {nm: _kind(x) for nm, x in model.items()}
+
+
+def _kind(x: Any) -> str:
+    return f'{tuple(x.shape)} {str(x.dtype)[6:]}' if isinstance(x, torch.Tensor) else type(x).__name__
+
+
+def first_fingerprint(learn: Any, by_workers: bool = False) -> dict[str, Any]:
+    """What of data in memory, hyperparameters, schedules and records must be the same, as a fit begins: later they have
+    moved, and two that are the same no longer look it. With `by_workers` it matters how many workers there are."""
+    schedules = [cb.schedo for cb in learn.cbs if getattr(cb, 'schedo', None) is not None]
+    workers = {f'{nm}: number of workers': getattr(dl, 'num_workers', 0) for nm, dl in named_loaders(learn)}
+    return {**{f'{nm}: {k}': v for nm, dl in named_loaders(learn) for k, v in describe_content(dl).items()},
+            **(workers if by_workers else {}),
+            'schedules': [type(s).__name__ for s in schedules],
+            **{f'schedule {i}:': _schedule(s) for i, s in enumerate(schedules)},
+            'optimizer option': {nm: str(getattr(learn.opt, nm)) for nm in _OPTIONS if hasattr(learn.opt, nm)},
+            **{f'group {i}:': _group(learn, g) for i, g in enumerate(learn.opt.param_groups)},
+            **{f'group {i}, parameter': nms for i, nms in enumerate(_names_of(learn))},
+            'is trained:': {nm: p.requires_grad for nm, p in learn.model.named_parameters()},
+            'loss function': _name(learn.loss_func), 'validation': learn.validates, 'mom': getattr(learn, 'mom', None),
+            'records of callbacks': [nm for nm, _ in keepers(learn)]}
+
+
+def _extra(x: Any) -> dict[str, Any]:
+    return _kinds(x.state_dict()) if isinstance(x, nn.Module) else {
+        '': type(x).__name__, 'parameters of groups': [len(g['params']) for g in x.param_groups]}
+
+
+def _name(f: Any) -> str | None:
+    "What a function, or an object that stands in for one, is called."
+    return getattr(getattr(f, 'func', f), '__qualname__', None if f is None else type(f).__name__)
+
+
+def _names_of(learn: Any) -> list[dict[str, str]]:
+    "The names of the parameters of each group, in their order, by which the optimizer's state knows them."
+    names = {id(p): nm for nm, p in learn.model.named_parameters()}
+    return [{str(i): names.get(id(p), 'not of the model') for i, p in enumerate(g['params'])}
+            for g in learn.opt.param_groups]
+
+
+def _group(learn: Any, group: dict) -> dict[str, Any]:
+    "An optimizer that stays from fit to fit, without an `opt_func`, may have been moved by an earlier one."
+    hypers = {k: _plain(x) for k, x in group.items() if k != 'params'} if learn.opt_func else {}
+    return {'parameters': len(group['params'])} | hypers
+
+
+def _schedule(s: Any) -> dict[str, Any]:
+    fixed = {k: _plain(x) for k, x in s.state_dict().items()}
+    functions = {id(f): f for part in _within(s) for f in getattr(part, 'lr_lambdas', ())}.values()
+    values = {f'value of function {i} at step {n}': _value(f, n) for i, f in enumerate(functions) for n in _STEPS}
+    return {k: fixed[k] for k in sorted(fixed, key=lambda k: k.startswith('_'))} | values
+
+
+def _within(s: Any) -> Iterator[Any]:
+    "A schedule, and those that it is made of."
+    yield s
+    for part in getattr(s, '_schedulers', ()): yield from _within(part)
+
+
+def _value(f: Callable[[int], Any], step: int) -> float | str:
+    "What a schedule's function gives, as something that equals itself; how it fails, at a step that it has none for."
+    try: x = float(f(step))
+    except Exception as e: return type(e).__name__
+    return x if x == x else 'nan'
+
+
+def _plain(x: Any) -> Any:
+    "What can be compared of a schedule's state: functions and objects by the names of their kinds."
+    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
+    if isinstance(x, list | tuple): return [_plain(y) for y in x]
+    if isinstance(x, torch.Tensor) and x.numel() == 1: return x.item()
+    return x if isinstance(x, int | float | str | None) else type(x).__name__
+
+
+def check_same(learn: Any, state: dict[str, Any], first: dict[str, Any]) -> None:
+    """ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins, with `first`
+    as its first fingerprint; with both."""
+    _check(state['fingerprint'], fingerprint(learn) | first)
+    now = run_state(learn)
+    _check(_trained(state), _trained(now), ": what is trained must all be there as a fit begins")
+    _check(_random_fingerprint(state), _random_fingerprint(now))
+
+
+def steady(state: dict[str, Any]) -> dict[str, Any]:
+    "What of a run's state must look the same as it is saved and as a fit that goes on with it begins."
+    return {'model': _kinds(state['model']), **_trained(state), **_random_fingerprint(state),
+            'kept besides': list(state['extras']), 'records of callbacks': list(state['records'])}
+
+
+def first_change(before: dict[str, Any], now: dict[str, Any]) -> str:
+    "The first thing in which two of `steady` differ, with both; '' where nothing does."
+    return next((f'{k} was {a} as it began and is {b} now' for k, a, b in _differences(before, now)), '')
+
+
+def _trained(state: dict[str, Any]) -> dict[str, Any]:
+    return {'parameters of group': {str(i): len(g['params']) for i, g in enumerate(state['opt']['param_groups'])},
+            'parameters beside the model': [_kind(o['value']) for o in state['others']]}
+
+
+def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
+    held = dict(callbacks=now['generators']) | {f'loader {i}': [*s['generators'], *s['held']]
+                                                for i, s in enumerate(now['loaders'])}
+    return {'random state:': describe_states(now['random']),
+            'kinds of the generators of': {nm: [g['kind'] for g in gs] for nm, gs in held.items()}}
+
+
+def _check(saved: dict[str, Any], here: dict[str, Any], hint: str = '') -> None:
+    for k, then, now in _differences(saved, here):
+        if k.endswith('number of workers') and 'nothing' in (then, now): continue  # compared where it matters to both
+        raise ResumeError(f"the run cannot go on: {k} was {then} in the checkpoint and is {now} here{hint}")
+
+
+def _differences(saved: dict[str, Any], here: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    "What differs, and both, as words."
+    a, b = _flat(saved), _flat(here)
+    for k in dict.fromkeys([*b, *a]):
+        then, now = (repr(d[k]) if k in d else 'nothing' for d in (a, b))
+        if a.get(k) != b.get(k): yield k, then, now
+
+
+def _flat(d: dict[str, Any]) -> dict[str, Any]:
+    "Nested names joined: one level of them."
+    inner = {k: x if isinstance(x, dict) else {'': x} for k, x in d.items()}
+    return {f'{k} {nm}'.strip(): x for k, xs in inner.items() for nm, x in xs.items()}
+
+

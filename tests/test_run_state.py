@@ -1,0 +1,141 @@
+"What a run is made of: whatever a later step depends on is saved, and put back to the bit."
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn, optim
+
+from miniai import Callback, DataLoaders, TrainLearner
+from miniai.accel import AccumulateCB
+from miniai.callbacks import run_state
+from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.run_state import ResumeError
+from resuming import StopCB, digest
+from small import learner
+
+
+def wherever_it_stops_it_ends_the_same(make, tmp_path, stops=((0, 0), (0, 2), (1, 1))):
+    "`make(folder, *cbs)` gives a Learner; it is stopped after a batch, and another goes on under another seed."
+    alone = make(tmp_path/'alone')
+    alone.fit(2)
+    for at in stops:
+        with pytest.raises(RuntimeError, match='stopped'): make(tmp_path/str(at), StopCB(*at)).fit(2)
+        again = make(tmp_path/str(at))
+        torch.manual_seed(99)
+        again.fit(2, resume=True)
+        if digest(again) != digest(alone): return False
+    return True
+
+
+def saved(folder, *cbs, **kwargs): return learner([*cbs, CheckpointCB(folder, batches=1, keep=100)], **kwargs)
+
+
+class Sliding(nn.Module):
+    "A loss that is weighed by a running mean of itself, in a buffer."
+    def __init__(self, persistent):
+        super().__init__()
+        self.register_buffer('mean', torch.ones(()), persistent=persistent)
+
+    def forward(self, preds, targets):
+        loss = F.cross_entropy(preds, targets)
+        self.mean.mul_(.7).add_(.3*loss.detach())
+        return loss*self.mean
+
+@pytest.mark.parametrize('form', [lambda m: m, lambda m: m.forward, lambda m: partial(m.forward)])
+@pytest.mark.parametrize('persistent', [True, False])
+def test_the_module_of_a_loss_goes_on_in_whatever_form_it_is_given(form, persistent, tmp_path):
+    make = lambda folder, *cbs: saved(folder, *cbs, loss_func=form(Sliding(persistent)))  # noqa: E731
+    assert wherever_it_stops_it_ends_the_same(make, tmp_path)
+
+
+class Two(TrainLearner):
+    "A second net with an optimizer of its own, which learns to guess the first one's loss and scales it."
+    def __init__(self, *args, lr=.1, **kwargs):
+        super().__init__(*args, lr=lr, **kwargs)
+        self.critic = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+        self.critic_opt = optim.Adam(self.critic.parameters(), .01)
+
+    def get_loss(self):
+        guess = self.critic(self.batch[0]).squeeze(1)
+        loss = F.cross_entropy(self.preds, self.batch[1], reduction='none')
+        self.loss = (loss*guess.detach().sigmoid()).mean() + (guess - loss.detach()).square().mean()
+
+    def step(self):
+        super().step()
+        self.critic_opt.step()
+
+    def zero_grad(self):
+        super().zero_grad()
+        self.critic_opt.zero_grad()
+
+
+def test_modules_and_optimizers_that_a_learner_has_besides_go_on(tmp_path):
+    assert wherever_it_stops_it_ends_the_same(partial(saved, cls=Two), tmp_path)
+
+
+def test_their_gradients_wait_for_a_step_too(tmp_path):
+    class Seldom(Two):
+        def step(self):
+            TrainLearner.step(self)
+            if self.iter % 2: self.critic_opt.step()
+        def zero_grad(self):
+            TrainLearner.zero_grad(self)
+            if self.iter % 2: self.critic_opt.zero_grad()
+    assert wherever_it_stops_it_ends_the_same(partial(saved, cls=Seldom), tmp_path)
+
+
+class Wider(Two):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.critic[2] = nn.Linear(8, 2)
+
+
+class Without(TrainLearner): "Has no critic."
+
+
+class More(Two):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.critic_opt = optim.Adam(self.critic[2].parameters(), .01)
+
+
+@pytest.mark.parametrize(('cls', 'says'), [
+    (Wider, r"the Learner's critic 2.weight was '\(1, 8\) float32' in the checkpoint and is '\(2, 8\) float32' here"),
+    (Without, r"the Learner's critic 0.weight was '\(8, 4\) float32' in the checkpoint and is nothing here"),
+    (More, r"the Learner's critic_opt parameters of groups was \[6\] in the checkpoint and is \[2\] here")])
+def test_where_they_are_others_the_run_is_refused_with_both(cls, says, tmp_path):
+    saved(tmp_path, cls=Two).fit(1)
+    with pytest.raises(ResumeError, match=says): saved(tmp_path, cls=cls).fit(2, resume=True)
+
+
+def test_one_that_comes_on_the_way_is_told_as_it_is_saved(tmp_path):
+    class LateCB(Callback):
+        def before_epoch(self, learn): learn.teacher = nn.Linear(2, 2)
+    with pytest.warns(UserWarning, match=r"kept besides was \[\] as it began and is \['teacher'\] now"):
+        saved(tmp_path, LateCB()).fit(1)
+
+
+def words(n=4, bs=6):
+    g = torch.Generator().manual_seed(4)
+    return [(torch.randint(0, 30, (bs, 5), generator=g), torch.randint(0, 3, (bs,), generator=g)) for _ in range(n)]
+
+
+class Bag(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = nn.Embedding(30, 4, sparse=True), nn.Linear(4, 3)
+
+    def forward(self, x): return self.out(self.words(x).mean(1))
+
+
+def test_sparse_gradients_that_wait_for_a_step_go_on(tmp_path):
+    def make(folder, *cbs):
+        torch.manual_seed(2)
+        return saved(folder, AccumulateCB(2), *cbs, model=Bag(), dls=DataLoaders(words(), words(2)), opt_func=optim.SGD)
+    assert wherever_it_stops_it_ends_the_same(make, tmp_path, ((0, 0), (0, 1), (1, 2)))
+
+
+def test_a_sparse_gradient_with_an_index_beyond_its_shape_is_refused():
+    g = dict(indices=torch.tensor([[10**9]]), values=torch.ones(1, 4), shape=[30, 4], coalesced=True)
+    with pytest.raises(RuntimeError, match='size is inconsistent with indices'): run_state._unpacked(g)
