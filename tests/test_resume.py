@@ -93,6 +93,7 @@ def test_after_completion_nothing_is_done_and_all_is_there(tmp_path):
     again = resumed(tmp_path)
     assert digest(again) == want
     assert [r['phase'] for r in again.history] == ['train', 'eval']*2
+    assert again.epoch == 1
 
 
 def test_a_longer_run_goes_on_where_the_schedule_allows_it_and_is_refused_clearly_where_not(tmp_path):
@@ -260,14 +261,51 @@ def test_resume_needs_a_checkpoint_callback_and_without_a_checkpoint_starts_at_t
     assert digest(resumed(tmp_path/'new', seed=0)) != ''
 
 
-def test_random_draws_in_workers_are_told_at_the_start_and_refused_within_an_epoch(tmp_path):
-    def learn(folder, cbs=()):
+def test_where_draws_in_workers_cannot_be_repeated_a_run_stopped_in_its_first_epoch_begins_that_anew(tmp_path):
+    told = 'cannot go on exactly: its dataset draws random numbers in 1 worker'
+    def learn(folder, *cbs):
+        torch.manual_seed(1)
         dl = DataLoader(Noisy(20), 5, shuffle=True, num_workers=1)
         return learner([CheckpointCB(folder, batches=1), *cbs], model=net(), dls=DataLoaders(dl, dl))
-    with (pytest.warns(UserWarning, match='cannot go on exactly: its dataset draws random numbers in 1 worker'),
-          pytest.raises(RuntimeError, match='stopped')): learn(tmp_path, [StopCB(0, 1)]).fit(1)
-    with pytest.raises(ResumeError, match=r'wrap it in miniai.SeededSamples\(dataset\)'):
-        learn(tmp_path).fit(1, resume=True)
+    alone = learn(tmp_path/'alone')
+    with pytest.warns(UserWarning, match=told): alone.fit(1)
+    with pytest.warns(UserWarning, match=told), pytest.raises(RuntimeError, match='stopped'):
+        learn(tmp_path/'run', StopCB(0, 1)).fit(1)
+    assert names(tmp_path/'run')[0] == 'checkpoint-00000-1-00000000.safetensors'
+    again = learn(tmp_path/'run')
+    with pytest.warns(UserWarning) as warned: again.fit(1, resume=True)
+    assert 'passed over, ' in str(warned[0].message)
+    assert 'going on from checkpoint-00000-1-00000000' in str(warned[0].message)
+    assert digest(again) == digest(alone)
+
+
+def test_where_no_checkpoint_between_epochs_is_left_the_reason_and_the_files_are_told(tmp_path):
+    dl = DataLoader(Noisy(20), 5, shuffle=True, num_workers=1)
+    def learn(*cbs): return learner([CheckpointCB(tmp_path, batches=1), *cbs], model=net(), dls=DataLoaders(dl, dl))
+    with pytest.warns(UserWarning, match='cannot go on exactly'), pytest.raises(RuntimeError, match='stopped'):
+        learn(StopCB(0, 1)).fit(1)
+    (tmp_path/'checkpoint-00000-1-00000000.safetensors').unlink()
+    with pytest.raises(ResumeError, match=r'wrap it in miniai.SeededSamples\(dataset\).*no checkpoint lies between'):
+        learn().fit(1, resume=True)
+
+
+def test_fewer_epochs_than_are_begun_are_refused_and_those_that_are_begun_are_ended(tmp_path):
+    interrupted(tmp_path, 1, 2)
+    with pytest.raises(ResumeError, match='has done 1 epochs and part of one, and 1 were asked for'):
+        resumed(tmp_path, 1)
+    assert resumed(tmp_path).epoch == 1
+
+
+@pytest.mark.parametrize('change', [lambda learn: None, lambda learn: setattr(learn, 'loss_func', F.mse_loss)])
+def test_a_refused_fit_leaves_history_and_optimizer_of_the_one_before(change, tmp_path):
+    learn = run(tmp_path)
+    learn.fit(2)
+    history, opt = learn.history, learn.opt
+    assert len(history) == 4
+    change(learn)
+    with pytest.raises(ResumeError): learn.fit(2, resume=learn.loss_func is F.mse_loss)
+    assert learn.history is history
+    assert learn.opt is opt
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path):

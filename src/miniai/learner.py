@@ -20,6 +20,7 @@ from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
 from miniai.callbacks.resume import Start
+from miniai.callbacks.run_state import ResumeError
 from miniai.callbacks.summary import summary
 from miniai.callbacks.train import DeviceCB, SingleBatchCB, TrainCB, checked, loss_of
 from miniai.callbacks.tta import tta
@@ -115,18 +116,22 @@ class Learner:
         if self._fitting: raise RuntimeError("this Learner is fitting already; call fit, or what uses it, after that")
         added = [*listed(cbs), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
         self.cbs.extend(added)
-        self._fitting = True
+        self._fitting, before = True, (self.history, self.opt)
         try:
             check_fit(self, n_epochs, train, valid, self._own_phases())
             self.n_epochs, self.trains, self.validates = n_epochs, train, valid
             self.start = start_of(self, n_epochs) if resume else Start()
             self.first_batch, self.trained = self.start.batch, self.start.trained
             self.epochs = range(self.start.epoch, n_epochs)
+            if self.start.epoch and not self.epochs: self.epoch = n_epochs - 1
             self.history, self.skip_update, self.skip_step, self._dispatch = [], False, False, None
             vars(self).pop('metrics', None)
             self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)
             self._fit(train, valid)
+        except ResumeError:
+            self.history, self.opt = before
+            raise
         finally:
             self._fitting, self.start = False, None
             for cb in added: _remove_last(self.cbs, cb)

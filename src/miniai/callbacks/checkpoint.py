@@ -64,6 +64,7 @@ class CheckpointCB(Callback):
         check_savable(learn)
         self._run = _Run(self, learn)
         self._run.begin(learn)
+        if self._run.why and learn.start.state is None: self.save(learn, 'train', 0, 0)  # a stop in the first epoch
 
     def before_epoch(self, learn: Any) -> None:
         if self._run: self._run.begin_pass(learn)
@@ -254,7 +255,7 @@ class _Run:
 def start_of(learn: Any, n_epochs: int) -> Start:
     """Where `learn`, called to go on, starts: from the newest checkpoint of its CheckpointCB that can be gone on from;
     at the very start where there is none yet. ValueError without a CheckpointCB or for a fit that does not train,
-    ResumeError for fewer epochs than are done."""
+    ResumeError for fewer epochs than are done or begun."""
     if not learn.trains: raise ValueError("fit(…, resume=True) goes on training, and was called with train=False")
     if any(isinstance(cb, LRFinderCB) for cb in learn.cbs):
         raise ValueError("fit(…, resume=True) goes on training, and LRFinderCB in cbs looks for a rate instead")
@@ -262,5 +263,7 @@ def start_of(learn: Any, n_epochs: int) -> Start:
     if len(cbs) != 1:
         raise ValueError(f"fit(…, resume=True) needs one CheckpointCB(folder) in cbs, and there are {len(cbs)}")
     start = newest_start(cbs[0].folder, learn)
-    if n_epochs >= start.epoch: return start
-    raise ResumeError(f"the run in {cbs[0].folder} has done {start.epoch} epochs, and {n_epochs} were asked for")
+    amid = bool(start.batch or start.trained)
+    if n_epochs >= start.epoch + amid: return start
+    raise ResumeError(f"the run in {cbs[0].folder} has done {start.epoch} epochs{' and part of one' if amid else ''}, "
+                      f"and {n_epochs} were asked for")
