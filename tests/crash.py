@@ -122,9 +122,8 @@ def _looked_at(folder, acknowledged, out):
 
 # Calls that fail
 
-CALLS = ['create', 'write', 'pwrite', 'fsync', 'fsync_dir', 'open_dir', 'open_regular', 'read_into', 'fstat', 'rename',
-         'link',
-         'unlink', 'close', 'close_dir']
+CALLS = ['create', 'write', 'pwrite', 'fsync', 'fsync_dir', 'open_dir', 'is_replaceable', 'open_regular', 'read_into',
+         'fstat', 'rename', 'link', 'unlink', 'close', 'close_dir']
 
 
 @contextmanager
@@ -195,6 +194,7 @@ def try_fault(folder, way, name, k, error, for_good):
     told = (outcome == 'interrupt') == isinstance(error, KeyboardInterrupt) or outcome == 'saved'
     named = outcome != 'error' or (said.startswith(os.path.join(folder, names[at])) and 'bytes were written' in said)
     at += way == 'copied' and 'what stands there is the new file' in said  # which nothing could take back
+    if name == 'is_replaceable': at = 0  # asked of all names before anything is written
     new = _after_interrupts(way, name) if outcome == 'interrupt' else [at]
     return outcome, clean and told and named and left in [[2]*k + [1]*(len(names) - k) for k in new]
 

@@ -27,17 +27,27 @@ def bits(x):
 def _tensor_bits(t):
     plain = t.detach().cpu().resolve_conj().resolve_neg()
     flat = plain.clone(memory_format=torch.contiguous_format).reshape(-1)
-    return Tensor, t.dtype, t.shape, t.stride(), flat.view(torch.uint8).numpy().tobytes() if t.numel() else b''
+    return Tensor, t.dtype, t.shape, plain.stride(), flat.view(torch.uint8).numpy().tobytes() if t.numel() else b''
 
 
 def same(a, b): return bits(a) == bits(b)
 
 
-def aliases(x, at=()):
+def aliases(x, by=id):
     "The paths of all tensors and arrays in `x`, grouped by object."
     found = {}
-    for path, leaf in _leaves(x, ()): found.setdefault(id(leaf), []).append(path)
+    for path, leaf in _leaves(x, ()): found.setdefault(by(leaf), []).append(path)
     return sorted(found.values())
+
+
+def ties(x): return aliases(x, _seen)
+
+
+def _seen(x):
+    "The same for two that show the same memory alike, whether or not it may be written through them."
+    if isinstance(x, np.ndarray): return (id(x),) if not x.size else (x.ctypes.data, str(x.dtype), x.shape, x.strides)
+    lazy = x.is_conj() or x.is_neg()
+    return (id(x),) if lazy or not x.numel() else (Tensor, x.data_ptr(), x.dtype, x.shape, x.stride())
 
 
 def _leaves(x, path):
@@ -86,6 +96,31 @@ def arrays(draw):
     return a.transpose(draw(st.permutations(range(a.ndim))))[::draw(st.sampled_from([1, -1, 2]))] if a.ndim else a
 
 
+SLICES = [slice(0, 4), slice(3, 7), slice(3, None, -1), slice(6, 2, -1), slice(0, 7, 2), slice(3, 4)]
+
+
+@st.composite
+def views(draw):
+    "Arrays and tensors over one memory: overlapping, backwards, with steps, broadcast, read-only, of several dtypes."
+    memory = np.frombuffer(bytearray(draw(st.binary(min_size=64, max_size=64))), 'u1')
+    return [draw(_view(memory)) for _ in range(draw(st.integers(2, 5)))]
+
+
+@st.composite
+def _view(draw, memory):
+    a = memory.view(draw(st.sampled_from(['f8', 'i8', 'c8'])))[draw(st.sampled_from(SLICES))]
+    if draw(st.booleans()) and all(n > 0 for n in a.strides): return _lazily(torch.from_numpy(a), draw)
+    if draw(st.integers(0, 3)) == 0: return np.broadcast_to(a, (2, len(a)) if len(a) > 1 else (4,))
+    a.setflags(write=draw(st.booleans()))
+    return a
+
+
+def _lazily(t, draw):
+    how = draw(st.sampled_from(['plain', 'plain', 'expanded', 'negated', 'conjugated']))
+    if how == 'expanded': return t.expand(3, *t.shape) if len(t) > 1 else t.expand(4)
+    return torch._neg_view(t) if how == 'negated' else t.conj() if how == 'conjugated' else t
+
+
 text = st.text(st.characters(), max_size=8)
 scalars = st.builds(lambda b, nm: np.frombuffer(b, nm)[0], st.binary(min_size=16, max_size=16),
                     st.sampled_from(ARRAYS[1:]))
@@ -102,6 +137,6 @@ def containers(inner):
 
 @st.composite
 def states(draw):
-    "Any nest of supported values, with some tensors and arrays in it twice."
-    shared = draw(st.lists(st.one_of(tensors(), arrays()), min_size=1, max_size=4))
+    "Any nest of supported values, with some tensors and arrays in it twice, and several views of one memory."
+    shared = draw(st.one_of(views(), st.lists(st.one_of(tensors(), arrays()), min_size=1, max_size=4)))
     return draw(st.recursive(st.one_of(plain, st.sampled_from(shared)), containers, max_leaves=12))

@@ -3,6 +3,8 @@ import ast
 import errno
 import os
 import resource
+import socket
+import stat
 import subprocess
 import sys
 from contextlib import suppress
@@ -216,3 +218,48 @@ def test_a_name_that_cannot_be_given_is_told_and_those_before_it_stand(names, ba
 def test_a_single_path_where_several_belong_is_a_type_error_before_any_writing(path, one):
     with pytest.raises(TypeError, match='also takes several paths: give'): save(path, 1, also=one)
     assert os.listdir(path.parent) == []
+
+
+# What stands there and is no file
+
+def a_socket(path):
+    with socket.socket(socket.AF_UNIX) as s: s.bind(str(path))
+
+
+OTHERS = dict(fifo=os.mkfifo, folder=os.mkdir, socket=a_socket, loop=lambda p: os.symlink(p, p))
+
+
+@pytest.mark.parametrize('kind', OTHERS)
+@pytest.mark.parametrize('background', [False, True])
+@pytest.mark.parametrize('further', [False, True])
+def test_what_is_no_regular_file_is_never_replaced_and_refused_before_anything_is_written(names, monkeypatch, kind,
+                                                                                          background, further):
+    monkeypatch.chdir(names[0].parent)  # a socket's path is short
+    OTHERS[kind](names[1].name)
+    mode, said = os.lstat(names[1]).st_mode, 'Too many levels' if kind == 'loop' else 'it is no regular file'
+    path, also = (names[0], [names[2], names[1]]) if further else (names[1], [names[0]])
+    monkeypatch.setattr(disk, 'create', lambda *_: pytest.fail('something was written'))
+    with pytest.raises(SaveError, match=f'^{names[1]} was not saved, what stood there before stays: {said}') as e, \
+            Saver() as saver:
+        saver.save(path, 1, also=also, background=background)
+    assert (e.value.path, e.value.written) == (str(names[1]), 0)
+    assert stat.S_IFMT(os.lstat(names[1]).st_mode) == stat.S_IFMT(mode)
+    assert crash.files_in(names[0].parent) - {names[1].name} == set()
+
+
+# Names
+
+@pytest.mark.parametrize('name', ['n'*255, 'n'*238 + '.safetensors', 'é'*127, '\U0001F40B'*63, 'a\nb'],
+                         ids=['255', 'suffix', '2 bytes', '4 bytes', 'line'])
+def test_any_name_that_the_file_system_takes_can_be_saved(tmp_path, name):
+    for i in range(2): save(tmp_path/name, i, also=[tmp_path/name[1:]])
+    assert (load(tmp_path/name), load(tmp_path/name[1:])) == (1, 1)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, name[1:]])
+
+
+@pytest.mark.parametrize('background', [False, True])
+def test_a_path_in_bytes_is_the_same_path(path, background):
+    with Saver() as saver: saver.save(os.fsencode(path), 1, also=[os.fsencode(path) + b'2'], background=background)
+    assert (load(path), load(f'{path}2')) == (1, 1)
+    no = path.parent/'no'/'a'
+    with pytest.raises(SaveError, match=f'^{no} was not saved'): save(os.fsencode(no), 1)

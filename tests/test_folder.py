@@ -58,6 +58,41 @@ def test_the_temporary_of_a_save_under_way_stays(tmp_path, monkeypatch, locked):
     assert load(tmp_path/'a') == 1
 
 
+def test_what_is_no_regular_file_is_no_temporary_and_stays(tmp_path):
+    name = f'.y.{dead_pid()}.12345678.part'
+    (tmp_path/'whole').write_text('x')
+    for make in (os.mkdir, os.mkfifo, lambda p: os.symlink('whole', p)):
+        make(tmp_path/name)
+        assert remove_stale(tmp_path) == remove_stale(tmp_path, locked=True) == []
+        assert os.path.lexists(tmp_path/name)
+        (tmp_path/name).rmdir() if make is os.mkdir else (tmp_path/name).unlink()
+
+
+def test_a_temporary_that_cannot_be_removed_is_left_with_a_warning_and_the_others_go(tmp_path, monkeypatch):
+    kept, gone, lost = (tmp_path/f'.{nm}.{dead_pid()}.12345678.part' for nm in 'abc')
+    for p in (kept, gone, lost): p.write_text('x')
+    real = type(kept).unlink
+    def unlink(self):
+        if self == kept: raise PermissionError(1, 'Operation not permitted')
+        real(self)
+        if self == lost: raise FileNotFoundError(2, 'another was quicker')
+    monkeypatch.setattr(type(kept), 'unlink', unlink)
+    with pytest.warns(UserWarning, match=f'^{kept} stays: Operation not permitted$') as heard:
+        assert remove_stale(tmp_path) == [gone]
+    assert [w.filename for w in heard] == [__file__]
+    assert os.listdir(tmp_path) == [kept.name]
+
+
+def test_the_temporary_of_a_long_name_is_found(tmp_path, monkeypatch):
+    seen, real = [], disk.create
+    monkeypatch.setattr(disk, 'create', lambda p: seen.append(p) or real(p))
+    save(tmp_path/('n'*250), 1)
+    part = seen[0].replace(f'.{os.getpid()}.', f'.{dead_pid()}.')
+    for p in (part, f'{part[:-5]}.old.part'): open(p, 'w').close()
+    assert [str(p) for p in remove_stale(tmp_path)] == sorted([part, f'{part[:-5]}.old.part'])
+    assert os.listdir(tmp_path) == ['n'*250]
+
+
 def saved(folder, *names):
     for i, nm in enumerate(names): save(folder/nm, [i, torch.ones(3)])
 

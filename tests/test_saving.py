@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from miniai.checkpoint import SaveError, Saver, disk, inspect, load, remove_stale, save, verify
-from states import DTYPES, aliases, bits, everything, same, states
+from states import DTYPES, aliases, bits, everything, same, states, ties, views
 
 LAX = dict(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -38,7 +38,31 @@ def back(path, state):
 def test_any_nest_comes_back_bit_for_bit_with_types_order_strides_and_aliases(path, state):
     got = back(path, state)
     assert same(got, state)
-    assert aliases(got) == aliases(state)
+    assert aliases(got) == ties(state)
+
+
+@given(views())
+@settings(max_examples=200, **LAX)
+def test_views_of_one_memory_come_back_bit_for_bit_and_only_those_seen_alike_are_tied(path, seen):
+    got = back(path, seen)
+    assert same(got, seen)
+    assert aliases(got) == ties(seen)
+
+
+X = np.arange(10.)
+READ_ONLY = X[::2]
+READ_ONLY.setflags(write=False)
+
+
+@pytest.mark.parametrize(('a', 'b'), [(X[4::-1], X[4:9]), (np.broadcast_to(X[1:2], 5), X[1:6]), (READ_ONLY, X[:5]),
+                                      (X[::-1], X[9:]), (X[::2], X[:5]), (X[:2], torch.from_numpy(X[:2]))])
+def test_two_views_that_differ_are_not_taken_for_one_another(path, a, b):
+    for state in ([a, b], [b, a]): assert same(back(path, state), state)
+
+
+def test_arrays_keep_their_strides_but_those_that_run_backwards_or_are_read_only_which_come_by_value(path):
+    got = back(path, [X[1::3], X.reshape(5, 2).T, X[::-1], READ_ONLY])
+    assert [a.strides for a in got] == [(24,), (8, 16), (8,), (8,)]
 
 
 def test_one_of_everything_comes_back_bit_for_bit(path): assert same(back(path, everything()), everything())

@@ -5,8 +5,8 @@ import stat as st
 import sys
 from os import stat_result
 
-__all__ = ['create', 'open_regular', 'open_dir', 'write', 'pwrite', 'read_into', 'fsync', 'fsync_dir', 'rename', 'link',
-           'unlink', 'close', 'close_dir', 'fstat']
+__all__ = ['create', 'is_replaceable', 'open_regular', 'open_dir', 'write', 'pwrite', 'read_into', 'fsync', 'fsync_dir',
+           'rename', 'link', 'unlink', 'close', 'close_dir', 'fstat']
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, 'O_CLOEXEC', 0) | getattr(os, 'O_BINARY', 0)
 _OLD = os.O_RDONLY | sum(getattr(os, f'O_{nm}', 0) for nm in ('CLOEXEC', 'NONBLOCK', 'NOCTTY', 'BINARY'))
@@ -15,6 +15,12 @@ _OLD = os.O_RDONLY | sum(getattr(os, f'O_{nm}', 0) for nm in ('CLOEXEC', 'NONBLO
 def create(path: str) -> int:
     "A new file, opened to read and write, with the mode that the umask leaves; an error where there is one."
     return os.open(path, _NEW, 0o666)
+
+
+def is_replaceable(path: str) -> bool:
+    "Whether there is nothing, or a regular file: no folder, device, pipe or socket."
+    try: return st.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError: return True
 
 
 def open_regular(path: str) -> int | None:

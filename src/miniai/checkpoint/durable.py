@@ -18,6 +18,7 @@ from .read import check_written, pieces_of
 __all__ = ['write_durably', 'temporary_names']
 
 _LARGE = 1 << 24  # bytes; from here on the disk is set to work while the hash is still being taken
+_STEM = 27        # characters of a name in its temporary's: of 4 bytes each, all is no longer than 143, the least limit
 _BEFORE = 'what stood there before stays'
 _ours = set()     # the temporaries of saves under way in this process
 
@@ -32,18 +33,26 @@ def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview |
     in its place in the head, and then at each other: a second name of the same file, or a copy where the file system
     has none to give. Return when it was read back and is on the disk to stay, under all of them. SaveError, naming
     the path, at the first where that fails: what was there stays, as do the new file under the paths before, and what
-    was there under those after; nothing else is left."""
-    first, *others = paths
-    _Writing(first, size).run(head, memories)
-    for path in others: _Writing(path, size, first).run(head, memories)
+    was there under those after; nothing else is left. Where something else than a file stands under any of them, that
+    is a SaveError before anything is written."""
+    first, *others = map(os.fsdecode, paths)
+    writings = [_Writing(first, size), *(_Writing(p, size, first) for p in others)]
+    for w in writings: w.refuse_other_kinds()
+    for w in writings: w.run(head, memories)
 
 
 class _Writing:
     def __init__(self, path: str, size: int, source: str | None = None) -> None:
         self.path, self.wanted, self.written, self.stands, self.source = path, size, 0, _BEFORE, source
         self.folder, name = os.path.split(path)
-        stem = os.path.join(self.folder, f'.{name}.{os.getpid()}.{secrets.token_hex(4)}')
+        stem = os.path.join(self.folder, f'.{name[:_STEM]}.{os.getpid()}.{secrets.token_hex(4)}')
         self.part, self.old = f'{stem}.part', f'{stem}.old.part'
+
+    def refuse_other_kinds(self) -> None:
+        "SaveError where a device, a pipe, a folder or a link to itself stands, which renaming would replace."
+        try:
+            if not disk.is_replaceable(self.path): raise OSError('it is no regular file')
+        except Exception as e: raise SaveError(self.path, self.wanted, 0, e, _BEFORE) from e
 
     def run(self, head: bytes, memories: list[memoryview | Tensor]) -> None:
         try:

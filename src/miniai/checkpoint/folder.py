@@ -2,6 +2,7 @@
 files, no state."""
 import os
 import re
+import stat as st
 import warnings
 from collections.abc import Callable, Iterable
 from os import PathLike
@@ -21,10 +22,22 @@ def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
     """Remove the temporary files that saves of dead processes left in `folder`, and return them. Those of saves under
     way in this process stay, and so does every other file. Those of other living processes stay too, by their numbers,
     which after a reboot, or from other machines and containers, mean another process or none: with `locked`, for a
-    caller that holds the folder's FolderLock and so writes there alone, they go."""
+    caller that holds the folder's FolderLock and so writes there alone, they go. A warning names each that cannot be
+    removed, and says why."""
     stale = [p for p in sorted(Path(folder).iterdir()) if _is_stale(p, locked)]
-    for p in stale: p.unlink(missing_ok=True)
-    return stale
+    return list(filter(_is_removed, stale))
+
+
+def _is_removed(path: Path) -> bool:
+    "Whether a stale temporary is gone: what is no regular file is none."
+    try:
+        if not st.S_ISREG(path.lstat().st_mode): return False
+        path.unlink()
+    except FileNotFoundError: return False
+    except OSError as e:
+        warnings.warn(f'{path} stays: {e.strerror}', stacklevel=3)
+        return False
+    return True
 
 
 def _is_stale(path: Path, locked: bool) -> bool:

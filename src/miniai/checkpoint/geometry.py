@@ -82,6 +82,7 @@ def leaf_of(x: Any) -> Leaf:
 def _array_leaf(a: np.ndarray) -> Leaf:
     if type(a) is not np.ndarray or a.dtype.name not in DTYPES or not a.dtype.isnative:
         raise TypeError(f'a {type(a).__name__} of {a.dtype.str}, not a plain array of native numbers or bools')
+    # Read-only ones may overlap themselves (broadcast, windows) and come back writable: by value, as those backwards
     plain = a.flags.writeable and all(s >= 0 and s % a.itemsize == 0 for s in a.strides)
     t = torch.from_numpy(a if plain else a.copy(order='K'))
     return Leaf(_geometry(t, True), t)

@@ -203,8 +203,13 @@ def _check_geometry(name: str, e: Entry, g: Geometry) -> None:
     typed = type(g.dtype) is str and type(g.numpy) is bool and type(g.device) is str
     if not typed or DTYPES.get(g.dtype) != e.dtype or (g.numpy and not hasattr(np, g.dtype)):
         raise Malformed(f'the table does not describe {name!r} as it should')
-    if len(g.shape) != len(g.stride) or prod(n or 1 for n in g.shape) >= _TOO_LARGE:
+    if len(g.shape) != len(g.stride) or _too_large(g, prod(n or 1 for n in g.shape)):
         raise Malformed(f'the tensor {name!r} has impossible sizes')
     if span(g.shape, g.stride)*g.itemsize != e.end - e.begin:
         raise Malformed(f'the strides of {name!r} reach beyond its data, or not to their end')
     if g.file_shape != e.shape: raise Malformed(f'the shape of {name!r} is not that of its data')
+
+
+def _too_large(g: Geometry, n: int) -> bool:
+    "Whether `n` elements are more than torch counts, or their bytes, shared or not, more than numpy counts."
+    return n >= _TOO_LARGE or (g.numpy and n*g.itemsize > np.iinfo(np.intp).max)

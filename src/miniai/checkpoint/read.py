@@ -21,7 +21,7 @@ __all__ = ['load', 'verify', 'inspect', 'CheckpointInfo', 'TensorInfo', 'check_w
 _PIECE = 1 << 21  # bytes read or written at a time
 
 
-def load(path: str | PathLike) -> Any:
+def load(path: str | bytes | PathLike) -> Any:
     """The state that `save` was given, after the whole file has been verified in the same pass: tensors on the CPU,
     with their strides, tied ones tied. CheckpointError for a file that is no whole checkpoint. Takes the file's
     size in memory; and for its head, at most 100 MB in which all is that is no tensor, what its values take as Python
@@ -52,7 +52,7 @@ def check_written(path: str, head: bytes, memories: Iterable[memoryview | torch.
             if buffer != piece: raise Malformed('its data were read back otherwise than they were written')
 
 
-def verify(path: str | PathLike) -> str:
+def verify(path: str | bytes | PathLike) -> str:
     """The file's sha256, where all of it is as it was saved and can be loaded; else CheckpointError. Takes one pass
     over the file, a few MB, and what `load` takes for its head."""
     with _opened(path) as file:
@@ -91,26 +91,33 @@ class CheckpointInfo:
     scalars: dict[str, Any]
 
 
-def inspect(path: str | PathLike) -> CheckpointInfo:
+def inspect(path: str | bytes | PathLike) -> CheckpointInfo:
     "What the file's head says, in its own words: no data are read, so only `verify` knows whether they are whole."
     with _opened(path) as file:
         where, meta = geometries(file.header), file.header.meta
         known = {k: meta[k] for k in ('version', 'saved', 'miniai', 'torch', 'sha256')}
         tensors = {nm: TensorInfo(g.dtype, g.shape, g.nbytes) for nm, g in where.items()}
         scalars = top_scalars(unflatten(loads(meta['state']), where))
-        return CheckpointInfo(os.fspath(path), size=file.size, tensors=tensors, scalars=scalars, **known)
+        return CheckpointInfo(os.fsdecode(path), size=file.size, tensors=tensors, scalars=scalars, **known)
 
 
 @contextmanager
-def _opened(path: str | PathLike) -> Iterator['_File']:
+def _opened(path: str | bytes | PathLike) -> Iterator['_File']:
     "The file with its header read; what is wrong with it, until the `with` ends, is a CheckpointError that names it."
-    fd = disk.open_regular(os.fspath(path))
-    if fd is None: raise CheckpointError(path, 'no regular file')
+    path = os.fsdecode(path)
+    fd = _descriptor(path)
     try: yield _File(fd)
     except (ValueError, RecursionError) as e: raise CheckpointError(path, str(e)) from e
     except OSError as e: raise CheckpointError(path, f'cannot be read: {e.strerror or e}') from e
     finally:
         with suppress(OSError): disk.close(fd)
+
+
+def _descriptor(path: str) -> int:
+    try: fd = disk.open_regular(path)
+    except ValueError as e: raise CheckpointError(path, f'no path: {e}') from e  # it has a NUL
+    if fd is None: raise CheckpointError(path, 'no regular file')
+    return fd
 
 
 class _File:

@@ -67,7 +67,7 @@ class _Flat:
     def name_of(self, x: Any, path: tuple) -> str:
         try: leaf = leaf_of(x)
         except TypeError as e: raise TypeError(f'{_spelt(path)} is {e}, which a checkpoint cannot hold') from None
-        key = _identity(x, leaf)
+        key = _identity(x)
         if key not in self.known:
             self.known[key] = name = _free_name(path, self.leaves)
             self.leaves[name] = leaf
@@ -84,12 +84,12 @@ def _check_key(k: Any, path: tuple) -> None:
     if type(k) not in (str, int): raise TypeError(f'{_spelt(path)} has the key {k!r}; keys must be str or int')
 
 
-def _identity(x: Any, leaf: Leaf) -> tuple:
-    """Equal for two that are the same memory, seen alike; empty ones and lazily conjugated ones only for the same
-    object."""
-    lazy = not isinstance(x, np.ndarray) and (x.is_conj() or x.is_neg())
-    at = x.ctypes.data if isinstance(x, np.ndarray) else x.data_ptr()
-    return (id(x),) if 0 in leaf.geometry.shape or lazy else (at, leaf.geometry)
+def _identity(x: Any) -> tuple:
+    """Equal for two that are the same memory, seen alike: by whoever gave them, not as a copy for the file may lie;
+    empty ones and lazily conjugated ones only for the same object."""
+    if 0 in x.shape: return (id(x),)
+    if isinstance(x, np.ndarray): return x.ctypes.data, x.dtype.str, x.shape, x.strides
+    return (id(x),) if x.is_conj() or x.is_neg() else (x.data_ptr(), x.dtype, x.shape, x.stride(), x.device)
 
 
 def _spelt(path: tuple) -> str: return 'state' + ''.join(f'[{p!r}]' for p in path)
@@ -118,13 +118,13 @@ _ENCODERS: dict[type, Callable] = {
 def unflatten(json: Any, tensors: Mapping[str, Any]) -> Any:
     """The state again, from its JSON and its tensors by name: two places with one name get one object. Malformed if
     it lies."""
-    seen = set()
+    seen = {}
     state = _decode(json, tensors, seen, 0)
-    if unused := tensors.keys() - seen: raise Malformed(f'the tensor {min(unused)!r} has no place in the state')
+    if unused := tensors.keys() - seen.keys(): raise Malformed(f'the tensor {min(unused)!r} has no place in the state')
     return state
 
 
-def _decode(x: Any, tensors: Mapping, seen: set, depth: int) -> Any:
+def _decode(x: Any, tensors: Mapping, seen: dict, depth: int) -> Any:
     if depth > _DEEPEST: raise Malformed('the state is nested too deeply')
     def inner(y: Any) -> Any: return _decode(y, tensors, seen, depth + 1)
     if isinstance(x, list): return [inner(y) for y in x]
@@ -133,21 +133,23 @@ def _decode(x: Any, tensors: Mapping, seen: set, depth: int) -> Any:
     if not tag.startswith('$'): return {k: inner(y) for k, y in x.items()}
     if len(x) > 1 or tag not in (*_DECODERS, *_NUMBERS, '$tensor'):
         raise Malformed(f'the state holds {tag!r}, which means nothing')
-    if tag in _NUMBERS: return _numbers(value, tensors, seen, _NUMBERS[tag].__name__)
-    return _tensor(value, tensors, seen) if tag == '$tensor' else _DECODERS[tag](value, inner)
+    if tag in _DECODERS: return _DECODERS[tag](value, inner)
+    x = _tensor(value, tag, tensors, seen)
+    return x if tag == '$tensor' else _numbers(value, x, _NUMBERS[tag].__name__)
 
 
-def _tensor(name: Any, tensors: Mapping, seen: set) -> Any:
+def _tensor(name: Any, tag: str, tensors: Mapping, seen: dict) -> Any:
+    "The tensor of that name: in many places if it is one in all of them, in one if it is a list there."
     if not isinstance(name, str) or name not in tensors:
         raise Malformed(f'the state refers to {name!r}, a tensor that is not there')
-    seen.add(name)
+    if name in seen and (tag, seen[name]) != ('$tensor', '$tensor'):
+        raise Malformed(f'the state takes {name!r} for a list, and has it twice')
+    seen[name] = tag
     return tensors[name]
 
 
-def _numbers(name: Any, tensors: Mapping, seen: set, dtype: str) -> Any:
-    "A tensor as the list that it was: one place for each, and no strides, so that a small file makes no long lists."
-    if isinstance(name, str) and name in seen: raise Malformed(f'the state takes {name!r} for a list twice')
-    x = _tensor(name, tensors, seen)
+def _numbers(name: str, x: Any, dtype: str) -> Any:
+    "A tensor as the list that it was: without strides, so that a small file makes no long lists."
     if isinstance(x, np.ndarray) or not _is_row(x if isinstance(x, Geometry) else leaf_of(x).geometry, dtype):
         raise Malformed(f'the state takes {name!r} for a list of {dtype}, which it is not')
     return x if isinstance(x, Geometry) else x.tolist()
