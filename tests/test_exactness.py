@@ -6,9 +6,17 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    TensorDataset,
+    default_collate,
+    get_worker_info,
+)
 
-from miniai import Callback, CheckpointCB, DataLoaders, SeededSamples, TrainLearner
+from miniai import CheckpointCB, DataLoaders, SeededSamples, TrainLearner
 from miniai.data.exactness import why_not_exact
 from miniai.randomness import random_states, same_states
 from resuming import StopCB
@@ -80,20 +88,24 @@ def test_what_draws_in_workers_is_found(ds, collate, says):
     assert why_not_exact(DataLoader(ds, 4, collate_fn=collate)) == ''
 
 
-class DrawsCB(Callback):
-    def __init__(self, g): self.mine = g
-
-
 def test_a_generator_that_a_callback_draws_from_too_is_told_where_turns_matter():
     g = torch.Generator()
-    ds, cb = TensorDataset(X), DrawsCB(g)
+    ds, others = TensorDataset(X), [('DrawsCB.mine', g)]
     with_workers = DataLoader(ds, 4, shuffle=True, generator=g, num_workers=2)
     says = 'it draws its order from a generator that DrawsCB.mine draws from too'
-    assert says in why_not_exact(with_workers, [cb])
-    in_turns = DataLoader(ds, 4, sampler=torch.utils.data.RandomSampler(ds, True, generator=g))
-    assert says in why_not_exact(in_turns, [cb])
-    assert why_not_exact(DataLoader(ds, 4, shuffle=True, generator=g), [cb]) == ''
-    assert why_not_exact(with_workers, [DrawsCB(torch.Generator())]) == ''
+    assert says in why_not_exact(with_workers, others)
+    in_turns = DataLoader(ds, 4, sampler=RandomSampler(ds, True, generator=g))
+    assert says in why_not_exact(in_turns, others)
+    assert why_not_exact(DataLoader(ds, 4, shuffle=True, generator=g), others) == ''
+    assert why_not_exact(with_workers, [('DrawsCB.mine', torch.Generator())]) == ''
+
+
+def test_an_order_drawn_from_the_default_generator_is_told_where_training_draws_in_between():
+    ds, g = TensorDataset(X), torch.default_generator
+    for sampler in (RandomSampler(ds, True, generator=g), RandomSampler(ds, num_samples=len(X) + 1, generator=g)):
+        assert 'training draws from that too' in why_not_exact(DataLoader(ds, 4, sampler=sampler))
+    assert why_not_exact(DataLoader(ds, 4, sampler=RandomSampler(ds, generator=g))) == ''
+    assert why_not_exact(DataLoader(ds, 4, sampler=RandomSampler(ds, True))) == ''
 
 
 class Counts(Sampler):

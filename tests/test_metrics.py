@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torchmetrics import MeanSquaredError, MetricCollection
+from torchmetrics import MeanSquaredError, MetricCollection, MinMaxMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from miniai.callbacks.metrics import FunctionMetric, Mean
@@ -290,3 +290,16 @@ def test_metrics_of_torchmetrics_go_on_from_what_they_had_seen(make):
     again.load_state_dict(state)
     for cb in (whole, again): cb.metrics['m'].update(*second)
     assert again.metrics['m'].compute() == whole.metrics['m'].compute()
+
+
+def test_figures_that_a_metric_keeps_beside_its_state_from_epoch_to_epoch_go_on():
+    def batch(n): return torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0]) if n else torch.tensor([1, 2, 0, 1])
+    def one_epoch(cb, n):
+        m = cb.metrics['m']
+        m.reset()
+        m.update(*batch(n))
+        return {k: float(v) for k, v in m.compute().items()}
+    whole, again = (MetricsCB(m=MinMaxMetric(MulticlassAccuracy(3))) for _ in range(2))
+    assert one_epoch(whole, 0)['min'] == 0
+    again.load_state_dict(whole.state_dict())
+    assert one_epoch(again, 1) == one_epoch(whole, 1) == dict(raw=1, max=1, min=0)

@@ -162,6 +162,13 @@ def test_what_has_no_state_is_no_generator_and_the_global_ones_are_no_ones():
     assert list(generators_of(o)) == []
 
 
+def test_what_is_left_out_is_not_looked_into():
+    o, p = type('O', (), {})(), type('P', (), {})()
+    o.p, o.mine, p.theirs = p, torch.Generator(), torch.Generator()
+    assert found(o, objects=True) == {'mine': o.mine, 'p.theirs': p.theirs}
+    assert found(o, objects=True, without=[p]) == {'mine': o.mine}
+
+
 G, CROP = torch.Generator(), RandCrop(1, generator=torch.Generator())
 
 

@@ -1,10 +1,12 @@
 "What a run is made of: whatever a later step depends on is saved, and put back to the bit."
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn, optim
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from miniai import Callback, DataLoaders, TrainLearner
 from miniai.accel import AccumulateCB
@@ -12,7 +14,7 @@ from miniai.callbacks import run_state
 from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.run_state import ResumeError
 from resuming import StopCB, digest
-from small import learner
+from small import batches, learner
 
 
 def wherever_it_stops_it_ends_the_same(make, tmp_path, stops=((0, 0), (0, 2), (1, 1))):
@@ -114,6 +116,36 @@ def test_one_that_comes_on_the_way_is_told_as_it_is_saved(tmp_path):
         def before_epoch(self, learn): learn.teacher = nn.Linear(2, 2)
     with pytest.warns(UserWarning, match=r"kept besides was \[\] as it began and is \['teacher'\] now"):
         saved(tmp_path, LateCB()).fit(1)
+
+
+class Noise:
+    "An object of nobody's class that moves what it is given, by a generator of its own."
+    def __init__(self): self.rng = np.random.default_rng(3)
+    def __call__(self, x): return x + float(self.rng.standard_normal())
+
+
+class Moves:
+    def __init__(self): self.noise = Noise()
+    def apply(self, x): return self.noise(x)
+
+
+class NoiseCB(Callback):
+    "Holds a generator deep inside, and the Learner and its loader, whose generators are not its own."
+    def __init__(self): self.inside = dict(moves=Moves())
+    def before_fit(self, learn): self.learn, self.dl, self.sampler = learn, learn.dls.train, learn.dls.train.sampler
+    def before_batch(self, learn): learn.batch = self.inside['moves'].apply(learn.batch[0]), learn.batch[1]
+
+
+def test_generators_that_callbacks_hold_however_deep_go_on_and_those_of_the_learner_are_not_theirs(tmp_path):
+    def make(folder, *cbs):
+        g = torch.Generator().manual_seed(1)
+        ds = TensorDataset(torch.cat([x for x, _ in batches()]), torch.cat([y for _, y in batches()]))
+        dl = DataLoader(ds, 6, sampler=RandomSampler(ds, True, generator=g))
+        return saved(folder, NoiseCB(), *cbs, dls=DataLoaders(dl, dl))
+    assert wherever_it_stops_it_ends_the_same(make, tmp_path)
+    learn = make(tmp_path/'names')
+    NoiseCB.before_fit(learn.cbs[0], learn)
+    assert [nm for nm, _ in run_state.generators_in_callbacks(learn)] == ['NoiseCB.inside.moves.noise.rng']
 
 
 def words(n=4, bs=6):

@@ -114,12 +114,12 @@ def is_generator(x: Any) -> bool:
     return isinstance(x, Generator | np.random.Generator | np.random.RandomState)
 
 
-def generators_of(o: Any, objects: bool = False) -> Iterator[tuple[str, Any]]:
+def generators_of(o: Any, objects: bool = False, without: Iterable[Any] = ()) -> Iterator[tuple[str, Any]]:
     """Each generator that `o` holds, once, with where it is: `o` itself, its attributes, and what these hold that are
     modules, lists, tuples, dicts (the first hundred items) or can be called. With `objects` all others count too: the
-    dataset inside a dataset, its transforms. Some ten thousand things, the nearest, are looked into. The global
-    generators are no one's."""
-    seen, waiting = {id(g): g for g in _GLOBAL}, deque([('', o)])
+    dataset inside a dataset, its transforms. Some ten thousand things, the nearest, are looked into, and none of
+    those `without`. The global generators are no one's."""
+    seen, waiting = {id(g): g for g in (*_GLOBAL, *without)}, deque([('', o)])
     while waiting:
         name, x = waiting.popleft()
         if id(x) in seen: continue

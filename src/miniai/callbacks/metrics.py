@@ -122,10 +122,16 @@ class MetricsCB(Callback):
 
 def _metric_state(nm: str, m: Any) -> dict[str, Any]:
     parts = _torchmetrics_in(m)
-    if parts: return {k: dict(part.metric_state) | dict(_update_count=part.update_count) for k, part in parts.items()}
+    if parts: return {k: _seen_by(part) for k, part in parts.items()}
     if hasattr(m, 'state_dict') and hasattr(m, 'load_state_dict'): return dict(m.state_dict())
     raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has no state_dict and load_state_dict, so that a run with "
                     f"checkpoints cannot go on in the middle of an epoch: give it both")
+
+
+def _seen_by(part: Any) -> dict[str, Any]:
+    "What a metric of torchmetrics has seen; some keep figures, such as a best one, in tensors beside their state."
+    tensors = {nm: x for nm, x in vars(part).items() if isinstance(x, Tensor) and not nm.startswith('_')}
+    return dict(part.metric_state) | tensors | dict(_update_count=part.update_count)
 
 
 def _set_metric_state(m: Any, state: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from miniai.data.exactness import why_not_exact
 from miniai.data.position import FromBatch
 
 from .run_files import BEST, files_of, lies_between_epochs, place_of
-from .run_state import ResumeError, restore_records, restore_run
+from .run_state import ResumeError, generators_in_callbacks, restore_records, restore_run
 
 __all__ = ['Start', 'newest_start', 'inexact', 'go_on', 'weights_in_place']
 
@@ -56,8 +56,9 @@ def newest_start(folder: Path, learn: Any) -> Start:
 
 def inexact(learn: Any) -> dict[str, str]:
     "Why the run could not go on exactly from within a pass, by the kind of pass; nothing where it could."
-    why = {'an epoch': why_not_exact(learn.dls.train, learn.cbs)}
-    if learn.validates: why['validation'] = why_not_exact(learn.dls.valid, learn.cbs)
+    others = generators_in_callbacks(learn)
+    why = {'an epoch': why_not_exact(learn.dls.train, others)}
+    if learn.validates: why['validation'] = why_not_exact(learn.dls.valid, others)
     return {part: f"from within {part} the run cannot go on exactly: {w}" for part, w in why.items() if w}
 
 

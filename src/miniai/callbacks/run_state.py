@@ -12,11 +12,11 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from miniai.checkpoint.tree import flatten
-from miniai.data.position import loader_state, set_loader_state, set_workers
+from miniai.data.position import loader_state, samplers_of, set_loader_state, set_workers
 from miniai.randomness import generators_of, random_states, set_random_states, set_state_of, state_of
 
-__all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'keepers', 'extras_of', 'run_state', 'restore_run',
-           'restore_records', 'state_now', 'check_savable', 'device_of']
+__all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'keepers', 'extras_of', 'generators_in_callbacks', 'run_state',
+           'restore_run', 'restore_records', 'state_now', 'check_savable', 'device_of']
 
 
 class ResumeError(ValueError): "A run cannot go on from a checkpoint: they differ, and the message says in what."
@@ -49,7 +49,14 @@ def named_loaders(learn: Any) -> list[tuple[str, Any]]:
     return [('training data', learn.dls.train), ('validation data', getattr(learn.dls, 'valid', None))]
 
 
-def _generators(learn: Any) -> list: return [g for cb in learn.cbs for _, g in generators_of(cb)]
+def _generators(learn: Any) -> list: return [g for _, g in generators_in_callbacks(learn)]
+
+
+def generators_in_callbacks(learn: Any) -> list[tuple[str, Any]]:
+    "Those that callbacks hold, however deep, with where; the Learner, its data and its parts are no callback's."
+    data = [x for dl in loaders_of(learn) for x in (dl, getattr(dl, 'dataset', None), *samplers_of(dl))]
+    others = learn, learn.model, learn.opt, learn.dls, *data
+    return [(f'{type(cb).__name__}.{nm}', g) for cb in learn.cbs for nm, g in generators_of(cb, True, others)]
 
 
 def _others(learn: Any) -> list[Tensor]:

@@ -37,9 +37,10 @@ __all__ = ['why_not_exact']
 _THROUGH_ALL = {BatchSampler, RandomSampler, SequentialSampler, DistributedSampler}
 
 
-def why_not_exact(dl: Any, others: Sequence[Any] = ()) -> str:
-    """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. `others`, such as callbacks, may
-    hold generators too. Where there are workers, one makes a batch or two, to see whether these draw random numbers."""
+def why_not_exact(dl: Any, others: Sequence[tuple[str, Any]] = ()) -> str:
+    """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. `others` are the generators, with
+    their names, that are drawn from in training. Where there are workers, one makes a batch or two, to see whether
+    these draw random numbers."""
     if isinstance(dl, Iterator): return "it is an iterator, which gives its batches once: use a loader or a list"
     if goes_by_epoch(dl): return ''
     if not isinstance(dl, DataLoader): return _wrapped(dl)
@@ -73,19 +74,27 @@ def _can_be_replayed(sampler: Any) -> bool:
     return getattr(getattr(type(sampler), '__iter__', None), '__module__', '').startswith('torch.utils.data.')
 
 
-def _shared(dl: DataLoader, others: Sequence[Any]) -> str:
-    if not dl.num_workers and type(dl.sampler) is RandomSampler and not dl.sampler.replacement: return ''  # at once
+def _shared(dl: DataLoader, others: Sequence[tuple[str, Any]]) -> str:
+    if not dl.num_workers and _draws_at_once(dl.sampler): return ''
     own = {id(g) for g in own_generators(dl)}
-    taken = next((f'{type(o).__name__}.{nm}' for o in others for nm, g in generators_of(o) if id(g) in own), None)
+    if id(torch.default_generator) in own: return _AS_TRAINING_DOES
+    taken = next((nm for nm, g in others if id(g) in own), None)
     return '' if taken is None else (f"it draws its order from a generator that {taken} draws from too, in turns that "
                                      f"nobody knows: give each its own")
+
+
+def _draws_at_once(sampler: Any) -> bool:
+    return (type(sampler) is RandomSampler and not sampler.replacement
+            and sampler.num_samples <= len(sampler.data_source))
+
+
+_AS_TRAINING_DOES = ("it draws its order from torch's default generator, and training draws from that too, in turns "
+                     "that nobody knows: give it one of its own")
 
 
 def _unknown_workers(dl: DataLoader) -> str:
     if dl.num_workers > 1 and not getattr(dl, 'in_order', True):
         return "its batches come in the order in which workers are done: use in_order=True"
-    if any(g is torch.default_generator for g in own_generators(dl)):
-        return "its workers run ahead of training, which draws from the same generator: give it one of its own"
     samples, collate, held = _drawn_in_a_worker(dl)
     if not (samples or collate or held): return ''
     if dl.persistent_workers: return f"it draws random numbers in its workers{_staying(dl)}"

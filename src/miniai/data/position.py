@@ -1,5 +1,6 @@
 """A pass over a loader from any batch on: by index, without loading what came before, with the random numbers that the
 whole pass would have drawn. Knows loaders and random states, no training."""
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,12 +9,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from miniai.randomness import (
     generators_of,
+    host_states,
     is_generator,
+    same_states,
     set_random_states,
     set_state_of,
     state_of,
 )
 
+from .keeping import kept_by, set_kept_by
 from .seeded import SeededSamples
 
 __all__ = ['FromBatch', 'describe_loader', 'goes_by_epoch', 'length_of', 'loader_state', 'own_generators',
@@ -21,25 +25,25 @@ __all__ = ['FromBatch', 'describe_loader', 'goes_by_epoch', 'length_of', 'loader
 
 
 def loader_state(dl: Any) -> dict[str, Any]:
-    """What a loader's next pass depends on beside the global random states: its epoch, its own generators, the plain
-    attributes of its samplers, such as a count of passes, the generators that its dataset holds, and whether workers
-    are up that stay from pass to pass, of which the first draws one number more."""
+    """What a loader's next pass depends on beside the global random states: its epoch, its own generators, what it and
+    its samplers keep from pass to pass, the generators that its dataset holds, and whether workers are up that stay
+    from pass to pass, of which the first draws one number more."""
     return dict(epoch=getattr(dl, 'epoch', None), generators=[state_of(g) for g in own_generators(dl)],
-                samplers=[{k: x for k, x in vars(s).items() if type(x) in _PLAIN_VALUES} for s in _with_attributes(dl)],
-                held=[state_of(g) for _, g in _held(dl)], workers_up=_keeps_workers(dl) and dl._iterator is not None)
+                kept=[kept_by(x) for x in _keepers(dl)], held=[state_of(g) for _, g in _held(dl)],
+                workers_up=_keeps_workers(dl) and dl._iterator is not None)
 
 
 def set_loader_state(dl: Any, state: dict[str, Any]) -> None:
     "Put back what `loader_state` gave, workers aside."
     _set_all_but_own(dl, state)
     for g, s in zip(own_generators(dl), state['generators'], strict=True): set_state_of(g, s)
-    for s, kept in zip(_with_attributes(dl), state['samplers'], strict=True): vars(s).update(kept)
+    for x, kept in zip(_keepers(dl), state['kept'], strict=True): set_kept_by(x, kept)
 
 
-_PLAIN_VALUES = int, float, str, bool, type(None)
-
-
-def _with_attributes(dl: Any) -> list: return [s for s in samplers_of(dl) if hasattr(s, '__dict__')]
+def _keepers(dl: Any) -> list:
+    "What may keep something from pass to pass: samplers, and loaders of others' classes."
+    own = [] if type(dl) is DataLoader or goes_by_epoch(dl) else [dl]
+    return [x for x in (*own, *samplers_of(dl)) if hasattr(x, '__dict__')]
 
 
 def _set_all_but_own(dl: Any, state: dict[str, Any]) -> None:
@@ -132,11 +136,16 @@ class FromBatch:
 
     def _by_loading(self) -> Iterator:
         batches = iter(self.dl)
-        _skip(batches, self.start)
+        _skip(batches, min(1, self.start))
+        before = host_states()
+        _skip(batches, self.start, 1)
+        if not same_states(before, host_states()): warnings.warn(_AHEAD, stacklevel=2)
         self._set(self.now)
         return batches
 
 
+_AHEAD = ("a loader with an __iter__ of its own drew random numbers as the batches that were done were loaded anew: "
+          "the run goes on exactly only if it draws for each batch when that is asked for, and not ahead")
 _PLAIN = DataLoader.__iter__  # a class with one of its own may make other batches of the same indices
 
 
@@ -178,9 +187,9 @@ class _Rest:
         yield from batches
 
 
-def _skip(batches: Iterator, n: int) -> None:
-    "Take `n` batches. ValueError where there are fewer."
-    for i in range(n):
+def _skip(batches: Iterator, n: int, done: int = 0) -> None:
+    "Take `n` batches, of which some are `done`. ValueError where there are fewer."
+    for i in range(done, n):
         if next(batches, _NONE) is _NONE:
             raise ValueError(f"a pass that was left after {n} batches cannot be taken up there: it has {i} now")
 
