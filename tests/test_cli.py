@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_model
 
 from miniai import cli
-from miniai.checkpoint import save
+from miniai.checkpoint import CheckpointError, save
 from miniai.cli import main
 from miniai.data import fmnist
 from miniai.jobs import prove
@@ -433,6 +434,20 @@ def test_a_proof_exits_0_where_all_is_the_same_and_1_where_it_is_not(here, monke
     assert run('prove-resume', '--batch-size', '100', '--device', 'cpu') == code
 
 
+def test_sigterm_ends_a_proof_with_143_and_leaves_no_process_and_no_folder(here, monkeypatch):
+    (here/'tmp').mkdir()
+    monkeypatch.setenv('TMPDIR', str(here/'tmp'))
+    monkeypatch.setenv('PYTHONUNBUFFERED', '1')
+    p = started('prove-resume', '--batches', '900', '--epochs', '900', '--device', 'cpu', text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while 'left alone' not in p.stdout.readline(): assert p.poll() is None
+    wait_for(lambda: list((here/'tmp').glob('*/log')))  # the run in its own process has begun
+    p.terminate()
+    _, err = p.communicate(timeout=20)  # which ends when no process holds the pipes any more
+    assert (p.returncode, err) == (143, '')
+    assert list((here/'tmp').glob('miniai-prove-*')) == []
+
+
 def test_a_proof_without_its_data_gets_code_1_and_starts_nothing(here, capsys):
     assert run('prove-resume', '--data', 'nowhere') == 1
     assert complaint(capsys).startswith("miniai: error: no folder 'nowhere'")
@@ -472,6 +487,75 @@ def test_the_files_to_verify_are_said_to_be_required_and_none_is_an_error(here, 
     assert 'PATH [PATH ...] The files. (required)' in said
     assert run('checkpoint', 'verify') == 2
     assert 'name one checkpoint or more' in complaint(capsys)
+
+
+HOSTILE = {'\x1b]0;owned\x07\nfile  forged': 1, 'emoji 😀': '😀\x1b[31m', 'n': 10**5000}
+
+
+def looked_at(*args, encoding='utf-8:strict', **kwargs):
+    "What `miniai checkpoint args` says, as bytes, where the environment names an encoding."
+    env = os.environ | dict(PYTHONIOENCODING=encoding)
+    return subprocess.run([MINIAI, 'checkpoint', *args], capture_output=True, timeout=60, env=env, **kwargs)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8:strict', 'ascii'])
+def test_what_a_stream_cannot_take_is_escaped_and_all_files_are_looked_at(here, encoding):
+    save('a', HOSTILE)
+    names = ['b\udcff', 'no\nfile', 'emoji 😀', 'a']
+    shown, done = looked_at('show', 'a', encoding=encoding), looked_at('verify', *names, encoding=encoding)
+    assert (shown.returncode, done.returncode) == (0, 1)
+    assert all(c == 10 or c >= 32 for c in shown.stdout + done.stdout)
+    lines = [ln.partition(':')[0] for ln in done.stdout.decode().splitlines()]
+    assert lines == [r'b\udcff', r'no\nfile', 'emoji 😀' if encoding != 'ascii' else r'emoji \U0001f600', 'a']
+    assert shown.stderr + done.stderr == b''
+
+
+def test_an_error_that_quotes_a_file_is_printable_too(here, capsys, monkeypatch):
+    def refuse(config): raise CheckpointError('a\x1b[2J', 'the tensor \x07 is\nforged')
+    monkeypatch.setattr(cli, 'show_file', refuse)
+    assert run('checkpoint', 'show', 'a') == 1
+    assert capsys.readouterr().err == 'miniai: error: a\\x1b[2J: the tensor \\x07 is\\nforged\n'
+    assert cli._complain('our own\nlines \x1b', 1) == 1
+    assert capsys.readouterr().err == 'miniai: error: our own\nlines \\x1b\n'
+
+
+@pytest.mark.parametrize('args', [('verify', 'a'), ('show', 'a'), ('--help',)])
+def test_where_standard_output_is_closed_a_line_says_so_with_code_1(here, args):
+    save('a', {})
+    done = subprocess.run(['sh', '-c', 'exec "$@" >&-', 'sh', MINIAI, 'checkpoint', *args], stderr=subprocess.PIPE,
+                          text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, 'miniai: error: standard output is closed: there is nowhere to say '
+                                                 'what comes of it\n')
+
+
+def test_where_standard_error_is_closed_the_code_says_it_and_nothing_is_written_elsewhere(here):
+    done = subprocess.run(['sh', '-c', 'exec "$@" 2>&-', 'sh', MINIAI, 'checkpoint', 'show', 'none'],
+                          stdout=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stdout) == (1, b'')
+
+
+# Warnings
+
+def test_a_warning_is_one_line_without_a_place_in_the_code(here):
+    done = miniai('train', *QUICK, '--out', 'run')
+    for p in (here/'run'/'checkpoints').glob('*.safetensors'): p.write_bytes(p.read_bytes()[:-1])
+    done = miniai('train', '--resume', '--out', 'run', '--epochs', '2')
+    assert done.returncode == 1
+    *warned, error = done.stderr.splitlines()
+    assert warned
+    assert all(w.startswith('miniai: warning: passed over, run/checkpoints/') for w in warned)
+    assert error.startswith('miniai: error: ')
+
+
+def test_what_is_said_of_a_warning_is_printable():
+    assert cli._warning(UserWarning('a\nb  \x1b[2J'), UserWarning, 'file.py', 3, None) == \
+        'miniai: warning: a b \\x1b[2J\n'
+
+
+def test_streams_and_warnings_are_as_before_after_a_command(here, capsys):
+    before = warnings.formatwarning, sys.stdout.errors, sys.stderr.errors
+    run('checkpoint', 'show', 'none')
+    assert (warnings.formatwarning, sys.stdout.errors, sys.stderr.errors) == before
 
 
 # A terminal

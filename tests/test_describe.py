@@ -1,11 +1,14 @@
 "What the command line says of checkpoints."
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from miniai.checkpoint import describe, inspect, save
-from miniai.checkpoint.describe import size_in_words
+from miniai.checkpoint.describe import printable, size_in_words
 from miniai.cli import main
 
 
@@ -83,3 +86,41 @@ def test_the_help_lists_both(path, capsys):
     assert 'verify' in said
     assert 'show' in said
     assert max(map(len, said.splitlines())) <= 80
+
+
+# Hostile and unusual contents
+
+@given(st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.just(torch.zeros(1)))))
+def test_whatever_a_file_holds_a_description_is_printable_lines_one_for_each_thing(tmp_path_factory, state):
+    path = tmp_path_factory.mktemp('described')/'a'
+    save(path, state)
+    there = inspect(path)
+    lines = describe(there).split('\n')
+    assert all(line.isprintable() for line in lines)
+    blank = bool(there.scalars) + 2*bool(there.tensors)  # between the tables, and the last one's header
+    assert len(lines) == 6 + len(there.scalars) + len(there.tensors) + blank
+
+
+def test_what_the_metadata_say_is_escaped_and_cut_too(path):
+    info = replace(inspect(path), saved='\x1b[2J', miniai='1\nfile  other', torch='x'*10**6, version='\x9b')
+    saved, by, kind = describe(info).splitlines()[1:4]
+    assert (saved, kind) == ('saved   \\x1b[2J', 'format  \\x9b')
+    assert (by[:39], by[-2:], len(by)) == ('by      miniai 1\\nfile  other, torch xx', 'x…', 208)
+
+
+@pytest.mark.parametrize(('text', 'said'), [
+    ('plain é 😀', 'plain é 😀'), ('\x1b[31m\x07\r\n', '\\x1b[31m\\x07\\r\\n'), ('\udcff', '\\udcff'),
+    ('\u202e\u2028', '\\u202e\\u2028'), ('\\n', '\\n')])
+def test_only_what_is_printable_stays_as_it_is(text, said): assert printable(text) == said
+
+
+def test_a_number_of_any_length_is_described(path):
+    save(path, {'n': 10**5000, '7'*5000: torch.zeros(1), 'small': -2**64})
+    values, tensors = describe(inspect(path)).split('\n\n')[1:]
+    assert [' '.join(line.split()) for line in values.splitlines()] == ['n an int of 16,610 bits', f'small {-2**64}']
+    assert tensors.splitlines()[1].startswith('7777')
+
+
+def test_a_long_name_makes_no_line_longer_than_a_page(path):
+    save(path, {'k'*10**6: 1, 't'*10**6: torch.zeros(1)})
+    assert max(map(len, describe(inspect(path)).splitlines())) < 300

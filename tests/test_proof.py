@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import proving
-from miniai import proof
+from miniai import interrupts, proof
 from miniai.callbacks.run_state import run_state
 from miniai.proof import Proof, ProofError, prove_learner
 
@@ -207,15 +207,42 @@ def test_places_that_are_none_or_out_of_order_are_refused(kills):
         proof._checked(kills, places, batches=9)
 
 
-def test_ctrl_c_leaves_no_process():
-    killed = []
-    class Process:
-        def start(self): pass
-        def kill(self): killed.append(self)
-        def join(self):
-            if not killed: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): proof._exit_code_of(process := Process())
-    assert killed == [process]
+class Process:
+    "A process that gets a signal as it is started, or when it is waited for."
+    pid = None
+    def __init__(self, number, starting): self.number, self.starting, self.killed = number, starting, False
+
+    def start(self):
+        if self.starting: signal.raise_signal(self.number)
+        self.pid = 1
+
+    def kill(self): self.killed = True
+
+    def join(self):
+        if not self.killed: signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize('starting', [True, False])
+@pytest.mark.parametrize(('number', 'raised'), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_ctrl_c_and_sigterm_leave_no_process_even_as_one_is_started(number, raised, starting):
+    process = Process(number, starting)
+    with pytest.raises(raised), interrupts.terminable(): proof._exit_code_of(process)
+    assert process.killed
+
+
+def test_a_process_that_cannot_be_started_is_not_killed():
+    process = Process(0, False)
+    process.start = lambda: 1/0
+    with pytest.raises(ZeroDivisionError): proof._exit_code_of(process)
+    assert not process.killed
+
+
+def test_sigterm_leaves_no_folder_and_is_handled_as_before_after_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(proof, 'TemporaryDirectory', partial(tempfile.TemporaryDirectory, dir=tmp_path))
+    def say(words): signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match='143'): prove_learner(proving.whole, say=say)
+    assert os.listdir(tmp_path) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_the_kill_cannot_be_caught(monkeypatch):

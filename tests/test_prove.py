@@ -1,5 +1,8 @@
 "The proof of a resume, as the command line asks for it: of what `miniai train` runs, in processes of their own."
+import signal
 from dataclasses import fields, replace
+from functools import partial
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -54,6 +57,14 @@ def test_what_differs_is_said_and_returned(config, capsys, monkeypatch):
 def test_a_run_that_fails_is_an_error_with_what_it_said(config):
     with pytest.raises(ProofError, match='the run left alone failed: NonFiniteLossError: the training loss is '):
         prove.prove_resume(replace(config, lr=1e38))
+
+
+def test_sigterm_before_or_after_the_proof_itself_leaves_no_folder_either(config, monkeypatch, tmp_path):
+    (tmp_path/'tmp').mkdir()
+    monkeypatch.setattr(prove, 'TemporaryDirectory', partial(TemporaryDirectory, dir=tmp_path/'tmp'))
+    monkeypatch.setattr(prove, 'prove_learner', lambda *args: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit, match='143'): prove.prove_resume(config)
+    assert list((tmp_path/'tmp').iterdir()) == []
 
 
 def test_more_batches_than_the_epochs_have_are_refused_before_anything_runs(config):

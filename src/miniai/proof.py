@@ -19,6 +19,7 @@ from miniai.callbacks.run_state import run_state
 from miniai.checkpoint import load, save
 from miniai.differences import differences, leaves
 from miniai.events import Callback, CancelFitException
+from miniai.interrupts import held, terminable
 from miniai.learner import Learner
 from miniai.randomness import set_seed
 
@@ -86,10 +87,10 @@ def prove_learner(make: Callable[[], Learner], n_epochs: int = 2, batches: int |
 
     TypeError for a `make` that no fresh process can import, ValueError for counts that are no whole numbers above 0 and
     for a run too short to be killed as asked, ProofError for one that fails by itself, or that refuses to be gone on
-    with."""
+    with. Ctrl-C and SIGTERM, which raises SystemExit(143), leave neither processes nor files."""
     _check_counts(n_epochs=n_epochs, batches=1 if batches is None else batches)
     task = _pickled(make)
-    with TemporaryDirectory(prefix='miniai-prove-') as folder:
+    with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
         runs = _Runs(task, dict(n_epochs=n_epochs, lr=lr, valid=valid), batches, Path(folder), say)
         say(f'a run of {f"{batches} batches" if batches else f"{n_epochs} epoch(s)"}, left alone …')
         whole = runs.alone()
@@ -197,13 +198,17 @@ class _Runs:
 
 
 def _exit_code_of(process: Any) -> int:
-    process.start()
     try:
+        with held(): process.start()  # amid it nobody could end the process yet
         process.join()
         return process.exitcode
     finally:
-        process.kill()  # it still runs after Ctrl-C
-        process.join()
+        if process.pid: _end(process)
+
+
+def _end(process: Any) -> None:
+    process.kill()  # it still runs after Ctrl-C or SIGTERM
+    process.join()
 
 
 def _failure(what: str, code: int, result: Path, log: Path) -> ProofError:
@@ -234,6 +239,7 @@ def _child(task: bytes, part: _Part, log: Path, start_method: str) -> None:
     set_start_method(start_method, force=True)  # of loaders' workers: theirs would be this process's own
     with log.open('w') as f:
         for fd in (1, 2): os.dup2(f.fileno(), fd)
+    if sys.stdout: sys.stdout.reconfigure(errors='backslashreplace')  # a name it cannot take is no failure of the run
     try:
         set_seed(0)  # which make may do anew
         _fit(_learner_of(pickle.loads(task)), part)

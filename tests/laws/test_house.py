@@ -14,7 +14,7 @@ SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
 FLOORS = {
     **dict.fromkeys(('device', 'readings', 'hooks', 'plot', 'display', 'layers', 'measures', 'moves', 'stopwatch',
-                     'randomness', 'differences', 'versions'), 0),
+                     'randomness', 'differences', 'versions', 'interrupts'), 0),
     **dict.fromkeys(('events', 'optim', 'data', 'checkpoint'), 1),
     'callbacks': 2,
     'learner': 3,

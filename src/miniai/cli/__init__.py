@@ -2,12 +2,16 @@
 own."""
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 from miniai.checkpoint import CheckpointError
+from miniai.checkpoint.describe import printable
 from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
 from miniai.jobs.config import ConfigError, JobConfig, LRFindConfig, ProveConfig, TrainConfig
 
@@ -22,11 +26,33 @@ JOBS = {'train': TrainConfig, 'lr-find': LRFindConfig, 'prove-resume': ProveConf
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run `miniai` with `args`, by default the process's own, and exit: 0 when done, 1 for a job that failed, 2 for
-    options that cannot be meant, 130 after Ctrl-C, 141 where nobody reads any more what `checkpoint` commands print."""
-    sys.exit(_exit_code(list(sys.argv[1:] if args is None else args)))
+    options that cannot be meant, 130 after Ctrl-C, 143 after SIGTERM where the job could still save or clean up, 141
+    where nobody reads any more what `checkpoint` commands print."""
+    with _plain_words(): code = _exit_code(list(sys.argv[1:] if args is None else args))
+    sys.exit(code)
+
+
+@contextmanager
+def _plain_words() -> Iterator[None]:
+    """Characters that a stream cannot take are escaped, and a warning is a line without its place in the code; both as
+    before after it. What is said where standard error is closed goes nowhere, not into the next file that is opened."""
+    if sys.stderr is None: sys.stderr = open(os.devnull, 'w')  # noqa: SIM115
+    streams = {s: s.errors for s in (sys.stdout, sys.stderr) if isinstance(s, TextIOWrapper)}
+    formatted, warnings.formatwarning = warnings.formatwarning, _warning
+    for s in streams: s.reconfigure(errors='backslashreplace')
+    try: yield
+    finally:
+        warnings.formatwarning = formatted
+        for s, errors in streams.items():
+            with suppress(OSError): s.reconfigure(errors=errors)  # it flushes: what cannot be written is told elsewhere
+
+
+def _warning(message: Warning | str, *place: Any) -> str:
+    return f'miniai: warning: {printable(" ".join(str(message).split()))}\n'
 
 
 def _exit_code(args: list[str]) -> int:
+    if sys.stdout is None: return _complain('standard output is closed: there is nowhere to say what comes of it', 1)
     try: return _run(_parsed(args))
     except ConfigError as e: return _complain(e, 2)
     except KeyboardInterrupt:
@@ -34,8 +60,8 @@ def _exit_code(args: list[str]) -> int:
         return 130
 
 
-def _complain(e: Exception, code: int) -> int:
-    print(f'miniai: error: {e}', file=sys.stderr)
+def _complain(what: Exception | str, code: int) -> int:
+    print('miniai: error: ' + '\n'.join(map(printable, str(what).split('\n'))), file=sys.stderr)
     return code
 
 
@@ -104,7 +130,7 @@ def _look(config: VerifyConfig | ShowConfig) -> int:
         code = verify_files(config) if isinstance(config, VerifyConfig) else show_file(config)
         sys.stdout.flush()
     except BrokenPipeError: return _unread()
-    except (CheckpointError, OSError) as e: return _complain(e, 1)
+    except (CheckpointError, OSError) as e: return _complain(printable(str(e)), 1)
     return code
 
 

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miniai.checkpoint import CheckpointError, describe, inspect, verify
+from miniai.checkpoint.describe import printable
 from miniai.jobs.config import ConfigError
 
 __all__ = ['VerifyConfig', 'ShowConfig', 'verify_files', 'show_file']
@@ -30,7 +31,7 @@ def verify_files(config: VerifyConfig) -> int:
 
 def _is_whole(path: Path) -> bool:
     whole, said = _verdict(path)
-    print(said)
+    print(printable(said))
     return whole
 
 

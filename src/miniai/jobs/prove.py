@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
 
+from miniai.interrupts import terminable
 from miniai.learner import Learner
 from miniai.proof import prove_learner
 
@@ -23,7 +24,7 @@ def prove_resume(config: ProveConfig) -> bool:
     per_epoch = len(build_data(config).train)
     _check_batches(config, per_epoch)
     config = settled(replace(config, lr=rate_of(config)), build_device(config))
-    with TemporaryDirectory(prefix='miniai-prove-') as folder:
+    with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
         proof = prove_learner(partial(_learner, config, folder), config.epochs, config.batches)
     print(proof)
     if config.batches <= per_epoch and config.epochs > 1:
