@@ -1,6 +1,8 @@
 "Checkpoints as their users meet them: what is saved comes back bit for bit, now or beside the caller."
 import json
 import math
+import os
+import signal
 import struct
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from miniai.checkpoint import SaveError, Saver, disk, inspect, load, remove_stale, save, verify
+from miniai.checkpoint import SaveError, Saver, beside, disk, inspect, load, remove_stale, save, verify
 from states import DTYPES, aliases, bits, everything, same, states, ties, views
 
 LAX = dict(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -210,7 +212,6 @@ def test_a_large_state_is_written_in_one_pass_without_a_copy(path, monkeypatch):
 
 
 def test_the_mode_of_the_file_follows_the_umask(path):
-    import os
     old = os.umask(0o027)
     try: save(path, 1)
     finally: os.umask(old)
@@ -498,8 +499,6 @@ def test_where_no_thread_can_be_had_a_background_save_is_done_at_once(path, monk
     assert load(path) == 1
 
 
-# Looking into a file
-
 def test_where_only_one_thread_can_be_had_a_background_save_is_done_at_once_and_no_thread_stays(path, monkeypatch):
     refusing(monkeypatch, RuntimeError("can't start new thread"))
     pending = save(path, dict(a=torch.ones(3)), background=True)
@@ -517,17 +516,188 @@ def test_an_interrupt_amid_the_start_of_a_background_save_leaves_no_thread_that_
 
 def refusing(monkeypatch, error):
     "Let the thread that writes not start."
-    start = threading.Thread.start
-    def refuse(self):
-        if self.name == 'miniai-save': raise error
-        start(self)
-    monkeypatch.setattr(threading.Thread, 'start', refuse)
+    def refuse(*_): raise error
+    monkeypatch.setattr(beside, 'start_new_thread', refuse)
 
 
 def keeper_ends():
     for t in threading.enumerate():
         if t.name == 'miniai-save-kept': t.join(10)
     return all(t.name != 'miniai-save-kept' for t in threading.enumerate())
+
+
+def test_an_interrupt_amid_the_wait_for_a_save_leaves_its_memory_alone(path, monkeypatch):
+    gate, state = Gate(monkeypatch), torch.arange(10_000)
+    saver = Saver()
+    saver.save(path, state)
+    with monkeypatch.context() as m:
+        m.setattr(beside.Task, 'wait', interrupted)
+        for wait in (saver.wait, lambda: saver.save(path, state + 1), lambda: saver.__exit__(None, None, None)):
+            with pytest.raises(KeyboardInterrupt): wait()
+    assert not saver.done()
+    gate.open.set()
+    saver.wait()
+    assert torch.equal(load(path), state)
+
+
+def interrupted(*_): raise KeyboardInterrupt
+
+
+def test_an_interrupt_once_the_writing_has_begun_leaves_it_its_memory(path, monkeypatch):
+    gate, state, start = Gate(monkeypatch), torch.arange(10_000), beside.start_new_thread
+    saver = Saver()
+    saver.reserve(state)
+    def begin(*args):
+        start(*args)
+        if threading.current_thread() is threading.main_thread(): time.sleep(.1), interrupted()
+    with monkeypatch.context() as m:
+        m.setattr(beside, 'start_new_thread', begin)
+        with pytest.raises(KeyboardInterrupt): saver.save(path, state)
+    saver.save(path.with_name('b'), state + 1)
+    gate.open.set()
+    saver.save(path.with_name('c'), state + 2)
+    save(path.with_name('d'), state, also=[path])  # waits for the one before
+    saver.wait()
+    assert [int(load(path.with_name(n))[0]) for n in 'bc'] == [1, 2]
+    assert keeper_ends()
+
+
+INTERRUPTS = """
+import _thread, random, signal, sys, time
+import torch
+from miniai.checkpoint import load, save, saving, verify
+def raised(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, raised)
+many, large, out = (f'{sys.argv[1]}.{nm}' for nm in ('many', 'large', 'out'))
+state = [torch.full((20_000,), float(i)) for i in range(300)]
+save(many, state), save(large, torch.ones(16_000_000))
+calls = [lambda: load(many), lambda: verify(large), lambda: save(out, state), lambda: save(out, state, background=True)]
+draw, before, met = random.Random(1), _thread._count(), 0
+for call in calls:
+    start = time.perf_counter()
+    call()
+    takes = time.perf_counter() - start
+    for _ in range(int(sys.argv[2])):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, draw.uniform(1e-5, takes))
+            call()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt: met += 1
+        for p in list(saving._pending.values()): p.wait()
+        until = time.monotonic() + 10
+        while _thread._count() > before and time.monotonic() < until: time.sleep(.0002)
+        assert _thread._count() <= before, 'a thread was left'
+assert len(load(out)) == 300
+print(met)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason="no timers here")
+def test_interrupts_amid_loading_verifying_and_saving_leave_no_hang_and_no_thread(path):
+    done = subprocess.run([sys.executable, '-c', INTERRUPTS, str(path), '12'], capture_output=True, text=True,
+                          timeout=60)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert int(done.stdout) > 10
+
+
+CHILD = """
+import os, sys, threading, time, warnings
+import torch
+from miniai.checkpoint import Saver, disk, load, save
+warnings.simplefilter('ignore')
+go_on, real = threading.Event(), disk.write
+disk.write = lambda fd, data: go_on.wait() and real(fd, data)
+path, saver = sys.argv[1], Saver()
+saver.save(path, 'parent')
+pending = saver._last
+child = os.fork()
+if not child:
+    disk.write = real
+    assert not pending.done() and not saver.done()
+    for wait in (pending.wait, saver.wait):
+        try: wait()
+        except RuntimeError as e: assert f'is being saved by process {os.getppid()}' in str(e), e
+        else: raise AssertionError('it waited for nothing')
+    save(path, 'child'), save(path + '.beside', 1, background=True).wait()
+    saver.save(path + '.saver', 2), saver.wait()
+    assert saver.done() and load(path) == 'child'
+    print('child', flush=True), sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert not pending.done()
+go_on.set()
+saver.wait()
+print(load(path))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason="no fork here")
+def test_a_forked_process_does_not_take_its_parents_save_for_done_and_saves_on_its_own(path):
+    done = subprocess.run([sys.executable, '-c', CHILD, str(path)], capture_output=True, text=True, timeout=30)
+    assert (done.stdout.split(), done.stderr) == (['child', 'parent'], '')
+    assert [load(f'{path}.{nm}') for nm in ('beside', 'saver')] == [1, 2]
+
+
+AT_EXIT = """
+import atexit, sys, time
+def last(name):
+    save(f'{sys.argv[1]}.{name}', torch.ones(3_000_000), background=True)
+atexit.register(last, 'before')
+import torch
+from miniai.checkpoint import disk, save
+atexit.register(last, 'after')
+if sys.argv[2] == 'fail': disk.write = lambda fd, data: (_ for _ in ()).throw(OSError(28, 'No space left on device'))
+"""
+
+
+def test_a_background_save_asked_for_at_the_interpreters_end_is_written_and_a_failure_is_told(path):
+    done = [subprocess.run([sys.executable, '-c', AT_EXIT, str(path), how], capture_output=True, text=True, timeout=30)
+            for how in ('well', 'fail')]
+    assert done[0].stderr == ''
+    assert [int(load(f'{path}.{nm}').sum()) for nm in ('before', 'after')] == [3_000_000]*2
+    assert done[1].stderr.count('No space left') >= 2
+    assert list(path.parent.glob('.*.part')) == []
+
+
+CUT_SHORT = """
+import sys, threading, time
+import torch
+from miniai.checkpoint import disk, save
+writing, real = threading.Event(), disk.write
+def slowly(fd, data): writing.set(); time.sleep(float(sys.argv[2])); return real(fd, data)
+disk.write = slowly
+save(sys.argv[1], torch.ones(3), background=True)
+writing.wait()
+print('over', flush=True)
+"""
+
+
+@pytest.mark.parametrize(('times', 'seconds'), [(1, .4), (2, 20)])
+def test_one_ctrl_c_at_the_interpreters_end_does_not_lose_a_save_and_a_second_one_says_so(times, seconds, path):
+    save(path, 'old')
+    child = subprocess.Popen([sys.executable, '-c', CUT_SHORT, str(path), str(seconds)], text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout.readline() == 'over\n'
+    for _ in range(times): time.sleep(.3) or child.send_signal(signal.SIGINT)
+    _, said = child.communicate(timeout=15)
+    assert said.count('KeyboardInterrupt') == times
+    if times == 1:
+        assert 'miniai: error' not in said
+        assert load(path).sum() == 3
+    else:
+        assert f'miniai: error: {path} may not have been saved: the wait for it was interrupted' in said
+        assert load(path) == 'old'
+
+# Looking into a file
+
+@pytest.mark.parametrize('path', ['a\0b', b'a\0b'])
+@pytest.mark.parametrize('background', [False, True])
+def test_what_is_no_path_is_a_save_error_at_once(path, background):
+    with pytest.raises(SaveError, match='it is no path: embedded null'): save(path, 1, background=background)
+
+
+@pytest.mark.parametrize('also', ['b', b'b'])
+def test_one_further_name_that_is_not_in_a_list_is_told(also, path):
+    with pytest.raises(TypeError, match=r"give \(b?'b',\) for this one"): save(path, 1, also=also)
 
 
 def test_inspect_tells_what_is_in_a_file_by_its_head(path):

@@ -35,7 +35,7 @@ def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview |
     the path, at the first where that fails: what was there stays, as do the new file under the paths before, and what
     was there under those after; nothing else is left. Where something else than a file stands under any of them, that
     is a SaveError before anything is written."""
-    first, *others = map(os.fsdecode, paths)
+    first, *others = paths
     writings = [_Writing(first, size), *(_Writing(p, size, first) for p in others)]
     for w in writings: w.refuse_other_kinds()
     for w in writings: w.run(head, memories)

@@ -5,15 +5,17 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from os import PathLike
-from threading import Event, Thread
+from queue import SimpleQueue
+from threading import Thread, main_thread
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .beside import Beside
+from .beside import Beside, Task
 from .durable import write_durably
+from .errors import SaveError
 from .geometry import memory_of
 from .header import header_bytes
 from .tree import flatten
@@ -24,7 +26,7 @@ _PIECE = 1 << 22  # bytes copied at a time
 _pending: dict[str, 'Pending'] = {}
 
 
-def save(path: str | PathLike, state: Any, *, also: Iterable[str | PathLike] = (),
+def save(path: str | bytes | PathLike, state: Any, *, also: Iterable[str | bytes | PathLike] = (),
          background: bool = False) -> 'Pending | None':
     """Save `state`, a nest of dict (keys str or int), list, tuple, None, bool, int, float, str, bytes, tensors,
     numpy arrays and scalars, as one safetensors file at `path`, in place of what is there. On return it is on the
@@ -33,7 +35,8 @@ def save(path: str | PathLike, state: Any, *, also: Iterable[str | PathLike] = (
 
     Tensors that are the same memory with the same shape and strides are written once, and are one tensor again
     after `load`; other views of shared memory are written each with all that lies between its first element and its
-    last.
+    last. Numpy arrays that run backwards, which torch has no strides for, or that are read-only come back by value:
+    without gaps, and writable.
 
     `also` are further names for the file, in any folders, each given as safely once it is on the disk under those
     before. They cost no second writing: it is one file under several names (hard links), so that damage to it is
@@ -44,23 +47,35 @@ def save(path: str | PathLike, state: Any, *, also: Iterable[str | PathLike] = (
 
     With `background=True` the state is copied as of now and written in a thread: the `Pending` that is returned
     knows when it is done. A failure is raised by its `wait()`, or by the next save under one of its names, and is
-    said at the interpreter's end at the latest. TypeError, at once and with the path in the nest, for what a
-    checkpoint cannot hold; SaveError for what went wrong on the disk: the old file stands, and nothing else is left."""
+    said at the interpreter's end at the latest, as is a Ctrl-C that cut its wait for the save short. A process forked
+    amid it leaves the save to its parent: `wait` is a RuntimeError there, and what it saves itself waits for none of
+    the parent's. Asked for during the interpreter's end, it is written before the call returns.
+
+    TypeError, at once and with the path in the nest, for what a checkpoint cannot hold; SaveError for what went wrong
+    on the disk: the old file stands, and nothing else is left. What is no regular file is never replaced: a SaveError
+    before anything is written."""
     return _saved(_real(path, also), state, _Arena() if background else None)
 
 
 def _saved(paths: list[str], state: Any, arena: '_Arena | None') -> 'Pending | None':
     "Save, beside the caller where there is an arena to copy the state to."
     contents = _Contents(state)
-    for earlier in [_pending[p] for p in paths if p in _pending]: earlier.wait()
+    for earlier in _ours(paths): earlier.wait()
     if arena: return Pending(paths, contents, arena)
     write_durably(*contents.written(paths, contents.memories()))
 
 
-def _real(path: str | PathLike, also: Iterable[str | PathLike]) -> list[str]:
+def _real(path: str | bytes | PathLike, also: Iterable[str | bytes | PathLike]) -> list[str]:
     "All paths as they are now, links followed, each once."
-    if isinstance(also, str | PathLike): raise TypeError(f'also takes several paths: give ({also!r},) for this one')
-    return list(dict.fromkeys(map(os.path.realpath, (path, *also))))
+    if isinstance(also, str | bytes | PathLike):
+        raise TypeError(f'also takes several paths: give ({also!r},) for this one')
+    return list(dict.fromkeys(map(_where, (path, *also))))
+
+
+def _where(path: str | bytes | PathLike) -> str:
+    path = os.fsdecode(path)
+    try: return os.path.realpath(path)
+    except ValueError as e: raise SaveError(path, 0, 0, e, 'it is no path') from e  # it has a NUL
 
 
 class _Contents:
@@ -116,29 +131,41 @@ def _copy(pairs: Iterator[tuple]) -> None:
 class Pending:
     "A save that runs beside its caller, to `paths`. The interpreter's end waits for it, unless it was abandoned."
     def __init__(self, paths: list[str], contents: _Contents, arena: _Arena) -> None:
-        self.paths, self._error, self._over, self._abandoned = tuple(paths), None, Event(), False
         work = contents.written(paths, arena.copies(contents))
-        self._thread = Thread(target=self._run, args=work, daemon=True, name='miniai-save')
-        _pending.update(dict.fromkeys(paths, self))
+        self.paths, self._pid, self._abandoned, self._let_go = tuple(paths), os.getpid(), False, SimpleQueue()
+        self._task = Task(self._write, *work)
         try:
-            Thread(target=self._keep, daemon=False, name='miniai-save-kept').start()  # after the other it waits for it
-            self._thread.start()
-        except RuntimeError: self._run(*work)  # no thread can be had any more, at the interpreter's end
+            _pending.update(dict.fromkeys(paths, self))
+            self._begin()
         except BaseException:
-            self._over.set()  # else the interpreter would wait for ever
+            if self._task.cancel(): self._drop()
             raise
 
-    def _keep(self) -> None:
-        """Let the interpreter, which ends amid a daemon, wait for another thread until this save is over: a process
-        that multiprocessing forked waits for threads at its end, and calls no atexit function."""
-        self._over.wait()
-        if self._thread.is_alive() and not self._abandoned: self._thread.join()
+    def _begin(self) -> None:
+        "Write in a thread, or else here, where a failure is raised at once: nobody might hear it later."
+        if self._has_threads(): return
+        self._task.run()
+        self.wait()
 
-    def _run(self, *work: Any) -> None:
+    def _has_threads(self) -> bool:
+        """One that writes, a daemon, and one that the interpreter waits for until the other is done or abandoned: a
+        process that multiprocessing forked waits for threads at its end, and calls no atexit function. Neither, where
+        they can be had no more, or nobody waits for them any more: at the interpreter's end."""
+        if not main_thread().is_alive(): return False
+        try:  # the one that is waited for first: amid the writing, its start would wait for the GIL
+            Thread(target=self._let_go.get, daemon=False, name='miniai-save-kept').start()
+            self._task.start()
+        except RuntimeError: return False
+        return True
+
+    def _write(self, *work: Any) -> None:
         try: write_durably(*work)
-        except BaseException as e: self._error = e
-        else: self._forget()
-        self._over.set()
+        finally: self._let_go.put(None)
+        self._forget()
+
+    def _drop(self) -> None:
+        self._forget()
+        self._let_go.put(None)
 
     def _forget(self) -> None:
         for p in self.paths:
@@ -148,17 +175,36 @@ class Pending:
         """Let the process end amid it: what stood under its names before stays there, and the temporary goes by
         `remove_stale`. As long as the process lives, it is written on, and `wait` waits."""
         self._abandoned = True
-        self._over.set()
+        self._let_go.put(None)
 
     def done(self) -> bool:
-        "Whether it has ended, well or not."
-        return not self._thread.is_alive()
+        "Whether it has ended, well or not. Never true in a process forked amid it, which cannot know."
+        return self._task.over
 
     def wait(self) -> None:
-        "Return when the file is on the disk to stay; raise what went wrong, a SaveError as a rule."
-        if self._thread.is_alive(): self._thread.join()
+        """Return when the file is on the disk to stay; raise what went wrong, a SaveError as a rule. RuntimeError in a
+        process forked amid it."""
+        if not self.done() and not self._is_ours():
+            raise RuntimeError(f'{self.paths[0]} is being saved by process {self._pid}, of which this one is a fork: '
+                               'only that one can wait for it')
+        self._task.wait()
         self._forget()
-        if self._error: raise self._error
+        if self._task.error: raise self._task.error
+
+    def _is_ours(self) -> bool: return self._pid == os.getpid()
+
+    def _say_at_the_end(self) -> None:
+        "Say on stderr what nobody heard."
+        e, path = self._task.error, self.paths[0]
+        if e: print(f'miniai: error: {str(e) or repr(e)}', file=sys.stderr)
+        elif not self.done() and not self._abandoned:
+            print(f'miniai: error: {path} may not have been saved: the wait for it was interrupted', file=sys.stderr)
+
+
+def _ours(paths: Iterable[str] | None = None) -> list[Pending]:
+    "This process's saves under way or failed unheard, under any of `paths` or all; a fork has its parent's in memory."
+    there = list(_pending.values()) if paths is None else map(_pending.get, paths)
+    return [p for p in dict.fromkeys(there) if p and p._is_ours()]
 
 
 class Saver:
@@ -168,11 +214,14 @@ class Saver:
     def __enter__(self) -> 'Saver': return self
     def __exit__(self, *_: Any) -> None: self.wait()
 
-    def save(self, path: str | PathLike, state: Any, *, also: Iterable[str | PathLike] = (),
+    def save(self, path: str | bytes | PathLike, state: Any, *, also: Iterable[str | bytes | PathLike] = (),
              background: bool = True) -> None:
-        "As `miniai.checkpoint.save`, after the one before is done."
+        "As `miniai.checkpoint.save`, after the one before is done; a forked process leaves that one to its parent."
+        if self._last and not self._last._is_ours(): self._last = None
         self.wait()
-        self._last = _saved(_real(path, also), state, self._arena if background else None)
+        arena, self._arena = self._arena, _Arena()  # an interrupt may leave the old one being written
+        self._last = _saved(_real(path, also), state, arena if background else None)
+        self._arena = arena
 
     def reserve(self, state: Any) -> None:
         "Take the memory for background saves of such a state now, so that the first one stops the caller no longer."
@@ -186,8 +235,11 @@ class Saver:
 
     def wait(self) -> None:
         "Return when nothing is being written any more; raise the failure of what was."
-        last, self._last = self._last, None
-        if last: last.wait()
+        last = self._last
+        if not last: return
+        try: last.wait()
+        finally:
+            if last.done(): self._last = None  # else an interrupt came, and its memory is not free yet
 
     def abandon(self) -> None:
         """Wait no longer for what is being written: the process may end amid it, as `Pending.abandon` says. Its failure
@@ -197,6 +249,11 @@ class Saver:
 
 
 @atexit.register
-def _say_what_nobody_heard() -> None:
-    for p in set(_pending.values()):
-        if p._error: print(f'miniai: error: {p._error}', file=sys.stderr)
+def _wait_and_say() -> None:
+    "Wait on, where an interrupt ended the interpreter's wait for threads, and say what nobody heard."
+    left = _ours()
+    try:
+        for p in left:
+            if not p._abandoned: p._task.wait()
+    finally:
+        for p in left: p._say_at_the_end()
