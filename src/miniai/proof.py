@@ -5,6 +5,7 @@ import pickle
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context, get_start_method, set_start_method
@@ -258,6 +259,7 @@ def _learner_of(make: Callable[[], Learner]) -> Learner:
 def _fit(learn: Learner, part: _Part) -> None:
     ends = _EndCB(part.batches, part.end, part.kill)
     saving = [CheckpointCB(part.saves, batches=1)] if part.saves else []
+    warnings.filterwarnings('error', 'passed over')  # where it was killed it is to go on, not somewhere before
     learn.fit(**part.fit, cbs=[*saving, ends], resume=bool(part.saves))
     save(part.result, dict(state=run_state(learn), places=ends.places, unkept=_unkept(learn)))
 
