@@ -201,7 +201,7 @@ def _geometry(name: str, e: Entry, d: dict) -> Geometry:
 
 def _check_geometry(name: str, e: Entry, g: Geometry) -> None:
     typed = type(g.dtype) is str and type(g.numpy) is bool and type(g.device) is str
-    if not typed or DTYPES.get(g.dtype) != e.dtype or (g.numpy and not hasattr(np, g.dtype)):
+    if not typed or DTYPES.get(g.dtype) != e.dtype or (g.numpy and g.dtype not in np.sctypeDict):
         raise Malformed(f'the table does not describe {name!r} as it should')
     if len(g.shape) != len(g.stride) or _too_large(g, prod(n or 1 for n in g.shape)):
         raise Malformed(f'the tensor {name!r} has impossible sizes')
