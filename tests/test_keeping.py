@@ -110,14 +110,26 @@ def test_an_order_comes_back_in_its_own_memory(order, kind, data):
 
 
 def test_plain_values_and_orders_are_kept_and_labels_data_and_users_choices_are_not():
-    x = holding(n=3, rate=.5, name='a', done=True, none=None, order=[2, 0, 1], labels=[1, 1, 0], words=['a', 'b'],
+    x = holding(n=3, rate=.5, root='/here', done=True, none=None, order=[2, 0, 1], labels=[1, 1, 0], words=['a', 'b'],
                 flags=[True, False], y=torch.tensor([1, 1]), images=np.eye(3, dtype=int), weights=torch.rand(3),
-                z=torch.tensor([1j, 2]), empty=[], loader=DataLoader([1]), num_workers=4, batch_size=7)
-    assert {*kept_by(x)} == {'n', 'rate', 'name', 'done', 'none', 'order'}
+                z=torch.tensor([1j, 2]), empty=[], loader=DataLoader([1]), num_workers=4, batch_size=7,
+                sparse=torch.eye(3, dtype=torch.int64).to_sparse(),
+                meta=torch.ones(3, dtype=torch.int64, device='meta'), pixels=torch.ones(2, 3, dtype=torch.uint8),
+                nested=torch.nested.nested_tensor([torch.arange(2)], layout=torch.jagged), point=torch.tensor(3))
+    assert {*kept_by(x)} == {'n', 'rate', 'done', 'none', 'order'}
 
 
 def test_what_torchs_samplers_were_given_stays():
     assert 'indices' not in kept_by(SubsetRandomSampler([3, 1, 2]))
+
+
+def test_an_order_that_cannot_be_written_is_replaced():
+    ids = np.array([3, 1, 2])
+    ids.flags.writeable = False
+    x = holding(ids=ids)
+    set_kept_by(x, dict(ids=np.array([1, 2, 3])))
+    assert x.ids.tolist() == [1, 2, 3]
+    assert ids.tolist() == [3, 1, 2]
 
 
 def test_an_order_of_another_length_or_kind_is_put_in_the_old_ones_place():

@@ -1,5 +1,6 @@
 "Random states put back give the numbers that came after them, whichever generator they are of."
 import random
+import weakref
 from functools import partial
 from itertools import pairwise
 
@@ -160,6 +161,13 @@ def test_what_has_no_state_is_no_generator_and_the_global_ones_are_no_ones():
     o.a, o.b, o.c = random.SystemRandom(), torch.default_generator, np.random.mtrand._rand
     assert not is_generator(o.a)
     assert list(generators_of(o)) == []
+
+
+def test_a_weak_reference_whose_object_is_gone_holds_nothing():
+    o, gone = type('O', (), {})(), nn.Linear(1, 1)
+    o.gone, o.g = weakref.proxy(gone), torch.Generator()
+    del gone
+    assert found(o) == dict(g=o.g)
 
 
 def test_what_is_left_out_is_not_looked_into():

@@ -279,6 +279,16 @@ def test_where_draws_in_workers_cannot_be_repeated_a_run_stopped_in_its_first_ep
     assert digest(again) == digest(alone)
 
 
+def test_such_a_run_that_fails_in_its_first_batch_leaves_no_checkpoint(tmp_path):
+    dl = DataLoader(Noisy(20), 5, shuffle=True, num_workers=1)
+    def learn(model, **kwargs): return learner([CheckpointCB(tmp_path, **kwargs)], model=model, dls=DataLoaders(dl, dl))
+    for background in (False, True):
+        with pytest.warns(UserWarning, match='cannot go on exactly'), pytest.raises(RuntimeError, match='mat1'):
+            learn(nn.Sequential(nn.Flatten(), nn.Linear(5, 3)), background=background).fit(1)
+        assert names(tmp_path) == []
+    with pytest.warns(UserWarning, match='cannot go on exactly'): learn(net()).fit(1)
+
+
 def test_where_no_checkpoint_between_epochs_is_left_the_reason_and_the_files_are_told(tmp_path):
     dl = DataLoader(Noisy(20), 5, shuffle=True, num_workers=1)
     def learn(*cbs): return learner([CheckpointCB(tmp_path, batches=1), *cbs], model=net(), dls=DataLoaders(dl, dl))
@@ -306,6 +316,7 @@ def test_a_refused_fit_leaves_history_and_optimizer_of_the_one_before(change, tm
     with pytest.raises(ResumeError): learn.fit(2, resume=learn.loss_func is F.mse_loss)
     assert learn.history is history
     assert learn.opt is opt
+    assert learn.first_batch == 0
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path):

@@ -1,4 +1,5 @@
 "What a run is made of: whatever a later step depends on is saved, and put back to the bit."
+from copy import deepcopy
 from functools import partial
 
 import numpy as np
@@ -93,10 +94,13 @@ class Wider(Two):
         self.critic[2] = nn.Linear(8, 2)
 
 
-class Without(TrainLearner): "Has no critic."
-
-
 class More(Two):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.critic_opt = optim.AdamW(self.critic.parameters(), .01)
+
+
+class Fewer(Two):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.critic_opt = optim.Adam(self.critic[2].parameters(), .01)
@@ -104,18 +108,65 @@ class More(Two):
 
 @pytest.mark.parametrize(('cls', 'says'), [
     (Wider, r"the Learner's critic 2.weight was '\(1, 8\) float32' in the checkpoint and is '\(2, 8\) float32' here"),
-    (Without, r"the Learner's critic 0.weight was '\(8, 4\) float32' in the checkpoint and is nothing here"),
-    (More, r"the Learner's critic_opt parameters of groups was \[6\] in the checkpoint and is \[2\] here")])
+    (More, r"the Learner's critic_opt was 'Adam' in the checkpoint and is 'AdamW' here"),
+    (Fewer, r"the Learner's critic_opt parameters of groups was \[6\] in the checkpoint and is \[2\] here")])
 def test_where_they_are_others_the_run_is_refused_with_both(cls, says, tmp_path):
     saved(tmp_path, cls=Two).fit(1)
     with pytest.raises(ResumeError, match=says): saved(tmp_path, cls=cls).fit(2, resume=True)
 
 
-def test_one_that_comes_on_the_way_is_told_as_it_is_saved(tmp_path):
-    class LateCB(Callback):
-        def before_epoch(self, learn): learn.teacher = nn.Linear(2, 2)
-    with pytest.warns(UserWarning, match=r"kept besides was \[\] as it began and is \['teacher'\] now"):
-        saved(tmp_path, LateCB()).fit(1)
+class BestCB(Callback):
+    "Puts a copy of the model on the Learner after each epoch."
+    def after_epoch(self, learn): learn.best_model = deepcopy(learn.model)
+
+
+def test_one_that_came_on_the_way_is_told_and_left_out_and_one_that_is_new_stays(tmp_path):
+    make = partial(learner, cls=Two)
+    alone = make([BestCB(), CheckpointCB(tmp_path/'alone')])
+    alone.fit(3)
+    make([BestCB(), CheckpointCB(tmp_path/'run')]).fit(2)
+    again = make([BestCB(), CheckpointCB(tmp_path/'run')])
+    again.probe = nn.Linear(2, 2)
+    with pytest.warns(UserWarning, match='has not as its fit begins, and leaves out: best_model'):
+        again.fit(3, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), alone.model.parameters(), strict=True))
+
+
+class SwitchCB(Callback):
+    "Ends the critic's training, and that of the loss's module, after the first epoch."
+    def after_epoch(self, learn):
+        if learn.training: return
+        learn.critic.eval()
+        learn.critic[0].requires_grad_(False)
+        learn.loss_func.eval()
+
+
+class Dropped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(.5)
+
+    def forward(self, preds, targets, **kwargs): return F.cross_entropy(self.drop(preds), targets, **kwargs)
+
+
+class Judged(Two):
+    def get_loss(self):
+        super().get_loss()
+        self.loss = self.loss + self.loss_func(self.preds, self.batch[1])
+
+
+def test_modes_and_frozen_parameters_of_what_is_beside_the_model_go_on(tmp_path):
+    make = lambda folder, *cbs: saved(folder, SwitchCB(), *cbs, cls=Judged, loss_func=Dropped())  # noqa: E731
+    assert wherever_it_stops_it_ends_the_same(make, tmp_path, ((0, 2), (1, 0), (1, 2)))
+
+
+def test_another_loss_module_is_refused_with_both(tmp_path):
+    saved(tmp_path, loss_func=nn.CrossEntropyLoss(torch.ones(3))).fit(1)
+    again = saved(tmp_path, loss_func=nn.CrossEntropyLoss())
+    before = again.model[0].weight.tolist()
+    with pytest.raises(ResumeError, match=r"the loss weight was '\(3,\) float32' .* and is nothing here"):
+        again.fit(2, resume=True)
+    assert again.model[0].weight.tolist() == before
 
 
 class Noise:

@@ -133,7 +133,7 @@ class Learner:
             self.history, self.opt = before
             raise
         finally:
-            self._fitting, self.start = False, None
+            self._fitting, self.start, self.first_batch = False, None, 0
             for cb in added: _remove_last(self.cbs, cb)
 
     def _own_phases(self) -> set[str]:

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import islice
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ProxyTypes
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ def generators_of(o: Any, objects: bool = False, without: Iterable[Any] = ()) ->
         if is_generator(x): yield name, x
         elif len(seen) + len(waiting) < _MOST_IN_ALL:
             waiting.extend((f'{name}.{nm}'.strip('.'), y) for nm, y in _parts(x, objects or not name or callable(x))
-                           if not isinstance(y, _LEAVES))
+                           if type(y) not in ProxyTypes and not isinstance(y, _LEAVES))
 
 
 def _parts(x: Any, objects: bool) -> Iterable[tuple[Any, Any]]:

@@ -64,7 +64,7 @@ class CheckpointCB(Callback):
         check_savable(learn)
         self._run = _Run(self, learn)
         self._run.begin(learn)
-        if self._run.why and learn.start.state is None: self.save(learn, 'train', 0, 0)  # a stop in the first epoch
+        if self._run.why and learn.start.state is None: self._run.save_first(learn)
 
     def before_epoch(self, learn: Any) -> None:
         if self._run: self._run.begin_pass(learn)
@@ -90,7 +90,7 @@ class CheckpointCB(Callback):
 
     def cleanup_fit(self, learn: Any) -> None:
         run, self._run = self._run, None
-        if run: run.end()
+        if run: run.end(failed=not (learn.ended_by is None or is_cancel(learn.ended_by)))
 
     def _saves(self, learn: Any) -> bool:
         return self._run is not None and (learn.ended_by is None or is_cancel(learn.ended_by))
@@ -162,7 +162,8 @@ class _Run:
     was random as the pass under way began, None between passes; `batches` counts those of training since the last save,
     and `due` is the time of the next."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
-        self.cb, self.begun, self.cancelled, self._reserved, self._end = cb, None, False, not cb.background, ExitStack()
+        self.cb, self.begun, self.cancelled, self._untried = cb, None, False, False
+        self._reserved, self._end = not cb.background, ExitStack()
         self.why = inexact(learn) if learn.start.why is None else learn.start.why
         self.watch = SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
@@ -220,10 +221,16 @@ class _Run:
             f"loader in the place of learn.dl, and nobody knows its order. Move the checkpoints away that are not "
             f"between epochs: {[p.name for p in files_of(self.files.folder) if not lies_between_epochs(p)]}")
 
+    def save_first(self, learn: Any) -> None:
+        "Save a run before all batches, as it cannot go on from within its first epoch."
+        self.save(learn, dict(phase='train', epoch=0, batch=0, n_epochs=learn.n_epochs), False)
+        self._untried = True
+
     def count_batch(self, learn: Any) -> None:
         "After the first one the optimizer has its state, and memory for saves is taken before one is due."
         if learn.first_batch and not learn.start.left.taken: raise self._another_loader()
         self.batches += learn.training
+        self._untried = False
         if not self._reserved: self.files.reserve(run_state(learn))
         self._reserved = True
 
@@ -246,9 +253,12 @@ class _Run:
     def _start_counting(self) -> None:
         self.batches, self.due = 0, time.monotonic() + 60*(self.cb.minutes or math.inf)
 
-    def end(self) -> None:
-        "Wait for what is being written, unless a second signal came; then leave, where one has come."
-        with self._end: self.files.close(in_haste=self.watch.hastens)
+    def end(self, failed: bool) -> None:
+        """Wait for what is being written, unless a second signal came; then leave, where one has come. A run that
+        failed before its first batch was done leaves no checkpoint."""
+        with self._end:
+            if failed and self._untried and not self.watch.hastens: self.files.remove_all()
+            self.files.close(in_haste=self.watch.hastens)
         self.watch.leave()
 
 

@@ -1,21 +1,23 @@
 """What of a run must be the same for it to go on, and in what two differ, in words. Knows what a Learner keeps, no
 files."""
+import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
 
 from miniai.data.content import describe_content
 from miniai.data.position import describe_loader
 from miniai.randomness import describe_states
 from miniai.versions import version_of
 
-from .run_state import ResumeError, device_of, extras_of, keepers, named_loaders, run_state
+from .run_state import ResumeError, device_of, keepers, named_loaders, run_state
 
 __all__ = ['fingerprint', 'first_fingerprint', 'check_same', 'steady', 'first_change']
 
 _OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
+_TRAINED = 'is trained:'
 _STEPS = sorted({int(1.1**k) for k in range(150)})  # from 1 to over a million
 
 
@@ -25,7 +27,6 @@ def fingerprint(learn: Any) -> dict[str, Any]:
             'threads': torch.get_num_threads(), 'optimizer': type(learn.opt).__name__,
             'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
             'model': _kinds(learn.model.state_dict()),
-            **{f"the Learner's {nm}": _extra(x) for nm, x in extras_of(learn).items()},
             **{f'{nm}: {k}': v for nm, dl in named_loaders(learn) for k, v in describe_loader(dl).items()}}
 
 
@@ -48,14 +49,9 @@ def first_fingerprint(learn: Any, by_workers: bool = False) -> dict[str, Any]:
             'optimizer option': {nm: str(getattr(learn.opt, nm)) for nm in _OPTIONS if hasattr(learn.opt, nm)},
             **{f'group {i}:': _group(learn, g) for i, g in enumerate(learn.opt.param_groups)},
             **{f'group {i}, parameter': nms for i, nms in enumerate(_names_of(learn))},
-            'is trained:': {nm: p.requires_grad for nm, p in learn.model.named_parameters()},
+            _TRAINED: {nm: p.requires_grad for nm, p in learn.model.named_parameters()},
             'loss function': _name(learn.loss_func), 'validation': learn.validates, 'mom': getattr(learn, 'mom', None),
             'records of callbacks': [nm for nm, _ in keepers(learn)]}
-
-
-def _extra(x: Any) -> dict[str, Any]:
-    return _kinds(x.state_dict()) if isinstance(x, nn.Module) else {
-        '': type(x).__name__, 'parameters of groups': [len(g['params']) for g in x.param_groups]}
 
 
 def _name(f: Any) -> str | None:
@@ -79,7 +75,8 @@ def _group(learn: Any, group: dict) -> dict[str, Any]:
 def _schedule(s: Any) -> dict[str, Any]:
     fixed = {k: _plain(x) for k, x in s.state_dict().items()}
     functions = {id(f): f for part in _within(s) for f in getattr(part, 'lr_lambdas', ())}.values()
-    values = {f'value of function {i} at step {n}': _value(f, n) for i, f in enumerate(functions) for n in _STEPS}
+    values = {f'value of function {i} at step {n}': _value(f, n)
+              for i, f in enumerate(map(_to_be_asked, functions)) if f for n in _STEPS}
     return {k: fixed[k] for k in sorted(fixed, key=lambda k: k.startswith('_'))} | values
 
 
@@ -87,6 +84,14 @@ def _within(s: Any) -> Iterator[Any]:
     "A schedule, and those that it is made of."
     yield s
     for part in getattr(s, '_schedulers', ()): yield from _within(part)
+
+
+def _to_be_asked(f: Callable) -> Callable | None:
+    "A copy of an object that may count its calls, and no function that uses up an iterator."
+    cells = getattr(f, '__closure__', None) or ()
+    if any(isinstance(c.cell_contents, Iterator) for c in cells): return None
+    try: return deepcopy(f)
+    except Exception: return None
 
 
 def _value(f: Callable[[int], Any], step: int) -> float | str:
@@ -109,14 +114,31 @@ def check_same(learn: Any, state: dict[str, Any], first: dict[str, Any]) -> None
     as its first fingerprint; with both."""
     _check(state['fingerprint'], fingerprint(learn) | first)
     now = run_state(learn)
+    left_out = sorted(state['extras'].keys() - now['extras'].keys())
+    if left_out: warnings.warn(f"the checkpoint has what the Learner has not as its fit begins, and leaves out: "
+                               f"{', '.join(left_out)}", stacklevel=5)
+    _check(_besides(state, now), _besides(now, state))
     _check(_trained(state), _trained(now), ": what is trained must all be there as a fit begins")
     _check(_random_fingerprint(state), _random_fingerprint(now))
+
+
+def _besides(state: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    "What the loss's module and each thing beside model and optimizer is like, of those that both states have."
+    things = {'the loss': state['loss']} | {f"the Learner's {nm}": x for nm, x in state['extras'].items()
+                                            if nm in other['extras']}
+    return {nm: _thing(x) for nm, x in things.items() if x}
+
+
+def _thing(x: dict[str, Any]) -> dict[str, Any]:
+    is_module = 'training' in x
+    return {'': x['kind']} | (_kinds(x['state']) if is_module else {
+        'parameters of groups': [len(g['params']) for g in x['state']['param_groups']]})
 
 
 def steady(state: dict[str, Any]) -> dict[str, Any]:
     "What of a run's state must look the same as it is saved and as a fit that goes on with it begins."
     return {'model': _kinds(state['model']), **_trained(state), **_random_fingerprint(state),
-            'kept besides': list(state['extras']), 'records of callbacks': list(state['records'])}
+            'records of callbacks': list(state['records'])}
 
 
 def first_change(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -139,6 +161,10 @@ def _random_fingerprint(now: dict[str, Any]) -> dict[str, Any]:
 def _check(saved: dict[str, Any], here: dict[str, Any], hint: str = '') -> None:
     for k, then, now in _differences(saved, here):
         if k.endswith('number of workers') and 'nothing' in (then, now): continue  # compared where it matters to both
+        if k.startswith(_TRAINED):
+            warnings.warn(f"{k} was {then} as the run began and is {now} here: going on puts back what the checkpoint "
+                          f"has", stacklevel=6)
+            continue
         raise ResumeError(f"the run cannot go on: {k} was {then} in the checkpoint and is {now} here{hint}")
 
 

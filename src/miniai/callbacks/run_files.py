@@ -97,6 +97,11 @@ class RunFiles:
         for old in there:
             if old not in kept: old.unlink(missing_ok=True)
 
+    def remove_all(self) -> None:
+        "Let every checkpoint go."
+        self._settle(self._saver.wait)
+        for p in files_of(self.folder): p.unlink()
+
     def close(self, in_haste: bool = False) -> None:
         "Wait for what is being written, unless `in_haste`, and let the folder go. Raises what went wrong."
         with self._end:

@@ -15,7 +15,7 @@ from miniai.checkpoint.tree import flatten
 from miniai.data.position import loader_state, samplers_of, set_loader_state, set_workers
 from miniai.randomness import generators_of, random_states, set_random_states, set_state_of, state_of
 
-__all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'keepers', 'extras_of', 'generators_in_callbacks', 'run_state',
+__all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'keepers', 'generators_in_callbacks', 'run_state',
            'restore_run', 'restore_records', 'state_now', 'check_savable', 'device_of']
 
 
@@ -27,8 +27,8 @@ def run_state(learn: Any) -> dict[str, Any]:
     model = dict(learn.model.state_dict())
     return dict(
         model=model, unsaved=_unsaved(learn.model, model), grads=_gradients(learn.model), still=_still(learn.model),
-        frozen=[nm for nm, p in learn.model.named_parameters() if not p.requires_grad],
-        loss=_state_of(_module_in(learn.loss_func)), extras={nm: _state_of(x) for nm, x in extras_of(learn).items()},
+        frozen=_frozen(learn.model), loss=_state_of(_loss_module(learn)),
+        extras={nm: _state_of(x) for nm, x in _extras_of(learn).items()},
         others=[dict(value=p.detach(), grad=_packed(p.grad)) for p in _others(learn)], opt=learn.opt.state_dict(),
         skipped=getattr(learn.opt, 'skipped', None), history=learn.history, records=_records(learn), **state_now(learn))
 
@@ -65,15 +65,19 @@ def _others(learn: Any) -> list[Tensor]:
     return [p for g in learn.opt.param_groups for p in g['params'] if id(p) not in ours]
 
 
-def extras_of(learn: Any) -> dict[str, nn.Module | Optimizer]:
+def _extras_of(learn: Any) -> dict[str, nn.Module | Optimizer]:
     "The modules and optimizers that a Learner has as attributes beside model, loss function and optimizer."
     known = learn.model, learn.loss_func, learn.opt
     return {nm: x for nm, x in vars(learn).items()
             if isinstance(x, nn.Module | Optimizer) and not any(x is o for o in known)}
 
 
+def _loss_module(learn: Any) -> nn.Module | None:
+    "The module that the loss function is, is a method of, or is a `partial` of."
+    return _module_in(learn.loss_func)
+
+
 def _module_in(f: Any) -> nn.Module | None:
-    "The module that a loss function is, is a method of, or is a `partial` of."
     if isinstance(f, partial): return _module_in(f.func)
     if isinstance(f, MethodType): f = f.__self__
     return f if isinstance(f, nn.Module) else None
@@ -81,13 +85,17 @@ def _module_in(f: Any) -> nn.Module | None:
 
 def _state_of(x: nn.Module | Optimizer | None) -> dict[str, Any] | None:
     if x is None: return None
-    state = dict(x.state_dict())
+    state = dict(kind=type(x).__name__, state=dict(x.state_dict()))
     if isinstance(x, Optimizer): return state
-    return dict(state=state, unsaved=_unsaved(x, state), grads=_gradients(x))
+    return state | dict(unsaved=_unsaved(x, state['state']), grads=_gradients(x), frozen=_frozen(x),
+                        training=[nm for nm, m in x.named_modules() if m.training])
 
 
 def _unsaved(module: nn.Module, state: dict[str, Any]) -> dict[str, Tensor]:
     return {nm: x for nm, x in module.named_buffers() if nm not in state}
+
+
+def _frozen(module: nn.Module) -> list[str]: return [nm for nm, p in module.named_parameters() if not p.requires_grad]
 
 
 def _still(model: nn.Module) -> list[str]:
@@ -132,13 +140,11 @@ def check_savable(learn: Any) -> None:
 @torch.no_grad()
 def restore_run(learn: Any, state: dict[str, Any]) -> None:
     "Put back what `run_state` gave, records aside."
-    for nm, p in learn.model.named_parameters(): p.requires_grad_(nm not in state['frozen'])
-    _set_module(learn.model, dict(state=state['model'], unsaved=state['unsaved'], grads=state['grads']))
+    _set_module(learn.model, dict(state=state['model'], **{k: state[k] for k in ('unsaved', 'grads', 'frozen')}))
     for nm, m in learn.model.named_modules(): m.training = learn.model.training != (nm in state['still'])
-    if state['loss'] is not None: _set_module(_module_in(learn.loss_func), state['loss'])
-    for nm, x in extras_of(learn).items():
-        if isinstance(x, nn.Module): _set_module(x, state['extras'][nm])
-        else: _load_in_place(x, state['extras'][nm])
+    if state['loss'] is not None: _set_extra(_loss_module(learn), state['loss'])
+    for nm, x in _extras_of(learn).items():
+        if nm in state['extras']: _set_extra(x, state['extras'][nm])
     for p, other in zip(_others(learn), state['others'], strict=True):
         p.copy_(other['value'])
         _set_gradient(p, other['grad'])
@@ -151,7 +157,14 @@ def restore_run(learn: Any, state: dict[str, Any]) -> None:
     set_random_states(state['random'])
 
 
+def _set_extra(x: nn.Module | Optimizer, state: dict[str, Any]) -> None:
+    if isinstance(x, Optimizer): return _load_in_place(x, state['state'])
+    _set_module(x, state)
+    for nm, m in x.named_modules(): m.training = nm in state['training']
+
+
 def _set_module(module: nn.Module, state: dict[str, Any]) -> None:
+    for nm, p in module.named_parameters(): p.requires_grad_(nm not in state['frozen'])
     module.load_state_dict(state['state'])
     for nm, x in state['unsaved'].items(): _set_buffer(module, nm, x)
     for nm, p in module.named_parameters(): _set_gradient(p, state['grads'].get(nm))

@@ -54,7 +54,7 @@ class Task:
 class Beside:
     """Runs one function at a time in a thread of its own. `do` returns at once where the last one is done; `wait`
     returns when it is, and raises what it raised. Leaving the `with` waits too, whatever interrupts it."""
-    def __init__(self) -> None: self._tasks, self._last, self._has_thread = SimpleQueue(), None, False
+    def __init__(self) -> None: self._tasks, self._last, self._has_thread, self._lost = SimpleQueue(), None, False, None
     def __enter__(self) -> 'Beside': return self
 
     def do(self, f: Callable, *args: Any) -> None:
@@ -66,7 +66,7 @@ class Beside:
 
     def _started(self) -> bool:
         if self._has_thread: return True
-        weakref.finalize(self, self._tasks.put, None)  # where an interrupt came before `__exit__` could say so
+        self._lost = weakref.finalize(self, self._tasks.put, None)  # where an interrupt came before `__exit__`
         try: start_new_thread(_work, (self._tasks,))
         except RuntimeError: return False
         self._has_thread = True
@@ -93,6 +93,7 @@ class Beside:
         "Have nothing at work on the caller's memory, and the thread end; only then let an interrupt through."
         try:
             self._tasks.put(None)
+            if self._lost: self._lost.detach()  # an interrupt amid a finalizer would be lost
             if self._last and not self._last.cancel(): self._last.wait()
         except BaseException:
             self._leave()
