@@ -79,7 +79,17 @@ def by_iterator():
     return lambda step: next(rates)
 
 
-@pytest.mark.parametrize('make', [Counting, by_iterator])
+def by_a_later_name():
+    def rate(step): return later/2 if step > 9**9 else .5**step
+    return rate
+    later = 1.
+
+
+class Uncopied(Counting):
+    def __deepcopy__(self, memo): raise TypeError('there is but one')
+
+
+@pytest.mark.parametrize('make', [Counting, by_iterator, by_a_later_name, Uncopied])
 def test_functions_that_keep_something_are_not_used_up_by_being_looked_at(make, tmp_path):
     def lr_after(folder, *cbs):
         learn = learner([BatchSchedCB(lambda o: LambdaLR(o, make())), *cbs])

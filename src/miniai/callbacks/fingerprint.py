@@ -88,8 +88,9 @@ def _within(s: Any) -> Iterator[Any]:
 
 def _to_be_asked(f: Callable) -> Callable | None:
     "A copy of an object that may count its calls, and no function that uses up an iterator."
-    cells = getattr(f, '__closure__', None) or ()
-    if any(isinstance(c.cell_contents, Iterator) for c in cells): return None
+    try: uses_up = any(isinstance(c.cell_contents, Iterator) for c in getattr(f, '__closure__', None) or ())
+    except ValueError: return None  # a variable that has no value yet
+    if uses_up: return None
     try: return deepcopy(f)
     except Exception: return None
 
