@@ -104,7 +104,7 @@ class FromStart(position.FromBatch):
 def _no_random_states(): run_state.set_random_states = position.set_random_states = lambda states: None
 def _no_position(): resume.FromBatch = FromStart
 def _no_group(): AccumulateCB.load_state_dict = lambda self, state: vars(self).update(_zeroing_is_known=True)
-def _no_handler(): signals._SIGNALS = ()
+def _no_handler(): signals.stop_signals = lambda: []
 
 
 def _no_temporary():

@@ -64,7 +64,8 @@ class CheckpointCB(Callback):
         check_savable(learn)
         self._run = _Run(self, learn)
         self._run.begin(learn)
-        if self._run.why and learn.start.state is None: self._run.save_first(learn)
+        self._run.untried = bool(self._run.why) and learn.start.state is None
+        if self._run.untried: self.save(learn, 'train', 0, 0)  # for a stop in the first epoch
 
     def before_epoch(self, learn: Any) -> None:
         if self._run: self._run.begin_pass(learn)
@@ -160,9 +161,9 @@ def _is_ours(method: Any) -> bool:
 class _Run:
     """One fit that is saved: its files, its signals, and what its checkpoints hold beside its state. `begun` is what
     was random as the pass under way began, None between passes; `batches` counts those of training since the last save,
-    and `due` is the time of the next."""
+    and `due` is the time of the next. One that is `untried` has a checkpoint, and no batch done yet."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
-        self.cb, self.begun, self.cancelled, self._untried = cb, None, False, False
+        self.cb, self.begun, self.cancelled, self.untried = cb, None, False, False
         self._reserved, self._end = not cb.background, ExitStack()
         self.why = inexact(learn) if learn.start.why is None else learn.start.why
         self.watch = SignalWatch(cb.signals)
@@ -176,13 +177,13 @@ class _Run:
     def begin(self, learn: Any) -> None:
         "Go on from where the fit starts, or begin in a folder that must have no other run in it."
         self._keep_workers(learn)
-        self._first, start = first_fingerprint(learn, bool(self.why)), learn.start
-        self._steady = steady(run_state(learn))
+        self._first, start, now = first_fingerprint(learn, bool(self.why)), learn.start, run_state(learn)
+        self._steady = steady(now)
         self._check_files(start)
         for w in self.why.values(): warnings.warn(f"CheckpointCB: {w}. The last checkpoint between epochs stays "
                                                   f"besides, and is then gone on from", stacklevel=4)
         if start.state is None: return
-        check_same(learn, start.state, self._first)
+        check_same(learn, start.state, now, self._first)
         go_on(learn, start.state)
         self.files.start_from(start.state['position'])
 
@@ -221,26 +222,21 @@ class _Run:
             f"loader in the place of learn.dl, and nobody knows its order. Move the checkpoints away that are not "
             f"between epochs: {[p.name for p in files_of(self.files.folder) if not lies_between_epochs(p)]}")
 
-    def save_first(self, learn: Any) -> None:
-        "Save a run before all batches, as it cannot go on from within its first epoch."
-        self.save(learn, dict(phase='train', epoch=0, batch=0, n_epochs=learn.n_epochs), False)
-        self._untried = True
-
     def count_batch(self, learn: Any) -> None:
         "After the first one the optimizer has its state, and memory for saves is taken before one is due."
         if learn.first_batch and not learn.start.left.taken: raise self._another_loader()
         self.batches += learn.training
-        self._untried = False
+        self.untried = False
         if not self._reserved: self.files.reserve(run_state(learn))
         self._reserved = True
 
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
         with weights_in_place(learn.opt):
-            state = dict(position=position, fingerprint=fingerprint(learn) | self._first,
-                         begun=self.begun if position['batch'] else None, **run_state(learn))
+            state = run_state(learn)
             self._look_for_change(state)
-            self.files.save(state, best)
+            self.files.save(dict(position=position, fingerprint=fingerprint(learn, state) | self._first,
+                                 begun=self.begun if position['batch'] else None, **state), best)
         self._reserved = True
         self._start_counting()
 
@@ -257,7 +253,7 @@ class _Run:
         """Wait for what is being written, unless a second signal came; then leave, where one has come. A run that
         failed before its first batch was done leaves no checkpoint."""
         with self._end:
-            if failed and self._untried and not self.watch.hastens: self.files.remove_all()
+            if failed and self.untried and not self.watch.hastens: self.files.remove_all()
             self.files.close(in_haste=self.watch.hastens)
         self.watch.leave()
 

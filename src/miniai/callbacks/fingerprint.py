@@ -12,7 +12,7 @@ from miniai.data.position import describe_loader
 from miniai.randomness import describe_states
 from miniai.versions import version_of
 
-from .run_state import ResumeError, device_of, keepers, named_loaders, run_state
+from .run_state import ResumeError, device_of, keepers, named_loaders
 
 __all__ = ['fingerprint', 'first_fingerprint', 'check_same', 'steady', 'first_change']
 
@@ -21,12 +21,12 @@ _TRAINED = 'is trained:'
 _STEPS = sorted({int(1.1**k) for k in range(150)})  # from 1 to over a million
 
 
-def fingerprint(learn: Any) -> dict[str, Any]:
-    "What of library, model and data must be the same for a run to go on, as plain values by name."
+def fingerprint(learn: Any, state: dict[str, Any]) -> dict[str, Any]:
+    "What of library, model and data must be the same for a run, of that state, to go on, as plain values by name."
     return {'miniai': version_of('miniai-torch'), 'torch': str(torch.__version__), 'device': device_of(learn.model),
             'threads': torch.get_num_threads(), 'optimizer': type(learn.opt).__name__,
             'module': {nm: type(m).__name__ for nm, m in learn.model.named_modules()},
-            'model': _kinds(learn.model.state_dict()),
+            'model': _kinds(state['model']),
             **{f'{nm}: {k}': v for nm, dl in named_loaders(learn) for k, v in describe_loader(dl).items()}}
 
 
@@ -110,11 +110,10 @@ def _plain(x: Any) -> Any:
     return x if isinstance(x, int | float | str | None) else type(x).__name__
 
 
-def check_same(learn: Any, state: dict[str, Any], first: dict[str, Any]) -> None:
-    """ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins, with `first`
-    as its first fingerprint; with both."""
-    _check(state['fingerprint'], fingerprint(learn) | first)
-    now = run_state(learn)
+def check_same(learn: Any, state: dict[str, Any], now: dict[str, Any], first: dict[str, Any]) -> None:
+    """ResumeError for the first thing in which the run of `state` differs from `learn`, whose fit begins in the state
+    `now`, with `first` as its first fingerprint; with both."""
+    _check(state['fingerprint'], fingerprint(learn, now) | first)
     left_out = sorted(state['extras'].keys() - now['extras'].keys())
     if left_out: warnings.warn(f"the checkpoint has what the Learner has not as its fit begins, and leaves out: "
                                f"{', '.join(left_out)}", stacklevel=5)

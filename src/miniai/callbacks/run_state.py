@@ -27,7 +27,7 @@ def run_state(learn: Any) -> dict[str, Any]:
     model = dict(learn.model.state_dict())
     return dict(
         model=model, unsaved=_unsaved(learn.model, model), grads=_gradients(learn.model), still=_still(learn.model),
-        frozen=_frozen(learn.model), loss=_state_of(_loss_module(learn)),
+        frozen=_frozen(learn.model), loss=_state_of(_module_in(learn.loss_func)),
         extras={nm: _state_of(x) for nm, x in _extras_of(learn).items()},
         others=[dict(value=p.detach(), grad=_packed(p.grad)) for p in _others(learn)], opt=learn.opt.state_dict(),
         skipped=getattr(learn.opt, 'skipped', None), history=learn.history, records=_records(learn), **state_now(learn))
@@ -72,12 +72,8 @@ def _extras_of(learn: Any) -> dict[str, nn.Module | Optimizer]:
             if isinstance(x, nn.Module | Optimizer) and not any(x is o for o in known)}
 
 
-def _loss_module(learn: Any) -> nn.Module | None:
-    "The module that the loss function is, is a method of, or is a `partial` of."
-    return _module_in(learn.loss_func)
-
-
 def _module_in(f: Any) -> nn.Module | None:
+    "The module that a loss function is, is a method of, or is a `partial` of."
     if isinstance(f, partial): return _module_in(f.func)
     if isinstance(f, MethodType): f = f.__self__
     return f if isinstance(f, nn.Module) else None
@@ -142,7 +138,7 @@ def restore_run(learn: Any, state: dict[str, Any]) -> None:
     "Put back what `run_state` gave, records aside."
     _set_module(learn.model, dict(state=state['model'], **{k: state[k] for k in ('unsaved', 'grads', 'frozen')}))
     for nm, m in learn.model.named_modules(): m.training = learn.model.training != (nm in state['still'])
-    if state['loss'] is not None: _set_extra(_loss_module(learn), state['loss'])
+    if state['loss'] is not None: _set_extra(_module_in(learn.loss_func), state['loss'])
     for nm, x in _extras_of(learn).items():
         if nm in state['extras']: _set_extra(x, state['extras'][nm])
     for p, other in zip(_others(learn), state['others'], strict=True):

@@ -3,15 +3,15 @@ it. Knows signals alone."""
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, Self
 
+from miniai.interrupts import stop_signals
+
 __all__ = ['SignalWatch', 'OutlastSignals']
 
-_SIGNALS = signal.SIGTERM, signal.SIGINT
 _GRACE = 30  # seconds
 
 
@@ -22,9 +22,7 @@ class SignalWatch:
     pass, which a terminal's Ctrl-C sends to it too; SIGTERM does what it would have done before."""
     def __init__(self, on: bool = True) -> None:
         self.signal, self.hastens, self._left, self.old, self.pid = None, False, False, {}, os.getpid()
-        if not on or threading.current_thread() is not threading.main_thread(): return
-        heard = [s for s in _SIGNALS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
-        self.old = {s: signal.signal(s, self._note) for s in heard}
+        if on: self.old = {s: signal.signal(s, self._note) for s in stop_signals()}
 
     def _note(self, number: int, frame: Any) -> None:
         if os.getpid() != self.pid: return self._note_in_a_fork(number)
