@@ -18,7 +18,7 @@ from torch import nn
 from machine import record
 from miniai.activations import Hooks, append_stats
 from miniai.init import GeneralRelu, get_model, init_weights
-from miniai.layers import act_gr
+from miniai.models.layers import act_gr
 from miniai.optim import AdamW
 
 

@@ -30,7 +30,7 @@ from miniai import BatchSchedCB, Learner, MetricsCB, TrainCB, accuracy, fashion_
 from miniai.accel import ChannelsLastCB, MixedPrecision
 from miniai.activations import set_seed
 from miniai.init import get_model, init_weights
-from miniai.layers import act_gr
+from miniai.models.layers import act_gr
 from miniai.optim import AdamW
 
 LR, BS, MEAN, STD = 6e-2, 1024, 0.28, 0.35

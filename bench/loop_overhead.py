@@ -20,7 +20,7 @@ from torch import nn
 import peers
 from machine import record
 from miniai import DataLoaders, DeviceCB, MetricsCB, ProgressCB, TrainLearner, accuracy
-from miniai.display import Terminal
+from miniai.show.displays import Terminal
 
 BARE, BARE_WITH = 'bare loop', 'bare loop, loss and accuracy'
 

@@ -227,7 +227,7 @@ def first_step(args):
 
 def moved_step(size):
     "In a new process: kernels compiled by a OneCycleLR whose steps move every other hyperparameter too."
-    from miniai.optim.kernel import compiled
+    from miniai.kernels.kernel import compiled
     opt = optim.AdamW(params_of(size), lr=1e-4)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=50)
     for i in range(50):

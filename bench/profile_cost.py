@@ -18,8 +18,8 @@ from torch import nn
 from loop_overhead import TerminalBarCB
 from machine import record
 from miniai import DataLoaders, DeviceCB, MetricsCB, TrainLearner, accuracy
-from miniai.callbacks.profile import ProfileCB
 from miniai.data import fashion_mnist
+from miniai.diagnosis.profile import ProfileCB
 from miniai.init import get_model
 from miniai.optim import AdamW
 from miniai.resnet import act_gr

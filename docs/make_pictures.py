@@ -15,7 +15,7 @@ from miniai.augment import CutMixCB, MixUpCB, mirror, rand_copy, rand_crop, rand
 from miniai.callbacks.capture import first_train_batch
 from miniai.jobs.config import TrainConfig
 from miniai.jobs.train import train
-from miniai.plot import show_image, subplots
+from miniai.show.plots import show_image, subplots
 
 HERE = Path(__file__).parent
 

@@ -20,11 +20,13 @@ import torch
 import crash
 from miniai import Callback
 from miniai.accel import AccumulateCB
-from miniai.callbacks import resume, run_state, signals
-from miniai.callbacks.checkpoint import CheckpointCB
 from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.checkpoint import durable
-from miniai.data import position
+from miniai.resume import loader as position
+from miniai.resume import signals
+from miniai.resume import start as resume
+from miniai.resume import state as run_state
+from miniai.resume.checkpoint import CheckpointCB
 from resuming import StopCB, digest, run
 
 PHASES = ('starting', 'fitting', 'validating', 'finding a rate', 'saving', 'calling back', 'over')

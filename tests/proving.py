@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from miniai.callbacks.checkpoint import CheckpointCB
-from miniai.callbacks.metrics import MetricsCB
+from miniai.callbacks.metrics import MetricsCB, accuracy
 from miniai.callbacks.record import RecorderCB
 from miniai.callbacks.schedule import BatchSchedCB
 from miniai.data import DataLoaders
 from miniai.events import Callback
 from miniai.learner import TrainLearner
-from miniai.measures import accuracy
+from miniai.resume.checkpoint import CheckpointCB
 
 
 class OddSampler:

@@ -14,10 +14,10 @@ from miniai.accel import AccumulateCB
 from miniai.activations import set_seed
 from miniai.augment import RandCrop
 from miniai.callbacks.average import AverageCB
-from miniai.callbacks.checkpoint import CheckpointCB
-from miniai.callbacks.run_state import run_state
 from miniai.data import SeededSamples
 from miniai.optim import AdamW
+from miniai.resume.checkpoint import CheckpointCB
+from miniai.resume.state import run_state
 
 
 class Noisy:

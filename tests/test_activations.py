@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import miniai.activations
-import miniai.callbacks.stats
-import miniai.hooks
+import miniai.diagnosis.activations
+import miniai.diagnosis.hooks
 from miniai.activations import ActivationStats, Hook, Hooks, HooksCallback, append_stats, get_hist, get_min, set_seed
 from small import hooks_on, learner
 
@@ -47,7 +47,8 @@ def test_set_seed_asks_for_deterministic_algorithms_only_where_told():
 
 def test_the_names_are_the_library_s_own():
     for name in miniai.activations.__all__:
-        home = next((m for m in (miniai.hooks, miniai.callbacks.stats) if name in m.__all__), miniai.activations)
+        homes = miniai.diagnosis.hooks, miniai.diagnosis.activations
+        home = next((m for m in homes if name in m.__all__), miniai.activations)
         assert getattr(miniai.activations, name) is getattr(home, name)
 
 

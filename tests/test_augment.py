@@ -11,7 +11,7 @@ from torch import nn
 
 import miniai.augment
 import miniai.callbacks.capture
-import miniai.callbacks.summary
+import miniai.diagnosis.summary
 from miniai.activations import set_seed
 from miniai.augment import RandCopy, RandErase, rand_copy, rand_erase
 from miniai.learner import Learner
@@ -213,7 +213,7 @@ def image_learner():
 
 def test_the_learner_s_methods_are_these_functions():
     for name in ('summary', 'show_image_batch', 'capture_preds'):
-        home = miniai.callbacks.summary if name == 'summary' else miniai.callbacks.capture
+        home = miniai.diagnosis.summary if name == 'summary' else miniai.callbacks.capture
         assert getattr(Learner, name) is getattr(miniai.augment, name) is getattr(home, name)
     assert miniai.augment.CapturePreds is miniai.callbacks.capture.CapturePreds
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 import miniai.data.loaders
 import miniai.datasets
-import miniai.plot
+import miniai.show.plots
 
 NAMES = ['inplace', 'collate_dict', 'DataLoaders', 'show_image', 'subplots', 'get_grid', 'show_images']
 
@@ -19,7 +19,7 @@ def test_a_star_import_gives_the_names_of_the_api():
 
 def test_each_name_is_the_library_s_one_of_that_name():
     for name in NAMES:
-        home = miniai.data.loaders if hasattr(miniai.data.loaders, name) else miniai.plot
+        home = miniai.data.loaders if hasattr(miniai.data.loaders, name) else miniai.show.plots
         assert getattr(miniai.datasets, name) is getattr(home, name)
 
 

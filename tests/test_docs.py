@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from miniai.proof import Proof
+from miniai.resume.prove import Proof
 
 PAGES = sorted((Path(__file__).resolve().parents[1]/'docs').glob('*.md'))
 

@@ -11,17 +11,8 @@ from torch import nn
 
 from miniai.augment import RandCrop, RandFlip
 from miniai.checkpoint import load, save
-from miniai.randomness import (
-    describe_states,
-    generators_of,
-    is_generator,
-    kind_of,
-    random_states,
-    same_states,
-    set_random_states,
-    set_state_of,
-    state_of,
-)
+from miniai.randomness import describe_states, random_states, same_states, set_random_states
+from miniai.resume.generators import generators_of, is_generator, kind_of, set_state_of, state_of
 
 
 def draws():

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
+import miniai.callbacks.metrics
 import miniai.data.loaders
-import miniai.measures
 from miniai import training
 from miniai.training import Dataset, fit, get_dls, report
 
@@ -21,7 +21,7 @@ def task():
 
 
 def test_the_names_are_the_library_s_own():
-    assert training.accuracy is miniai.measures.accuracy
+    assert training.accuracy is miniai.callbacks.metrics.accuracy
     assert training.Dataset is miniai.data.loaders.Dataset
     assert training.get_dls is miniai.data.loaders.get_dls
     assert sorted(training.__all__) == ['Dataset', 'accuracy', 'fit', 'get_dls', 'report']

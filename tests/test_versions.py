@@ -4,7 +4,7 @@ from importlib import metadata
 import numpy
 import torch
 
-from miniai.versions import version_of
+from miniai.environment import version_of
 
 
 def test_a_packages_version_is_what_it_says_itself():

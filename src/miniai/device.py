@@ -1,5 +1,5 @@
 "Where tensors live: the default device, and moving nested batches to it and back. Knows torch alone."
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 __all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'detached', 'to_cpu',
-           'collate_device']
+           'collate_device', 'Readings', 'number', 'is_number']
 
 
 def _best_device() -> str:
@@ -70,3 +70,41 @@ def to_cpu(x: Any) -> Any:
 def collate_device(b: list) -> Any:
     "PyTorch's default collate, then to `def_device`: a `collate_fn` for loaders without workers."
     return to_device(default_collate(b), def_device)
+
+
+def number(x: float | Tensor) -> float | Tensor:
+    "A scalar that can be summed without waiting: a Python float from the CPU, a detached tensor from elsewhere."
+    if not isinstance(x, Tensor): return x
+    return x.item() if x.is_cpu else x.detach()
+
+
+def is_number(x: object) -> bool:
+    "Is `x` a Python number or a tensor of one element?"
+    return x.numel() == 1 if isinstance(x, Tensor) else isinstance(x, int | float)
+
+
+class Readings:
+    "A growing list of scalars. Those on an accelerator are kept there, and read all at once by `values`."
+    def __init__(self, values: Iterable = ()) -> None: self._values, self._pending = list(values), []
+    def __len__(self) -> int: return len(self._values) + len(self._pending)
+
+    def append(self, x: float | Tensor) -> None:
+        "Add a number or a tensor of one element; a larger tensor is kept as it is, cut from its graph."
+        if isinstance(x, Tensor) and x.numel() != 1: return self.values.append(x.detach())
+        x = number(x)
+        if isinstance(x, Tensor): self._pending.append(x.reshape(()))
+        elif self._pending:       self._pending.append(torch.tensor(x))
+        else:                     self._values.append(x)
+
+    @property
+    def values(self) -> list[float]:
+        "All of them as Python floats. This is where the device is waited for."
+        if self._pending:
+            self._values += _read(self._pending)
+            self._pending.clear()
+        return self._values
+
+
+def _read(xs: list[Tensor]) -> list[float]:
+    if len({(x.device, x.dtype) for x in xs}) == 1: return torch.stack(xs).tolist()
+    return [x.item() for x in xs]

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from miniai.callbacks.capture import capture_preds, show_image_batch
-from miniai.callbacks.checkpoint import start_of
 from miniai.callbacks.checks import (
     FiniteLossCB,
     NonFiniteLossError,
@@ -19,12 +18,10 @@ from miniai.callbacks.checks import (
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
-from miniai.callbacks.resume import Start
-from miniai.callbacks.run_state import ResumeError
-from miniai.callbacks.summary import summary
 from miniai.callbacks.train import DeviceCB, SingleBatchCB, TrainCB, checked, loss_of
 from miniai.callbacks.tta import tta
 from miniai.device import to_cpu
+from miniai.diagnosis.summary import summary
 from miniai.events import (
     EVENTS,
     PHASES,
@@ -38,6 +35,9 @@ from miniai.events import (
     run_cbs,
     with_cbs,
 )
+from miniai.resume.checkpoint import start_of
+from miniai.resume.start import Start
+from miniai.resume.state import ResumeError
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError',
            'Callback', 'run_cbs', 'with_cbs', 'to_cpu', 'Learner', 'TrainLearner', 'MomentumLearner',

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from miniai.callbacks.metrics import accuracy as accuracy
 from miniai.data.loaders import Dataset as Dataset
 from miniai.data.loaders import get_dls as get_dls
-from miniai.measures import accuracy as accuracy
 
 __all__ = ['accuracy', 'report', 'Dataset', 'fit', 'get_dls']
 

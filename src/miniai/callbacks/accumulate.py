@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from miniai.data.position import length_of
+from miniai.callbacks.dry_run import put
+from miniai.callbacks.metrics import batch_size
+from miniai.data.loaders import length_of
 from miniai.events import Callback, CancelBatchException
-
-from .metrics import batch_size
-from .restore import put
 
 __all__ = ['AccumulateCB']
 

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miniai.callbacks.dry_run import as_it_was, records_as_they_were
+from miniai.callbacks.train import SingleBatchCB, inputs_of, n_inputs
 from miniai.device import first_tensor, to_cpu
 from miniai.events import PHASES, Callback, CancelFitException, listed
-from miniai.plot import show_images
-
-from .restore import as_it_was, records_as_they_were
-from .train import SingleBatchCB, inputs_of, n_inputs
+from miniai.show.plots import show_images
 
 __all__ = ['CapturePreds', 'capture_preds', 'StopAt', 'first_train_batch', 'show_image_batch']
 

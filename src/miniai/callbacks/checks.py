@@ -7,9 +7,9 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from miniai.data.position import length_of
+from miniai.data.loaders import length_of
+from miniai.device import is_number, number
 from miniai.events import PHASES, Callback
-from miniai.readings import is_number, number
 
 __all__ = ['NonFiniteLossError', 'FiniteLossCB', 'SkippedStepsCB', 'check_fit', 'check_lr', 'check_optimizer',
            'check_names']

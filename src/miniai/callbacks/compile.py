@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 
+from miniai.callbacks.train import DeviceCB
 from miniai.events import Callback
-
-from .train import DeviceCB
 
 __all__ = ['CompileCB']
 

@@ -1,9 +1,8 @@
 "Stopping when it no longer gets better. Knows the figures of epochs, not the loop."
 from typing import Any
 
+from miniai.callbacks.metrics import direction
 from miniai.events import Callback, CancelFitException
-
-from .metrics import direction
 
 __all__ = ['EarlyStoppingCB']
 

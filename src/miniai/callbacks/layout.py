@@ -5,10 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miniai.callbacks.train import DeviceCB
 from miniai.device import map_tensors
 from miniai.events import Callback
-
-from .train import DeviceCB
 
 __all__ = ['ChannelsLastCB']
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from miniai.callbacks.dry_run import as_it_was
 from miniai.events import Callback, CancelEpochException, CancelFitException
-
-from .restore import as_it_was
 
 __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
 
@@ -49,7 +48,7 @@ class LRFinderCB(Callback):
     def plot(self, ax: Any = None) -> Any:
         "Draw loss over learning rate, with the suggestion, on `ax`, by default a new one; return the axis."
         if ax is None:
-            from miniai.plot import subplots
+            from miniai.show.plots import subplots
             ax = subplots(figsize=(6, 4), layout='constrained')[1][0]
         ax.plot(self.lrs, self.losses)
         if self.suggestion: ax.axvline(self.suggestion, ls='--', color='C1', label=f'suggested: {self.suggestion:.1e}')

@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from miniai.device import detached, first_tensor, to_cpu
+from miniai.callbacks.checks import check_names
+from miniai.callbacks.train import checked, n_inputs
+from miniai.device import detached, first_tensor, is_number, number, to_cpu
 from miniai.events import Callback
-from miniai.readings import is_number, number
 
-from .checks import check_names
-from .train import checked, n_inputs
+__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'direction', 'accuracy']
 
-__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'direction']
+
+def accuracy(out: Tensor, yb: Tensor) -> Tensor:
+    "The share of rows of `out` (N, classes, …) whose largest entry is at `yb` (N, …), as a 0-d tensor."
+    return (out.argmax(dim=1) == yb).float().mean()
 
 
 def direction(metric: str) -> tuple[str, int]:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from miniai.callbacks.dry_run import put
+from miniai.callbacks.train import DeviceCB, inputs_of, n_inputs
 from miniai.device import first_tensor, map_tensors, tensors_in
 from miniai.events import Callback
-from miniai.moves import check_images
-
-from .restore import put
-from .train import DeviceCB, inputs_of, n_inputs
+from miniai.images import check_images
 
 __all__ = ['MixUpCB', 'CutMixCB']
 

@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from miniai.data.position import FromBatch, length_of
-from miniai.display import best_face
+from miniai.callbacks.metrics import MetricsCB
+from miniai.data.loaders import length_of
+from miniai.device import Readings, is_number, number
 from miniai.events import Callback
-from miniai.readings import Readings, is_number, number
-
-from .metrics import MetricsCB
+from miniai.show.displays import best_face
 
 __all__ = ['ProgressCB', 'ProgressBar', 'EpochsBar']
 
@@ -44,7 +43,7 @@ class ProgressBar:
         pause = self.face.seconds_between_updates
         self.face.bar(self.label, 0, length_of(self.dl), '')
         due = time.perf_counter() + pause
-        for done, batch in enumerate(self.dl, 1 + (self.dl.start if isinstance(self.dl, FromBatch) else 0)):
+        for done, batch in enumerate(self.dl, 1 + getattr(self.dl, 'first_batch', 0)):
             yield batch
             if time.perf_counter() < due: continue
             comment = self.comment() if callable(self.comment) else str(self.comment)

@@ -2,11 +2,10 @@
 from collections.abc import Callable
 from typing import Any
 
+from miniai.callbacks.checks import check_names
+from miniai.device import Readings
 from miniai.events import Callback
-from miniai.plot import get_grid
-from miniai.readings import Readings
-
-from .checks import check_names
+from miniai.show.plots import get_grid
 
 __all__ = ['HasLearnCB', 'RecorderCB']
 

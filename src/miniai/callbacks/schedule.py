@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import lr_scheduler
 
-from miniai.data.position import length_of
+from miniai.data.loaders import length_of
 from miniai.events import Callback
 from miniai.optim.schedules import most_steps
 

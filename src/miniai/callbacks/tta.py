@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
+from miniai.callbacks.capture import capture_preds
 from miniai.device import detached, map_tensors, tensors_in
 from miniai.events import Callback, listed
-from miniai.moves import mirror
-
-from .capture import capture_preds
+from miniai.images import mirror
 
 __all__ = ['tta']
 

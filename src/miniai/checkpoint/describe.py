@@ -2,7 +2,7 @@
 import re
 from typing import Any
 
-from .read import CheckpointInfo
+from miniai.checkpoint.read import CheckpointInfo
 
 __all__ = ['describe', 'printable', 'size_in_words']
 

@@ -9,11 +9,11 @@ from itertools import chain
 
 from torch import Tensor
 
-from . import disk
-from .beside import Beside
-from .errors import SaveError
-from .header import sealed
-from .read import check_written, pieces_of
+from miniai.checkpoint import disk
+from miniai.checkpoint.background import Beside
+from miniai.checkpoint.errors import SaveError
+from miniai.checkpoint.header import sealed
+from miniai.checkpoint.read import check_written, pieces_of
 
 __all__ = ['write_durably', 'temporary_names']
 

@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from .durable import temporary_names
-from .errors import CheckpointError
-from .read import inspect, verify
+from miniai.checkpoint.durable import temporary_names
+from miniai.checkpoint.errors import CheckpointError
+from miniai.checkpoint.read import inspect, verify
 
 __all__ = ['remove_stale', 'newest_valid', 'first_whole']
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import Malformed
+from miniai.checkpoint.errors import Malformed
 
 __all__ = ['Geometry', 'Leaf', 'DTYPES', 'leaf_of', 'memory_of', 'rebuilt', 'span', 'dense_strides', 'is_array']
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from miniai.versions import version_of
-
-from .errors import Malformed
-from .geometry import DTYPES, Geometry, Leaf, dense_strides, span
+from miniai.checkpoint.errors import Malformed
+from miniai.checkpoint.geometry import DTYPES, Geometry, Leaf, dense_strides, span
+from miniai.environment import version_of
 
 __all__ = ['Header', 'Entry', 'header_bytes', 'parse', 'masked', 'sealed', 'geometries', 'loads', 'DIGEST_AT',
            'LONGEST']

@@ -8,7 +8,7 @@ import weakref
 from os import PathLike
 from typing import Any
 
-from .errors import FolderInUseError
+from miniai.checkpoint.errors import FolderInUseError
 
 try:
     import fcntl

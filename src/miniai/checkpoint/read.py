@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from . import disk
-from .beside import Digest
-from .errors import CheckpointError, Malformed
-from .geometry import rebuilt
-from .header import DIGEST_AT, LONGEST, geometries, loads, masked, parse
-from .tree import top_scalars, unflatten
+from miniai.checkpoint import disk
+from miniai.checkpoint.background import Digest
+from miniai.checkpoint.errors import CheckpointError, Malformed
+from miniai.checkpoint.geometry import rebuilt
+from miniai.checkpoint.header import DIGEST_AT, LONGEST, geometries, loads, masked, parse
+from miniai.checkpoint.tree import top_scalars, unflatten
 
 __all__ = ['load', 'verify', 'inspect', 'CheckpointInfo', 'TensorInfo', 'check_written', 'pieces_of']
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .beside import Beside, Task
-from .durable import write_durably
-from .errors import SaveError
-from .geometry import memory_of
-from .header import header_bytes
-from .tree import flatten
+from miniai.checkpoint.background import Beside, Task
+from miniai.checkpoint.durable import write_durably
+from miniai.checkpoint.errors import SaveError
+from miniai.checkpoint.geometry import memory_of
+from miniai.checkpoint.header import header_bytes
+from miniai.checkpoint.tree import flatten
 
 __all__ = ['save', 'Saver', 'Pending']
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from torch import from_numpy
 
-from .errors import Malformed
-from .geometry import Geometry, Leaf, is_array, leaf_of
+from miniai.checkpoint.errors import Malformed
+from miniai.checkpoint.geometry import Geometry, Leaf, is_array, leaf_of
 
 __all__ = ['flatten', 'unflatten', 'top_scalars']
 

@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from miniai.checkpoint import CheckpointError
 from miniai.checkpoint.describe import printable
+from miniai.checkpoint.errors import CheckpointError
 from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
 from miniai.jobs.config import ConfigError, JobConfig, LRFindConfig, ProveConfig, TrainConfig
 
@@ -110,14 +110,14 @@ def _run(config: JobConfig | VerifyConfig | ShowConfig) -> int:
     import matplotlib
     matplotlib.use('agg')
 
-    from miniai.callbacks.run_state import ResumeError
-    from miniai.checkpoint import FolderInUseError
+    from miniai.callbacks.checks import NonFiniteLossError
+    from miniai.checkpoint.errors import FolderInUseError
     from miniai.data.fmnist import DataError
     from miniai.jobs.lr_find import lr_find_job
     from miniai.jobs.prove import prove_resume
     from miniai.jobs.train import train
-    from miniai.learner import NonFiniteLossError
-    from miniai.proof import ProofError
+    from miniai.resume.prove import ProofError
+    from miniai.resume.state import ResumeError
     run = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume}[type(config)]
     failures = NonFiniteLossError, DataError, ResumeError, CheckpointError, FolderInUseError, ProofError
     try: done = run(config)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from miniai.data.memory import MemoryLoader
 from miniai.device import map_tensors
-from miniai.display import best_face
-
-from .memory import MemoryLoader
-from .ram import available_memory
+from miniai.environment import available_memory
+from miniai.show.displays import best_face
 
 __all__ = ['cached_pair', 'cached_loader']
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .loaders import DataLoaders
+from miniai.data.loaders import DataLoaders
 
 __all__ = ['DataError', 'ImageSet', 'fashion_mnist', 'image_loaders', 'read_idx', 'CLASSES', 'MEAN', 'STD']
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from .cached import cached_pair
-from .split import memory_loaders
+from miniai.data.cached import cached_pair
+from miniai.data.split import memory_loaders
 
-__all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders']
+__all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of']
 
 
 def inplace(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -96,3 +96,9 @@ class DataLoaders:
         new = copy(self)
         new.train, new.valid = cached_pair(self.train, self.valid, memory, check, seed)
         return new
+
+
+def length_of(x: Any) -> int | None:
+    "How many items, such as batches, `x` gives; None where it does not know."
+    try: return len(x)
+    except TypeError: return None

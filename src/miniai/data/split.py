@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .memory import MemoryLoader, as_tensors, permutation
+from miniai.data.memory import MemoryLoader, as_tensors, permutation
 
 __all__ = ['split_rows', 'mean_std', 'memory_loaders']
 

@@ -11,11 +11,10 @@ from miniai.activations import set_seed
 from miniai.data import DataLoaders, fashion_mnist, image_loaders
 from miniai.device import def_device
 from miniai.init import get_model, init_weights
-from miniai.layers import act_gr
+from miniai.jobs.config import ConfigError, JobConfig, TrainingConfig
+from miniai.models.layers import act_gr
 from miniai.optim import SGD, Adam, AdamW, Momentum, RMSProp
 from miniai.resnet import get_resnet
-
-from .config import ConfigError, JobConfig, TrainingConfig
 
 __all__ = ['OPTIMIZERS', 'build_device', 'build_data', 'build_model', 'rate_of', 'build_schedule']
 

@@ -6,9 +6,8 @@ from typing import Any, TypeVar
 import torch
 
 from miniai.accel import ChannelsLastCB, CompileCB, MixedPrecision
+from miniai.jobs.config import JobConfig
 from miniai.learner import TrainCB
-
-from .config import JobConfig
 
 __all__ = ['settled', 'build_computing']
 

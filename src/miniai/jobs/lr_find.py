@@ -1,12 +1,11 @@
 "The job that looks for a learning rate and draws what it saw. Knows the parts and where they go."
 import torch.nn.functional as F
 
+from miniai.jobs.build import OPTIMIZERS, build_data, build_device, build_model
+from miniai.jobs.compute import build_computing, settled
+from miniai.jobs.config import LRFindConfig
+from miniai.jobs.run_folder import RunFolder, as_json
 from miniai.learner import DeviceCB, Learner, LRFinderCB, ProgressCB
-
-from .build import OPTIMIZERS, build_data, build_device, build_model
-from .compute import build_computing, settled
-from .config import LRFindConfig
-from .run_folder import RunFolder, as_json
 
 __all__ = ['lr_find_job']
 

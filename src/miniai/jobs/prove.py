@@ -4,16 +4,15 @@ from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
 
-from miniai.interrupts import terminable
+from miniai.jobs.build import build_data, build_device, rate_of
+from miniai.jobs.compute import settled
+from miniai.jobs.config import ConfigError, ProveConfig
+from miniai.jobs.recording import Recording
+from miniai.jobs.run_folder import RunFolder
+from miniai.jobs.train import learner_of
 from miniai.learner import Learner
-from miniai.proof import prove_learner
-
-from .build import build_data, build_device, rate_of
-from .compute import settled
-from .config import ConfigError, ProveConfig
-from .recording import Recording
-from .run_folder import RunFolder
-from .train import learner_of
+from miniai.resume.prove import prove_learner
+from miniai.resume.signals import terminable
 
 __all__ = ['prove_resume']
 

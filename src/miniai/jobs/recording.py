@@ -2,13 +2,12 @@
 from typing import Any
 
 from miniai.activations import ActivationStats
-from miniai.callbacks.profile import ProfileCB
-from miniai.layers import GeneralRelu
+from miniai.diagnosis.profile import ProfileCB
+from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from miniai.learner import ProgressCB
+from miniai.models.layers import GeneralRelu
+from miniai.report.pictures import activations_figure, curves_figure, profile_figure
 from miniai.sgd import RecorderCB
-
-from .pictures import activations_figure, curves_figure, profile_figure
-from .run_folder import HistoryFileCB, RunFolder, as_json
 
 __all__ = ['Recording']
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from miniai.environment import version_of
 from miniai.events import Callback
-from miniai.versions import version_of
 
 __all__ = ['RunFolder', 'HistoryFileCB', 'as_json']
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from miniai.callbacks.checkpoint import CheckpointCB
+from miniai.callbacks.metrics import accuracy
 from miniai.events import Callback
+from miniai.jobs.build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
+from miniai.jobs.compute import build_computing, settled
+from miniai.jobs.config import TrainConfig, TrainingConfig
+from miniai.jobs.recording import Recording
+from miniai.jobs.run_folder import RunFolder
 from miniai.learner import DeviceCB, Learner, MetricsCB
-from miniai.measures import accuracy
+from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
-
-from .build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
-from .compute import build_computing, settled
-from .config import TrainConfig, TrainingConfig
-from .recording import Recording
-from .run_folder import RunFolder
 
 __all__ = ['train', 'learner_of']
 

@@ -1,27 +1,27 @@
 "Optimizers that are their equations: rules, what runs them, and their public faces."
-from .classes import SGD as SGD
-from .classes import Adagrad as Adagrad
-from .classes import Adam as Adam
-from .classes import AdamW as AdamW
-from .classes import HeavyBall as HeavyBall
-from .classes import Lion as Lion
-from .classes import Momentum as Momentum
-from .classes import NAdamW as NAdamW
-from .classes import Nesterov as Nesterov
-from .classes import RMSProp as RMSProp
-from .groups import depth_groups as depth_groups
-from .groups import groups_table as groups_table
-from .groups import no_decay_groups as no_decay_groups
-from .math import maximum as maximum
-from .math import minimum as minimum
-from .math import sign as sign
-from .math import sqrt as sqrt
-from .math import where as where
-from .optimizer import RuleOptimizer as RuleOptimizer
-from .optimizer import optimizer as optimizer
-from .rules import scalars as scalars
-from .rules import starts as starts
-from .schedules import plot_schedule as plot_schedule
+from miniai.kernels.math import maximum as maximum
+from miniai.kernels.math import minimum as minimum
+from miniai.kernels.math import sign as sign
+from miniai.kernels.math import sqrt as sqrt
+from miniai.kernels.math import where as where
+from miniai.optim.classes import SGD as SGD
+from miniai.optim.classes import Adagrad as Adagrad
+from miniai.optim.classes import Adam as Adam
+from miniai.optim.classes import AdamW as AdamW
+from miniai.optim.classes import HeavyBall as HeavyBall
+from miniai.optim.classes import Lion as Lion
+from miniai.optim.classes import Momentum as Momentum
+from miniai.optim.classes import NAdamW as NAdamW
+from miniai.optim.classes import Nesterov as Nesterov
+from miniai.optim.classes import RMSProp as RMSProp
+from miniai.optim.groups import depth_groups as depth_groups
+from miniai.optim.groups import groups_table as groups_table
+from miniai.optim.groups import no_decay_groups as no_decay_groups
+from miniai.optim.optimizer import RuleOptimizer as RuleOptimizer
+from miniai.optim.optimizer import optimizer as optimizer
+from miniai.optim.rules import scalars as scalars
+from miniai.optim.rules import starts as starts
+from miniai.optim.schedules import plot_schedule as plot_schedule
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'Lion',
            'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule', 'no_decay_groups', 'depth_groups',

@@ -1,6 +1,6 @@
 "The public faces of the rules: each class is its rule, with torch's names where torch has the same mathematics."
-from . import rules
-from .optimizer import RuleOptimizer
+from miniai.optim import rules
+from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
            'Lion']

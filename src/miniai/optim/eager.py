@@ -1,20 +1,18 @@
 """The eager path: a program's trace run on tensors, one parameter at a time; one without a trace is run as it is. Right
 on every device and dtype. Knows programs, no particular rule."""
-import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .local import has_sums_in_parts, local, placement, summed
-from .math import sqrt, where
-from .rounding import dithered
-from .stages import Program
-from .trace import Trace
+from miniai.distributed.dtensor import has_sums_in_parts, local, placement, summed
+from miniai.kernels.python import element_function, host_function, scalar_places
+from miniai.kernels.trace import Trace
+from miniai.optim.rounding import dithered
+from miniai.optim.stages import Program
 
-__all__ = ['eager_step', 'eager_share', 'eager_sum_of_squares', 'host_function', 'scalar_places', 'wide']
+__all__ = ['eager_step', 'eager_share', 'eager_sum_of_squares', 'wide']
 
 _BLOCK, _BLOCKS = 1 << 12, 1 << 8  # elements summed in one row, and rows at a time
 
@@ -73,29 +71,3 @@ def _call(program: Program, f: Callable, olds: list[Tensor], g: Tensor, hypers: 
 def _split(out: list, scalars: int) -> tuple[list[Tensor], list[float]]:
     n = len(out) - scalars
     return out[:n], [float(x) for x in out[n:]]
-
-
-def scalar_places(trace: Trace) -> list[int]:
-    "Where among the values of its host function a trace's new scalars are."
-    names = list(trace.hosts.values())
-    return [names.index(nm) for nm in trace.scalars]
-
-
-def _compiled(name: str, args: tuple[str, ...], body: list[str], results: tuple[str, ...]) -> Callable:
-    space = dict(sqrt=sqrt, where=where, inf=math.inf, nan=math.nan)
-    exec(f"def {name}({', '.join(args)}):\n " + '\n '.join([*body, f"return ({', '.join(results)},)"]), space)
-    return space[name]
-
-
-@lru_cache(maxsize=512)
-def element_function(trace: Trace) -> Callable:
-    "The lines of a trace as a function of the elements and h0, h1, …, which gives the results."
-    body = [f'{name} = {code}' for code, name in trace.lines.items()]
-    return _compiled('lines', (*trace.arguments, *trace.hosts.values()), body, trace.results)
-
-
-@lru_cache(maxsize=512)
-def host_function(trace: Trace) -> Callable:
-    "The hosts of a trace as a function of the hyperparameters, which gives (h0, h1, …) as Python floats."
-    body = [f'{name} = {code}' for code, name in trace.steps.items()]
-    return _compiled('hosts', trace.hypers, body, tuple(trace.hosts))

@@ -1,8 +1,6 @@
 """A step over all tensors and groups of an optimizer: tables for kernels, and the eager path for the rest. Knows
 programs and tables, no particular rule."""
 from collections.abc import Callable
-from functools import lru_cache
-from importlib.util import find_spec
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -10,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .eager import eager_share, eager_step, eager_sum_of_squares, host_function
-from .kernel import SIZES
-from .local import has_sums_in_parts, local, part_number, placement
-from .rounding import key_of
-from .stages import Program
-from .table import PLAIN, Slot, Table
-from .threads import parallel_reason
+from miniai.distributed.dtensor import has_sums_in_parts, local, part_number, placement
+from miniai.kernels.kernel import SIZES
+from miniai.kernels.python import host_function
+from miniai.kernels.support import is_dense, missing_numba
+from miniai.kernels.threads import parallel_reason
+from miniai.optim.eager import eager_share, eager_step, eager_sum_of_squares
+from miniai.optim.rounding import key_of
+from miniai.optim.stages import Program
+from miniai.optim.table import PLAIN, Slot, Table
 
-__all__ = ['Plan', 'is_dense', 'missing_numba']
+__all__ = ['Plan']
 
 
 def eager_reason(slot: Slot, program: Program) -> str:
@@ -44,22 +44,6 @@ def _placed_alike(slot: Slot) -> bool:
 
 
 def _layout(x: Tensor) -> tuple: return x.shape, x.stride(), x.is_cpu, x.is_neg()
-
-
-def is_dense(x: Tensor) -> bool:
-    "Does `x` fill its memory, in whatever order, without gaps or overlaps?"
-    if x.is_contiguous(): return True
-    expected, dims = 1, [(s, n) for n, s in zip(x.shape, x.stride(), strict=True) if n != 1]
-    for stride, size in sorted(dims):
-        if stride != expected: return False
-        expected *= size
-    return True
-
-
-@lru_cache(maxsize=1)
-def missing_numba() -> str:
-    "Why there are no kernels at all; '' where there are."
-    return '' if find_spec('numba') else 'Numba is not installed'
 
 
 class Plan:

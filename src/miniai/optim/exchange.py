@@ -4,7 +4,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .eager import wide
+from miniai.optim.eager import wide
 
 __all__ = ['check_loadable', 'restore_states']
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .eager import wide
-from .engine import Plan
-from .exchange import check_loadable, restore_states
-from .spec import REQUIRED, RuleSpec, read_rule, rule_name
-from .stages import Stages, prepared, program
+from miniai.optim.eager import wide
+from miniai.optim.engine import Plan
+from miniai.optim.exchange import check_loadable, restore_states
+from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
+from miniai.optim.stages import Stages, prepared, program
 
 __all__ = ['RuleOptimizer', 'optimizer']
 

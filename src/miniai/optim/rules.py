@@ -7,7 +7,7 @@ tensors alike. Decay is not its business.
 from collections.abc import Callable
 from typing import Any
 
-from .math import sign, sqrt
+from miniai.kernels.math import sign, sqrt
 
 __all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'lion',
            'starts', 'scalars']

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.optim import lr_scheduler
 
-from miniai.plot import get_grid
+from miniai.show.plots import get_grid
 
 __all__ = ['plot_schedule', 'trace_schedule', 'most_steps']
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .trace import RuleError, trace_rule
+from miniai.kernels.trace import RuleError, trace_rule
 
 __all__ = ['RuleSpec', 'read_rule', 'rule_name', 'REQUIRED']
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .math import maximum, minimum, where
-from .spec import RuleSpec, rule_name
-from .trace import Trace, trace_rule
+from miniai.kernels.math import maximum, minimum, where
+from miniai.kernels.trace import Trace, trace_rule
+from miniai.optim.spec import RuleSpec, rule_name
 
 __all__ = ['Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2', 'agrees', 'cautious',
            'rescaled', 'averaged']

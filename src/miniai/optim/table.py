@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .eager import host_function, scalar_places
-from .kernel import Kernel, kernel_of
-from .local import local, part_number, placement, summed
-from .rounding import key_of
-from .stages import Program
-from .threads import on_torchs_threads, parallel_reason
-from .totals import BLOCK, blocks, count_kernel, norm_kernel
+from miniai.distributed.dtensor import local, part_number, placement, summed
+from miniai.kernels.kernel import Kernel, kernel_of
+from miniai.kernels.python import host_function, scalar_places
+from miniai.kernels.sums import BLOCK, blocks, count_kernel, norm_kernel
+from miniai.kernels.threads import on_torchs_threads, parallel_reason
+from miniai.optim.rounding import key_of
+from miniai.optim.stages import Program
 
 __all__ = ['CHUNK', 'PLAIN', 'Slot', 'Table']
 

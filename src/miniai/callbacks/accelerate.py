@@ -1,0 +1,49 @@
+"Hugging Face Accelerate: prepares model, optimizer and loaders, and does the backward pass."
+import warnings
+from typing import Any
+
+from miniai.callbacks.precision import load_scaler
+from miniai.callbacks.train import DeviceCB, TrainCB
+from miniai.device import def_device
+
+__all__ = ['AccelerateCB']
+
+
+class AccelerateCB(TrainCB):
+    """Hugging Face Accelerate prepares model, optimizer and loaders when a fit starts, and does the backward pass; when
+    it ends the Learner has its own model, optimizer and loaders back. `mixed_precision` is Accelerate's; where there is
+    no accelerator, 'fp16' becomes 'bf16', with a warning."""
+    order = DeviceCB.order + 10
+    def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16") -> None:
+        super().__init__(n_inp)
+        try:
+            from accelerate import Accelerator
+        except ImportError as e:
+            raise ImportError("AccelerateCB needs the package accelerate: pip install 'miniai-torch[hf]'") from e
+        if mixed_precision == 'fp16' and def_device == 'cpu':
+            warnings.warn("AccelerateCB: fp16 needs an accelerator, so bf16 is used on the CPU", stacklevel=2)
+            mixed_precision = 'bf16'
+        self.acc, self.kept = Accelerator(mixed_precision=mixed_precision), None
+
+    def before_fit(self, learn: Any) -> None:
+        self.kept = learn.model, learn.dls.train, learn.dls.valid, learn.opt
+        self.attributes = set(vars(learn.model))
+        learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self.kept[:3])
+        if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
+
+    def state_dict(self) -> dict[str, Any]:
+        "The state of Accelerate's gradient scaler, empty where it has none."
+        return dict(scaler={} if self.acc.scaler is None else self.acc.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave. ValueError where only one of them scales gradients."
+        load_scaler(self.acc.scaler, state['scaler'])
+
+    def backward(self, learn: Any) -> None: self.acc.backward(learn.loss)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        if self.kept is None: return
+        learn.model, learn.dls.train, learn.dls.valid, learn.opt = self.kept
+        for added in set(vars(learn.model)) - self.attributes: delattr(learn.model, added)
+        self.acc.free_memory()
+        self.kept = None

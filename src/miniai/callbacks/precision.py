@@ -1,0 +1,64 @@
+"Mixed precision by PyTorch's autocast and GradScaler."
+from typing import Any
+
+import torch
+
+from miniai.callbacks.train import DeviceCB, TrainCB
+
+__all__ = ['MixedPrecision', 'load_scaler']
+
+
+class MixedPrecision(TrainCB):
+    """Forward pass and loss in half precision by autocast: bfloat16 on the CPU, float16 on CUDA, or
+    `dtype`. float16, whose small gradients vanish, gets its loss scaled up and its gradients down
+    again by a GradScaler, kept as `scaler`."""
+    order = DeviceCB.order + 10
+    def __init__(self, n_inp: int = 1, dtype: torch.dtype | None = None) -> None:
+        super().__init__(n_inp)
+        if dtype not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(f"MixedPrecision: dtype must be torch.float16 or torch.bfloat16, got {dtype}")
+        self.dtype, self.autocast = dtype, None
+
+    def before_fit(self, learn: Any) -> None:
+        self.device = next((p.device.type for p in learn.model.parameters()), 'cpu')
+        self.used = self.dtype or (torch.float16 if self.device == 'cuda' else torch.bfloat16)
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.used is torch.float16)
+        if self.scaler.is_enabled() and learn.trains and not hasattr(learn.opt, 'param_groups'):
+            raise TypeError(f"MixedPrecision in float16 scales gradients, which needs a torch.optim.Optimizer, and the "
+                            f"optimizer is a {type(learn.opt).__name__}: use dtype=torch.bfloat16, or an optimizer of "
+                            f"miniai.optim")
+
+    def state_dict(self) -> dict[str, Any]:
+        "The scaler's state."
+        return dict(scaler=self.scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave. ValueError where only one of them scales gradients."
+        load_scaler(self.scaler, state['scaler'])
+
+    def before_batch(self, learn: Any) -> None:
+        self.autocast = torch.autocast(self.device, dtype=self.used)
+        self.autocast.__enter__()
+
+    def _leave(self) -> None:
+        if self.autocast is not None: self.autocast.__exit__(None, None, None)
+        self.autocast = None
+
+    def after_loss(self, learn: Any) -> None: self._leave()
+    def cleanup_batch(self, learn: Any) -> None: self._leave()
+    def backward(self, learn: Any) -> None: self.scaler.scale(learn.loss).backward()
+
+    def step(self, learn: Any) -> None:
+        self.scaler.step(learn.opt)
+        self.scaler.update()
+
+
+_SCALED = {True: "scaled, as float16 needs,", False: "not scaled, as in bfloat16 or float32,"}
+
+
+def load_scaler(scaler: Any, state: dict[str, Any]) -> None:
+    "Put a gradient scaler's state back; None and one that is not enabled, whose state is empty, scale nothing."
+    was, scales = bool(state), scaler is not None and scaler.is_enabled()
+    if was != scales: raise ValueError(
+        f"gradients were {_SCALED[was]} in the checkpoint and are {_SCALED[scales]} here: use the same dtype")
+    if scales: scaler.load_state_dict(state)

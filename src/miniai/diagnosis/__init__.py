@@ -1,0 +1,1 @@
+"Looking at training: activation statistics, model summary, profile."

@@ -1,0 +1,50 @@
+"The functions that a rule may use: the same name for Python floats, tensors and symbols."
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniai.kernels.trace import Symbol, symbolic_where
+
+__all__ = ['sqrt', 'sign', 'where', 'maximum', 'minimum']
+
+
+def sqrt(x: Any) -> Any:
+    "Square root; NaN below zero."
+    if isinstance(x, Tensor | Symbol): return x.sqrt()
+    return math.sqrt(x) if x >= 0 else math.nan
+
+
+def where(cond: Any, a: Any, b: Any) -> Any:
+    "`a` where `cond` holds, else `b`."
+    if any(isinstance(x, Symbol) for x in (cond, a, b)): return symbolic_where(cond, a, b)
+    if not isinstance(cond, Tensor): return a if cond else b
+    if isinstance(a, Tensor) or isinstance(b, Tensor): return torch.where(cond, a, b)
+    return torch.where(cond, *(torch.tensor(x, dtype=_widest(cond), device=cond.device) for x in (a, b)))
+
+
+def _widest(x: Tensor) -> torch.dtype: return torch.float32 if x.device.type == 'mps' else torch.float64
+
+
+def sign(x: Any) -> Any:
+    "-1, 0 or 1; NaN stays NaN."
+    return where(x > 0, 1., where(x < 0, -1., x))
+
+
+def maximum(a: Any, b: Any) -> Any:
+    "The larger of two; NaN where either is."
+    if isinstance(a, Tensor) or isinstance(b, Tensor): return _tensors(torch.maximum, a, b)
+    return where(a > b, a, where(b >= a, b, a + b))
+
+
+def minimum(a: Any, b: Any) -> Any:
+    "The smaller of two; NaN where either is."
+    if isinstance(a, Tensor) or isinstance(b, Tensor): return _tensors(torch.minimum, a, b)
+    return where(a < b, a, where(b <= a, b, a + b))
+
+
+def _tensors(f: Callable, a: Any, b: Any) -> Tensor:
+    like = a if isinstance(a, Tensor) else b
+    return f(*(x if isinstance(x, Tensor) else like.new_full((), x) for x in (a, b)))

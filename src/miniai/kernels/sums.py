@@ -1,0 +1,78 @@
+"""Sums over tensors in one pass, the same to the bit for any number of threads and any chunks: of squared gradients, in
+double precision, and of steps that agree with them, counted. Block by block, the blocks in order. Knows tables, no
+optimizer."""
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from miniai.kernels.kernel import Kernel, parts
+from miniai.kernels.trace import Trace
+
+__all__ = ['BLOCK', 'norm_kernel', 'count_kernel', 'blocks']
+
+BLOCK = 4096
+SOURCE = '''"Generated; delete it freely."
+from math import sqrt
+
+import numpy as np
+from numba import carray, njit, prange
+
+from miniai.kernels.pointers import f32_at, f64_at, u16_at, widened
+
+FLAGS = dict(fastmath={{{flags}}}, error_model='numpy', nogil=True, cache=True)
+
+
+@njit(**FLAGS)
+def where(c, a, b): return a if c else b
+
+
+@njit(**FLAGS)
+def block({pointers}, n, h, e):
+    {arrays}
+    {hosts}
+    total = {zero}
+    for j in range(n):
+        {loads}
+        {lines}
+        total += {term}
+    return total
+
+
+@njit(**FLAGS)
+def chunk(table, e, start, n, h, sums, at):
+    for b in range((n + {block} - 1) // {block}):
+        first = start + b*{block}
+        sums[at + b] = block({addresses}, min({block}, n - b*{block}), h, e)
+
+
+@njit(**FLAGS)
+def serial(table, chunks, h, sums, at):
+    for k in range(chunks.shape[0]): chunk(table, chunks[k, 0], chunks[k, 1], chunks[k, 2], h, sums, at[k])
+
+
+@njit(parallel=True, **FLAGS)
+def parallel(table, chunks, h, sums, at):
+    for k in prange(chunks.shape[0]): chunk(table, chunks[k, 0], chunks[k, 1], chunks[k, 2], h, sums, at[k])
+'''
+_SQUARES = Trace(('p', 'g'), (), lines={'np.float64(g_)': 'x'})
+
+
+@lru_cache(maxsize=8)
+def norm_kernel(dtype: torch.dtype) -> Kernel:
+    "A kernel that writes the sum of squares of each block of the table's gradients, its second column, to `sums`."
+    return Kernel(SOURCE.format(flags="'contract', 'nsz', 'reassoc'", zero='0.', term='x*x', block=BLOCK,
+                                **parts(_SQUARES, (dtype, dtype))))
+
+
+@lru_cache(maxsize=256)
+def count_kernel(mask: Trace, dtypes: tuple[torch.dtype, ...]) -> Kernel:
+    "A kernel that writes, for each block, for how many elements `mask` holds to `sums`."
+    return Kernel(SOURCE.format(flags="'contract', 'nsz'", zero='0', term=f'({mask.results[0]})', block=BLOCK,
+                                **parts(mask, dtypes)))
+
+
+def blocks(chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "For each chunk, the place of its first block among all; and for each block, the entry of the table it lies in."
+    counts = -(-chunks[:, 2] // BLOCK)
+    return np.cumsum(counts) - counts, np.repeat(chunks[:, 0], counts)

@@ -1,0 +1,1 @@
+"Models: layers, a small convolutional net, residual networks."

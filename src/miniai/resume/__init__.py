@@ -1,0 +1,1 @@
+"Checkpoints of a run: what is saved, compared and restored, when, and the proof that it works."

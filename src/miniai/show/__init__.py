@@ -1,0 +1,1 @@
+"Plots, and the terminal, notebook and log displays."

@@ -1,0 +1,191 @@
+"Looks at data and predictions that train nothing."
+from contextlib import suppress
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from test_restore import copied, equal, everything
+from test_train import TwoInputs, two_inputs
+from torch import nn
+
+from miniai.augment import CapturePreds
+from miniai.datasets import DataLoaders
+from miniai.init import BatchTransformCB
+from miniai.learner import DeviceCB, Learner, MetricsCB, ProgressCB, SingleBatchCB, TrainCB
+from miniai.sgd import BatchSchedCB
+from small import Heard, batches, learner, raising
+
+
+def joined(dl): return tuple(torch.cat(t) for t in zip(*dl, strict=True))
+
+
+def test_all_predictions_and_targets_of_the_validation_set_are_captured_in_order():
+    learn = learner()
+    preds, targs = learn.capture_preds()
+    x, y = joined(learn.dls.valid)
+    torch.testing.assert_close(preds, learn.model(x))
+    assert torch.equal(targs, y)
+    assert not preds.requires_grad
+
+
+def test_inputs_come_last_where_they_are_asked_for():
+    learn = learner()
+    preds, targs, inps = learn.capture_preds(inps=True)
+    assert torch.equal(inps, joined(learn.dls.valid)[0])
+    assert len(preds) == len(targs) == len(inps)
+
+
+def test_callbacks_given_work_on_the_batches_and_go():
+    learn = learner()
+    zeros = BatchTransformCB(lambda b: (b[0]*0, b[1]))
+    for cbs in (zeros, [zeros]): assert learn.capture_preds(cbs=cbs, inps=True)[2].eq(0).all()
+    assert learn.cbs == []
+
+
+def test_capturing_trains_nothing_and_keeps_history_and_optimizer():
+    learn = learner(MetricsCB())
+    learn.fit(1)
+    before, history, opt = copied(everything(learn)), learn.history, learn.opt
+    learn.capture_preds()
+    assert equal(everything(learn), before)
+    assert learn.history is history
+    assert learn.opt is opt
+
+
+def test_capturing_needs_no_optimizer_no_train_loader_no_loss_function_and_no_targets():
+    only_inputs = [(x,) for x, _ in batches()]
+    preds, targs = learner(dls=DataLoaders([], only_inputs), opt_func=None, lr=None).capture_preds()
+    assert (preds.shape, targs) == ((24, 3), None)
+    preds, targs = learner(dls=DataLoaders([], batches()), opt_func=None, loss_func=None).capture_preds()
+    assert (preds.shape, targs.shape) == ((24, 3), (24,))
+
+
+def test_several_inputs_and_targets_are_tuples():
+    learn = learner(TrainCB(n_inp=2), cls=Learner, model=TwoInputs(), dls=two_inputs())
+    _, targs, (a, b) = learn.capture_preds(inps=True)
+    x, x2, y = joined(learn.dls.valid)
+    assert torch.equal(a, x)
+    assert torch.equal(b, x2)
+    assert torch.equal(targs, y)
+    two_targets = learner(TrainCB(), cls=Learner, dls=two_inputs(), loss_func=lambda p, *t: p.mean())
+    assert [t.shape for t in two_targets.capture_preds()[1]] == [(6, 4), (6,)]
+
+
+def test_predictions_in_tuples_dicts_and_scalars_are_joined_inside_and_others_listed():
+    class Nest:
+        def after_predict(self, learn):
+            learn.preds = (learn.preds, [dict(half=learn.preds.half())], learn.preds.mean(), 'name')
+        def after_loss(self, learn): learn.loss = None
+    preds, _ = learner(Nest(), loss_func=lambda p, y: None).capture_preds()
+    assert preds[0].shape == (12, 3)
+    assert preds[1][0]['half'].shape == (12, 3)
+    assert preds[1][0]['half'].dtype == torch.float32
+    assert preds[2].shape == (2,)
+    assert preds[3] == ['name', 'name']
+
+
+def test_a_capture_that_a_callback_ends_early_is_joined_all_the_same():
+    learn = learner()
+    preds, targs = learn.capture_preds(cbs=SingleBatchCB())
+    assert torch.equal(targs, learn.dls.valid[0][1])
+    assert preds.shape == (6, 3)
+
+
+def test_capture_preds_is_a_callback_too():
+    cb = CapturePreds()
+    learner(cb).fit(1, train=False)
+    assert cb.all_preds.shape == (12, 3)
+    assert cb.all_targs.shape == (12,)
+    assert cb.all_inps.shape == (12, 4)
+
+
+def test_a_capture_that_fails_keeps_history_and_callbacks():
+    learn = learner(MetricsCB())
+    learn.fit(1)
+    history = learn.history
+    broken = Heard({'after_predict': raising(ValueError('oh'))})
+    with pytest.raises(ValueError, match='oh'): learn.capture_preds(cbs=broken)
+    assert learn.history is history
+    assert len(learn.cbs) == 1
+
+
+@pytest.mark.parametrize('ends', [None, ValueError('oh'), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize('look', ['capture_preds', 'tta'])
+def test_every_module_keeps_its_mode_however_a_capture_ends(look, ends):
+    learn = learner(model=nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Dropout(.5)))
+    learn.dls.valid = [(x.view(-1, 1, 2, 2), y) for x, y in learn.dls.valid]
+    learn.model.train()[1].eval()
+    if ends: learn.cbs.append(Heard({'after_predict': raising(ends)}))
+    with suppress(ValueError, KeyboardInterrupt): getattr(learn, look)()
+    assert [m.training for m in learn.model.modules()] == [True, True, False, True]
+
+
+# Pictures of a batch
+
+class Images(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin, self.norm = nn.Linear(64, 3), nn.BatchNorm1d(3)
+
+    def forward(self, x): return self.norm(self.lin(x.flatten(1)))
+
+
+def images(n=12): return [(torch.rand(n, 1, 8, 8), torch.randint(0, 3, (n,)))]
+def pictures(): return [ax.images[0].get_array() for ax in plt.gcf().axes if ax.images]
+def image_learner(cbs=None, **kwargs):
+    return learner(cbs, model=Images(), dls=DataLoaders(images(), images()), **kwargs)
+
+
+@pytest.mark.parametrize(('max_n', 'n'), [(9, 9), (4, 4), (100, 12)])
+def test_up_to_max_n_inputs_of_the_first_training_batch_are_drawn(max_n, n):
+    learn = image_learner()
+    learn.show_image_batch(max_n=max_n)
+    drawn = pictures()
+    assert len(drawn) == n
+    np.testing.assert_allclose(drawn[1], learn.dls.train[0][0][1, 0].numpy())
+
+
+def test_inputs_are_drawn_as_the_callbacks_leave_them_those_of_the_call_too():
+    learn = image_learner([DeviceCB('cpu'), BatchTransformCB(lambda b: (b[0]*0 + .25, b[1]))])
+    learn.show_image_batch(cbs=BatchTransformCB(lambda b: (b[0]*2, b[1])))
+    assert all(np.allclose(p, .5) for p in pictures())
+    assert len(learn.cbs) == 2
+
+
+def test_arguments_go_to_show_images():
+    image_learner().show_image_batch(max_n=2, titles=['a', 'b'], figsize=(5, 2))
+    assert [ax.get_title() for ax in plt.gcf().axes] == ['a', 'b']
+    assert plt.gcf().get_size_inches().tolist() == [5, 2]
+
+
+@pytest.mark.parametrize('fails', [False, True])
+@pytest.mark.parametrize('look', ['show_image_batch', 'summary'])
+def test_a_look_trains_nothing_and_leaves_everything_as_it_was(look, fails):
+    learn = image_learner([MetricsCB(), ProgressCB()], opt_func=torch.optim.Adam)
+    learn.fit(1)
+    before, history, opt = copied(everything(learn)), learn.history, learn.opt
+    if fails: learn.cbs.append(Heard({'before_batch': raising(ValueError('oh'))}))
+    with suppress(ValueError): getattr(learn, look)()
+    assert equal(everything(learn), before)
+    assert learn.history is history
+    assert learn.opt is opt
+
+
+@pytest.mark.parametrize('look', ['show_image_batch', 'summary'])
+@pytest.mark.parametrize('lacks', [dict(lr=None), dict(opt_func=None), dict(lr=None, opt_func=None)])
+def test_a_look_needs_no_rate_and_no_optimizer(look, lacks):
+    learn = image_learner(**lacks)
+    getattr(learn, look)()
+    assert learn.opt is None
+
+
+@pytest.mark.parametrize('look', ['show_image_batch', 'summary'])
+def test_a_look_works_beside_a_schedule_and_leaves_the_optimizers_rates(look):
+    sched = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=6, cycle_momentum=False)
+    learn = image_learner(BatchSchedCB(sched), opt_func=torch.optim.AdamW)
+    learn.fit(1)
+    learn.opt_func, before = None, copied(learn.opt.state_dict())
+    getattr(learn, look)()
+    assert equal(learn.opt.state_dict(), before)

@@ -1,0 +1,151 @@
+"The rules as pure functions: each against the notebook's formula, on Python floats and on tensors."
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import formulas
+from miniai.kernels.math import sqrt
+from miniai.optim import rules, starts
+
+PAIRS = dict(SGD=rules.sgd, Momentum=rules.momentum, RMSProp=rules.rmsprop, Adam=rules.adam)
+STATES = dict(SGD=0, Momentum=1, RMSProp=1, Adam=2)
+AVERAGES = dict(SGD=[], Momentum=['grad_avg'], RMSProp=['sqr_avg'], Adam=['avg', 'sqr_avg'])
+CASES = [(torch.float64, 1e-12), (torch.float32, 1e-5)]
+EMPTY = inspect.Parameter.empty
+each_rule = pytest.mark.parametrize('name', PAIRS)
+
+
+def first_state(name, p, g): return [g*g] if name == 'RMSProp' else [p*0]*STATES[name]
+
+
+def call(rule, p, g, state, t, hypers):
+    "The rule's outputs as (p, states), `t` handed over where it asks for it."
+    if 't' in inspect.signature(rule).parameters: hypers = hypers | dict(t=t)
+    out = rule(p, g, *state, **hypers)
+    return (out[0], list(out[1:])) if isinstance(out, tuple) else (out, [])
+
+
+def distance(rule, name, dtype, seed=0, steps=100, shape=(7, 5)):
+    "The largest relative error of parameter and averages between `rule` on tensors and the notebook's formula."
+    rng = np.random.default_rng(seed)
+    p = torch.tensor(rng.normal(size=shape), dtype=dtype)
+    a, saved, worst = p.double().numpy(), {}, 0.
+    for t in range(1, steps+1):
+        g = torch.tensor(rng.normal(size=shape), dtype=dtype)
+        hypers = formulas.random_hypers(rng, name) | dict(wd=0.)
+        a = formulas.FORMULAS[name](a, g.double().numpy(), saved, t, **hypers)
+        del hypers['wd']
+        if t == 1: state = first_state(name, p, g)
+        p, state = call(rule, p, g, state, t, hypers)
+        pairs = [(p, a), *zip(state, (saved[k] for k in AVERAGES[name]), strict=True)]
+        worst = max(worst, *(formulas.relative_error(x, y) for x, y in pairs))
+    assert p.dtype == dtype
+    return worst
+
+
+@pytest.mark.parametrize(('dtype', 'limit'), CASES)
+@each_rule
+def test_a_rule_is_the_notebooks_formula_over_100_steps_of_moving_hyperparameters(name, dtype, limit):
+    assert distance(PAIRS[name], name, dtype) < limit
+
+
+def undampened(p, g, avg, *, lr, mom=.9):
+    avg = mom*avg + g
+    return p - lr*avg, avg
+
+
+def nesterov(p, g, avg, *, lr, mom=.9):
+    avg = mom*avg + (1-mom)*g
+    return p - lr*(mom*avg + (1-mom)*g), avg
+
+
+def rms_eps_inside(p, g, sqr, *, lr, sqr_mom=.99, eps=1e-5):
+    sqr = sqr_mom*sqr + (1-sqr_mom)*g*g
+    return p - lr*g/sqrt(sqr + eps), sqr
+
+
+def adam_eps_outside(p, g, avg, sqr, *, t, lr, beta1=.9, beta2=.99, eps=1e-5):
+    avg, sqr = beta1*avg + (1-beta1)*g, beta2*sqr + (1-beta2)*g*g
+    return p - lr*avg/(1-beta1**t)/(sqrt(sqr/(1-beta2**t)) + eps), avg, sqr
+
+
+def adam_uncorrected(p, g, avg, sqr, *, t, lr, beta1=.9, beta2=.99, eps=1e-5):
+    avg, sqr = beta1*avg + (1-beta1)*g, beta2*sqr + (1-beta2)*g*g
+    return p - lr*avg/sqrt(sqr + eps), avg, sqr
+
+
+def adam_late(p, g, avg, sqr, *, t, lr, beta1=.9, beta2=.99, eps=1e-5):
+    return rules.adam(p, g, avg, sqr, t=t+1, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
+
+
+WRONG = [('SGD', lambda p, g, *, lr: p + lr*g), ('Momentum', undampened), ('Momentum', nesterov),
+         ('RMSProp', rms_eps_inside), ('Adam', adam_eps_outside), ('Adam', adam_uncorrected), ('Adam', adam_late)]
+
+
+@pytest.mark.parametrize(('name', 'wrong'), WRONG)
+def test_the_comparison_with_the_formula_finds_a_wrong_rule(name, wrong):
+    assert distance(wrong, name, torch.float64) > 1e-5
+
+
+@each_rule
+def test_a_rule_on_python_floats_gives_what_it_gives_on_float64_tensors(name):
+    rng = np.random.default_rng(1)
+    p, x = 1.5, torch.tensor(1.5, dtype=torch.float64)
+    for t in range(1, 101):
+        g = rng.normal()
+        gx = torch.tensor(g, dtype=torch.float64)
+        if t == 1: state, xstate = first_state(name, p, g), first_state(name, x, gx)
+        hypers = formulas.random_hypers(rng, name)
+        del hypers['wd']
+        p, state = call(PAIRS[name], p, g, state, t, hypers)
+        x, xstate = call(PAIRS[name], x, gx, xstate, t, hypers)
+        assert all(type(v) is float for v in (p, *state))
+        assert (p, *state) == pytest.approx([v.item() for v in (x, *xstate)], rel=1e-14, abs=1e-300)
+
+
+@each_rule
+@given(p=st.floats(-1e3, 1e3), g=st.floats(-1e3, 1e3), lr=st.floats(0, 1))
+@settings(max_examples=60)
+def test_the_first_step_on_python_floats_is_the_formulas(name, p, g, lr):
+    mine, _ = call(PAIRS[name], p, g, first_state(name, p, g), 1, dict(lr=lr))
+    theirs = formulas.FORMULAS[name](np.float64(p), np.float64(g), {}, 1, lr=lr)
+    assert mine == pytest.approx(theirs, rel=1e-12, abs=1e-12)
+
+
+@each_rule
+def test_a_rule_leaves_its_arguments_alone(name):
+    args = [torch.randn(3), torch.randn(3), *(torch.rand(3) for _ in range(STATES[name]))]
+    before = [x.clone() for x in args]
+    call(PAIRS[name], *args[:2], args[2:], 1, dict(lr=.1))
+    assert all(torch.equal(x, y) for x, y in zip(args, before, strict=True))
+
+
+@each_rule
+def test_a_rule_has_the_notebooks_defaults_and_a_docstring(name):
+    own, theirs = (inspect.signature(f).parameters.values() for f in (PAIRS[name], formulas.FORMULAS[name]))
+    defaults = {v.name: v.default for v in own if v.default is not EMPTY}
+    assert defaults == {v.name: v.default for v in theirs if v.default is not EMPTY and v.name != 'wd'}
+    assert PAIRS[name].__doc__
+
+
+def test_only_rmsprop_starts_at_the_squared_gradient_and_all_other_state_at_zero():
+    assert rules.rmsprop.starts['sqr_avg'](5., 3.) == 9.
+    assert not any(hasattr(r, 'starts') for r in (rules.sgd, rules.momentum, rules.adam))
+
+
+def test_starts_gives_back_the_same_rule_with_its_first_state_noted():
+    def rule(p, g, a, *, lr): return p, a
+    first = lambda p, g: p  # noqa: E731
+    assert starts(a=first)(rule) is rule
+    assert rule.starts == dict(a=first)
+
+
+def test_adams_first_step_has_length_lr_whatever_the_gradient():
+    for g in (1., -1., 50., -3e4):
+        p, _, _ = rules.adam(0., g, 0., 0., t=1, lr=.1, eps=0.)
+        assert p == pytest.approx(-math.copysign(.1, g), rel=1e-14)

@@ -1,0 +1,276 @@
+"The three faces of progress, each where it lives: a pseudo-terminal, a notebook kernel, and a pipe."
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import pytest
+
+from miniai.show.displays import Notebook, Plain, Terminal, best_face, draw_curves
+from screen import Screen, in_notebook, in_terminals
+
+PNG = b'\x89PNG\r\n\x1a\n'
+
+
+# Which face
+
+def test_without_a_terminal_the_face_is_plain(capsys): assert type(best_face()) is Plain
+
+
+def test_in_a_terminal_the_face_is_a_terminal(monkeypatch):
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
+    assert type(best_face()) is Terminal
+
+
+def test_in_a_kernel_the_face_is_a_notebook_and_in_an_ipython_shell_it_is_not(monkeypatch, capsys):
+    for shell, face in [(SimpleNamespace(kernel=1), Notebook), (SimpleNamespace(), Plain), (None, Plain)]:
+        monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        assert type(best_face()) is face
+
+
+# Plain
+
+def test_the_plain_face_prints_a_line_a_row_and_nothing_else(capsys):
+    face = Plain()
+    face.bar('epoch 1/1', 3, 10, '0.5')
+    face.row(dict(loss='0.500', epoch='0'))
+    face.curves([([0], [1.])], ['train'])
+    face.end_bar()
+    face.text('a line')
+    face.close()
+    assert capsys.readouterr().out == 'loss 0.500  epoch 0\na line\n'
+
+
+# Terminal
+
+FACE = '''
+from miniai.show.displays import Terminal
+face = Terminal()
+for epoch in range(2):
+    for i in range(5): face.bar('epoch %d/2 train' % (epoch + 1), i, TOTAL, 'loss 0.693')
+    face.end_bar()
+    face.row(dict(accuracy='0.5', loss='0.693', epoch=str(epoch), train='train'))
+face.bar('epoch 2/2 eval', 0, TOTAL, '')
+face.text('a line above the bar ' + 'and more of it '*10)
+face.bar('epoch 2/2 eval', 1, TOTAL, '')
+face.row(dict(other='7'))
+face.bar('unfinished', 1, TOTAL, '')
+face.close()
+'''
+
+
+@pytest.fixture(scope='module')
+def terminals():
+    "What a face, with and without a known total, and fits write to terminals of 40 and 80 columns."
+    return in_terminals({t: FACE.replace('TOTAL', t) for t in ('10', 'None')} | dict(fits=TRAINS), (40, 80))
+
+
+@pytest.mark.parametrize('columns', [40, 80])
+@pytest.mark.parametrize('total', ['10', 'None'])
+def test_in_a_terminal_rows_stay_nothing_wraps_and_no_bar_is_left(terminals, columns, total):
+    text = terminals[total, columns]
+    assert 'epoch 1/2 train' in text
+    screen = Screen(columns).feed(text)
+    head, *rows = screen.seen
+    assert screen.wraps == 0
+    assert head.split() == ['accuracy', 'loss', 'epoch', 'train']
+    assert [r.split() for r in rows[:2]] == [['0.5', '0.693', '0', 'train'], ['0.5', '0.693', '1', 'train']]
+    assert rows[2] == ('a line above the bar ' + 'and more of it '*10)[:columns - 1].rstrip()
+    assert rows[3:] == ['other', '    7']
+    assert len({len(line) for line in (head, *rows[:2])}) == 1
+
+
+def test_a_row_wider_than_the_terminal_is_cut(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '20')
+    Terminal().row({f'metric{i}': '0.123' for i in range(9)})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(len(line) == 19 for line in lines)
+
+
+def test_columns_are_as_wide_as_their_first_cells(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '80')
+    face = Terminal()
+    face.row(dict(a='1', name='a long value'))
+    face.row(dict(a='22', name='short'))
+    assert capsys.readouterr().out.splitlines() == ['    a          name', '    1  a long value', '   22         short']
+
+
+def test_a_bar_moves_shows_its_comment_and_goes(capsys):
+    face = Terminal()
+    face.bar('epoch 1/2', 0, 10, '')
+    face.bar('epoch 1/2', 5, 10, 'loss 0.5')
+    out = capsys.readouterr().out
+    assert '5/10' in out
+    assert 'loss 0.5' in out
+    face.end_bar()
+    face.close()
+    assert Screen(200).feed(out + capsys.readouterr().out).seen == []
+
+
+TRAINS = '''
+from small import Heard, learner, loaders, raising
+from miniai.learner import MetricsCB, ProgressCB
+from miniai.datasets import DataLoaders
+from miniai.training import accuracy
+import miniai.show.displays
+miniai.show.displays.Terminal.seconds_between_updates = 0
+class Comments(ProgressCB):
+    def after_batch(self, learn):
+        super().after_batch(learn)
+        learn.dl.comment = 'at batch %d' % learn.iter
+def fit(dls, *cbs): learner([MetricsCB(accuracy=accuracy), *cbs], dls=dls).fit(2)
+fit(loaders(), ProgressCB(plot=True))
+print('--')
+fit(loaders(), Comments())
+print('--')
+class Stream:
+    def __iter__(self): return iter(loaders(6).train)
+fit(DataLoaders(Stream(), Stream()), ProgressCB())
+print('--')
+try: fit(loaders(), ProgressCB(), Heard({'after_step': raising(KeyboardInterrupt())}))
+except KeyboardInterrupt: print('interrupted')
+'''
+
+
+@pytest.mark.parametrize('columns', [40, 80])
+def test_a_fit_in_a_terminal_leaves_its_table_whatever_the_loaders_and_however_it_ends(terminals, columns):
+    text = terminals['fits', columns]
+    screen = Screen(columns).feed(text)
+    fits = '\n'.join(screen.seen).split('--\n')
+    for fit in fits[:3]:
+        head, *rows = fit.splitlines()
+        assert head.split() == ['accuracy', 'loss', 'epoch', 'train']
+        expected = [['0', 'train'], ['0', 'eval'], ['1', 'train'], ['1', 'eval']]
+        assert [r.split()[2:] for r in rows] == expected
+    assert fits[3].splitlines() == ['interrupted']
+    assert 'at batch 2' in text or columns == 40
+    assert screen.wraps == 0
+
+
+def test_the_screen_of_these_tests_sees_wrapping_and_leftovers():
+    assert Screen(5).feed('abcdef').wraps == 1
+    assert Screen(5).feed('abcde\n\rx').wraps == 0
+    assert Screen(9).feed('bar 3\rok\n\r').seen == ['okr 3']
+    assert Screen(9).feed('bar\r\x1b[K').seen == []
+    with pytest.raises(ValueError, match='escape'): Screen(5).feed('\x1b[A')
+
+
+# Notebook
+
+def test_a_notebook_shows_a_table_a_bar_while_it_runs_and_live_curves():
+    trains = '''
+from small import Heard, learner, raising
+from miniai.learner import MetricsCB, ProgressCB
+from miniai.training import accuracy
+learner([MetricsCB(accuracy=accuracy), ProgressCB(plot=True)]).fit(2)'''
+    quits = "learner([ProgressCB(), Heard({'after_step': raising(KeyError('oh'))})]).fit(1)"
+    where = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})'
+    _, outputs, quitting = in_notebook(where, trains, f'try: {quits}\nexcept KeyError: pass')
+    htmls = [o.data['text/html'] for o in outputs if 'text/html' in o.get('data', {})]
+    page, = htmls
+    images = [o for o in outputs if 'image/png' in o.get('data', {})]
+    assert page.count('<tr>') == 1 + 4
+    assert '<th>accuracy</th> <th>loss</th> <th>epoch</th> <th>train</th>' in page
+    assert page.count('<td>eval</td>') == 2
+    assert '<progress' not in page
+    assert len(images) == 1
+    assert len(outputs) == 2
+    for o in quitting: assert '<progress' not in o.data['text/html']
+
+
+class Displayed:
+    "Stands in for IPython's display: keeps what was shown and the updates."
+    def __init__(self): self.shown = []
+    def display(self, data, **kwargs):
+        self.shown.append(data)
+        return self
+
+    def update(self, data, **kwargs): self.shown.append(data)
+    def Image(self, png): return png
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    d = Displayed()
+    ipython = SimpleNamespace(display=d, get_ipython=lambda: SimpleNamespace(kernel=1), version_info=(9, 0))
+    monkeypatch.setitem(sys.modules, 'IPython', ipython)
+    monkeypatch.setitem(sys.modules, 'IPython.display', d)
+    return d
+
+
+def test_the_notebook_face_shows_bar_rows_and_lines_in_one_output(displayed):
+    face = Notebook()
+    face.bar('epoch 1/2', 3, 10, 'loss <0.5>')
+    assert '<progress value="3" max="10"' in displayed.shown[-1]['text/html']
+    assert '3 of 10 loss &lt;0.5&gt;' in displayed.shown[-1]['text/html']
+    face.row(dict(a='1', b='<b>'))
+    face.row(dict(a='2', b='x'))
+    face.text('a & line')
+    face.row(dict(a='3', b='y'))
+    face.bar('stream', 7, None, '')
+    page = displayed.shown[-1]['text/html']
+    assert page.count('<table>') == 2
+    assert page.count('<tr>') == 3 + 2
+    assert '&lt;b&gt;' in page
+    assert '<p>a &amp; line</p>' in page
+    assert 'stream' in page
+    assert '<progress' not in page
+    face.close()
+    assert 'stream' not in displayed.shown[-1]['text/html']
+    text = displayed.shown[-1]['text/plain'].splitlines()
+    assert [t.split() for t in text] == [['a', 'b'], ['1', '<b>'], ['2', 'x'], ['a', '&', 'line'],
+                                         ['a', 'b'], ['3', 'y']]
+
+
+def test_rows_of_other_columns_start_a_new_table(displayed):
+    face = Notebook()
+    face.row(dict(a='1'))
+    face.row(dict(b='1'))
+    assert displayed.shown[-1]['text/html'].count('<th>') == 2
+
+
+def test_a_notebook_face_that_showed_nothing_closes_quietly(displayed):
+    Notebook().close()
+    assert displayed.shown == []
+
+
+def test_curves_are_drawn_in_place_of_those_before(displayed):
+    face = Notebook()
+    for n in (2, 3): face.curves([(range(n), [1.]*n)], ['train'])
+    assert [s[:8] for s in displayed.shown] == [PNG, PNG]
+
+
+# Curves
+
+def drawn(monkeypatch, curves, labels, **kwargs):
+    from matplotlib.figure import Figure
+    figs, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda fig, *args, **kw: (figs.append(fig), save(fig, *args, **kw)))
+    assert draw_curves(curves, labels, **kwargs)[:8] == PNG
+    return figs[0].axes[0]
+
+
+def test_a_picture_has_the_curves_with_a_legend_where_there_are_two(monkeypatch):
+    ax = drawn(monkeypatch, [(range(30), [1.]*30), ([10, 20], [2., 3.])], ['train', 'eval'])
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[1.]*30, [2., 3.]]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['train', 'eval']
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ('batch', 'loss')
+
+
+def test_one_curve_needs_no_legend(monkeypatch):
+    assert drawn(monkeypatch, [([0, 1], [1., float('nan')])], ['train']).get_legend() is None
+
+
+def test_a_long_curve_is_thinned(monkeypatch):
+    ax = drawn(monkeypatch, [(range(10000), [float(i) for i in range(10000)])], ['train'], most_points=100)
+    assert ax.lines[0].get_xdata().tolist() == list(range(0, 10000, 100))
+
+
+def test_pyplots_figures_are_left_alone():
+    draw_curves([([0], [1.])], ['train'])
+    assert plt.get_fignums() == []
+
+
+def test_every_curve_needs_a_label():
+    with pytest.raises(ValueError, match='zip'): draw_curves([([0], [1.])], ['a', 'b'])
