@@ -1,4 +1,4 @@
-"A small run with all that could make a resume inexact, and a digest of everything that is left of it."
+"A small run with all that could make a resume resume_blockers, and a digest of everything that is left of it."
 import hashlib
 import random
 from functools import partial

@@ -679,7 +679,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_leaves_the_weights_as_they_
     says = r'loss is nan in epoch 0, batch 2 .*learn\.lr_find\(\).*learn\.check_finite = False'
     with pytest.raises(NonFiniteLossError, match=says): learn.fit(1, valid=False)
     assert same(weights(learn), weights(clean))
-    assert learn.skip_update is False
+    assert learn.skip_backward is False
 
 
 def test_a_fit_told_not_to_check_trains_on():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from miniai.device import Readings, is_number, number
+from miniai.device import DeferredScalars, is_number, to_scalar
 from small import off_cpu
 
 SHAPES = [(), (1,), (1, 1)]
@@ -19,10 +19,10 @@ def as_source(x, source):
 
 
 def test_a_number_on_the_cpu_is_a_float_and_one_elsewhere_stays_there_without_its_graph():
-    assert number(2.5) == 2.5
-    read = number(torch.tensor(1.5, requires_grad=True))
+    assert to_scalar(2.5) == 2.5
+    read = to_scalar(torch.tensor(1.5, requires_grad=True))
     assert (read, type(read)) == (1.5, float)
-    waiting = number(off_cpu(torch.tensor(1.5, requires_grad=True)*2))
+    waiting = to_scalar(off_cpu(torch.tensor(1.5, requires_grad=True)*2))
     assert isinstance(waiting, torch.Tensor)
     assert not waiting.requires_grad
 
@@ -34,8 +34,8 @@ def test_a_number_is_a_python_number_or_a_tensor_of_one_element():
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(anything, sources, st.booleans())))
-def test_readings_are_the_numbers_in_the_order_they_came_wherever_they_came_from(xs):
-    r = Readings()
+def test_scalars_are_the_numbers_in_the_order_they_came_wherever_they_came_from(xs):
+    r = DeferredScalars()
     for n, (x, source, look) in enumerate(xs, 1):
         r.append(as_source(x, source))
         assert len(r) == n
@@ -45,20 +45,20 @@ def test_readings_are_the_numbers_in_the_order_they_came_wherever_they_came_from
 
 
 def test_values_are_python_floats():
-    r = Readings()
+    r = DeferredScalars()
     for x in (1., torch.tensor(2.), off_cpu(torch.tensor([3.])), 4., off_cpu(torch.tensor(5.).double())): r.append(x)
     assert [type(x) for x in r.values] == [float]*5
 
 
 def test_what_was_read_is_not_waiting_any_more():
-    r = Readings()
+    r = DeferredScalars()
     r.append(off_cpu(torch.ones(())))
     assert (r.values, r.values, len(r)) == ([1.], [1.], 1)
 
 
 @pytest.mark.parametrize('shape', SHAPES)
 def test_one_element_of_any_shape_is_a_reading(shape):
-    r = Readings()
+    r = DeferredScalars()
     r.append(off_cpu(torch.full(shape, 2.)))
     r.append(torch.full(shape, 3.))
     assert r.values == [2., 3.]

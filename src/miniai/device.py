@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 __all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'detached', 'to_cpu',
-           'collate_device', 'Readings', 'number', 'is_number']
+           'collate_device', 'DeferredScalars', 'to_scalar', 'is_number']
 
 
 def _best_device() -> str:
@@ -72,7 +72,7 @@ def collate_device(b: list) -> Any:
     return to_device(default_collate(b), def_device)
 
 
-def number(x: float | Tensor) -> float | Tensor:
+def to_scalar(x: float | Tensor) -> float | Tensor:
     "A scalar that can be summed without waiting: a Python float from the CPU, a detached tensor from elsewhere."
     if not isinstance(x, Tensor): return x
     return x.item() if x.is_cpu else x.detach()
@@ -83,7 +83,7 @@ def is_number(x: object) -> bool:
     return x.numel() == 1 if isinstance(x, Tensor) else isinstance(x, int | float)
 
 
-class Readings:
+class DeferredScalars:
     "A growing list of scalars. Those on an accelerator are kept there, and read all at once by `values`."
     def __init__(self, values: Iterable = ()) -> None: self._values, self._pending = list(values), []
     def __len__(self) -> int: return len(self._values) + len(self._pending)
@@ -91,7 +91,7 @@ class Readings:
     def append(self, x: float | Tensor) -> None:
         "Add a number or a tensor of one element; a larger tensor is kept as it is, cut from its graph."
         if isinstance(x, Tensor) and x.numel() != 1: return self.values.append(x.detach())
-        x = number(x)
+        x = to_scalar(x)
         if isinstance(x, Tensor): self._pending.append(x.reshape(()))
         elif self._pending:       self._pending.append(torch.tensor(x))
         else:                     self._values.append(x)

@@ -51,7 +51,7 @@ class Learner:
     that is not finite stops a fit unless `check_finite` is False."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
-    skip_update = skip_step = trains = validates = trained = pass_done = looks = _fitting = False
+    skip_backward = hold_step = trains = validates = trained = pass_done = dry_run = _fitting = False
     first_batch = 0
     opt = epochs = epoch = iter = batch = preds = loss = start = ended_by = _dispatch = _last_dispatch = None
 
@@ -73,9 +73,9 @@ class Learner:
         self.callback('after_predict')
         self.get_loss()
         self.callback('after_loss')
-        if not self.training or self.skip_update: return
+        if not self.training or self.skip_backward: return
         self.backward()
-        if self.skip_step: return
+        if self.hold_step: return
         self.callback('after_backward')
         self.step()
         self.callback('after_step')
@@ -124,7 +124,7 @@ class Learner:
             self.first_batch, self.trained = self.start.batch, self.start.trained
             self.epochs = range(self.start.epoch, n_epochs)
             if self.start.epoch and not self.epochs: self.epoch = n_epochs - 1
-            self.history, self.skip_update, self.skip_step, self._dispatch = [], False, False, None
+            self.history, self.skip_backward, self.hold_step, self._dispatch = [], False, False, None
             vars(self).pop('metrics', None)
             self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)

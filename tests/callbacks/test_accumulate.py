@@ -361,7 +361,7 @@ def test_a_fit_that_ends_within_a_group_takes_no_step_and_leaves_the_flag_down()
     before = weights(learn)
     learn.fit(1)
     assert same(before, weights(learn))
-    assert not learn.skip_step
+    assert not learn.hold_step
     assert all(p.grad is None for p in learn.model.parameters())
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from miniai.accel import ChannelsLastCB, CompileCB, MixedPrecision
-from miniai.jobs.compute import build_computing, settled
+from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import LRFindConfig, TrainConfig
 from miniai.jobs.train import train
 from miniai.learner import TrainCB
@@ -28,53 +28,53 @@ def cuda(monkeypatch, has):
 @pytest.mark.parametrize('feature', ['avx512_bf16', 'amx_tile'])
 def test_bfloat16_is_used_without_a_word_where_the_cpu_has_it(cpu, feature):
     cpu(**{feature: True})
-    config = settled(TrainConfig(precision='bfloat16'), 'cpu')
+    config = resolve(TrainConfig(precision='bfloat16'), 'cpu')
     assert (config.device, config.precision, config.layout) == ('cpu', 'bfloat16', 'channels-last')
 
 
 def test_bfloat16_is_used_with_a_warning_where_the_cpu_has_no_instructions_for_it(cpu):
     cpu()
     with pytest.warns(UserWarning, match='this cpu has no instructions for it'):
-        assert settled(TrainConfig(precision='bfloat16'), 'cpu').precision == 'bfloat16'
+        assert resolve(TrainConfig(precision='bfloat16'), 'cpu').precision == 'bfloat16'
 
 
 def test_a_torch_that_does_not_tell_is_believed(cpu, monkeypatch):
     cpu()
     monkeypatch.delattr(torch.cpu, '_is_amx_tile_supported')
-    assert settled(TrainConfig(precision='bfloat16'), 'cpu').precision == 'bfloat16'
+    assert resolve(TrainConfig(precision='bfloat16'), 'cpu').precision == 'bfloat16'
 
 
 def test_float16_becomes_bfloat16_on_a_cpu_with_the_reason(cpu):
     cpu(amx_tile=True)
     with pytest.warns(UserWarning, match='float16 is many times slower than float32 on a CPU, so bfloat16 is used'):
-        assert settled(TrainConfig(precision='float16'), 'cpu').precision == 'bfloat16'
+        assert resolve(TrainConfig(precision='float16'), 'cpu').precision == 'bfloat16'
 
 
 def test_cuda_keeps_float16_and_warns_of_bfloat16_that_is_emulated(monkeypatch):
     cuda(monkeypatch, False)
-    assert settled(TrainConfig(precision='float16'), 'cuda').precision == 'float16'
+    assert resolve(TrainConfig(precision='float16'), 'cuda').precision == 'float16'
     with pytest.warns(UserWarning, match='this cuda:1 has no instructions for it'):
-        settled(TrainConfig(precision='bfloat16'), 'cuda:1')
+        resolve(TrainConfig(precision='bfloat16'), 'cuda:1')
     cuda(monkeypatch, True)
-    settled(TrainConfig(precision='bfloat16'), 'cuda')
+    resolve(TrainConfig(precision='bfloat16'), 'cuda')
 
 
 @pytest.mark.parametrize(('device', 'precision', 'layout'), [
     ('cpu', 'float32', 'channels-last'), ('cpu:0', 'float32', 'channels-last'), ('cuda', 'float32', 'channels-first'),
     ('cuda', 'float16', 'channels-last'), ('mps', 'float32', 'channels-first'), ('mps', 'bfloat16', 'channels-first')])
 def test_auto_is_the_layout_that_convolutions_are_quicker_with(device, precision, layout):
-    assert settled(TrainConfig(precision=precision), device).layout == layout
+    assert resolve(TrainConfig(precision=precision), device).layout == layout
 
 
 @pytest.mark.parametrize('layout', ['channels-first', 'channels-last'])
 @pytest.mark.parametrize('device', ['cpu', 'cuda', 'mps'])
 def test_a_layout_asked_for_is_used(device, layout):
-    assert settled(LRFindConfig(layout=layout), device) == LRFindConfig(layout=layout, device=device)
+    assert resolve(LRFindConfig(layout=layout), device) == LRFindConfig(layout=layout, device=device)
 
 
 def test_what_is_settled_stays_so_when_settled_again():
-    config = settled(TrainConfig(), 'cpu')
-    assert settled(config, 'cpu') == config
+    config = resolve(TrainConfig(), 'cpu')
+    assert resolve(config, 'cpu') == config
 
 
 @pytest.mark.parametrize(('options', 'wanted'), [

@@ -18,7 +18,7 @@ from torch.utils.data import (
 
 from miniai import CheckpointCB, DataLoaders, SeededSamples, TrainLearner
 from miniai.randomness import random_states, same_states
-from miniai.resume.exactness import why_not_exact
+from miniai.resume.exactness import loader_resume_blocker
 from resuming import StopCB
 from small import mlp
 
@@ -37,7 +37,7 @@ class Opens:
 @pytest.mark.parametrize('context', ['fork', 'spawn'])
 def test_samples_are_looked_at_in_a_worker_and_never_here(context, tmp_path):
     ds = Opens(tmp_path)
-    assert why_not_exact(DataLoader(ds, 4, num_workers=2, multiprocessing_context=context)) == ''
+    assert loader_resume_blocker(DataLoader(ds, 4, num_workers=2, multiprocessing_context=context)) == ''
     assert ds.pid is None
     pids = torch.cat([b[:, 2] for b in DataLoader(ds, 4, num_workers=2)]).unique()
     assert len(pids) == 2
@@ -47,7 +47,7 @@ def test_samples_are_looked_at_in_a_worker_and_never_here(context, tmp_path):
 def test_nothing_is_drawn_here_and_no_process_stays():
     import multiprocessing
     before = random_states()
-    assert why_not_exact(DataLoader(Sometimes(), 4, shuffle=True, num_workers=2))
+    assert loader_resume_blocker(DataLoader(Sometimes(), 4, shuffle=True, num_workers=2))
     assert same_states(random_states(), before)
     assert not multiprocessing.active_children()
 
@@ -69,8 +69,9 @@ def eights(samples): return default_collate(samples)[0].view(2, 16)
 
 
 def test_a_batch_is_looked_at_whole():
-    assert why_not_exact(DataLoader(Eight(X.repeat(4)), 32, drop_last=True, num_workers=2, collate_fn=eights)) == ''
-    assert why_not_exact(DataLoader(Eight(X), batch_sampler=[range(4), range(4, 8)], num_workers=1)) == ''
+    whole = DataLoader(Eight(X.repeat(4)), 32, drop_last=True, num_workers=2, collate_fn=eights)
+    assert loader_resume_blocker(whole) == ''
+    assert loader_resume_blocker(DataLoader(Eight(X), batch_sampler=[range(4), range(4, 8)], num_workers=1)) == ''
 
 
 def noisy(samples, factor=1.): return default_collate(samples)[0] + factor*torch.rand(1)
@@ -82,10 +83,10 @@ def noisy(samples, factor=1.): return default_collate(samples)[0] + factor*torch
     (TensorDataset(X), noisy, 'its collate_fn draws random numbers in 2 worker'),
     (SeededSamples(TensorDataset(X)), partial(noisy, factor=2.), 'its collate_fn draws random numbers in 2 worker')])
 def test_what_draws_in_workers_is_found(ds, collate, says):
-    assert says in why_not_exact(DataLoader(ds, 4, num_workers=2, collate_fn=collate))
-    stays = why_not_exact(DataLoader(ds, 4, num_workers=2, collate_fn=collate, persistent_workers=True))
+    assert says in loader_resume_blocker(DataLoader(ds, 4, num_workers=2, collate_fn=collate))
+    stays = loader_resume_blocker(DataLoader(ds, 4, num_workers=2, collate_fn=collate, persistent_workers=True))
     assert 'between epochs too: use persistent_workers=False' in stays
-    assert why_not_exact(DataLoader(ds, 4, collate_fn=collate)) == ''
+    assert loader_resume_blocker(DataLoader(ds, 4, collate_fn=collate)) == ''
 
 
 def test_a_generator_that_a_callback_draws_from_too_is_told_where_turns_matter():
@@ -93,19 +94,19 @@ def test_a_generator_that_a_callback_draws_from_too_is_told_where_turns_matter()
     ds, others = TensorDataset(X), [('DrawsCB.mine', g)]
     with_workers = DataLoader(ds, 4, shuffle=True, generator=g, num_workers=2)
     says = 'it draws its order from a generator that DrawsCB.mine draws from too'
-    assert says in why_not_exact(with_workers, others)
+    assert says in loader_resume_blocker(with_workers, others)
     in_turns = DataLoader(ds, 4, sampler=RandomSampler(ds, True, generator=g))
-    assert says in why_not_exact(in_turns, others)
-    assert why_not_exact(DataLoader(ds, 4, shuffle=True, generator=g), others) == ''
-    assert why_not_exact(with_workers, [('DrawsCB.mine', torch.Generator())]) == ''
+    assert says in loader_resume_blocker(in_turns, others)
+    assert loader_resume_blocker(DataLoader(ds, 4, shuffle=True, generator=g), others) == ''
+    assert loader_resume_blocker(with_workers, [('DrawsCB.mine', torch.Generator())]) == ''
 
 
 def test_an_order_drawn_from_the_default_generator_is_told_where_training_draws_in_between():
     ds, g = TensorDataset(X), torch.default_generator
     for sampler in (RandomSampler(ds, True, generator=g), RandomSampler(ds, num_samples=len(X) + 1, generator=g)):
-        assert 'training draws from that too' in why_not_exact(DataLoader(ds, 4, sampler=sampler))
-    assert why_not_exact(DataLoader(ds, 4, sampler=RandomSampler(ds, generator=g))) == ''
-    assert why_not_exact(DataLoader(ds, 4, sampler=RandomSampler(ds, True))) == ''
+        assert 'training draws from that too' in loader_resume_blocker(DataLoader(ds, 4, sampler=sampler))
+    assert loader_resume_blocker(DataLoader(ds, 4, sampler=RandomSampler(ds, generator=g))) == ''
+    assert loader_resume_blocker(DataLoader(ds, 4, sampler=RandomSampler(ds, True))) == ''
 
 
 class Counts(Sampler):
@@ -151,5 +152,5 @@ def test_workers_that_stay_are_told_wherever_they_are():
     def loader(ds, stays, **kwargs): return DataLoader(ds, num_workers=1, persistent_workers=stays, **kwargs)
     for make in (lambda stays: Wrap(loader(TensorDataset(X), stays)), lambda stays: loader(Stream(), stays),
                  lambda stays: loader(TensorDataset(X), stays, batch_size=None)):
-        assert says in why_not_exact(make(True))
-        assert says not in why_not_exact(make(False))
+        assert says in loader_resume_blocker(make(True))
+        assert says not in loader_resume_blocker(make(False))

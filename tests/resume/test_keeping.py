@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler, TensorDataset
 
 from miniai import CheckpointCB, DataLoaders, TrainLearner
-from miniai.resume.loader import kept_by, set_kept_by
+from miniai.resume.loader import sampler_state, set_sampler_state
 from resuming import StopCB, digest
 from small import mlp
 
@@ -98,11 +98,11 @@ ORDERS = st.lists(st.integers(0, 50), min_size=2, max_size=9, unique=True)
 def test_an_order_comes_back_in_its_own_memory(order, kind, data):
     there = kind(order)
     x = holding(order=there)
-    kept = kept_by(x)
+    kept = sampler_state(x)
     moved = data.draw(st.permutations(order))
     there[:] = kind(moved)
     assert [int(i) for i in kept['order']] == order
-    set_kept_by(x, kept)
+    set_sampler_state(x, kept)
     assert x.order is there
     assert [int(i) for i in there] == order
     there[:] = kind(moved)
@@ -116,25 +116,25 @@ def test_plain_values_and_orders_are_kept_and_labels_data_and_users_choices_are_
                 sparse=torch.eye(3, dtype=torch.int64).to_sparse(),
                 meta=torch.ones(3, dtype=torch.int64, device='meta'), pixels=torch.ones(2, 3, dtype=torch.uint8),
                 nested=torch.nested.nested_tensor([torch.arange(2)], layout=torch.jagged), point=torch.tensor(3))
-    assert {*kept_by(x)} == {'n', 'rate', 'done', 'none', 'order'}
+    assert {*sampler_state(x)} == {'n', 'rate', 'done', 'none', 'order'}
 
 
 def test_what_torchs_samplers_were_given_stays():
-    assert 'indices' not in kept_by(SubsetRandomSampler([3, 1, 2]))
+    assert 'indices' not in sampler_state(SubsetRandomSampler([3, 1, 2]))
 
 
 def test_an_order_that_cannot_be_written_is_replaced():
     ids = np.array([3, 1, 2])
     ids.flags.writeable = False
     x = holding(ids=ids)
-    set_kept_by(x, dict(ids=np.array([1, 2, 3])))
+    set_sampler_state(x, dict(ids=np.array([1, 2, 3])))
     assert x.ids.tolist() == [1, 2, 3]
     assert ids.tolist() == [3, 1, 2]
 
 
 def test_an_order_of_another_length_or_kind_is_put_in_the_old_ones_place():
     x = holding(order=np.arange(3), other=[1, 2], third=torch.arange(2))
-    set_kept_by(x, dict(order=np.arange(5), other=[3, 1, 2], third=[1, 0]))
+    set_sampler_state(x, dict(order=np.arange(5), other=[3, 1, 2], third=[1, 0]))
     assert (x.order.tolist(), x.other, x.third) == ([0, 1, 2, 3, 4], [3, 1, 2], [1, 0])
 
 

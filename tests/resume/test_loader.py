@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from miniai import Callback, CheckpointCB, TrainLearner
 from miniai.data import DataLoaders, SeededSamples
 from miniai.randomness import random_states, same_states
-from miniai.resume.exactness import why_not_exact
+from miniai.resume.exactness import loader_resume_blocker
 from miniai.resume.loader import (
     FromBatch,
     describe_loader,
@@ -138,7 +138,7 @@ def test_a_list_named_batches_is_no_method():
     dl = Listed()
     begun, seen = whole_pass(dl)
     assert [b[0].tolist() for b in FromBatch(dl, 1, begun, seen[0][1])] == [[4, 5, 6, 7]]
-    assert why_not_exact(dl) == ''
+    assert loader_resume_blocker(dl) == ''
     assert describe_loader(dl)['batches'] == 2
 
 
@@ -151,14 +151,14 @@ def test_what_is_asked_of_a_rest_is_asked_of_its_loader():
 
 
 def test_what_cannot_be_taken_up_exactly_says_why():
-    assert why_not_exact(loader('memory')) == why_not_exact(loader('tensors')) == why_not_exact([1]) == ''
-    assert 'gives its batches once' in why_not_exact(iter([1]))
-    assert 'batches of its own' in why_not_exact(DataLoader(Stream(), batch_size=None))
-    assert 'stream' in why_not_exact(DataLoader(Stream(), batch_size=2))
-    assert 'draws random numbers in 2 worker(s)' in why_not_exact(DataLoader(Noisy(4), 2, num_workers=2))
-    assert why_not_exact(DataLoader(SeededSamples(Noisy(4)), 2, num_workers=2)) == ''
+    for dl in (loader('memory'), loader('tensors'), [1]): assert loader_resume_blocker(dl) == ''
+    assert 'gives its batches once' in loader_resume_blocker(iter([1]))
+    assert 'batches of its own' in loader_resume_blocker(DataLoader(Stream(), batch_size=None))
+    assert 'stream' in loader_resume_blocker(DataLoader(Stream(), batch_size=2))
+    assert 'draws random numbers in 2 worker(s)' in loader_resume_blocker(DataLoader(Noisy(4), 2, num_workers=2))
+    assert loader_resume_blocker(DataLoader(SeededSamples(Noisy(4)), 2, num_workers=2)) == ''
     before = torch.get_rng_state()
-    why_not_exact(DataLoader(Noisy(4), 2, num_workers=2))
+    loader_resume_blocker(DataLoader(Noisy(4), 2, num_workers=2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -176,11 +176,11 @@ class Owned(Lazy):
 
 def test_a_sampler_that_draws_from_nobody_knows_where_says_so_and_one_with_a_generator_is_replayed():
     for sampler in (Lazy(23), iter(range(23)), (i for i in range(23))):
-        assert 'its attribute `generator`' in why_not_exact(DataLoader(TensorDataset(X), 4, sampler=sampler))
-    assert 'class Lazy' in why_not_exact(DataLoader(TensorDataset(X), batch_sampler=Lazy(23)))
+        assert 'its attribute `generator`' in loader_resume_blocker(DataLoader(TensorDataset(X), 4, sampler=sampler))
+    assert 'class Lazy' in loader_resume_blocker(DataLoader(TensorDataset(X), batch_sampler=Lazy(23)))
     for sampler in (list(range(23)), range(23), torch.arange(23), Owned(23, torch.Generator())):
-        assert why_not_exact(DataLoader(TensorDataset(X), 4, sampler=sampler)) == ''
-    assert why_not_exact(DataLoader(TensorDataset(X), batch_sampler=[[1, 2], [3]])) == ''
+        assert loader_resume_blocker(DataLoader(TensorDataset(X), 4, sampler=sampler)) == ''
+    assert loader_resume_blocker(DataLoader(TensorDataset(X), batch_sampler=[[1, 2], [3]])) == ''
 
 
 class Named:
@@ -189,7 +189,7 @@ class Named:
 
 def test_workers_that_cannot_be_started_anew_say_so_and_a_dataset_is_asked_for_an_index_that_it_has():
     def why(ds=None, workers=2, **kwargs):
-        return why_not_exact(DataLoader(TensorDataset(X) if ds is None else ds, num_workers=workers, **kwargs))
+        return loader_resume_blocker(DataLoader(TensorDataset(X) if ds is None else ds, num_workers=workers, **kwargs))
     assert why(persistent_workers=True) == ''
     for ds in (Noisy(4), SeededSamples(Noisy(4)), Held(4)):
         assert 'use persistent_workers=False' in why(ds, persistent_workers=True)
@@ -198,14 +198,14 @@ def test_workers_that_cannot_be_started_anew_say_so_and_a_dataset_is_asked_for_a
     assert why(Named(), sampler=['b', 'a']) == why([], sampler=[]) == ''
     dl = loader('own generator', 2)
     before = random_states(), loader_state(dl)
-    assert why_not_exact(dl) == ''
+    assert loader_resume_blocker(dl) == ''
     assert same_states((random_states(), loader_state(dl)), before)
 
 
 @pytest.mark.skipif(not hasattr(loader('in order'), 'in_order'), reason="this torch gives batches in order alone")
 def test_workers_out_of_order_say_so():
-    assert 'use in_order=True' in why_not_exact(DataLoader(TensorDataset(X), num_workers=2, in_order=False))
-    assert why_not_exact(DataLoader(TensorDataset(X), num_workers=1, in_order=False)) == ''
+    assert 'use in_order=True' in loader_resume_blocker(DataLoader(TensorDataset(X), num_workers=2, in_order=False))
+    assert loader_resume_blocker(DataLoader(TensorDataset(X), num_workers=1, in_order=False)) == ''
 
 
 def test_workers_and_seeded_samples_are_part_of_a_loaders_description():
@@ -298,14 +298,14 @@ def test_workers_with_copies_of_a_generator_say_whose_and_what_to_do():
     for wrap in (lambda ds: ds, SeededSamples, lambda ds: Subset(ds, range(4))):
         dl = DataLoader(wrap(Held(4)), num_workers=2)
         before = loader_state(dl)
-        why = why_not_exact(dl)
+        why = loader_resume_blocker(dl)
         assert 'transform.numpys.0 and ' in why
         assert "let it draw from torch's, numpy's or Python's global generator, and wrap its dataset in" in why
         assert same_states(loader_state(dl), before)
-        assert why_not_exact(DataLoader(wrap(Held(4)))) == ''
+        assert loader_resume_blocker(DataLoader(wrap(Held(4)))) == ''
     g = torch.Generator()
     dl = DataLoader(Held(4, lambda x: x + torch.rand((), generator=g)), sampler=Owned(4, g), num_workers=1)
-    assert 'that it holds, dataset.transform.' in why_not_exact(dl)
+    assert 'that it holds, dataset.transform.' in loader_resume_blocker(dl)
 
 
 def test_the_global_generators_under_another_name_are_the_global_ones():
@@ -313,8 +313,8 @@ def test_the_global_generators_under_another_name_are_the_global_ones():
     ds = Held(4, transform)
     ds.rng = random.getstate.__self__
     dl = DataLoader(ds, num_workers=1)
-    assert 'SeededSamples' in why_not_exact(dl)
-    assert why_not_exact(DataLoader(SeededSamples(ds), num_workers=1)) == ''
+    assert 'SeededSamples' in loader_resume_blocker(dl)
+    assert loader_resume_blocker(DataLoader(SeededSamples(ds), num_workers=1)) == ''
     assert loader_state(dl)['held'] == []
 
 

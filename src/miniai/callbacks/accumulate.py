@@ -1,4 +1,4 @@
-"Gradient accumulation: several batches to a step, equal to one large batch. Knows events and the flag `skip_step`."
+"Gradient accumulation: several batches to a step, equal to one large batch. Knows events and the flag `hold_step`."
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from miniai.callbacks.dry_run import put
+from miniai.callbacks.dry_run import patch
 from miniai.callbacks.metrics import batch_size
 from miniai.data.loaders import length_of
 from miniai.events import Callback, CancelBatchException
@@ -23,7 +23,7 @@ class AccumulateCB(Callback):
     nothing. A group whose step is cancelled, or that an epoch's cancel or an error cuts short, is dropped, its
     gradients zeroed.
 
-    `learn.loss` stays the batch's own. Until a group is whole `learn.skip_step` is True, and `after_backward`, `step`,
+    `learn.loss` stays the batch's own. Until a group is whole `learn.hold_step` is True, and `after_backward`, `step`,
     `after_step` and `zero_grad` are left out, so that who clips or looks at gradients sees whole ones. Schedules still
     count batches, and move when a step is taken. BatchNorm still makes its statistics of each batch.
     ValueError for `n` below 1, for a batch without samples, and after a first step whose `zero_grad` keeps gradients,
@@ -49,7 +49,7 @@ class AccumulateCB(Callback):
     def before_fit(self, learn: Any) -> None: self._zeroing_is_known = self.n == 1
     def before_epoch(self, learn: Any) -> None:
         self._start_group(length_of(learn.dl))
-        put(self._undo, learn, '_batches', partial(self._batches, learn, learn._batches))
+        patch(self._undo, learn, '_batches', partial(self._batches, learn, learn._batches))
 
     def _batches(self, learn: Any, batches: Callable) -> Iterator:
         "The epoch's batches; where they end within a group, its step."
@@ -68,7 +68,7 @@ class AccumulateCB(Callback):
         if not self.batches: self.planned = self.n*size
         if whole: self._plan_anew(learn, samples)
         _weigh(learn.loss, size/self.planned, partial(self._count, batches, samples, whole))
-        learn.skip_step = not whole
+        learn.hold_step = not whole
 
     def _count(self, batches: int, samples: int, whole: bool) -> None:
         self.batches, self.samples, self.whole = batches, samples, whole
@@ -85,7 +85,7 @@ class AccumulateCB(Callback):
         if self.whole: self._drop(learn)
 
     def after_batch(self, learn: Any) -> None:
-        if self._zeroing_is_known or not learn.training or learn.skip_step: return
+        if self._zeroing_is_known or not learn.training or learn.hold_step: return
         self._zeroing_is_known = True
         if any(g.any() for g in _gradients(learn)):
             raise ValueError(f"AccumulateCB cannot tell a group's gradients from those that {type(learn).__name__} "
@@ -94,7 +94,7 @@ class AccumulateCB(Callback):
 
     def _finish(self, learn: Any) -> None:
         self._plan_anew(learn, self.samples)
-        learn.skip_step = False
+        learn.hold_step = False
         try:
             learn.callback('after_backward')
             learn.step()
@@ -106,7 +106,7 @@ class AccumulateCB(Callback):
         self._undo.close()
         if self.batches: self._drop(learn)
 
-    def cleanup_fit(self, learn: Any) -> None: learn.skip_step = False
+    def cleanup_fit(self, learn: Any) -> None: learn.hold_step = False
 
     def _drop(self, learn: Any) -> None:
         self._start_group(self.length)

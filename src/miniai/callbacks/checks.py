@@ -8,7 +8,7 @@ from typing import Any, SupportsIndex
 import torch
 
 from miniai.data.loaders import length_of
-from miniai.device import is_number, number
+from miniai.device import is_number, to_scalar
 from miniai.events import PHASES, Callback
 
 __all__ = ['NonFiniteLossError', 'FiniteLossCB', 'SkippedStepsCB', 'check_fit', 'check_lr', 'check_optimizer',
@@ -120,15 +120,16 @@ class FiniteLossCB(Callback):
 
     def after_loss(self, learn: Any) -> None:
         loss = learn.loss
-        if not learn.training or not is_number(loss): learn.skip_update = False
-        elif not isinstance(loss, torch.Tensor): learn.skip_update = not math.isfinite(loss)
-        elif loss.is_cpu: learn.skip_update = not math.isfinite(loss.item())
+        if not learn.training or not is_number(loss): learn.skip_backward = False
+        elif not isinstance(loss, torch.Tensor): learn.skip_backward = not math.isfinite(loss)
+        elif loss.is_cpu: learn.skip_backward = not math.isfinite(loss.item())
         else: self._unread.append((learn.iter, loss.detach()))
 
     def after_batch(self, learn: Any) -> None:
-        if learn.skip_update:
-            learn.skip_update = False
-            self._fail(learn, learn.iter, float(number(learn.loss)), "The weights are as they were before this batch.")
+        if learn.skip_backward:
+            learn.skip_backward = False
+            loss = float(to_scalar(learn.loss))
+            self._fail(learn, learn.iter, loss, "The weights are as they were before this batch.")
         if self._unread and time.perf_counter() >= self._due: self.read(learn)
 
     def after_epoch(self, learn: Any) -> None: self.read(learn)

@@ -9,22 +9,22 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ['as_it_was', 'records_as_they_were', 'put']
+__all__ = ['as_it_was', 'records_as_they_were', 'patch']
 
 _KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'loss_func', 'model', '_cbs', 'epoch', 'epochs',
-         'n_epochs', 'iter', 'dl', 'preds', 'loss', 'trains', 'looks')
+         'n_epochs', 'iter', 'dl', 'preds', 'loss', 'trains', 'dry_run')
 
 
 @contextmanager
 def records_as_they_were(learn: Any) -> Iterator[None]:
     """Within it `learn` may fit; after it its attributes, its callbacks' records, its loaders' places and the mode of
-    each of its modules, training or not, are as before. `learn.looks` is True meanwhile."""
+    each of its modules, training or not, are as before. `learn.dry_run` is True meanwhile."""
     modes = [(m, m.training) for m in learn.model.modules()]
     own = {k: vars(learn)[k] for k in _KEPT if k in vars(learn)}
     records = [(cb, dict(vars(cb))) for cb in learn.cbs if hasattr(cb, '__dict__')]
     loaders = [dl for dl in (getattr(learn.dls, nm, None) for nm in ('train', 'valid')) if hasattr(dl, 'epoch')]
     epochs = [dl.epoch for dl in loaders]
-    learn.cbs, learn.looks = list(learn.cbs), True
+    learn.cbs, learn.dry_run = list(learn.cbs), True
     try: yield
     finally:
         for k in _KEPT: vars(learn).pop(k, None)
@@ -71,7 +71,7 @@ def _restore(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         if nm in state: x.copy_(state[nm])
 
 
-def put(undo: ExitStack, o: Any, name: str, value: Any) -> None:
+def patch(undo: ExitStack, o: Any, name: str, value: Any) -> None:
     "Set an attribute of `o`; `undo` puts back what was there, unless somebody has set it since."
     kept = {name: vars(o)[name]} if name in vars(o) else {}
     undo.callback(_put_back, o, name, value, kept)

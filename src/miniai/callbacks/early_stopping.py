@@ -19,7 +19,7 @@ class EarlyStoppingCB(Callback):
         self.best, self.best_epoch = None, None
 
     def before_fit(self, learn: Any) -> None:
-        if learn.trains and not learn.validates and not learn.looks:
+        if learn.trains and not learn.validates and not learn.dry_run:
             raise ValueError("EarlyStoppingCB follows a figure of validation, and this fit has valid=False")
         self.best, self.best_epoch, self._over = None, None, False
 

@@ -32,7 +32,7 @@ class LRFinderCB(Callback):
     def after_batch(self, learn: Any) -> None:
         if not learn.training: raise CancelEpochException()
         loss = float(learn.loss.detach())
-        if learn.skip_step and math.isfinite(loss): return
+        if learn.hold_step and math.isfinite(loss): return
         self.lrs.append(float(learn.opt.param_groups[0]['lr']))
         self.losses.append(loss)
         self.best = min(self.best, loss)

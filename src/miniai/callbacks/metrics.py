@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from miniai.callbacks.checks import check_names
 from miniai.callbacks.train import checked, n_inputs
-from miniai.device import detached, first_tensor, is_number, number, to_cpu
+from miniai.device import detached, first_tensor, is_number, to_cpu, to_scalar
 from miniai.events import Callback
 
 __all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'direction', 'accuracy']
@@ -32,7 +32,7 @@ class Mean:
 
     def update(self, value: float | Tensor, weight: float = 1) -> None:
         "Add `value`, a number or a tensor of one element, `weight` times."
-        self.total  = self.total + number(value)*weight
+        self.total  = self.total + to_scalar(value)*weight
         self.weight = self.weight + weight
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from miniai.callbacks.dry_run import put
+from miniai.callbacks.dry_run import patch
 from miniai.callbacks.train import DeviceCB, inputs_of, n_inputs
 from miniai.device import first_tensor, map_tensors, tensors_in
 from miniai.events import Callback
@@ -40,7 +40,7 @@ class _MixCB(Callback):
         rng = _python_random(self.generator)
         self.lam, self.perm = rng.betavariate(self.alpha, self.alpha), self._order_of(first_tensor(inputs))
         learn.batch = (*self._mixed(inputs, rng), *learn.batch[n:])
-        put(self._undo, learn, 'get_loss', partial(self._mixed_loss, learn))
+        patch(self._undo, learn, 'get_loss', partial(self._mixed_loss, learn))
 
     def cleanup_batch(self, learn: Any) -> None: self._undo.close()
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from miniai.callbacks.metrics import MetricsCB
 from miniai.data.loaders import length_of
-from miniai.device import Readings, is_number, number
+from miniai.device import DeferredScalars, is_number, to_scalar
 from miniai.events import Callback
 from miniai.show.displays import best_face
 
@@ -59,7 +59,7 @@ class ProgressCB(Callback):
     _restore: Sequence[Callable[[], Any]] = ()
     def __init__(self, plot: bool = False) -> None:
         self.plot, self.mbar = plot, None
-        self._losses, self.val_losses = Readings(), []
+        self._losses, self.val_losses = DeferredScalars(), []
 
     @property
     def losses(self) -> list[float]:
@@ -67,11 +67,11 @@ class ProgressCB(Callback):
         return self._losses.values
 
     @losses.setter
-    def losses(self, values: list[float]) -> None: self._losses = Readings(values)
+    def losses(self, values: list[float]) -> None: self._losses = DeferredScalars(values)
 
     def before_fit(self, learn: Any) -> None:
         learn.epochs = self.mbar = EpochsBar(learn.epochs)
-        self._losses, self.val_losses, self._val_batches, self._due, self._restore = Readings(), [], [], 0., []
+        self._losses, self.val_losses, self._val_batches, self._due, self._restore = DeferredScalars(), [], [], 0., []
         for metrics in _all_metrics(learn) or [self._added_metrics(learn)]: self._take_rows(metrics)
 
     def _added_metrics(self, learn: Any) -> MetricsCB:
@@ -97,7 +97,7 @@ class ProgressCB(Callback):
     def before_epoch(self, learn: Any) -> None:
         phase = 'train' if learn.training else 'eval'
         self.bar = learn.dl = ProgressBar(learn.dl, f'epoch {learn.epoch + 1}/{learn.n_epochs} {phase}', self.mbar.face)
-        self.bar.comment = lambda: f'{number(learn.loss):.3f}' if is_number(learn.loss) else ''
+        self.bar.comment = lambda: f'{to_scalar(learn.loss):.3f}' if is_number(learn.loss) else ''
 
     def after_batch(self, learn: Any) -> None:
         if not learn.training: return

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 from miniai.callbacks.checks import check_names
-from miniai.device import Readings
+from miniai.device import DeferredScalars
 from miniai.events import Callback
 from miniai.show.plots import get_grid
 
@@ -23,15 +23,16 @@ class RecorderCB(Callback):
     `recs[name]` is a list of floats."""
     def __init__(self, **d: Callable[['RecorderCB'], Any]) -> None:
         self.d, self.pg = d, None
-        self._readings = {k: Readings() for k in d}
+        self._scalars = {k: DeferredScalars() for k in d}
 
     @property
     def recs(self) -> dict[str, list[float]]:
         "The records so far, by name."
-        return {k: r.values for k, r in self._readings.items()}
+        return {k: r.values for k, r in self._scalars.items()}
 
     @recs.setter
-    def recs(self, recs: dict[str, list[float]]) -> None: self._readings = {k: Readings(v) for k, v in recs.items()}
+    def recs(self, recs: dict[str, list[float]]) -> None:
+        self._scalars = {k: DeferredScalars(v) for k, v in recs.items()}
 
     def state_dict(self) -> dict[str, Any]:
         "The records so far."
@@ -43,13 +44,13 @@ class RecorderCB(Callback):
         self.recs = state
 
     def before_fit(self, learn: Any) -> None:
-        self._readings = {k: Readings() for k in self.d}
+        self._scalars = {k: DeferredScalars() for k in self.d}
         groups = getattr(learn.opt, 'param_groups', None)
         self.pg = groups[0] if groups else None
 
     def after_batch(self, learn: Any) -> None:
         if not learn.training: return
-        for k, f in self.d.items(): self._readings[k].append(f(self))
+        for k, f in self.d.items(): self._scalars[k].append(f(self))
 
     def plot(self) -> None:
         "Draw every record over the batches, a panel each."

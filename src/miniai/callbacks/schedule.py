@@ -39,7 +39,7 @@ class BaseSchedCB(Callback):
     def _steps(self, learn: Any) -> int | None: return None
 
     def _step(self, learn: Any) -> None:
-        if learn.training and not learn.skip_update: self.schedo.step()
+        if learn.training and not learn.skip_backward: self.schedo.step()
 
 
 def _moving(x: Any) -> Any:
@@ -75,7 +75,7 @@ class BatchSchedCB(BaseSchedCB):
     def after_batch(self, learn: Any) -> None:
         if not learn.training: return
         self._due += 1
-        if not learn.skip_step: self._take_due(learn)
+        if not learn.hold_step: self._take_due(learn)
 
     def _take_due(self, learn: Any) -> None:
         for _ in range(self._due): self._step(learn)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from miniai.callbacks.dry_run import put
+from miniai.callbacks.dry_run import patch
 from miniai.callbacks.progress import ProgressBar
 from miniai.callbacks.train import DeviceCB
 from miniai.diagnosis.activations import HooksCallback
@@ -83,7 +83,7 @@ class ProfileCB(Callback):
     def before_fit(self, learn: Any) -> None:
         if sum(isinstance(cb, ProfileCB) for cb in learn.cbs) > 1: raise ValueError("two ProfileCBs in cbs: keep one")
         self._phases, self._phase, self._undo = {}, None, ExitStack()
-        put(self._undo, learn, 'one_epoch', partial(self._epoch, learn, learn.one_epoch))
+        patch(self._undo, learn, 'one_epoch', partial(self._epoch, learn, learn.one_epoch))
 
     def after_fit(self, learn: Any) -> None:
         if learn.trains and self._phases and not self.quiet: self._log(self.table())
@@ -115,10 +115,10 @@ class ProfileCB(Callback):
 
     def _put_timers(self, learn: Any, undo: ExitStack) -> None:
         timed = self._watch.timed
-        for phase, part in PARTS.items(): put(undo, learn, phase, timed(getattr(learn, phase), part))
+        for phase, part in PARTS.items(): patch(undo, learn, phase, timed(getattr(learn, phase), part))
         for cb in learn.cbs:
-            if isinstance(cb, HooksCallback): put(undo, cb, 'hookfunc', timed(cb.hookfunc, type(cb).__name__))
-        put(undo, learn, '_batches', partial(self._batches, learn, learn._batches, undo))
+            if isinstance(cb, HooksCallback): patch(undo, cb, 'hookfunc', timed(cb.hookfunc, type(cb).__name__))
+        patch(undo, learn, '_batches', partial(self._batches, learn, learn._batches, undo))
 
     def _how_to_look(self, model: Any) -> tuple[int, Callable[[], float]]:
         "At every how many batches, and on what clock."
@@ -129,7 +129,7 @@ class ProfileCB(Callback):
     def _batches(self, learn: Any, batches: Callable, undo: ExitStack) -> Iterator:
         if not self._watch.on: return batches()
         if not isinstance(learn.dl, ProgressBar): return self._looked_at(batches, DATA)
-        put(undo, learn.dl, 'dl', _TimedLoader(learn.dl.dl, self._watch))
+        patch(undo, learn.dl, 'dl', _TimedLoader(learn.dl.dl, self._watch))
         owner = next((cb for cb in learn.cbs if getattr(cb, 'bar', None) is learn.dl), learn.dl)
         return self._looked_at(batches, type(owner).__name__)
 

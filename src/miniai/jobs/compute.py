@@ -9,12 +9,12 @@ from miniai.accel import ChannelsLastCB, CompileCB, MixedPrecision
 from miniai.jobs.config import JobConfig
 from miniai.learner import TrainCB
 
-__all__ = ['settled', 'build_computing']
+__all__ = ['resolve', 'build_computing']
 
 Config = TypeVar('Config', bound=JobConfig)
 
 
-def settled(config: Config, device: str) -> Config:
+def resolve(config: Config, device: str) -> Config:
     """The configuration with `device`, the precision that will be used on it, and the layout that is quicker there. A
     warning says why a precision is slow, or another than asked for."""
     precision = _precision_on(config.precision, device)

@@ -2,7 +2,7 @@
 import torch.nn.functional as F
 
 from miniai.jobs.build import OPTIMIZERS, build_data, build_device, build_model
-from miniai.jobs.compute import build_computing, settled
+from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import LRFindConfig
 from miniai.jobs.run_folder import RunFolder, as_json
 from miniai.learner import DeviceCB, Learner, LRFinderCB, ProgressCB
@@ -14,7 +14,7 @@ def lr_find_job(config: LRFindConfig) -> float | None:
     """Run the job: prints and returns the suggested rate. The run folder gets `lr_find.png`, and its figures as
     `lr_find.json`, which an error or Ctrl-C does not prevent."""
     device, dls, finder = build_device(config), build_data(config), LRFinderCB()
-    folder, config = RunFolder(config.out, 'lr-find'), settled(config, device)
+    folder, config = RunFolder(config.out, 'lr-find'), resolve(config, device)
     folder.write('config.toml', config.to_toml())
     folder.write_environment(device, dls.train.source)
     cbs = [DeviceCB(device), *build_computing(config), ProgressCB()]

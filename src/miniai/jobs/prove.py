@@ -5,7 +5,7 @@ from functools import partial
 from tempfile import TemporaryDirectory
 
 from miniai.jobs.build import build_data, build_device, rate_of
-from miniai.jobs.compute import settled
+from miniai.jobs.compute import resolve
 from miniai.jobs.config import ConfigError, ProveConfig
 from miniai.jobs.recording import Recording
 from miniai.jobs.run_folder import RunFolder
@@ -22,7 +22,7 @@ def prove_resume(config: ProveConfig) -> bool:
     same to the bit as one left alone. ConfigError where the epochs have fewer batches, ProofError where a run fails."""
     per_epoch = len(build_data(config).train)
     _check_batches(config, per_epoch)
-    config = settled(replace(config, lr=rate_of(config)), build_device(config))
+    config = resolve(replace(config, lr=rate_of(config)), build_device(config))
     with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
         proof = prove_learner(partial(_learner, config, folder), config.epochs, config.batches)
     print(proof)

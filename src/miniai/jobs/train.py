@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from miniai.callbacks.metrics import accuracy
 from miniai.events import Callback
 from miniai.jobs.build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
-from miniai.jobs.compute import build_computing, settled
+from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import TrainConfig, TrainingConfig
 from miniai.jobs.recording import Recording
 from miniai.jobs.run_folder import RunFolder
@@ -31,7 +31,7 @@ def train(config: TrainConfig) -> Learner:
     old = RunFolder.of_run(config.out, 'train') if config.resume else None
     if old: config = _gone_on_with(old, config)
     device, dls, lr = build_device(config), build_data(config), rate_of(config)
-    folder, config = old or RunFolder(config.out, 'train'), settled(replace(config, lr=lr), device)
+    folder, config = old or RunFolder(config.out, 'train'), resolve(replace(config, lr=lr), device)
     begun = BegunCB(partial(folder.write_environment, device, dls.train.source))
     if not old:
         _note_options(folder, config)

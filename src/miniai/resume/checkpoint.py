@@ -10,15 +10,15 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from miniai.callbacks.checks import FiniteLossCB
-from miniai.callbacks.dry_run import put
+from miniai.callbacks.dry_run import patch
 from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.callbacks.metrics import MetricsCB, direction
 from miniai.device import is_number
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
 from miniai.resume.files import BEST, RunFiles, files_of, lies_between_epochs
-from miniai.resume.fingerprint import check_same, fingerprint, first_change, first_fingerprint, steady
+from miniai.resume.fingerprint import check_same, fingerprint, first_difference, first_fingerprint, resume_signature
 from miniai.resume.signals import OutlastSignals, SignalWatch
-from miniai.resume.start import Start, go_on, inexact, newest_start, weights_in_place
+from miniai.resume.start import Start, go_on, newest_start, resume_blockers, weights_in_place
 from miniai.resume.state import ResumeError, check_savable, loaders_of, run_state, state_now
 
 __all__ = ['CheckpointCB', 'start_of']
@@ -58,7 +58,7 @@ class CheckpointCB(Callback):
     # From event to event
 
     def before_fit(self, learn: Any) -> None:
-        if not learn.trains or learn.looks or any(isinstance(cb, LRFinderCB) for cb in learn.cbs): return
+        if not learn.trains or learn.dry_run or any(isinstance(cb, LRFinderCB) for cb in learn.cbs): return
         self._check_best(learn)
         check_savable(learn)
         self._run = _Run(self, learn)
@@ -164,7 +164,7 @@ class _Run:
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
         self.cb, self.begun, self.cancelled, self.untried = cb, None, False, False
         self._reserved, self._end = not cb.background, ExitStack()
-        self.why = inexact(learn) if learn.start.why is None else learn.start.why
+        self.why = resume_blockers(learn) if learn.start.why is None else learn.start.why
         self.watch = SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
         try: self.files = RunFiles(cb.folder, cb.keep, bool(self.why), cb.background)
@@ -177,7 +177,7 @@ class _Run:
         "Go on from where the fit starts, or begin in a folder that must have no other run in it."
         self._keep_workers(learn)
         self._first, start, now = first_fingerprint(learn, bool(self.why)), learn.start, run_state(learn)
-        self._steady = steady(now)
+        self._signature = resume_signature(now)
         self._check_files(start)
         for w in self.why.values(): warnings.warn(f"CheckpointCB: {w}. The last checkpoint between epochs stays "
                                                   f"besides, and is then gone on from", stacklevel=4)
@@ -202,7 +202,7 @@ class _Run:
         if not self.watch.old: return
         for dl in loaders_of(learn):
             if isinstance(dl, DataLoader) and dl.num_workers:
-                put(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
+                patch(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
 
     def begin_pass(self, learn: Any) -> None:
         "Note what is random now; in a pass that is taken up, put back what callbacks have just begun anew."
@@ -240,8 +240,8 @@ class _Run:
         self._start_counting()
 
     def _look_for_change(self, state: dict[str, Any]) -> None:
-        before, self._steady = self._steady, steady(state)
-        change = first_change(before, self._steady)
+        before, self._signature = self._signature, resume_signature(state)
+        change = first_difference(before, self._signature)
         if change: warnings.warn(f"CheckpointCB: what is saved from now on cannot be gone on with, as {change}: see "
                                  f"to that before the fit", stacklevel=6)
 

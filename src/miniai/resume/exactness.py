@@ -23,13 +23,13 @@ from miniai.randomness import host_states, random_states, same_states, set_rando
 from miniai.resume.generators import generators_of, is_generator, set_state_of, state_of
 from miniai.resume.loader import goes_by_epoch, own_generators, samplers_of
 
-__all__ = ['why_not_exact']
+__all__ = ['loader_resume_blocker']
 
 
 _THROUGH_ALL = {BatchSampler, RandomSampler, SequentialSampler, DistributedSampler}
 
 
-def why_not_exact(dl: Any, others: Sequence[tuple[str, Any]] = ()) -> str:
+def loader_resume_blocker(dl: Any, others: Sequence[tuple[str, Any]] = ()) -> str:
     """Why a pass over `dl` cannot be taken up exactly in its middle; '' where it can. `others` are the generators, with
     their names, that are drawn from in training. Where there are workers, one makes a batch or two, to see whether
     these draw random numbers."""

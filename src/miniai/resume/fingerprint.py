@@ -11,9 +11,9 @@ from miniai.environment import version_of
 from miniai.randomness import describe_states
 from miniai.resume.content import describe_content
 from miniai.resume.loader import describe_loader
-from miniai.resume.state import ResumeError, device_of, keepers, named_loaders
+from miniai.resume.state import ResumeError, device_of, named_loaders, stateful_callbacks
 
-__all__ = ['fingerprint', 'first_fingerprint', 'check_same', 'steady', 'first_change']
+__all__ = ['fingerprint', 'first_fingerprint', 'check_same', 'resume_signature', 'first_difference']
 
 _OPTIONS = ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 _TRAINED = 'is trained:'
@@ -50,7 +50,7 @@ def first_fingerprint(learn: Any, by_workers: bool = False) -> dict[str, Any]:
             **{f'group {i}, parameter': nms for i, nms in enumerate(_names_of(learn))},
             _TRAINED: {nm: p.requires_grad for nm, p in learn.model.named_parameters()},
             'loss function': _name(learn.loss_func), 'validation': learn.validates, 'mom': getattr(learn, 'mom', None),
-            'records of callbacks': [nm for nm, _ in keepers(learn)]}
+            'records of callbacks': [nm for nm, _ in stateful_callbacks(learn)]}
 
 
 def _name(f: Any) -> str | None:
@@ -134,14 +134,14 @@ def _thing(x: dict[str, Any]) -> dict[str, Any]:
         'parameters of groups': [len(g['params']) for g in x['state']['param_groups']]})
 
 
-def steady(state: dict[str, Any]) -> dict[str, Any]:
+def resume_signature(state: dict[str, Any]) -> dict[str, Any]:
     "What of a run's state must look the same as it is saved and as a fit that goes on with it begins."
     return {'model': _kinds(state['model']), **_trained(state), **_random_fingerprint(state),
             'records of callbacks': list(state['records'])}
 
 
-def first_change(before: dict[str, Any], now: dict[str, Any]) -> str:
-    "The first thing in which two of `steady` differ, with both; '' where nothing does."
+def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    "The first thing in which two of `resume_signature` differ, with both; '' where nothing does."
     return next((f'{k} was {a} as it began and is {b} now' for k, a, b in _differences(before, now)), '')
 
 

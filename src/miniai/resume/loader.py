@@ -24,7 +24,7 @@ def loader_state(dl: Any) -> dict[str, Any]:
     its samplers keep from pass to pass, the generators that its dataset holds, and whether workers are up that stay
     from pass to pass, of which the first draws one number more."""
     return dict(epoch=getattr(dl, 'epoch', None), generators=[state_of(g) for g in own_generators(dl)],
-                kept=[kept_by(x) for x in _keepers(dl)], held=[state_of(g) for _, g in _held(dl)],
+                kept=[sampler_state(x) for x in _keepers(dl)], held=[state_of(g) for _, g in _held(dl)],
                 workers_up=_keeps_workers(dl) and dl._iterator is not None)
 
 
@@ -32,7 +32,7 @@ def set_loader_state(dl: Any, state: dict[str, Any]) -> None:
     "Put back what `loader_state` gave, workers aside."
     _set_all_but_own(dl, state)
     for g, s in zip(own_generators(dl), state['generators'], strict=True): set_state_of(g, s)
-    for x, kept in zip(_keepers(dl), state['kept'], strict=True): set_kept_by(x, kept)
+    for x, kept in zip(_keepers(dl), state['kept'], strict=True): set_sampler_state(x, kept)
 
 
 def _keepers(dl: Any) -> list:
@@ -211,7 +211,7 @@ _PLAIN_VALUES = int, float, bool, type(None)
 _OF_LOADERS = frozenset(vars(DataLoader([0])))  # choices of its user's
 
 
-def kept_by(x: Any) -> dict[str, Any]:
+def sampler_state(x: Any) -> dict[str, Any]:
     """The attributes of `x` that a pass may change: numbers, such as a count of passes, truth values and None, and
     orders, which are flat lists, tensors and arrays of whole numbers, none twice; those of torch's own samplers stay as
     they are given."""
@@ -231,8 +231,8 @@ def _is_plain_row(t: Tensor) -> bool:
             and not (t.is_floating_point() or t.is_complex()))
 
 
-def set_kept_by(x: Any, kept: dict[str, Any]) -> None:
-    "Give `x` back what `kept_by` gave: orders in the very memory that others may share."
+def set_sampler_state(x: Any, kept: dict[str, Any]) -> None:
+    "Give `x` back what `sampler_state` gave: orders in the very memory that others may share."
     for k, v in kept.items():
         there = vars(x).get(k)
         if _fits(there, v): there[:] = v

@@ -8,18 +8,18 @@ from typing import Any
 
 from miniai.checkpoint import load
 from miniai.checkpoint.folder import first_whole
-from miniai.resume.exactness import why_not_exact
+from miniai.resume.exactness import loader_resume_blocker
 from miniai.resume.files import BEST, files_of, lies_between_epochs, place_of
 from miniai.resume.loader import FromBatch
 from miniai.resume.state import ResumeError, generators_in_callbacks, restore_records, restore_run
 
-__all__ = ['Start', 'newest_start', 'inexact', 'go_on', 'weights_in_place']
+__all__ = ['Start', 'newest_start', 'resume_blockers', 'go_on', 'weights_in_place']
 
 
 class Start:
     """Where a fit starts: in epoch `epoch`, after its training where `trained`, before batch `batch`. `state` is what
     to put back, until that has been done; None at the very start. Its folder held the files `seen` when it was read,
-    and `why` is what `inexact` said then."""
+    and `why` is what `resume_blockers` said then."""
     def __init__(self, state: dict[str, Any] | None = None, seen: tuple[Path, ...] = (),
                  why: dict[str, str] | None = None) -> None:
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
@@ -42,7 +42,7 @@ def newest_start(folder: Path, learn: Any) -> Start:
     where there is none yet. A warning names each that is passed over. ResumeError where none can be gone on from."""
     there = files_of(folder)
     if not there: return Start()
-    why = inexact(learn)
+    why = resume_blockers(learn)
     usable = [p for p in there if not _why_not(p, why)]
     found = first_whole(reversed(usable), load)
     if found is None: raise _none(there, usable, why)
@@ -53,11 +53,11 @@ def newest_start(folder: Path, learn: Any) -> Start:
     return Start(state, tuple(there), why)
 
 
-def inexact(learn: Any) -> dict[str, str]:
+def resume_blockers(learn: Any) -> dict[str, str]:
     "Why the run could not go on exactly from within a pass, by the kind of pass; nothing where it could."
     others = generators_in_callbacks(learn)
-    why = {'an epoch': why_not_exact(learn.dls.train, others)}
-    if learn.validates: why['validation'] = why_not_exact(learn.dls.valid, others)
+    why = {'an epoch': loader_resume_blocker(learn.dls.train, others)}
+    if learn.validates: why['validation'] = loader_resume_blocker(learn.dls.valid, others)
     return {part: f"from within {part} the run cannot go on exactly: {w}" for part, w in why.items() if w}
 
 

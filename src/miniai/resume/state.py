@@ -16,7 +16,7 @@ from miniai.randomness import random_states, set_random_states
 from miniai.resume.generators import generators_of, set_state_of, state_of
 from miniai.resume.loader import loader_state, samplers_of, set_loader_state, set_workers
 
-__all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'keepers', 'generators_in_callbacks', 'run_state',
+__all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'stateful_callbacks', 'generators_in_callbacks', 'run_state',
            'restore_run', 'restore_records', 'state_now', 'check_savable', 'device_of']
 
 
@@ -110,7 +110,7 @@ def _packed(g: Tensor | None) -> Any:
     return dict(indices=g._indices(), values=g._values(), shape=list(g.shape), coalesced=g.is_coalesced())
 
 
-def keepers(learn: Any) -> Iterator[tuple[str, Any]]:
+def stateful_callbacks(learn: Any) -> Iterator[tuple[str, Any]]:
     "Callbacks with a state of their own, by class and place among those of it."
     seen: dict[str, int] = {}
     for cb in learn.cbs:
@@ -120,7 +120,7 @@ def keepers(learn: Any) -> Iterator[tuple[str, Any]]:
             yield f'{nm} {seen[nm]}', cb
 
 
-def _records(learn: Any) -> dict[str, Any]: return {nm: cb.state_dict() for nm, cb in keepers(learn)}
+def _records(learn: Any) -> dict[str, Any]: return {nm: cb.state_dict() for nm, cb in stateful_callbacks(learn)}
 
 
 def check_savable(learn: Any) -> None:
@@ -198,10 +198,10 @@ def _load_in_place(opt: Any, state: dict[str, Any]) -> None:
 def restore_records(learn: Any, state: dict[str, Any]) -> None:
     "Give callbacks back what they had recorded. ResumeError where one cannot take it; then all keep what they had."
     before, saved = deepcopy(_records(learn)), deepcopy(state['records'])
-    for nm, cb in keepers(learn):
+    for nm, cb in stateful_callbacks(learn):
         try: cb.load_state_dict(saved[nm])
         except Exception as e:
-            for old, other in keepers(learn): other.load_state_dict(before[old])
+            for old, other in stateful_callbacks(learn): other.load_state_dict(before[old])
             raise ResumeError(f"the run cannot go on: {nm} takes back no such records: {_said(e)}") from e
 
 
