@@ -121,26 +121,6 @@ def test_every_public_name_is_documented(path):
         assert inspect.getdoc(o), f"{module(path)}.{name} has no docstring"
 
 
-def functions():
-    for path in FILES:
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef): yield path, node
-
-
-def body_length(node):
-    "Lines of a function's body, its docstring and inner functions left out."
-    body = node.body[1:] if ast.get_docstring(node) else node.body
-    inner = [n for b in body for n in ast.walk(b) if isinstance(n, ast.FunctionDef)]
-    lines = {i for b in body for i in range(b.lineno, b.end_lineno + 1)}
-    return len(lines - {i for n in inner for i in range(n.lineno, n.end_lineno + 1)})
-
-
-def test_functions_are_short():
-    lengths = sorted(body_length(n) for _, n in functions())
-    assert lengths[len(lengths)//2] <= 4, "half of the functions are 4 lines or fewer"
-    assert lengths[len(lengths)*9//10] <= 12, "nine in ten are 12 or fewer"
-
-
 def test_public_signatures_are_annotated():
     for path in FILES:
         top = [n for n in tree(path).body if isinstance(n, ast.FunctionDef | ast.ClassDef)]

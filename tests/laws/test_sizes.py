@@ -1,0 +1,29 @@
+"Laws about sizes: functions, docstrings and packages that a reader can take in."
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SRC = ROOT/'src'/'miniai'
+FILES = sorted(SRC.rglob('*.py'))
+
+
+def nodes(*kinds):
+    "Every node of these kinds in the library, with a place to show: `file:line name`."
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, kinds):
+                yield node, f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)} {getattr(node, 'name', '')}"
+
+
+def body_length(function):
+    "Lines of a function's body, without its docstring and the functions inside it."
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    inner = [n for statement in body for n in ast.walk(statement) if isinstance(n, ast.FunctionDef)]
+    lines = {i for statement in body for i in range(statement.lineno, statement.end_lineno + 1)}
+    return len(lines - {i for n in inner for i in range(n.lineno, n.end_lineno + 1)})
+
+
+def test_nine_functions_in_ten_have_at_most_25_lines_and_none_has_more_than_45():
+    lengths = sorted((body_length(f), place) for f, place in nodes(ast.FunctionDef))
+    assert lengths[len(lengths)*9//10][0] <= 25, lengths[len(lengths)*9//10:]
+    assert lengths[-1][0] <= 45, lengths[-1]
