@@ -20,7 +20,7 @@ from torch import nn
 import peers
 from machine import record
 from miniai import DataLoaders, DeviceCB, MetricsCB, ProgressCB, TrainLearner, accuracy
-from miniai.show.displays import Terminal
+from miniai.show.displays import TerminalDisplay
 
 BARE, BARE_WITH = 'bare loop', 'bare loop, loss and accuracy'
 
@@ -57,7 +57,7 @@ class TerminalBarCB(ProgressCB):
     null = Path(os.devnull).open('w')  # noqa: SIM115
     def before_fit(self, learn):
         super().before_fit(learn)
-        self.mbar.face = Terminal(self.null)
+        self.mbar.face = TerminalDisplay(self.null)
 
 
 def installed_peers(batches):

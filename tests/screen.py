@@ -44,11 +44,12 @@ class Screen:
 def environment(): return {k: v for k, v in os.environ.items() if k not in ('COLUMNS', 'LINES')} | dict(TERM='xterm')
 
 
-def in_terminals(scripts, widths):
-    "What each of `scripts`, a dict, writes to a terminal of each of `widths`: by (name, width), from one process."
+def in_terminals(scripts, widths, **env):
+    "What each of `scripts` writes to a terminal of each width, as a dict by (name, width). All run in one process."
     runs = [(name, columns) for name in scripts for columns in widths]
     steps = [f"columns({n})\nexec({scripts[name]!r}, {{}})\nprint(end={END!r}, flush=True)" for name, n in runs]
-    return dict(zip(runs, _in_terminal('\n'.join([RESIZE, *steps])).split(END), strict=False))
+    text = _in_terminal('\n'.join([RESIZE, *steps]), env)
+    return dict(zip(runs, text.split(END), strict=False))
 
 
 END = '\x0c'
@@ -58,10 +59,10 @@ def columns(n): fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 24, n, 0,
 """
 
 
-def _in_terminal(script):
+def _in_terminal(script, env):
     ours, theirs = pty.openpty()
     paths = [os.path.dirname(__file__), os.environ.get('PYTHONPATH', '')]
-    env = environment() | dict(PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    env = environment() | dict(PYTHONPATH=os.pathsep.join(filter(None, paths))) | env
     with subprocess.Popen([sys.executable, '-c', script], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as p:
         os.close(theirs)
         text = _read_all(ours)

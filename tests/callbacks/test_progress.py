@@ -34,7 +34,7 @@ def faces(monkeypatch):
     def face():
         made.append(Face())
         return made[-1]
-    monkeypatch.setattr('miniai.callbacks.progress.best_face', face)
+    monkeypatch.setattr('miniai.callbacks.progress.best_display', face)
     return made
 
 

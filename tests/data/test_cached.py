@@ -19,7 +19,7 @@ from torch.utils.data import (
 
 from miniai.data import DataLoaders, MemoryLoader, cached, get_dls
 from miniai.data.cached import cached_loader
-from miniai.show.displays import Terminal
+from miniai.show.displays import TerminalDisplay
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 hf = pytest.importorskip('datasets')
@@ -276,7 +276,7 @@ def test_random_order_with_replacement_or_of_fewer_samples_stays():
         with pytest.warns(UserWarning, match='RandomSampler'): assert cache(dl) is dl
 
 
-class Slow(Terminal):
+class Slow(TerminalDisplay):
     seconds_between_updates = 0
     def __init__(self, shown): self.shown = shown
     def bar(self, *args): self.shown.append(args)
@@ -285,7 +285,7 @@ class Slow(Terminal):
 
 def test_a_bar_comes_after_two_seconds_and_is_taken_away(monkeypatch):
     shown, now = [], iter(range(100))
-    monkeypatch.setattr(cached, 'best_face', lambda: Slow(shown))
+    monkeypatch.setattr(cached, 'best_display', lambda: Slow(shown))
     monkeypatch.setattr(time, 'perf_counter', lambda: next(now))
     assert list(cached._shown('abcd', 'caching train', quiet=2.)) == list('abcd')
     assert shown == [('caching train', 2, 4, ''), ('caching train', 3, 4, ''), ('caching train', 4, 4, ''), 'closed']
@@ -296,6 +296,6 @@ def test_a_bar_comes_after_two_seconds_and_is_taken_away(monkeypatch):
 
 def test_the_bar_goes_when_caching_fails(monkeypatch):
     shown = []
-    monkeypatch.setattr(cached, 'best_face', lambda: Slow(shown))
+    monkeypatch.setattr(cached, 'best_display', lambda: Slow(shown))
     with pytest.raises(TypeError): cache(DataLoader(['a'], 1))
     assert shown == ['closed']

@@ -1,4 +1,5 @@
-"The three faces of progress, each where it lives: a pseudo-terminal, a notebook kernel, and a pipe."
+"The three displays, each where it lives: a pseudo-terminal, a notebook kernel, and a pipe."
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,115 +7,64 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pytest
 
-from miniai.show.displays import Notebook, Plain, Terminal, best_face, draw_curves
+from miniai.show.displays import NotebookDisplay, PlainDisplay, TerminalDisplay, best_display, draw_curves
 from screen import Screen, in_notebook, in_terminals
 
 PNG = b'\x89PNG\r\n\x1a\n'
+ROW = dict(epoch='1', phase='train', accuracy='0.812', loss='0.523', seconds='3.1')
 
 
-# Which face
+# Which display
 
-def test_without_a_terminal_the_face_is_plain(capsys): assert type(best_face()) is Plain
-
-
-def test_in_a_terminal_the_face_is_a_terminal(monkeypatch):
+def test_the_display_is_plain_in_a_pipe_and_a_terminal_display_in_a_terminal(monkeypatch, capsys):
+    assert type(best_display()) is PlainDisplay
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
-    assert type(best_face()) is Terminal
+    assert type(best_display()) is TerminalDisplay
 
 
-def test_in_a_kernel_the_face_is_a_notebook_and_in_an_ipython_shell_it_is_not(monkeypatch, capsys):
-    for shell, face in [(SimpleNamespace(kernel=1), Notebook), (SimpleNamespace(), Plain), (None, Plain)]:
+def test_only_an_ipython_shell_with_a_kernel_is_a_notebook(monkeypatch, capsys):
+    for shell, kind in [(SimpleNamespace(kernel=1), NotebookDisplay), (SimpleNamespace(), PlainDisplay),
+                        (None, PlainDisplay)]:
         monkeypatch.setitem(sys.modules, 'IPython', SimpleNamespace(get_ipython=lambda shell=shell: shell))
-        assert type(best_face()) is face
+        assert type(best_display()) is kind
 
 
-# Plain
+# Plain lines
 
-def test_the_plain_face_prints_a_line_a_row_and_nothing_else(capsys):
-    face = Plain()
-    face.bar('epoch 1/1', 3, 10, '0.5')
-    face.row(dict(loss='0.500', epoch='0'))
-    face.curves([([0], [1.])], ['train'])
-    face.end_bar()
-    face.text('a line')
-    face.close()
-    assert capsys.readouterr().out == 'loss 0.500  epoch 0\na line\n'
+def test_the_plain_display_prints_one_line_for_each_row_and_nothing_else(capsys):
+    display = PlainDisplay()
+    display.bar('epoch 1/1', 3, 10, '0.5')
+    display.row(ROW)
+    display.curves([([0], [1.])], ['train'])
+    display.end_bar()
+    display.text('a line')
+    display.close()
+    assert capsys.readouterr().out == 'epoch 1  phase train  accuracy 0.812  loss 0.523  seconds 3.1\na line\n'
 
 
 # Terminal
 
-FACE = '''
-from miniai.show.displays import Terminal
-face = Terminal()
+BARS = f'''
+from miniai.show.displays import TerminalDisplay
+display = TerminalDisplay()
 for epoch in range(2):
-    for i in range(5): face.bar('epoch %d/2 train' % (epoch + 1), i, TOTAL, 'loss 0.693')
-    face.end_bar()
-    face.row(dict(accuracy='0.5', loss='0.693', epoch=str(epoch), train='train'))
-face.bar('epoch 2/2 eval', 0, TOTAL, '')
-face.text('a line above the bar ' + 'and more of it '*10)
-face.bar('epoch 2/2 eval', 1, TOTAL, '')
-face.row(dict(other='7'))
-face.bar('unfinished', 1, TOTAL, '')
-face.close()
+    for i in range(5): display.bar('epoch %d/2 train' % (epoch + 1), i, TOTAL, '0.693')
+    display.end_bar()
+    display.row({ROW} | dict(epoch=str(epoch)))
+display.bar('epoch 2/2 eval', 0, TOTAL, '')
+display.text('a line above the bar ' + 'and more of it '*20)
+display.bar('epoch 2/2 eval', 1, TOTAL, '')
+display.row(dict(other='7'))
+display.bar('unfinished', 1, TOTAL, '')
+display.close()
 '''
-
-
-@pytest.fixture(scope='module')
-def terminals():
-    "What a face, with and without a known total, and fits write to terminals of 40 and 80 columns."
-    return in_terminals({t: FACE.replace('TOTAL', t) for t in ('10', 'None')} | dict(fits=TRAINS), (40, 80))
-
-
-@pytest.mark.parametrize('columns', [40, 80])
-@pytest.mark.parametrize('total', ['10', 'None'])
-def test_in_a_terminal_rows_stay_nothing_wraps_and_no_bar_is_left(terminals, columns, total):
-    text = terminals[total, columns]
-    assert 'epoch 1/2 train' in text
-    screen = Screen(columns).feed(text)
-    head, *rows = screen.seen
-    assert screen.wraps == 0
-    assert head.split() == ['accuracy', 'loss', 'epoch', 'train']
-    assert [r.split() for r in rows[:2]] == [['0.5', '0.693', '0', 'train'], ['0.5', '0.693', '1', 'train']]
-    assert rows[2] == ('a line above the bar ' + 'and more of it '*10)[:columns - 1].rstrip()
-    assert rows[3:] == ['other', '    7']
-    assert len({len(line) for line in (head, *rows[:2])}) == 1
-
-
-def test_a_row_wider_than_the_terminal_is_cut(monkeypatch, capsys):
-    monkeypatch.setenv('COLUMNS', '20')
-    Terminal().row({f'metric{i}': '0.123' for i in range(9)})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert all(len(line) == 19 for line in lines)
-
-
-def test_columns_are_as_wide_as_their_first_cells(monkeypatch, capsys):
-    monkeypatch.setenv('COLUMNS', '80')
-    face = Terminal()
-    face.row(dict(a='1', name='a long value'))
-    face.row(dict(a='22', name='short'))
-    assert capsys.readouterr().out.splitlines() == ['    a          name', '    1  a long value', '   22         short']
-
-
-def test_a_bar_moves_shows_its_comment_and_goes(capsys):
-    face = Terminal()
-    face.bar('epoch 1/2', 0, 10, '')
-    face.bar('epoch 1/2', 5, 10, 'loss 0.5')
-    out = capsys.readouterr().out
-    assert '5/10' in out
-    assert 'loss 0.5' in out
-    face.end_bar()
-    face.close()
-    assert Screen(200).feed(out + capsys.readouterr().out).seen == []
-
-
-TRAINS = '''
+FITS = '''
 from small import Heard, learner, loaders, raising
 from miniai.learner import MetricsCB, ProgressCB
 from miniai.datasets import DataLoaders
 from miniai.training import accuracy
 import miniai.show.displays
-miniai.show.displays.Terminal.seconds_between_updates = 0
+miniai.show.displays.TerminalDisplay.seconds_between_updates = 0
 class Comments(ProgressCB):
     def after_batch(self, learn):
         super().after_batch(learn)
@@ -131,20 +81,88 @@ print('--')
 try: fit(loaders(), ProgressCB(), Heard({'after_step': raising(KeyboardInterrupt())}))
 except KeyboardInterrupt: print('interrupted')
 '''
+COLOURED = "import os; os.environ.pop('NO_COLOR', None)\n" + BARS.replace('TOTAL', '10')
+WIDTHS = (40, 60, 200)
 
 
-@pytest.mark.parametrize('columns', [40, 80])
-def test_a_fit_in_a_terminal_leaves_its_table_whatever_the_loaders_and_however_it_ends(terminals, columns):
+@pytest.fixture(scope='module')
+def terminals():
+    "What bars (with and without a known total) and fits write to terminals where tqdm is told to colour its bars."
+    scripts = dict(known=BARS.replace('TOTAL', '10'), unknown=BARS.replace('TOTAL', 'None'), fits=FITS,
+                   coloured=COLOURED)
+    return in_terminals(scripts, WIDTHS, NO_COLOR='1', TQDM_COLOUR='green')
+
+
+@pytest.mark.parametrize('columns', WIDTHS)
+@pytest.mark.parametrize('total', ['known', 'unknown'])
+def test_in_a_terminal_rows_stay_aligned_nothing_wraps_and_no_bar_is_left(terminals, columns, total):
+    screen = Screen(columns).feed(terminals[total, columns])
+    assert screen.wraps == 0
+    assert screen.seen == ['epoch  phase  accuracy   loss  seconds', '    0  train     0.812  0.523      3.1',
+                           '    1  train     0.812  0.523      3.1',
+                           ('a line above the bar ' + 'and more of it '*20)[:columns - 1].rstrip(), 'other', '    7']
+
+
+def bars(text): return [b.rstrip() for b in re.split(r'[\r\n]+', text) if re.search(r'epoch \d/2 ', b)]
+
+
+@pytest.mark.parametrize('columns', WIDTHS)
+def test_a_bar_fits_the_terminal_and_shows_label_counts_and_comment_whole(terminals, columns):
+    for total, counts in dict(known='4/10', unknown='4').items():
+        shown = bars(terminals[total, columns])
+        assert max(map(len, shown)) < columns
+        last = next(b for b in shown[::-1] if 'train' in b)
+        assert re.fullmatch(rf'epoch 2/2 train (.* )?{counts}( \[.*\])? 0\.693', last)
+    last = next(b for b in bars(terminals['known', columns])[::-1] if 'train' in b)
+    assert len(re.search(r'\|(.*)\|', last)[1]) >= 6
+    assert ('%' in last, 'batch/s' in last) == (columns >= 60, columns >= 200)
+
+
+def test_no_color_means_no_colour_codes(terminals):
+    assert '\x1b' not in ''.join(terminals[name, w] for name in ('known', 'unknown', 'fits') for w in WIDTHS)
+    assert '\x1b[32m' in terminals['coloured', 60]
+
+
+def test_a_row_wider_than_the_terminal_is_cut(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '20')
+    TerminalDisplay().row({f'metric{i}': '0.123' for i in range(9)})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert all(len(line) == 19 for line in lines)
+
+
+def test_columns_are_as_wide_as_their_first_cells(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '80')
+    display = TerminalDisplay()
+    display.row(dict(a='1', name='a long value'))
+    display.row(dict(a='22', name='short'))
+    assert capsys.readouterr().out.splitlines() == ['    a          name', '    1  a long value', '   22         short']
+
+
+def test_a_bar_moves_shows_its_comment_and_goes(capsys):
+    display = TerminalDisplay()
+    display.bar('epoch 1/2', 0, 10, '')
+    display.bar('epoch 1/2', 5, 10, 'loss {0.5}')
+    out = capsys.readouterr().out
+    assert '5/10' in out
+    assert 'loss {0.5}' in out
+    display.end_bar()
+    display.close()
+    assert Screen(200).feed(out + capsys.readouterr().out).seen == []
+
+
+@pytest.mark.parametrize('columns', WIDTHS)
+def test_a_fit_in_a_terminal_leaves_its_table_for_any_loader_and_however_it_ends(terminals, columns):
     text = terminals['fits', columns]
     screen = Screen(columns).feed(text)
     fits = '\n'.join(screen.seen).split('--\n')
     for fit in fits[:3]:
         head, *rows = fit.splitlines()
-        assert head.split() == ['accuracy', 'loss', 'epoch', 'train']
-        expected = [['0', 'train'], ['0', 'eval'], ['1', 'train'], ['1', 'eval']]
-        assert [r.split()[2:] for r in rows] == expected
+        assert {'accuracy', 'loss', 'epoch'} <= set(head.split())
+        assert [w for r in rows for w in r.split() if w in ('train', 'eval')] == ['train', 'eval']*2
+        assert {len(r) for r in rows} == {len(head)}
     assert fits[3].splitlines() == ['interrupted']
-    assert 'at batch 2' in text or columns == 40
+    assert 'at batch 2' in text
     assert screen.wraps == 0
 
 
@@ -165,13 +183,13 @@ from miniai.learner import MetricsCB, ProgressCB
 from miniai.training import accuracy
 learner([MetricsCB(accuracy=accuracy), ProgressCB(plot=True)]).fit(2)'''
     quits = "learner([ProgressCB(), Heard({'after_step': raising(KeyError('oh'))})]).fit(1)"
-    where = f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})'
+    where = f'import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})'
     _, outputs, quitting = in_notebook(where, trains, f'try: {quits}\nexcept KeyError: pass')
     htmls = [o.data['text/html'] for o in outputs if 'text/html' in o.get('data', {})]
     page, = htmls
     images = [o for o in outputs if 'image/png' in o.get('data', {})]
     assert page.count('<tr>') == 1 + 4
-    assert '<th>accuracy</th> <th>loss</th> <th>epoch</th> <th>train</th>' in page
+    for name in ('accuracy', 'loss', 'epoch'): assert f'<th>{name}</th>' in page
     assert page.count('<td>eval</td>') == 2
     assert '<progress' not in page
     assert len(images) == 1
@@ -199,16 +217,16 @@ def displayed(monkeypatch):
     return d
 
 
-def test_the_notebook_face_shows_bar_rows_and_lines_in_one_output(displayed):
-    face = Notebook()
-    face.bar('epoch 1/2', 3, 10, 'loss <0.5>')
+def test_the_notebook_display_shows_bar_rows_and_lines_in_one_output(displayed):
+    display = NotebookDisplay()
+    display.bar('epoch 1/2', 3, 10, 'loss <0.5>')
     assert '<progress value="3" max="10"' in displayed.shown[-1]['text/html']
     assert '3 of 10 loss &lt;0.5&gt;' in displayed.shown[-1]['text/html']
-    face.row(dict(a='1', b='<b>'))
-    face.row(dict(a='2', b='x'))
-    face.text('a & line')
-    face.row(dict(a='3', b='y'))
-    face.bar('stream', 7, None, '')
+    display.row(dict(a='1', b='<b>'))
+    display.row(dict(a='2', b='x'))
+    display.text('a & line')
+    display.row(dict(a='3', b='y'))
+    display.bar('stream', 7, None, '')
     page = displayed.shown[-1]['text/html']
     assert page.count('<table>') == 2
     assert page.count('<tr>') == 3 + 2
@@ -216,7 +234,7 @@ def test_the_notebook_face_shows_bar_rows_and_lines_in_one_output(displayed):
     assert '<p>a &amp; line</p>' in page
     assert 'stream' in page
     assert '<progress' not in page
-    face.close()
+    display.close()
     assert 'stream' not in displayed.shown[-1]['text/html']
     text = displayed.shown[-1]['text/plain'].splitlines()
     assert [t.split() for t in text] == [['a', 'b'], ['1', '<b>'], ['2', 'x'], ['a', '&', 'line'],
@@ -224,20 +242,20 @@ def test_the_notebook_face_shows_bar_rows_and_lines_in_one_output(displayed):
 
 
 def test_rows_of_other_columns_start_a_new_table(displayed):
-    face = Notebook()
-    face.row(dict(a='1'))
-    face.row(dict(b='1'))
+    display = NotebookDisplay()
+    display.row(dict(a='1'))
+    display.row(dict(b='1'))
     assert displayed.shown[-1]['text/html'].count('<th>') == 2
 
 
-def test_a_notebook_face_that_showed_nothing_closes_quietly(displayed):
-    Notebook().close()
+def test_a_notebook_display_that_showed_nothing_closes_quietly(displayed):
+    NotebookDisplay().close()
     assert displayed.shown == []
 
 
 def test_curves_are_drawn_in_place_of_those_before(displayed):
-    face = Notebook()
-    for n in (2, 3): face.curves([(range(n), [1.]*n)], ['train'])
+    display = NotebookDisplay()
+    for n in (2, 3): display.curves([(range(n), [1.]*n)], ['train'])
     assert [s[:8] for s in displayed.shown] == [PNG, PNG]
 
 

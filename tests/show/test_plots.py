@@ -1,4 +1,4 @@
-"Pictures: grids have room, images are drawn as they are, functions as curves."
+"Plots: grids have room, images are drawn as they are, functions as curves."
 import math
 
 import matplotlib.pyplot as plt
@@ -58,9 +58,10 @@ def test_get_grid_says_that_rows_by_columns_has_no_room():
     assert get_grid(6, nrows=2, ncols=3)[1].shape == (2, 3)
 
 
-@pytest.mark.parametrize('n', [0, -1])
-def test_get_grid_of_no_image_is_an_error(n):
-    with pytest.raises(ValueError, match=f'at least one image, got n={n}'): get_grid(n)
+def test_a_grid_of_no_image_is_an_error():
+    for n in (0, -1):
+        with pytest.raises(ValueError, match=f'at least one image, got n={n}'): get_grid(n)
+    with pytest.raises(ValueError, match='at least one image, got n=0'): show_images([])
 
 
 def test_subplots_gives_imsize_inches_an_image_unless_figsize_says_otherwise():
@@ -107,6 +108,13 @@ def test_show_image_draws_a_one_channel_tensor_grey_however_small(size):
     np.testing.assert_allclose(drawn(show_image(kernel)), kernel[0])
 
 
+@pytest.mark.parametrize('name', IMAGES)
+def test_images_of_one_channel_are_grey_unless_cmap_is_given(name):
+    im, _ = IMAGES[name]
+    if drawn(ax := show_image(im)).ndim == 2: assert ax.images[0].get_cmap().name == 'gray'
+    assert show_image(im, cmap='viridis').images[0].get_cmap().name == 'viridis'
+
+
 def test_show_image_draws_on_the_axis_given_with_title_and_imshow_s_arguments():
     _, axs = subplots(1, 2)
     ax = show_image(GREY, ax=axs[1], title='one', cmap='plasma', origin='lower')
@@ -134,20 +142,16 @@ def test_show_images_draws_each_with_its_title_and_leaves_the_rest_off():
     assert plt.gcf().get_suptitle() == 'all'
 
 
-def test_show_images_takes_rows_and_columns_and_no_more_titles_than_images():
-    show_images([GREY, GREY], 2, 1, titles=iter(['a', 'b', 'c']))
+def test_show_images_takes_rows_and_columns():
+    show_images([GREY, GREY], 2, 1)
     assert plt.gcf().axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 1)
-    assert [ax.get_title() for ax in plt.gcf().axes] == ['a', 'b']
 
 
-@pytest.mark.parametrize('titles', [('a', 'b'), np.array(['a', 'b']), {'a': 1, 'b': 2}], ids=['tuple', 'numpy', 'dict'])
+@pytest.mark.parametrize('titles', [('a', 'b'), np.array(['a', 'b']), {'a': 1, 'b': 2}, iter(['a', 'b', 'c'])],
+                         ids=['tuple', 'numpy', 'dict', 'one too many'])
 def test_titles_may_be_any_iterable(titles):
     show_images([GREY, GREY], titles=titles)
     assert [ax.get_title() for ax in plt.gcf().axes] == ['a', 'b']
-
-
-def test_show_images_of_nothing_is_an_error():
-    with pytest.raises(ValueError, match='at least one image'): show_images([])
 
 
 def test_plot_func_draws_f_over_steps_points_with_axes_through_the_origin():

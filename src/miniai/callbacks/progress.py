@@ -8,14 +8,16 @@ from miniai.callbacks.metrics import MetricsCB
 from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number, to_scalar
 from miniai.events import Callback
-from miniai.show.displays import best_face
+from miniai.show.displays import best_display
 
 __all__ = ['ProgressCB', 'ProgressBar', 'EpochsBar']
 
 
 class EpochsBar:
     "The epochs of a fit, and the face that shows them. Subclasses of ProgressCB reach it as `self.mbar`."
-    def __init__(self, epochs: Iterable[int]) -> None: self.epochs, self.face, self.header = epochs, best_face(), None
+    def __init__(self, epochs: Iterable[int]) -> None:
+        self.epochs, self.face, self.header = epochs, best_display(), None
+
     def __iter__(self) -> Iterator[int]: return iter(self.epochs)
     def __len__(self) -> int: return len(self.epochs)
 

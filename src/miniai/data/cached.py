@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from miniai.data.memory import MemoryLoader
 from miniai.device import map_tensors
 from miniai.environment import available_memory
-from miniai.show.displays import best_face
+from miniai.show.displays import best_display
 
 __all__ = ['cached_pair', 'cached_loader']
 
@@ -173,7 +173,7 @@ def _check_same(kept: Tensor, t: Tensor, at: Tensor, what: str) -> None:
 
 def _shown(dl: Iterable, label: str, quiet: float = 2.) -> Iterator:
     "The batches of `dl`, with a bar where they take more than `quiet` seconds."
-    face, started = best_face(), time.perf_counter()
+    face, started = best_display(), time.perf_counter()
     due = started + quiet
     try:
         for done, batch in enumerate(dl, 1):

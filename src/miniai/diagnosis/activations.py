@@ -162,7 +162,7 @@ class ActivationStats(HooksCallback):
         """A panel a layer: batches from left to right, activations from 0 at the bottom to 10, or gradients from
         2**-32 by powers of two to 2**8, brighter where there are more."""
         for stats, ax in self._panels(figsize, of):
-            show_image(_histograms(stats).log1p(), ax, origin='lower', aspect='auto')
+            show_image(_histograms(stats).log1p(), ax, origin='lower', aspect='auto', cmap='viridis')
 
     def dead_chart(self, figsize: tuple[float, float] = (11, 5), of: str = 'activations') -> None:
         "A panel a layer: the share of activations, or gradients, near zero, over the batches."

@@ -1,94 +1,113 @@
-"""The three faces of progress: a terminal, a notebook, and neither.
-Knows how to show rows, bars and curves, not what they mean."""
+"Three ways to display progress: in a terminal, in a notebook, and as plain lines."
 import html
 import io
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-__all__ = ['Plain', 'Terminal', 'Notebook', 'best_face', 'draw_curves']
+__all__ = ['PlainDisplay', 'TerminalDisplay', 'NotebookDisplay', 'best_display', 'draw_curves']
 
 Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
 
 
-def best_face() -> 'Plain | Terminal | Notebook':
-    "A new face for where this process runs: a notebook, a terminal, or neither."
-    if _in_notebook(): return Notebook()
-    return Terminal() if getattr(sys.stdout, 'isatty', bool)() else Plain()
-
-
-def _in_notebook() -> bool:
+def best_display() -> 'PlainDisplay | TerminalDisplay | NotebookDisplay':
+    "A new display for the place where this process runs: a notebook, a terminal, or neither (a log or a pipe)."
     ipython = sys.modules.get('IPython')
     shell = ipython.get_ipython() if ipython else None
-    return getattr(shell, 'kernel', None) is not None
+    if getattr(shell, 'kernel', None) is not None: return NotebookDisplay()
+    return TerminalDisplay() if getattr(sys.stdout, 'isatty', bool)() else PlainDisplay()
 
 
-class Plain:
-    "One line of `name value` pairs a row, for logs and pipes. There are no bars and no curves."
+class PlainDisplay:
+    "Prints each row as one line of `name value` pairs, for logs and pipes. Shows no bars and no curves."
     seconds_between_updates = float('inf')
-    def bar(self, label: str, done: int, total: int | None, comment: str) -> None: "Nothing to show between rows."
-    def end_bar(self) -> None: "Nothing to take away."
+    def bar(self, label: str, done: int, total: int | None, comment: str) -> None: "No bar in a log."
+    def end_bar(self) -> None: "No bar in a log."
     def text(self, line: str) -> None: print(line, flush=True)
     def row(self, d: dict[str, str]) -> None: self.text('  '.join(f'{k} {v}' for k, v in d.items()))
-    def curves(self, curves: Curves, labels: Sequence[str]) -> None: "A log has no picture."
-    def close(self) -> None: "Nothing to end."
+    def curves(self, curves: Curves, labels: Sequence[str]) -> None: "No picture in a log."
+    def close(self) -> None: "Nothing to clean up."
 
 
-class Terminal(Plain):
-    "A bar on the last line, above it a table whose rows stay. Rows are cut, never wrapped, at the terminal's width."
+# From long to short. The first layout that leaves 6 columns for the bar is used.
+_BARS = ('{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}] ',
+         '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] ',
+         '{desc} |{bar}| {n_fmt}/{total_fmt} ',
+         '{desc} {n_fmt}/{total_fmt} ')
+_COUNTS = ('{desc} {n_fmt} [{elapsed}, {rate_fmt}] ', '{desc} {n_fmt} ')  # where the total is unknown
+
+
+class TerminalDisplay(PlainDisplay):
+    "Shows a bar on the last line, and above it a table that stays. Lines are cut at the terminal's width, not wrapped."
     seconds_between_updates = 0.1
     def __init__(self, file: TextIO | None = None) -> None:
         self.file, self.tqdm, self.widths = file or sys.stdout, None, None
 
     def bar(self, label: str, done: int, total: int | None, comment: str) -> None:
-        "Show or move the bar: `done` of `total` batches, None where the total is not known."
+        "Show or update the bar: `done` of `total` batches; `total` is None if unknown."
         from tqdm import tqdm
+        from tqdm.utils import disp_len
         if self.tqdm is None:
-            self.tqdm = tqdm(desc=label, total=total, leave=False, dynamic_ncols=True, file=self.file, unit='batch')
+            colour = {'colour': None} if os.environ.get('NO_COLOR') else {}  # TQDM_COLOUR may have set one
+            self.tqdm = tqdm(desc=label, total=total, file=self.file, leave=False, unit='batch', bar_format=' ',
+                             **colour)
         self.tqdm.n = done
-        self.tqdm.set_postfix_str(comment, refresh=False)
+        comment = comment.replace('{', '{{').replace('}', '}}')
+        for layout in _BARS if total else _COUNTS:
+            self.tqdm.bar_format, self.tqdm.ncols = layout.replace('{bar}', '{bar:6}') + comment, None
+            if disp_len(str(self.tqdm)) <= _columns(): break
+        self.tqdm.bar_format, self.tqdm.ncols = layout + comment, _columns()
         self.tqdm.refresh()
 
     def end_bar(self) -> None:
-        "Take the bar away."
+        "Remove the bar."
         if self.tqdm is not None: self.tqdm.close()
         self.tqdm = None
 
     def text(self, line: str) -> None:
-        "Print a line above the bar."
+        "Print a line in place of the bar; the next bar appears below it."
         self.end_bar()
-        print(line[:shutil.get_terminal_size().columns - 1], file=self.file, flush=True)
+        print(line[:_columns()], file=self.file, flush=True)
 
     def row(self, d: dict[str, str]) -> None:
-        "Print a table row; the first one, and one with other columns, under a header."
+        "Print a table row. The first row, and any row with different columns, gets a header."
         if self.widths is None or list(self.widths) != list(d):
-            self.widths = {k: max(len(k), len(str(v)), 5) for k, v in d.items()}
-            self.text(self._aligned(d.keys()))
-        self.text(self._aligned(d.values()))
-
-    def _aligned(self, cells: Iterable) -> str:
-        return '  '.join(f'{c!s:>{w}}' for c, w in zip(cells, self.widths.values(), strict=True))
+            self.widths = _widths([d])
+            self.text(_aligned(d.keys(), self.widths))
+        self.text(_aligned(d.values(), self.widths))
 
     def close(self) -> None:
-        "Leave the terminal clean, with the table in place."
+        "Remove the bar and leave the table."
         self.end_bar()
 
 
-class Notebook(Plain):
-    "One output with a table and, while it runs, a bar below it; a second with the live curves."
+def _columns() -> int: return shutil.get_terminal_size().columns - 1
+
+
+def _widths(rows: list[dict[str, str]]) -> dict[str, int]:
+    return {k: max(5, len(k), *(len(str(d[k])) for d in rows)) for k in rows[0]}
+
+
+def _aligned(cells: Iterable, widths: dict[str, int]) -> str:
+    return '  '.join(f'{c!s:>{w}}' for c, w in zip(cells, widths.values(), strict=True))
+
+
+class NotebookDisplay(PlainDisplay):
+    "Shows a table and, while it runs, a bar below it, in one output; the live curves are a second output."
     seconds_between_updates = 0.25
     def __init__(self) -> None: self.blocks, self.status, self.shown, self.figure = [], '', None, None
 
     def bar(self, label: str, done: int, total: int | None, comment: str) -> None:
-        "Show or move the bar: `done` of `total` batches, None where the total is not known."
+        "Show or update the bar: `done` of `total` batches; `total` is None if unknown."
         gauge = f'<progress value="{done}" max="{total}" style="width:20em"></progress>' if total else ''
         of = f' of {total}' if total else ''
         self.status = f'<div>{html.escape(label)} {gauge} {done}{of} {html.escape(comment)}</div>'
         self._show()
 
     def end_bar(self) -> None:
-        "Take the bar away; the next thing shown is without it."
+        "Remove the bar. This becomes visible when something else is shown."
         self.status = ''
 
     def text(self, line: str) -> None:
@@ -97,7 +116,7 @@ class Notebook(Plain):
         self._show()
 
     def row(self, d: dict[str, str]) -> None:
-        "Show a table row; the first one, and one with other columns, under a header."
+        "Show a table row. The first row, and any row with different columns, gets a header."
         if not self.blocks or isinstance(self.blocks[-1], str) or list(self.blocks[-1][0]) != list(d):
             self.blocks.append([])
         self.blocks[-1].append(d)
@@ -105,41 +124,40 @@ class Notebook(Plain):
 
     def _show(self) -> None:
         from IPython.display import display
-        data = {'text/html': '\n'.join(map(_block_html, self.blocks)) + self.status,
-                'text/plain': '\n'.join(map(_block_text, self.blocks))}
+        data = {'text/html': '\n'.join(map(_as_html, self.blocks)) + self.status,
+                'text/plain': '\n'.join(map(_as_text, self.blocks))}
         if self.shown: self.shown.update(data, raw=True)
         else: self.shown = display(data, raw=True, display_id=True)
 
     def curves(self, curves: Curves, labels: Sequence[str]) -> None:
-        "Draw the curves in place of those drawn before."
+        "Draw the curves in place of the previous ones."
         from IPython.display import Image, display
         image = Image(draw_curves(curves, labels))
         if self.figure: self.figure.update(image)
         else: self.figure = display(image, display_id=True)
 
     def close(self) -> None:
-        "Take the bar away and leave the table."
+        "Remove the bar and leave the table."
         self.end_bar()
         if self.shown: self._show()
 
 
-def _block_html(block: str | list[dict]) -> str:
+def _as_html(block: str | list[dict]) -> str:
+    "A line of text, or the rows of a table."
     if isinstance(block, str): return f'<p>{html.escape(block)}</p>'
-    rows = [_cells('th', block[0]), *(_cells('td', d.values()) for d in block)]
-    return '<table>\n' + '\n'.join(f'<tr>{r}</tr>' for r in rows) + '\n</table>'
+    rows = [('th', block[0].keys()), *(('td', d.values()) for d in block)]
+    cells = [' '.join(f'<{tag}>{html.escape(str(v))}</{tag}>' for v in values) for tag, values in rows]
+    return '<table>\n' + '\n'.join(f'<tr>{c}</tr>' for c in cells) + '\n</table>'
 
 
-def _cells(tag: str, values: Iterable) -> str: return ' '.join(f'<{tag}>{html.escape(str(v))}</{tag}>' for v in values)
-
-
-def _block_text(block: str | list[dict]) -> str:
+def _as_text(block: str | list[dict]) -> str:
+    "A line of text, or the rows of a table."
     if isinstance(block, str): return block
-    rows = [list(block[0]), *(list(d.values()) for d in block)]
-    return '\n'.join('  '.join(f'{c!s:>9}' for c in r) for r in rows)
+    return '\n'.join(_aligned(cells, _widths(block)) for cells in (block[0].keys(), *(d.values() for d in block)))
 
 
 def draw_curves(curves: Curves, labels: Sequence[str], most_points: int = 2000) -> bytes:
-    "A PNG of the `curves`, pairs of xs and ys, in its own figure: pyplot's current one is left alone."
+    "A PNG of the `curves`, pairs of xs and ys, thinned to about `most_points` each. pyplot's figures are not touched."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 3.5), layout='constrained')
     ax = fig.add_subplot(xlabel='batch', ylabel='loss')
@@ -150,5 +168,3 @@ def draw_curves(curves: Curves, labels: Sequence[str], most_points: int = 2000) 
     buffer = io.BytesIO()
     fig.savefig(buffer, format='png', dpi=80)
     return buffer.getvalue()
-
-
