@@ -1,4 +1,4 @@
-"Small things to train, and callbacks that watch: what the tests of the loop and its callbacks share."
+"Small models, data and callbacks that the tests share."
 from types import MethodType
 
 import torch
@@ -26,13 +26,44 @@ def learner(cbs=None, cls=TrainLearner, model=None, dls=None, loss_func=F.cross_
     return cls(model or mlp(), loaders() if dls is None else dls, loss_func, lr=lr, cbs=cbs, **kwargs)
 
 
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(4, 3)
+
+    def forward(self, a, b): return self.lin(a + b)
+
+
+def two_inputs(): return DataLoaders(*[[(x, x.flip(0), y) for x, y in batches(n)] for n in (3, 1)])
+
+
 def weights(learn): return {k: v.clone() for k, v in learn.model.state_dict().items()}
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def hooks_on(model): return sum(len(m._forward_hooks) for m in model.modules())
 
 
+def everything(learn):
+    "What a dry run must not change: weights, buffers, gradients, modes, and the optimizer's hyperparameters and state."
+    grads = [None if p.grad is None else p.grad.clone() for p in learn.model.parameters()]
+    opt = learn.opt.state_dict() if learn.opt else None
+    return weights(learn), grads, [m.training for m in learn.model.modules()], opt
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple): return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def copied(x):
+    if isinstance(x, torch.Tensor): return x.clone()
+    if isinstance(x, dict): return {k: copied(v) for k, v in x.items()}
+    return type(x)(map(copied, x)) if isinstance(x, list | tuple) else x
+
+
 class Heard:
-    "A callback, of no base class, that writes down what it hears, and calls `act[event]` where there is one."
+    "A callback without a base class. It logs the events that it hears, and calls `act[event]` if there is one."
     def __init__(self, act=None, order=0, log=None, events=None):
         self.log, self.act, self.order = [] if log is None else log, act or {}, order
         for e in events or AROUND + WITHIN: setattr(self, e, MethodType(_hearing(e), self))
@@ -46,7 +77,7 @@ def _hearing(event):
 
 
 class OffCPU(torch.Tensor):
-    "A tensor that says it is not on the CPU: an accelerator for machines without one."
+    "A tensor that claims not to be on the CPU: an accelerator for machines without one."
     is_cpu = False
 
 

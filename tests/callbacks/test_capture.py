@@ -6,8 +6,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from test_restore import copied, equal, everything
-from test_train import TwoInputs, two_inputs
 from torch import nn
 
 from miniai.augment import CapturePreds
@@ -15,7 +13,7 @@ from miniai.datasets import DataLoaders
 from miniai.init import BatchTransformCB
 from miniai.learner import DeviceCB, Learner, MetricsCB, ProgressCB, SingleBatchCB, TrainCB
 from miniai.sgd import BatchSchedCB
-from small import Heard, batches, learner, raising
+from small import Heard, TwoInputs, batches, copied, equal, everything, learner, raising, two_inputs
 
 
 def joined(dl): return tuple(torch.cat(t) for t in zip(*dl, strict=True))

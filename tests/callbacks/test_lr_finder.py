@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_restore import copied, equal, everything
 from torch import nn, optim
 
 from miniai.activations import ActivationStats
@@ -14,7 +13,7 @@ from miniai.callbacks.lr_finder import suggest_lr
 from miniai.datasets import DataLoaders
 from miniai.learner import LRFinderCB, MetricsCB, ProgressCB, lr_find
 from miniai.sgd import BatchSchedCB
-from small import Heard, batches, hooks_on, learner, raising, same, weights
+from small import Heard, batches, copied, equal, everything, hooks_on, learner, raising, same, weights
 
 
 class Losses:

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_train import TwoInputs
 from torch import nn
 
 from miniai.accel import MixedPrecision
@@ -15,7 +14,7 @@ from miniai.callbacks.metrics import accuracy
 from miniai.datasets import DataLoaders
 from miniai.init import BatchTransformCB
 from miniai.learner import CancelBatchException, Learner, MetricsCB, TrainCB, TrainLearner
-from small import Heard, learner, raising, same, weights
+from small import Heard, TwoInputs, learner, raising, same, weights
 
 MIXERS = pytest.mark.parametrize('mixer', [MixUpCB, CutMixCB])
 seeds = st.integers(0, 10**6)

@@ -5,30 +5,10 @@ from torch import nn, optim
 
 from miniai.callbacks.dry_run import as_it_was
 from miniai.learner import MetricsCB, MomentumLearner
-from small import learner, same, weights
+from small import copied, equal, everything, learner, same, weights
 
 
 def net(): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def everything(learn):
-    "All that must stay: weights and buffers, gradients, modes, hyperparameters and state of the optimizer."
-    grads = [None if p.grad is None else p.grad.clone() for p in learn.model.parameters()]
-    opt = learn.opt.state_dict() if learn.opt else None
-    return weights(learn), grads, [m.training for m in learn.model.modules()], opt
-
-
-def equal(a, b):
-    if isinstance(a, torch.Tensor): return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict): return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple): return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-def copied(x):
-    if isinstance(x, torch.Tensor): return x.clone()
-    if isinstance(x, dict): return {k: copied(v) for k, v in x.items()}
-    return type(x)(map(copied, x)) if isinstance(x, list | tuple) else x
 
 
 @pytest.mark.parametrize('own_optimizer', [False, True])

@@ -2,23 +2,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from miniai.callbacks.train import n_inputs
 from miniai.datasets import DataLoaders
 from miniai.learner import CancelFitException, DeviceCB, Learner, MetricsCB, SingleBatchCB, TrainCB
-from small import Heard, batches, learner, raising, same, weights
-
-
-class TwoInputs(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lin = nn.Linear(4, 3)
-
-    def forward(self, a, b): return self.lin(a + b)
-
-
-def two_inputs(): return DataLoaders(*[[(x, x.flip(0), y) for x, y in batches(n)] for n in (3, 1)])
+from small import Heard, TwoInputs, batches, learner, raising, same, two_inputs, weights
 
 
 def test_train_cb_trains_as_train_learner_does():

@@ -2,8 +2,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_restore import copied, equal, everything
-from test_train import TwoInputs, two_inputs
 from torch import nn
 
 from miniai.accel import MixedPrecision
@@ -11,7 +9,7 @@ from miniai.augment import mirror, rand_erase, tta
 from miniai.datasets import DataLoaders
 from miniai.init import BatchTransformCB
 from miniai.learner import Learner, MetricsCB, ProgressCB, TrainCB, TrainLearner
-from small import learner, raising
+from small import TwoInputs, copied, equal, everything, learner, raising, two_inputs
 
 
 def images(*sizes, seed=0):
