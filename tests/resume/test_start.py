@@ -240,7 +240,7 @@ def test_statistics_of_other_modules_are_refused(tmp_path):
     def stats(kind): return ActivationStats(lambda m: isinstance(m, kind))
     with pytest.raises(RuntimeError, match='stopped'):
         run(tmp_path, cbs=[stats(nn.Conv2d), StopCB(0, 2)]).fit(2)
-    says = 'ActivationStats 1 takes back no such records: statistics of 1 modules were saved, and here are 2'
+    says = 'ActivationStats 1 takes back no such records: statistics of 1 modules were saved, but 2 are hooked now'
     with pytest.raises(ResumeError, match=says):
         run(tmp_path, cbs=[stats((nn.Conv2d, nn.Linear))]).fit(2, resume=True)
 

@@ -1,4 +1,4 @@
-"Forward hooks that can be removed: one, many, and for the length of a `with`. Knows torch alone."
+"Forward hooks on modules: one, a list of them, and their removal at the end of a `with` block."
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,23 +10,23 @@ __all__ = ['Hook', 'Hooks']
 
 
 class Hook:
-    "A forward hook on module `m` that calls `f(hook, mod, inp, outp)`; `remove()` takes it off again."
+    "A forward hook on module `m` that calls `f(hook, mod, inp, outp)`. If `f` returns a value, it replaces the output."
     def __init__(self, m: nn.Module, f: Callable[..., Any]) -> None:
-        self.hook = m.register_forward_hook(_as_written(lambda mod, inp, outp: f(self, mod, inp, outp)))
+        def call(mod: nn.Module, inp: Any, outp: Any) -> Any: return f(self, mod, inp, outp)
+        # A compiled model would recompile whenever a hook appends to a list, so hooks run uncompiled.
+        if 'torch._dynamo' in sys.modules: call = torch.compiler.disable(call)
+        self.module_type, self.hook = type(m).__name__, m.register_forward_hook(call)
 
     def remove(self) -> None:
-        "Take the hook off its module; a second call does nothing."
+        "Remove the hook from its module. A second call does nothing."
         self.hook.remove()
 
-
-def _as_written(f: Callable) -> Callable:
-    "`f`, run as it is in compiled models too: what grows a list, compiled, would be compiled anew at every call."
-    return torch.compiler.disable(f) if 'torch._dynamo' in sys.modules else f
+    def __repr__(self) -> str: return f'<Hook on {self.module_type}>'
 
 
 class Hooks(list):
-    """A `Hook` on each of the modules `ms`. As a context manager it removes them on leaving;
-    a deleted item is removed too."""
+    """A list with one `Hook` on each module of `ms`. As a context manager, it removes them on exit. Deleting an item
+    removes that hook too."""
     def __init__(self, ms: Iterable[nn.Module], f: Callable[..., Any]) -> None:
         super().__init__([Hook(m, f) for m in ms])
 
@@ -38,5 +38,5 @@ class Hooks(list):
         super().__delitem__(i)
 
     def remove(self) -> None:
-        "Take every hook off its module; the hooks stay in the list, with what they recorded."
+        "Remove every hook from its module. The hooks stay in the list with what they recorded."
         for h in self: h.remove()
