@@ -1,4 +1,4 @@
-"The model as a table, against counts made otherwise."
+"The model summary, compared with independent counts."
 import pytest
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ def summed(model, x=None, loss=lambda p, y: p.mean()):
     return learner(model=model, dls=DataLoaders([b], [b]), loss_func=loss).summary()
 
 
-def test_a_row_a_child_with_shapes_and_parameters():
+def test_each_child_has_a_row_with_shapes_and_parameters():
     s = summed(convnet())
     assert [(r.module, r.input, r.output, r.params) for r in s.rows] == [
         ('Sequential', (5, 1, 8, 8), (5, 8, 4, 4), 8*9 + 8), ('Conv2d', (5, 8, 4, 4), (5, 16, 2, 2), 8*16*9),
@@ -33,14 +33,14 @@ def test_totals_are_those_of_the_model():
     assert s.mflops == pytest.approx(sum(r.mflops for r in s.rows))
 
 
-def test_multiply_adds_are_those_that_torch_counts_biases_apart():
+def test_multiply_adds_equal_torchs_count_plus_the_biases():
     model = convnet()
     with FlopCounterMode(display=False) as counter: model(torch.randn(1, 1, 8, 8))
     biases = 8 + 3
     assert summed(model).mflops*1e6 == pytest.approx(counter.get_total_flops()/2 + biases)
 
 
-def test_a_module_used_twice_counts_twice_in_work_and_once_in_parameters():
+def test_a_module_used_twice_counts_twice_in_multiply_adds_and_once_in_parameters():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -52,7 +52,7 @@ def test_a_module_used_twice_counts_twice_in_work_and_once_in_parameters():
     assert (s.params, s.mflops*1e6) == (16, pytest.approx(32))
 
 
-def test_a_model_without_children_is_a_row_itself():
+def test_a_model_without_children_is_one_row():
     s = summed(nn.Linear(4, 3), torch.randn(5, 4))
     assert [(r.module, r.params) for r in s.rows] == [('Linear', 15)]
 
@@ -97,13 +97,10 @@ def test_the_table_prints_in_aligned_columns_and_as_markdown():
     assert markdown[3] == '|Total|||1,234,567|0.2|'
 
 
-def test_no_hook_stays():
+@pytest.mark.parametrize('fails', [False, True])
+def test_all_hooks_are_removed_even_if_the_model_fails(fails):
     model = convnet()
-    summed(model)
-    assert hooks_on(model) == 0
-
-
-def test_no_hook_stays_when_the_model_fails():
-    model = nn.Sequential(nn.Linear(3, 3))
-    with pytest.raises(RuntimeError, match='shapes cannot be multiplied'): summed(model, torch.randn(5, 4))
+    if fails:
+        with pytest.raises(RuntimeError, match='to have 1 channels'): summed(model, torch.randn(5, 2, 8, 8))
+    else: summed(model)
     assert hooks_on(model) == 0
