@@ -1,10 +1,10 @@
-"""What statistics of activations cost: a training step of the notebook's model without, with ours, and with torch's.
+"""The cost of activation statistics: a training step of the notebook's model without them, with ours, with torch's.
 
     python bench/activation_stats.py [--rounds N] [--batch N] [--threads N]
 
-Every round takes a step of each kind, in turn, on the same batch: plain; with our hooks on each activation (mean,
-deviation and histogram in one pass); with hooks that call mean, std and histc, as one writes it first. A figure is the
-median over rounds of a step's time less the plain one's in the same round.
+Each round takes one step of each kind on the same batch: without hooks; with our hooks on every activation function
+(mean, deviation and histogram in one pass); with hooks that call mean, std and histc. The extra time is the median over
+rounds of the difference to the step without hooks in the same round.
 """
 import argparse
 import statistics
@@ -22,7 +22,7 @@ from miniai.models.layers import act_gr
 from miniai.optim import AdamW
 
 
-def torchs_stats(hook, mod, inp, outp):
+def append_torch_stats(hook, mod, inp, outp):
     if not hasattr(hook, 'stats'): hook.stats = ([], [], [])
     acts = outp.detach()
     for stat, value in zip(hook.stats, (acts.mean(), acts.std(), acts.abs().histc(40, 0, 10)), strict=True):
@@ -47,11 +47,11 @@ def main():
     ap.add_argument('--batch', type=int, default=1024)
     ap.add_argument('--threads', type=int, nargs='+', default=[1, 2])
     args = ap.parse_args()
-    table = ['| threads | step | ms | over the plain step, ms | in percent |', '|--:|--|--:|--:|--:|']
+    table = ['| threads | step | ms | extra ms | extra % |', '|--:|--|--:|--:|--:|']
     for threads in args.threads:
         torch.set_num_threads(threads)
         batch = torch.randn(args.batch, 1, 28, 28), torch.randint(10, (args.batch,))
-        steps = dict(plain=stepper(batch), ours=stepper(batch, append_stats), torchs=stepper(batch, torchs_stats))
+        steps = dict(plain=stepper(batch), ours=stepper(batch, append_stats), torch=stepper(batch, append_torch_stats))
         times = {nm: [] for nm in steps}
         for r in range(args.rounds + 3):
             for nm, step in steps.items():
@@ -59,12 +59,12 @@ def main():
                 step()
                 if r >= 3: times[nm].append(time.perf_counter() - started)
         plain = statistics.median(times['plain'])
-        over = {nm: statistics.median(t - p for t, p in zip(times[nm], times['plain'], strict=True)) for nm in steps}
-        names = dict(plain='without statistics', ours="with ActivationStats' hooks", torchs='with mean, std and histc')
+        extra = {nm: statistics.median(t - p for t, p in zip(times[nm], times['plain'], strict=True)) for nm in steps}
+        names = dict(plain='without statistics', ours="with ActivationStats' hooks", torch='with mean, std and histc')
         for nm in steps:
-            table.append(f'| {threads} | {names[nm]} | {statistics.median(times[nm])*1e3:.1f} | {over[nm]*1e3:.2f} | '
-                         f'{over[nm]/plain:.1%} |')
-        table.append(f'| {threads} | ours over torch\'s | | {over["ours"]/over["torchs"]:.2f} | |')
+            table.append(f'| {threads} | {names[nm]} | {statistics.median(times[nm])*1e3:.1f} | {extra[nm]*1e3:.2f} | '
+                         f'{extra[nm]/plain:.1%} |')
+        table.append(f'| {threads} | ratio, ours to torch | | {extra["ours"]/extra["torch"]:.2f} | |')
     record('activation_stats', '\n'.join(table), runs=f'{args.rounds} rounds, batches of {args.batch}, medians')
 
 

@@ -1,4 +1,4 @@
-"""Make the pictures: train on the embedded sample and keep what the run drew; augment a few of its images.
+"""Make the pictures in docs/: the curves of a training run on the sample, and examples of each augmentation.
 
     python docs/make_pictures.py
 """
@@ -33,18 +33,18 @@ def mixed(x, cb):
 
 
 def augmentations():
-    "A row an augmentation: the same eight images, as it leaves them."
+    "A row per augmentation, with the same eight images in each."
     torch.manual_seed(5)
     random.seed(5)
     x = fashion_mnist(source='sample', quiet=True).x_train[:8, None]/255
-    rows = {'as they are': x, 'mirror': mirror(x), 'rand_flip': rand_flip(x), 'rand_crop': rand_crop(x),
+    rows = {'original': x, 'mirror': mirror(x), 'rand_flip': rand_flip(x), 'rand_crop': rand_crop(x),
             'rand_translate': rand_translate(x, .2), 'rand_erase': rand_erase(x.clone(), .3, 4),
             'rand_copy': rand_copy(x.clone(), .3, 4),
             'MixUpCB': mixed(x, MixUpCB(4.)), 'CutMixCB': mixed(x, CutMixCB())}
     fig, axs = subplots(len(rows), len(x), imsize=.9, layout='constrained')
-    for (name, ims), line in zip(rows.items(), axs, strict=True):
-        for im, ax in zip(ims, line, strict=True): show_image(im, ax, cmap='gray', vmin=0, vmax=1)
-        line[0].text(-.2, .5, name, transform=line[0].transAxes, ha='right', va='center')
+    for (name, ims), row in zip(rows.items(), axs, strict=True):
+        for im, ax in zip(ims, row, strict=True): show_image(im, ax, cmap='gray', vmin=0, vmax=1)
+        row[0].text(-.2, .5, name, transform=row[0].transAxes, ha='right', va='center')
     fig.savefig(HERE/'augment.png', dpi=80)
 
 

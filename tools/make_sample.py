@@ -1,6 +1,6 @@
-"""Make the sample of Fashion-MNIST inside the package: the first 10,000 training and 2,000 test images of the real set.
+"""Make the package's sample of Fashion-MNIST: its first 10,000 training images and first 2,000 test images.
 
-    python tools/make_sample.py FOLDER_OF_THE_FULL_SET
+    python tools/make_sample.py FOLDER   # with the four gzipped files of the full data set
 """
 import gzip
 import struct
@@ -10,7 +10,7 @@ from pathlib import Path
 from miniai.data.fmnist import FILES, read_idx
 
 SAMPLE = Path(__file__).resolve().parent.parent/'src'/'miniai'/'data'/'sample'
-SIZES = dict(train=10_000, valid=2_000)
+N_IMAGES = dict(train=10_000, valid=2_000)
 
 
 def write_idx(path, array):
@@ -20,7 +20,7 @@ def write_idx(path, array):
 
 def main(source):
     for split, names in FILES.items():
-        for name in names: write_idx(SAMPLE/name, read_idx(source/name)[:SIZES[split]])
+        for name in names: write_idx(SAMPLE/name, read_idx(source/name)[:N_IMAGES[split]])
 
 
 if __name__ == '__main__': main(Path(sys.argv[1]))
