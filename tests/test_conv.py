@@ -1,18 +1,15 @@
-"The convolution of the first lessons, and the device names that go with it."
+"The convolution of the first lessons, and the device names that go with it, by the names that notebooks import."
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import miniai.conv
-import miniai.device
 from miniai.conv import conv
+from reexports import check_reexports
 
 
-def test_the_device_names_are_the_library_s_own():
-    for name in ('def_device', 'to_device', 'collate_device'):
-        assert getattr(miniai.conv, name) is getattr(miniai.device, name)
-        assert name in miniai.conv.__all__
+def test_the_device_names_are_those_of_the_library():
+    check_reexports('conv', dict(device='def_device to_device collate_device'), own='conv')
 
 
 @pytest.mark.parametrize(('ks', 'stride'), [(3, 2), (3, 1), (5, 2), (1, 1)])
@@ -34,7 +31,7 @@ def test_conv_halves_the_size_by_default():
     assert conv(1, 4)(torch.rand(2, 1, 7, 7)).shape == (2, 4, 4, 4)
 
 
-def test_seeded_weights_are_those_of_pytorch_s_convolution():
+def test_seeded_weights_are_those_of_pytorchs_convolution():
     torch.manual_seed(1)
     ours = conv(2, 3)[0]
     torch.manual_seed(1)

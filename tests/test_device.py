@@ -1,16 +1,29 @@
-"Where tensors live: nests are walked whole, moved to a device and back."
+"Nests of tensors, moved to a device and back, and scalars that stay there until they are read."
 import runpy
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Mapping
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import default_collate
 
 import miniai.device
-from miniai.device import collate_device, def_device, detached, first_tensor, map_tensors, tensors_in, to_cpu, to_device
+from miniai.device import (
+    DeferredScalars,
+    collate_device,
+    def_device,
+    detached,
+    first_tensor,
+    is_number,
+    map_tensors,
+    tensors_in,
+    to_cpu,
+    to_device,
+    to_scalar,
+)
+from small import off_cpu
 
 Pair = namedtuple('Pair', 'a b')
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -101,7 +114,7 @@ def test_mappings_of_other_kinds_keep_their_kind_where_they_can_be_made_of_a_dic
     assert plain == {'a': torch.ones(1)}
 
 
-class Ordered(list): "A list of one's own."
+class Ordered(list): "A subclass of list."
 
 
 @pytest.mark.parametrize('x', [Ordered([torch.zeros(1), torch.zeros(2)]), torch.zeros(2, 3).max(0)],
@@ -126,3 +139,61 @@ def test_the_default_device_is_cuda_then_mps_then_cpu(monkeypatch, cuda, mps, be
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
     assert runpy.run_path(miniai.device.__file__)['def_device'] == best
+
+
+# Scalars
+
+anything = st.floats(-1e3, 1e3, width=32)
+sources = st.sampled_from(['float', 'cpu', 'off', 'off double'])
+
+
+def as_source(x, source):
+    if source == 'float': return x
+    t = torch.tensor(x, dtype=torch.double if source == 'off double' else torch.float)
+    return off_cpu(t) if source.startswith('off') else t
+
+
+def test_to_scalar_reads_from_the_cpu_and_only_detaches_elsewhere():
+    assert to_scalar(2.5) == 2.5
+    read = to_scalar(torch.tensor(1.5, requires_grad=True))
+    assert (read, type(read)) == (1.5, float)
+    waiting = to_scalar(off_cpu(torch.tensor(1.5, requires_grad=True)*2))
+    assert isinstance(waiting, torch.Tensor)
+    assert not waiting.requires_grad
+
+
+def test_a_number_is_a_python_number_or_a_tensor_of_one_element():
+    for x in (1, 1., torch.ones(()), torch.ones(1, 1)): assert is_number(x)
+    for x in (None, torch.ones(2), torch.ones(0), '1', [1.]): assert not is_number(x)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(anything, sources, st.booleans())))
+def test_scalars_keep_their_values_and_order_from_any_device(xs):
+    r = DeferredScalars()
+    for n, (x, source, look) in enumerate(xs, 1):
+        r.append(as_source(x, source))
+        assert len(r) == n
+        if look: assert r.values[-1] == pytest.approx(x)
+    assert r.values == pytest.approx([x for x, _, _ in xs])
+    assert len(r) == len(xs)
+
+
+def test_values_are_python_floats():
+    r = DeferredScalars()
+    for x in (1., torch.tensor(2.), off_cpu(torch.tensor([3.])), 4., off_cpu(torch.tensor(5.).double())): r.append(x)
+    assert [type(x) for x in r.values] == [float]*5
+
+
+@pytest.mark.parametrize('shape', [(), (1,), (1, 1)])
+def test_one_element_of_any_shape_is_a_scalar_and_is_read_once(shape):
+    r = DeferredScalars()
+    r.append(off_cpu(torch.full(shape, 2.)))
+    r.append(torch.full(shape, 3.))
+    for _ in range(2): assert (r.values, len(r)) == ([2., 3.], 2)
+
+
+def test_a_larger_tensor_is_kept_without_its_graph():
+    r = DeferredScalars([1.])
+    r.append(torch.ones(2, requires_grad=True)*2)
+    assert (r.values[1].tolist(), r.values[1].requires_grad, len(r)) == ([2., 2.], False, 2)

@@ -1,6 +1,8 @@
-"Images mirrored and shifted, each by its own draw: against loops over images, and torch's own padding."
+"Image augmentation, against slow loops over images and pixels, and torch's own padding."
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from miniai.augment import RandCrop, RandFlip, RandTranslate, mirror, rand_crop, rand_flip, rand_translate
+from miniai.images import (
+    RandCopy,
+    RandCrop,
+    RandErase,
+    RandFlip,
+    RandTranslate,
+    mirror,
+    rand_copy,
+    rand_crop,
+    rand_erase,
+    rand_flip,
+    rand_translate,
+)
+from miniai.randomness import set_seed
 
 fewer = settings(max_examples=60)
 sizes = st.tuples(st.integers(0, 5), st.sampled_from([1, 3]), st.integers(1, 13), st.integers(1, 13))
@@ -102,7 +117,7 @@ def test_a_flip_is_that_of_a_slow_loop_over_images(p, size, seed):
     assert all(map(torch.equal, out, slow))
 
 
-def test_a_mirror_image_of_a_mirror_image_is_the_image():
+def test_mirroring_twice_gives_the_image_back():
     x = pictures((2, 3, 4, 5))
     assert mirror(x)[0, 1, 2].tolist() == x[0, 1, 2].tolist()[::-1]
     assert torch.equal(mirror(mirror(x)), x)
@@ -145,20 +160,20 @@ def test_gradients_flow_back_to_the_pixels_they_came_from():
 
 
 @pytest.mark.parametrize(('f', 'says'), [
-    (partial(rand_flip, p=1.5), r'p, the probability of a mirror image, must be in \[0, 1\], got 1.5'),
-    (partial(rand_crop, pad=-1), 'pad must be a whole number, 0 or more, got -1'),
-    (partial(rand_crop, pad=1.5), 'pad must be a whole number, 0 or more, got 1.5'),
+    (partial(rand_flip, p=1.5), r'p \(the probability of a flip\) must be in \[0, 1\], got 1.5'),
+    (partial(rand_crop, pad=-1), 'pad must be an integer of at least 0, got -1'),
+    (partial(rand_crop, pad=1.5), 'pad must be an integer of at least 0, got 1.5'),
     (partial(rand_crop, mode='wrap'), "one of reflect, replicate, constant, got 'wrap'"),
-    (partial(rand_crop, fill=0), "fill is for mode='constant', and mode is 'reflect'"),
-    (partial(rand_crop, pad=4), "images of 4 by 5 were to move by up to 4 and 4 pixels.*mode='replicate'"),
-    (partial(rand_translate, most=2), r"share of the image's sides, must be in \[0, 1\], got 2"),
-    (partial(rand_translate, most=1., mode='reflect'), 'up to 4 and 5 pixels')])
+    (partial(rand_crop, fill=0), "fill needs mode='constant', got mode='reflect'"),
+    (partial(rand_crop, pad=4), "images of 4 by 5 pixels by up to 4 and 4: .*mode='replicate'"),
+    (partial(rand_translate, most=2), r"share of the image's sides\) must be in \[0, 1\], got 2"),
+    (partial(rand_translate, most=1., mode='reflect'), 'up to 4 and 5: ')])
 def test_a_bad_argument_is_an_error_that_says_so(f, says):
     with pytest.raises(ValueError, match=says): f(pictures((2, 1, 4, 5)))
 
 
-@pytest.mark.parametrize('f', [mirror, rand_flip, rand_crop, rand_translate])
-def test_what_is_no_batch_of_images_is_an_error(f):
+@pytest.mark.parametrize('f', [mirror, rand_flip, rand_crop, rand_translate, rand_erase, rand_copy])
+def test_anything_but_a_batch_of_images_is_an_error(f):
     with pytest.raises(ValueError, match=r'must have shape \(N, C, H, W\), got \(28, 28\)'): f(torch.rand(28, 28))
 
 
@@ -171,13 +186,143 @@ def test_the_layers_are_the_functions_and_keep_their_generator(layer, f):
     m = layer(generator=seeded(1))
     assert isinstance(m, nn.Module)
     for _ in range(3): assert torch.equal(m(x), f(x, generator=g))
-    torch.manual_seed(7)
-    out = layer()(x)
-    torch.manual_seed(7)
-    assert torch.equal(out, f(x))
+    assert torch.equal(under_seed(layer(), 7, x), under_seed(f, 7, x))
 
 
-def test_layers_of_no_arguments_are_the_functions_defaults():
+@pytest.mark.parametrize(('layer', 'f'), [(RandFlip, rand_flip), (RandCrop, rand_crop),
+                                          (RandTranslate, rand_translate)])
+def test_layers_and_functions_have_the_same_defaults(layer, f):
     x = pictures((6, 3, 12, 12))
-    for layer, f in ((RandFlip, rand_flip), (RandCrop, rand_crop), (RandTranslate, rand_translate)):
-        assert torch.equal(layer(generator=seeded(3))(x), f(x, generator=seeded(3)))
+    assert torch.equal(layer(generator=seeded(3))(x), f(x, generator=seeded(3)))
+
+
+# Patches
+
+PATCHES = pytest.mark.parametrize('f', [rand_erase, rand_copy])
+patch_sizes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
+
+
+def noise(size): return torch.from_numpy(np.random.default_rng(0).normal(size=size)).float()
+
+
+def under_seed(f, seed, *args):
+    set_seed(seed)
+    return f(*args)
+
+
+@PATCHES
+@given(patch_sizes, st.floats(.05, 1.), st.integers(0, 5), seeds, formats,
+       st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]))
+def test_patches_are_in_place_keep_type_format_and_range_and_repeat_under_a_seed(f, size, pct, n, seed, fmt, dtype):
+    x = noise(size).to(dtype).contiguous(memory_format=fmt)
+    y, strides = x.clone(), x.stride()
+    assert under_seed(f, seed, y, pct, n) is y
+    assert (y.shape, y.dtype, y.stride()) == (x.shape, dtype, strides)
+    assert (y.min() >= x.min(), y.max() <= x.max()) == (True, True)
+    assert torch.equal(under_seed(f, seed, x.clone(), pct, n), y)
+
+
+@PATCHES
+@given(st.floats(.2, .9), seeds)
+def test_one_patch_is_a_rectangle_at_the_same_place_in_every_image(f, pct, seed):
+    x = noise((3, 2, 10, 15))
+    extreme = (x == x.min()) | (x == x.max())       # clamped noise may hit these two again
+    changed = under_seed(f, seed, x.clone(), pct, 1) != x
+    if f is rand_erase: assert ((changed == changed.any(0).any(0)) | extreme).all()
+    changed = changed.any(0).any(0)
+    rows, cols = changed.any(1), changed.any(0)
+    assert torch.equal(changed, rows[:, None] & cols)
+    if changed.any():
+        assert (rows.sum(), cols.sum()) == (int(pct*10), int(pct*15)) or f is rand_copy
+        for line in (rows, cols): assert line.nonzero().diff(dim=0).eq(1).all()
+
+
+def test_rand_copy_moves_a_whole_patch_even_onto_itself():
+    x = torch.arange(100.).reshape(1, 1, 10, 10)
+    moved = 0
+    for seed in range(20):
+        changed = (out := under_seed(rand_copy, seed, x.clone(), .7, 1)) != x
+        moved += bool(changed.any())
+        assert len((out - x)[changed].unique()) <= 1  # every pixel comes from the same distance away
+    assert moved > 5
+
+
+def test_rand_erase_fills_with_noise_of_the_batchs_mean_and_deviation():
+    x = noise((20, 1, 40, 40))*2 + 3
+    out = next(o for s in range(9) if not torch.equal(o := under_seed(rand_erase, s, x.clone(), 1., 1), x))
+    assert (out != x).float().mean() > .99
+    assert out.mean().item() == pytest.approx(x.mean().item(), abs=.1)
+    assert out.std().item() == pytest.approx(x.std().item(), abs=.1)
+
+
+@pytest.mark.parametrize('max_num', [0, 2])
+def test_the_number_of_patches_takes_every_value_from_0_to_max_num(max_num):
+    areas = set()
+    for seed in range(60):
+        x = torch.arange(40.**2).reshape(1, 1, 40, 40)
+        areas.add(-(-(under_seed(rand_erase, seed, x.clone(), .05, max_num) != x).sum().item() // 4))
+    assert areas == set(range(max_num + 1))
+
+
+def drawn_by_hand(f, x, pct, max_num, rand, randn):
+    "What `f` promises: the number of patches, then the top and left of each one; for a copy, the source's first."
+    mean, std, low, high = x.mean(), x.std(), x.min(), x.max()
+    size = [int(pct*n) for n in x.shape[2:]]
+    def span(n, m): return slice(a := int(rand()*(1 - pct)*n), a + m)
+    def patch(): return tuple(map(span, x.shape[2:], size))
+    for _ in range(max_num):
+        if f is rand_copy: source, target = patch(), patch()
+        else: target = patch()
+        new = x[..., *source].clone() if f is rand_copy else (randn(x[..., *target])*std + mean).clamp(low, high)
+        x[..., *target] = new
+    return x
+
+
+@PATCHES
+def test_without_a_generator_numbers_come_from_random_and_noise_from_torch(f):
+    for seed in range(10):
+        set_seed(seed)
+        want = drawn_by_hand(f, noise((2, 3, 12, 15)), .4, random.randint(0, 4), random.random, torch.randn_like)
+        assert torch.equal(under_seed(f, seed, noise((2, 3, 12, 15)), .4), want)
+
+
+@PATCHES
+def test_a_generator_draws_everything_and_the_global_ones_are_not_used(f):
+    states = random.getstate(), torch.get_rng_state()
+    for seed in range(10):
+        rng = seeded(seed)
+        def rand(rng=rng): return torch.rand((), generator=rng).item()
+        want = drawn_by_hand(f, noise((2, 3, 12, 15)), .4, int(rand()*5), rand,
+                             lambda p, rng=rng: torch.randn(p.shape, generator=rng))
+        assert torch.equal(f(noise((2, 3, 12, 15)), .4, generator=seeded(seed)), want)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
+@PATCHES
+def test_a_single_pixel_stays_and_so_does_an_empty_batch(f):
+    for seed in range(5): assert under_seed(f, seed, torch.full((1, 1, 1, 1), 3.), 1., 3).item() == 3.
+    assert f(torch.zeros(0, 1, 5, 5)).shape == (0, 1, 5, 5)
+
+
+@PATCHES
+def test_a_bad_share_is_an_error(f):
+    for pct in (0, -.1, 1.5):
+        said = rf"share of the image's\) must be in \(0, 1\], got {pct}"
+        with pytest.raises(ValueError, match=said): f(noise((1, 1, 4, 4)), pct)
+
+
+def test_rand_copy_accepts_bytes_and_rand_erase_says_what_to_do_with_them():
+    x = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    assert under_seed(rand_copy, 1, x.clone(), .5).dtype == torch.uint8
+    said = r'needs a batch of floats, got torch\.uint8: use x\.float\(\)'
+    with pytest.raises(TypeError, match=said): rand_erase(x)
+
+
+@pytest.mark.parametrize(('layer', 'f'), [(RandErase, rand_erase), (RandCopy, rand_copy)])
+def test_the_layers_of_patches_are_the_functions(layer, f):
+    x, m = noise((2, 3, 12, 12)), layer(.3, 5)
+    assert isinstance(m, nn.Module)
+    for seed in range(5): assert torch.equal(under_seed(m, seed, x.clone()), under_seed(f, seed, x.clone(), .3, 5))
+    assert (layer().pct, layer().max_num) == (.2, 4)
+    assert torch.equal(layer(generator=seeded(1))(x.clone()), f(x.clone(), generator=seeded(1)))

@@ -1,25 +1,48 @@
-"Random states put back give the numbers that came after them, whichever generator they are of."
+"Seeds, and random states: restored, they give the numbers that came after them."
 import random
-import weakref
-from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
 
-from miniai.augment import RandCrop, RandFlip
 from miniai.checkpoint import load, save
-from miniai.randomness import describe_states, random_states, same_states, set_random_states
-from miniai.resume.generators import generators_of, is_generator, kind_of, set_state_of, state_of
+from miniai.randomness import describe_states, random_states, same_states, set_random_states, set_seed
 
 
 def draws():
     return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)], random.gauss(0, 1)
 
 
-def test_states_put_back_repeat_every_global_generator():
+@given(st.integers(-2**31, 2**40))
+def test_set_seed_repeats_torch_numpy_and_random(seed):
+    set_seed(seed)
+    first = draws()
+    assert all(a != b for a, b in zip(first, draws(), strict=True))
+    set_seed(seed)
+    assert draws() == first
+
+
+def test_set_seed_is_the_own_seed_of_torch_numpy_and_random():
+    set_seed(42)
+    ours = draws()
+    torch.manual_seed(42)
+    np.random.seed(42)
+    random.seed(42)
+    assert draws() == ours
+
+
+def test_set_seed_switches_deterministic_algorithms_on_and_off():
+    try:
+        set_seed(1, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+        set_seed(1)
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally: torch.use_deterministic_algorithms(False)
+
+
+def test_restored_states_repeat_every_global_generator():
     random.gauss(0, 1)  # leaves a second number behind
     states = random_states()
     first = draws()
@@ -41,7 +64,7 @@ def numpys_own():
 
 
 @pytest.mark.parametrize('kind', [np.random.PCG64, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM])
-def test_numpys_other_generators_are_put_back_too_from_a_file_as_well(kind, numpys_own, tmp_path):
+def test_numpys_other_generators_are_restored_too_also_from_a_file(kind, numpys_own, tmp_path):
     before = random_states()
     np.random.set_bit_generator(kind(3))
     np.random.randn()
@@ -61,11 +84,9 @@ def test_states_are_the_same_until_a_number_is_drawn():
         assert not same_states(before, random_states())
 
 
-# Apple's GPU
-
 @pytest.fixture
 def mps(monkeypatch):
-    "A machine with an MPS device, whose generator is a number counted up."
+    "A machine with an MPS device; the state of its generator is one number."
     there = [torch.tensor([5], dtype=torch.uint8)]
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     monkeypatch.setattr(torch.mps, 'get_rng_state', lambda: there[0].clone())
@@ -73,7 +94,7 @@ def mps(monkeypatch):
     return there
 
 
-def test_the_generator_of_mps_is_put_back_and_told_apart(mps, monkeypatch):
+def test_the_generator_of_mps_is_restored_and_checked(mps, monkeypatch):
     states = random_states()
     mps[0] = mps[0] + 1
     assert not same_states(states, random_states())
@@ -83,129 +104,3 @@ def test_the_generator_of_mps_is_put_back_and_told_apart(mps, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
     assert describe_states(random_states())['MPS generators'] == 0
     with pytest.raises(ValueError, match='random states: MPS generators was 1 and is 0 here'): set_random_states(states)
-
-
-def test_states_that_know_no_mps_are_put_back_where_there_is_none_and_refused_where_there_is_one(mps, monkeypatch):
-    old = {k: x for k, x in random_states().items() if k != 'mps'}
-    with pytest.raises(ValueError, match='random states: MPS generators was 0 and is 1 here'): set_random_states(old)
-    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
-    first = draws()
-    set_random_states(old)
-    assert draws() == first
-
-
-# Generators that objects hold
-
-def found(o, **kwargs): return dict(generators_of(o, **kwargs))
-
-
-def test_generators_are_found_once_in_attributes_modules_lists_and_dicts():
-    g, h, k, m = (torch.Generator() for _ in range(4))
-    o = type('O', (), {})()
-    o.own, o.number, o.layers = g, 3, nn.Sequential(RandCrop(1, generator=h), nn.Sequential(RandFlip(generator=k)))
-    o.many, o.by_name = [RandFlip(generator=g), 'text', (RandFlip(generator=m),)], dict(again=h, itself=o)
-    assert found(o) == {'own': g, 'by_name.again': h, 'many.2.0.generator': m, 'layers.1.0.generator': k}
-    assert list(generators_of(3)) == list(generators_of(None)) == []
-
-
-KINDS = dict(torch=lambda: torch.Generator().manual_seed(3), python=lambda: random.Random(3),
-             legacy=lambda: np.random.RandomState(3), odd=lambda: np.random.RandomState(np.random.PCG64(3)))
-KINDS |= {kind.__name__: lambda kind=kind: np.random.Generator(kind(3)) for kind in (
-    np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64, np.random.PCG64DXSM)}
-
-
-def drawn(g):
-    "A few numbers: floats, normal ones in pairs, small integers that share a word."
-    if isinstance(g, torch.Generator): return [torch.rand(3, generator=g).tolist(), torch.randn(1, generator=g).item()]
-    if isinstance(g, random.Random): return [g.random(), g.gauss(0, 1), g.randrange(9)]
-    if isinstance(g, np.random.RandomState): return [g.rand(), g.randn(), g.randint(9)]
-    return [g.random(), g.standard_normal(), g.integers(9, dtype=np.int32)]
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_every_kind_is_found_and_put_back_from_a_file_too(kind, tmp_path):
-    g, o = KINDS[kind](), type('O', (), {})()
-    o.g = g
-    assert found(o) == dict(g=g)
-    drawn(g)
-    save(tmp_path/'a', state_of(g))
-    first = drawn(g), drawn(g)
-    other = KINDS[kind]()
-    set_state_of(other, load(tmp_path/'a'))
-    assert (drawn(other), drawn(other)) == first
-    before = state_of(g)
-    assert same_states(before, state_of(g))
-    drawn(g)
-    assert not same_states(before, state_of(g))
-
-
-def test_no_two_kinds_have_one_name_and_none_takes_the_state_of_another():
-    all_kinds = [make() for make in KINDS.values()]
-    assert len({kind_of(g) for g in all_kinds}) == len(KINDS)
-    for g, h in pairwise(all_kinds):
-        with pytest.raises(ValueError, match=f'the state of a {kind_of(g)} was given to a {kind_of(h)}'):
-            set_state_of(h, state_of(g))
-
-
-def test_what_has_no_state_is_no_generator_and_the_global_ones_are_no_ones():
-    o = type('O', (), {})()
-    o.a, o.b, o.c = random.SystemRandom(), torch.default_generator, np.random.mtrand._rand
-    assert not is_generator(o.a)
-    assert list(generators_of(o)) == []
-
-
-def test_a_weak_reference_whose_object_is_gone_holds_nothing():
-    o, gone = type('O', (), {})(), nn.Linear(1, 1)
-    o.gone, o.g = weakref.proxy(gone), torch.Generator()
-    del gone
-    assert found(o) == dict(g=o.g)
-
-
-def test_what_is_left_out_is_not_looked_into():
-    o, p = type('O', (), {})(), type('P', (), {})()
-    o.p, o.mine, p.theirs = p, torch.Generator(), torch.Generator()
-    assert found(o, objects=True) == {'mine': o.mine, 'p.theirs': p.theirs}
-    assert found(o, objects=True, without=[p]) == {'mine': o.mine}
-
-
-G, CROP = torch.Generator(), RandCrop(1, generator=torch.Generator())
-
-
-class Held:
-    def __init__(self, rng): self.rng = rng
-    def moved(self, b): return b
-
-
-class Called(Held):
-    def __call__(self, b): return b
-
-
-def test_generators_are_found_in_what_functions_were_given():
-    g = [random.Random(i) for i in range(6)]
-    late = lambda b: later  # noqa: E731, F821
-    def make():
-        def f(b, *, by_name=g[1]): return g[0], never
-        return f
-        never = 1
-    o = type('O', (), {})()
-    o.tfms = [make(), partial(print, g[2], end=g[3]), Held(g[4]).moved, Called(g[5]), late]
-    assert {id(x) for x in found(o).values()} == {id(x) for x in g}
-    o.tfms = [lambda b: [(CROP(x), G) for x in b]]
-    assert {id(x) for x in found(o).values()} == {id(G), id(CROP.generator)}
-
-
-def test_objects_of_other_kinds_are_looked_into_where_asked_alone():
-    inner, o = Held(random.Random(1)), type('O', (), {})()
-    o.dataset, o.here = Held([Held(inner)]), Held(inner)
-    assert found(o) == {}
-    assert found(o, objects=True) == {'here.rng.rng': inner.rng}
-
-
-def test_of_long_lists_the_first_hundred_items_are_looked_into_and_of_all_things_the_nearest_ten_thousand():
-    near = rng = random.Random(1)
-    assert found(dict(wide=[*range(99), rng])) == {'wide.99': rng}
-    assert found(dict(wide=[*range(100), rng])) == {}
-    for _ in range(9000): near = [near]
-    assert list(found(near).values()) == [rng]
-    for _ in range(2000): near = [near]
-    assert found(near) == {}

@@ -1,4 +1,4 @@
-"Precision, Accelerate, memory layout, compilation, accumulation, by the names that notebooks import."
+"Mixed precision, Accelerate, memory layout, compilation and accumulation, by the names that notebooks import."
 from miniai.callbacks.accelerate import AccelerateCB as AccelerateCB
 from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
 from miniai.callbacks.compile import CompileCB as CompileCB

@@ -1,4 +1,4 @@
-"Looking at activations: seeds, hooks and their statistics, by the names that user code imports."
+"Seeds, hooks and activation statistics, by the names that notebooks import."
 from miniai.diagnosis.activations import ActivationStats as ActivationStats
 from miniai.diagnosis.activations import HooksCallback as HooksCallback
 from miniai.diagnosis.activations import append_stats as append_stats

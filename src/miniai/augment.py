@@ -1,4 +1,4 @@
-"Augmentation by the batch, and ways to look at data, model and predictions, by the names that notebooks import."
+"Augmentation, and looks at data, model and predictions, by the names that notebooks import."
 from miniai.callbacks.capture import CapturePreds as CapturePreds
 from miniai.callbacks.capture import capture_preds as capture_preds
 from miniai.callbacks.capture import show_image_batch as show_image_batch

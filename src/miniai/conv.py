@@ -1,4 +1,4 @@
-"A convolution with an optional ReLU, and the default device: what convolution lessons use."
+"The convolution of the first lessons and the default device, by the names that notebooks import."
 from torch import nn
 
 from miniai.device import collate_device as collate_device

@@ -1,4 +1,4 @@
-"Data and pictures, by the names that user code imports."
+"Data loaders and pictures of images, by the names that notebooks import."
 from miniai.data.loaders import DataLoaders as DataLoaders
 from miniai.data.loaders import collate_dict as collate_dict
 from miniai.data.loaders import inplace as inplace

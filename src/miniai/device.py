@@ -1,4 +1,4 @@
-"Where tensors live: the default device, and moving nested batches to it and back. Knows torch alone."
+"Devices: the default one, moving nested batches to it and back, and scalars that stay there until they are read."
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -7,33 +7,27 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 __all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'detached', 'to_cpu',
-           'collate_device', 'DeferredScalars', 'to_scalar', 'is_number']
+           'collate_device', 'is_number', 'to_scalar', 'DeferredScalars']
+
+def_device: str = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available(): return 'cuda'
-    return 'mps' if torch.backends.mps.is_available() else 'cpu'
-
-
-def_device: str = _best_device()
-
+# Nests: tensors inside tuples, lists and mappings
 
 def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
-    "`x` with `f` applied to every tensor inside its tuples, lists and mappings; all else stays as it is."
+    "A copy of the nest `x` with `f` applied to every tensor. Anything else in it stays the same object."
     if isinstance(x, Tensor): return f(x)
     if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(map_tensors(f, o) for o in x))
     if isinstance(x, (tuple, list)): return type(x)([map_tensors(f, o) for o in x])
-    return _rebuilt_mapping(x, {k: map_tensors(f, v) for k, v in x.items()}) if isinstance(x, Mapping) else x
-
-
-def _rebuilt_mapping(old: Mapping, new: dict) -> Mapping:
-    if type(old) is dict: return new
-    try: return type(old)(new)
-    except TypeError: return new
+    if not isinstance(x, Mapping): return x
+    new = {k: map_tensors(f, v) for k, v in x.items()}
+    if type(x) is dict: return new
+    try: return type(x)(new)
+    except TypeError: return new  # a class that cannot be made from a dict, such as defaultdict
 
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
-    "Every tensor inside `x`, depth first, in order."
+    "Every tensor in the nest `x`, depth first, in order."
     if isinstance(x, Tensor): yield x
     elif isinstance(x, Mapping): yield from tensors_in(tuple(x.values()))
     elif isinstance(x, tuple | list):
@@ -41,20 +35,27 @@ def tensors_in(x: Any) -> Iterator[Tensor]:
 
 
 def first_tensor(x: Any) -> Tensor | None:
-    "The first tensor inside `x`, however deep; None where there is none."
+    "The first tensor in the nest `x`; None if there is none."
     if isinstance(x, Tensor): return x
     if isinstance(x, tuple | list) and x and isinstance(x[0], Tensor): return x[0]
     return next(tensors_in(x), None)
 
 
+# Moving
+
 def to_device(x: Any, device: str | torch.device = def_device) -> Any:
-    "`x` with every tensor inside tuples, lists and mappings moved to `device`."
+    "Move every tensor in the nest `x` to `device`."
     return map_tensors(lambda t: t.to(device), x)
 
 
 def detached(x: Any) -> Any:
-    "`x` with every tensor inside cut from its graph, where it is; float16 and bfloat16 become float32."
+    "Detach every tensor in the nest `x`, on its device; float16 and bfloat16 become float32."
     return map_tensors(_detached, x)
+
+
+def to_cpu(x: Any) -> Any:
+    "Detach every tensor in the nest `x` and move it to the CPU; float16 and bfloat16 become float32."
+    return map_tensors(lambda t: _detached(t).cpu(), x)
 
 
 def _detached(t: Tensor) -> Tensor:
@@ -62,34 +63,31 @@ def _detached(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
-def to_cpu(x: Any) -> Any:
-    "`x` with every tensor inside detached and on the CPU; float16 and bfloat16 become float32."
-    return map_tensors(lambda t: _detached(t).cpu(), x)
-
-
 def collate_device(b: list) -> Any:
-    "PyTorch's default collate, then to `def_device`: a `collate_fn` for loaders without workers."
+    "PyTorch's default collate, then `to_device`: a `collate_fn` for loaders without workers."
     return to_device(default_collate(b), def_device)
 
 
+# Scalars. Reading one from a GPU waits for everything queued there, so that is put off and done for many at once.
+
+def is_number(x: object) -> bool:
+    "Whether `x` is a Python number or a tensor of one element."
+    return x.numel() == 1 if isinstance(x, Tensor) else isinstance(x, int | float)
+
+
 def to_scalar(x: float | Tensor) -> float | Tensor:
-    "A scalar that can be summed without waiting: a Python float from the CPU, a detached tensor from elsewhere."
+    "A Python number if `x` is one or is on the CPU; otherwise a detached tensor, still on its device."
     if not isinstance(x, Tensor): return x
     return x.item() if x.is_cpu else x.detach()
 
 
-def is_number(x: object) -> bool:
-    "Is `x` a Python number or a tensor of one element?"
-    return x.numel() == 1 if isinstance(x, Tensor) else isinstance(x, int | float)
-
-
 class DeferredScalars:
-    "A growing list of scalars. Those on an accelerator are kept there, and read all at once by `values`."
+    "A growing list of scalars. Those on a device stay there, and `values` reads them all at once."
     def __init__(self, values: Iterable = ()) -> None: self._values, self._pending = list(values), []
     def __len__(self) -> int: return len(self._values) + len(self._pending)
 
     def append(self, x: float | Tensor) -> None:
-        "Add a number or a tensor of one element; a larger tensor is kept as it is, cut from its graph."
+        "Add a number or a tensor of one element. A larger tensor is detached and kept as it is."
         if isinstance(x, Tensor) and x.numel() != 1: return self.values.append(x.detach())
         x = to_scalar(x)
         if isinstance(x, Tensor): self._pending.append(x.reshape(()))
@@ -98,13 +96,9 @@ class DeferredScalars:
 
     @property
     def values(self) -> list[float]:
-        "All of them as Python floats. This is where the device is waited for."
+        "All scalars as Python floats. Waits for the device."
         if self._pending:
-            self._values += _read(self._pending)
+            alike = len({(x.device, x.dtype) for x in self._pending}) == 1
+            self._values += torch.stack(self._pending).tolist() if alike else [x.item() for x in self._pending]
             self._pending.clear()
         return self._values
-
-
-def _read(xs: list[Tensor]) -> list[float]:
-    if len({(x.device, x.dtype) for x in xs}) == 1: return torch.stack(xs).tolist()
-    return [x.item() for x in xs]

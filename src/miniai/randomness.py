@@ -1,4 +1,4 @@
-"Random states as plain values: those of the global generators, of torch, its devices, numpy and Python, and of others."
+"Random seeds, and the states of the global random generators as plain values."
 import random
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ['set_seed', 'random_states', 'set_random_states', 'host_states', 'set
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    "Seed torch, numpy and random; `deterministic` also asks torch for deterministic algorithms."
+    "Seed torch, numpy and random. `deterministic` switches torch's deterministic algorithms on or off."
     torch.use_deterministic_algorithms(deterministic)
     torch.manual_seed(seed)
     random.seed(seed)
@@ -18,75 +18,52 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    "The states of every global generator: tensors, numbers and strings."
+    "The states of all global generators (torch, its devices, numpy, Python) as tensors, arrays and plain values."
     return host_states() | dict(cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                                 mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None)
 
 
+def set_random_states(states: dict[str, Any]) -> None:
+    "Restore what `random_states` returned. ValueError if this process has other kinds of generators."
+    here = describe_states(random_states())
+    for name, kind in describe_states(states).items():
+        if kind != here[name]: raise ValueError(f"random states: {name} was {kind!r} and is {here[name]!r} here")
+    set_host_states(states)
+    if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
+    if states['mps'] is not None: torch.mps.set_rng_state(states['mps'])
+
+
 def host_states() -> dict[str, Any]:
-    "`random_states` of torch on the CPU, numpy and Python alone: worker processes cannot ask a GPU."
-    return dict(torch=torch.get_rng_state(), numpy=_numpy_state(), python=python_state(random))
+    "Like `random_states`, without the devices: a loader's workers cannot use them."
+    return dict(torch=torch.get_rng_state(), numpy=np.random.get_state(legacy=False), python=python_state(random))
 
 
-def _numpy_state() -> list:
-    state = np.random.get_state(legacy=False)
-    if state['bit_generator'] != 'MT19937': return [state['bit_generator'], state]
-    keys, pos = state['state']['key'], state['state']['pos']
-    return ['MT19937', torch.from_numpy(keys.astype(np.int64)), pos, state['has_gauss'], state['gauss']]
+def set_host_states(states: dict[str, Any]) -> None:
+    "Restore what `host_states` returned."
+    torch.set_rng_state(states['torch'])
+    np.random.set_state(states['numpy'])
+    set_python_state(random, *states['python'])
 
 
 def python_state(r: Any) -> list:
-    "The state of one of Python's generators, as plain values and a tensor."
+    "The state of a `random.Random`, or of the module `random`: version, numbers as a tensor, next gauss."
     version, numbers, gauss = r.getstate()
     return [version, torch.from_numpy(np.array(numbers)), gauss]
 
 
-def set_random_states(states: dict[str, Any]) -> None:
-    "Put back what `random_states` gave. ValueError, naming both, where the generators here are others."
-    here = _kinds_here()
-    for what, kind in describe_states(states).items():
-        if kind != here[what]: raise ValueError(f"random states: {what} was {kind!r} and is {here[what]!r} here")
-    set_host_states(states)
-    if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
-    if states.get('mps') is not None: torch.mps.set_rng_state(states['mps'])
-
-
-def set_host_states(states: dict[str, Any]) -> None:
-    "Put back what `host_states` gave."
-    torch.set_rng_state(states['torch'])
-    _set_numpy_state(*states['numpy'])
-    set_python_state(random, *states['python'])
-
-
-def _set_numpy_state(kind: str, *rest: Any) -> None:
-    if kind != 'MT19937': return np.random.set_state(rest[0])
-    keys, *others = rest
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *others))
-
-
 def set_python_state(r: Any, version: int, numbers: torch.Tensor, gauss: float | None) -> None:
-    "Put back what `python_state` gave."
+    "Restore what `python_state` returned."
     r.setstate((version, tuple(numbers.tolist()), gauss))
 
 
 def describe_states(states: dict[str, Any]) -> dict[str, Any]:
-    "What must be the same for `random_states()` to be put back, by name. Older states know no MPS."
-    return _named(len(states['cuda']), int(states.get('mps') is not None), states['numpy'][0], states['python'][0])
-
-
-def _kinds_here() -> dict[str, Any]:
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return _named(devices, int(torch.backends.mps.is_available()), type(np.random.get_bit_generator()).__name__,
-                  random.Random.VERSION)
-
-
-def _named(cuda: int, mps: int, numpy: str, python: int) -> dict[str, Any]:
-    return {'CUDA generators': cuda, 'MPS generators': mps, "numpy's generator": numpy,
-            "version of Python's generator": python}
+    "What must be the same in a process that restores `random_states()`, by name."
+    return {'CUDA generators': len(states['cuda']), 'MPS generators': int(states['mps'] is not None),
+            "numpy's generator": states['numpy']['bit_generator'], "version of Python's generator": states['python'][0]}
 
 
 def same_states(a: Any, b: Any) -> bool:
-    "Are two nests of states the same to the bit?"
+    "Whether two nests of states are identical."
     if isinstance(a, dict): return a.keys() == b.keys() and all(same_states(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple): return len(a) == len(b) and all(map(same_states, a, b))
     return np.array_equal(a, b)

@@ -1,4 +1,4 @@
-"Accelerated SGD: the optimizers, and schedules and recorders, by the names that user code imports."
+"Optimizers, schedules and recorders, by the names that notebooks import."
 from miniai.callbacks.record import HasLearnCB as HasLearnCB
 from miniai.callbacks.record import RecorderCB as RecorderCB
 from miniai.callbacks.schedule import BaseSchedCB as BaseSchedCB

@@ -1,5 +1,5 @@
-"The plain loop, as one writes it first: a dataset, two loaders, accuracy, and `fit`."
-from collections.abc import Callable, Sequence
+"The plain training loop of the first lessons: a dataset, two loaders, accuracy, and `fit`."
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,14 +14,14 @@ __all__ = ['accuracy', 'report', 'Dataset', 'fit', 'get_dls']
 
 
 def report(loss: Tensor, preds: Tensor, yb: Tensor) -> None:
-    "Print loss and accuracy to two places."
+    "Print loss and accuracy with two decimals."
     print(f'{loss:.2f}, {accuracy(preds, yb):.2f}')
 
 
 def fit(epochs: int, model: nn.Module, loss_func: Callable, opt: Any, train_dl: DataLoader,
         valid_dl: DataLoader) -> tuple[float, float]:
-    """Train `model` for `epochs`; after each, print epoch, mean validation loss and accuracy,
-    and return the last two (NaN for no epoch)."""
+    """Train `model`, and after each epoch print its number, and loss and accuracy over the validation set. Returns the
+    last loss and accuracy, NaN if `epochs` is 0."""
     loss, acc = float('nan'), float('nan')
     for epoch in range(epochs):
         model.train()
@@ -29,17 +29,15 @@ def fit(epochs: int, model: nn.Module, loss_func: Callable, opt: Any, train_dl: 
             loss_func(model(xb), yb).backward()
             opt.step()
             opt.zero_grad()
-        loss, acc = _evaluate(model, loss_func, valid_dl)
+        model.eval()
+        count, tot_loss, tot_acc = 0, 0., 0.
+        with torch.no_grad():
+            for xb, yb in valid_dl:
+                preds, n = model(xb), len(xb)
+                count    += n
+                tot_loss += n*loss_func(preds, yb).item()
+                tot_acc  += n*accuracy(preds, yb).item()
+        if not count: raise ValueError("the validation loader is empty: give fit a valid_dl with at least one batch")
+        loss, acc = tot_loss/count, tot_acc/count
         print(epoch, loss, acc)
     return loss, acc
-
-
-@torch.no_grad()
-def _evaluate(model: nn.Module, loss_func: Callable, dl: DataLoader) -> tuple[float, float]:
-    model.eval()
-    rows = [(len(xb), loss_func(preds := model(xb), yb).item(), accuracy(preds, yb).item()) for xb, yb in dl]
-    if not rows: raise ValueError("the validation loader is empty: there is nothing to evaluate on")
-    return _weighted([(n, loss) for n, loss, _ in rows]), _weighted([(n, acc) for n, _, acc in rows])
-
-
-def _weighted(pairs: Sequence[tuple[int, float]]) -> float: return sum(n*x for n, x in pairs) / sum(n for n, _ in pairs)

@@ -1,85 +1,17 @@
-"Models that start well, and memory given back."
-import builtins
+"Initialisation: Kaiming, and layer-sequential unit variance."
 import math
-import sys
-import types
-import weakref
 from functools import partial
-from itertools import pairwise
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-import miniai.callbacks.batch
-import miniai.init
-import miniai.models.layers
-import miniai.show.plots
 from miniai.device import def_device
-from miniai.init import (
-    BatchTransformCB,
-    GeneralRelu,
-    clean_ipython_hist,
-    clean_mem,
-    clean_tb,
-    conv,
-    get_model,
-    init_weights,
-    lsuv_init,
-)
-from small import hooks_on, learner
-
-act_gr = partial(GeneralRelu, leak=.1, sub=.4)
-
-
-def test_the_names_are_the_library_s_own():
-    assert miniai.init.GeneralRelu is miniai.models.layers.GeneralRelu
-    assert miniai.init.plot_func is miniai.show.plots.plot_func
-    assert miniai.init.conv is miniai.models.layers.conv_block
-    assert miniai.init.BatchTransformCB is miniai.callbacks.batch.BatchTransformCB
-
-
-# Models
-
-@pytest.mark.parametrize('norm', [None, nn.BatchNorm2d])
-def test_seeded_weights_of_get_model_are_those_of_plain_convolutions_in_order(norm):
-    torch.manual_seed(42)
-    convs = [m for m in get_model(act_gr, norm=norm).modules() if isinstance(m, nn.Conv2d)]
-    torch.manual_seed(42)
-    widths = [1, 8, 16, 32, 64, 10]
-    plain = [nn.Conv2d(ni, nf, 3, stride=2, padding=1) for ni, nf in pairwise(widths)]
-    assert all(torch.equal(a.weight.cpu(), b.weight) for a, b in zip(convs, plain, strict=True))
-    assert [c.bias is None for c in convs] == [norm is not None]*4 + [False]
-    for a, b in zip(convs, plain, strict=True): assert a.bias is None or torch.equal(a.bias.cpu(), b.bias)
-
-
-@pytest.mark.parametrize('norm', [None, nn.BatchNorm2d])
-def test_get_model_computes_convolution_norm_and_activation_then_10_flat_logits(norm):
-    model, x = get_model(nfs=[1, 4, 6, 8, 8], norm=norm), torch.randn(5, 1, 28, 28, device=def_device)
-    expected = x
-    for m in model.modules():
-        if isinstance(m, nn.Conv2d): expected = F.conv2d(expected, m.weight, m.bias, stride=2, padding=1)
-        if isinstance(m, nn.BatchNorm2d): expected = F.batch_norm(expected, None, None, m.weight, m.bias, True)
-        if isinstance(m, nn.ReLU): expected = expected.relu()
-    out = model(x)
-    assert out.shape == (5, 10)
-    torch.testing.assert_close(out, expected.flatten(1))
-    assert sum(isinstance(m, nn.ReLU) for m in model.modules()) == 4
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (4 if norm else 0)
-
-
-def test_get_model_is_on_the_default_device_with_the_activation_asked_for():
-    model = get_model(act_gr)
-    assert {p.device.type for p in model.parameters()} == {def_device}
-    acts = [m for m in model.modules() if isinstance(m, GeneralRelu)]
-    assert [(a.leak, a.sub) for a in acts] == [(.1, .4)]*4
-    assert not any(isinstance(m, nn.ReLU) for m in model.modules())
-
-
-def test_conv_is_always_a_sequential_of_convolution_norm_and_activation():
-    assert [type(m) for m in conv(1, 2, act=None)] == [nn.Conv2d]
-    assert [type(m) for m in conv(1, 2, norm=nn.BatchNorm2d)] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+from miniai.models.convnet import get_model
+from miniai.models.init import init_weights, lsuv_init
+from miniai.models.layers import act_gr
+from small import hooks_on
 
 
 @pytest.mark.parametrize('kind', [nn.Conv1d, nn.Conv2d, nn.Conv3d])
@@ -158,7 +90,7 @@ def test_lsuv_init_stops_within_the_tolerance_asked_for():
 
 def test_lsuv_init_says_that_the_model_never_calls_the_layer():
     model, other = nn.Linear(2, 2), nn.Linear(2, 2)
-    said = "the model's forward never calls m"
+    said = "the model never calls m"
     with pytest.raises(ValueError, match=said): lsuv_init(model, other, model, torch.rand(4, 2))
     assert hooks_on(other) == 0
 
@@ -191,120 +123,3 @@ def test_lsuv_init_says_that_the_mean_cannot_be_0_where_relu_is_never_negative()
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU())
     with pytest.raises(RuntimeError, match=r'mean|negative'):
         lsuv_init(model, model[1], model[0], torch.randn(40, 5))
-
-
-# Batches transformed
-
-@pytest.mark.parametrize(('on_train', 'on_val', 'expected'), [
-    (True, True, 'tttvv'), (True, False, 'ttt'), (False, True, 'vv'), (False, False, '')])
-def test_a_batch_transform_replaces_the_batch_in_training_and_validation_as_told(on_train, on_val, expected):
-    seen = []
-
-    def doubled(batch):
-        seen.append('t' if learn.training else 'v')
-        return batch[0]*2, batch[1]
-
-    dl = [(torch.ones(2, 4), torch.zeros(2).long())]
-    learn = learner(BatchTransformCB(doubled, on_train, on_val))
-    learn.dls.train, learn.dls.valid = dl*3, dl*2
-    learn.fit(1)
-    assert ''.join(seen) == expected
-    assert learn.batch[0].unique().tolist() == [2. if on_val else 1.]
-
-
-# Memory
-
-class Big: "Something that should not stay alive."
-
-
-LAST = ('last_type', 'last_value', 'last_exc', 'last_traceback')
-
-
-@pytest.fixture
-def no_last_error():
-    kept = {n: sys.__dict__.pop(n) for n in LAST if hasattr(sys, n)}
-    yield
-    for name in LAST: sys.__dict__.pop(name, None)
-    sys.__dict__.update(kept)
-
-
-def leave_an_error():
-    "An error as an interpreter leaves it in `sys`; a weak reference to what its frame holds."
-    def failing():
-        big = Big()
-        seen.append(weakref.ref(big))
-        raise RuntimeError('out of memory')
-
-    seen = []
-    try: failing()
-    except RuntimeError as e:
-        sys.last_type, sys.last_value, sys.last_exc, sys.last_traceback = type(e), e, e, e.__traceback__
-    return seen[0]
-
-
-@pytest.mark.usefixtures('no_last_error')
-@pytest.mark.parametrize('clean', [clean_tb, clean_mem])
-def test_the_last_error_no_longer_keeps_alive_what_its_frames_held(clean):
-    big = leave_an_error()
-    before = big() is not None
-    clean()
-    assert before
-    assert big() is None
-    assert not [n for n in LAST if hasattr(sys, n)]
-
-
-@pytest.mark.usefixtures('no_last_error')
-def test_there_may_be_no_last_error_no_notebook_and_no_accelerator(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'IPython', types.SimpleNamespace(get_ipython=lambda: None))
-    clean_mem()
-    monkeypatch.delitem(sys.modules, 'IPython')
-    clean_mem()
-
-
-def test_clean_mem_empties_the_accelerator_s_cache_where_there_is_one(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: calls.append('emptied'))
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    clean_mem()
-    assert calls == []
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    clean_mem()
-    assert calls == ['emptied']
-
-
-def notebook(monkeypatch, tmp_path, **settings):
-    "A notebook's shell, and none of its traces afterwards."
-    IPython = pytest.importorskip('IPython')
-    from IPython.core.interactiveshell import InteractiveShell
-    from traitlets.config import Config
-    monkeypatch.setenv('IPYTHONDIR', str(tmp_path))
-    for name in ('__IPYTHON__', 'display'): monkeypatch.setattr(builtins, name, None, raising=False)
-    for name in ('excepthook', 'displayhook', 'ps1', 'ps2', 'ps3'):
-        monkeypatch.setattr(sys, name, getattr(sys, name, None), raising=False)
-    config = Config(HistoryManager=dict(enabled=False), InteractiveShell=dict(xmode='Plain', **settings))
-    shell = InteractiveShell(config=config, user_module=types.ModuleType('notebook'))
-    monkeypatch.setattr(IPython, 'get_ipython', lambda: shell)
-    return shell
-
-
-@pytest.mark.parametrize('clean', [clean_ipython_hist, clean_mem])
-def test_a_notebook_s_outputs_are_no_longer_kept_alive(monkeypatch, tmp_path, capsys, clean):
-    shell = notebook(monkeypatch, tmp_path)
-    shell.user_ns.update(Big=Big, clean=clean)
-    for cell in ('Big()', 'x = 3', 'Big()'): shell.run_cell(cell, store_history=True)
-    kept = [weakref.ref(o) for o in shell.user_ns['Out'].values()]
-    before = [r() is not None for r in kept]
-    shell.run_cell('clean()', store_history=True)
-    assert before == [True, True]
-    assert [r() for r in kept] == [None, None]
-    assert shell.user_ns['Out'] == {}
-    assert shell.user_ns['x'] == 3
-    assert not any(isinstance(v, Big) for v in shell.user_ns.values())
-    shell.run_cell('Big()', store_history=True)
-    assert len(shell.user_ns['Out']) == 1
-
-
-def test_a_notebook_without_an_output_cache_can_be_cleaned(monkeypatch, tmp_path, capsys):
-    shell = notebook(monkeypatch, tmp_path, cache_size=0)
-    shell.run_cell('3', store_history=True)
-    clean_mem()

@@ -1,4 +1,4 @@
-"Residual networks: the block, and a small classifier built of it."
+"Residual networks: the block, and a small classifier."
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -12,9 +12,9 @@ __all__ = ['act_gr', 'ResBlock', 'get_resnet']
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with `norm`, the second with `stride` and no activation, plus an identity path that pools
-    where strided and has a 1x1 convolution where the width changes; `act` after the sum (He et al. 2015). (N, ni,
-    H, W) to (N, nf, H/stride, W/stride)."""
+    """Two convolutions with `norm`, the second with `stride` and no activation, plus an identity path; `act` after the
+    sum (He et al. 2015). The identity path pools if `stride` is not 1, and has a 1x1 convolution if the width changes.
+    (N, ni, H, W) to (N, nf, H/stride, W/stride)."""
     def __init__(self, ni: int, nf: int, stride: int = 1, ks: int = 3,
                  act: Callable[[], nn.Module] = act_gr, norm: Callable | None = None) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class ResBlock(nn.Module):
 
 def get_resnet(act: Callable[[], nn.Module] = act_gr, nfs: tuple[int, ...] = (8, 16, 32, 64, 128),
                norm: Callable | None = nn.BatchNorm2d) -> nn.Sequential:
-    """A residual classifier of grey images with 10 classes, on `def_device`:
-    widths `nfs`, each block after the first halving."""
+    """A classifier of grey images with 10 classes on `def_device`: a ResBlock of each of the widths `nfs`, all but the
+    first halving the size, then average pooling and a linear layer."""
     blocks = [ResBlock(1, nfs[0], act=act, norm=norm)]
     blocks += [ResBlock(ni, nf, stride=2, act=act, norm=norm) for ni, nf in pairwise(nfs)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(nfs[-1], 10, bias=False), nn.BatchNorm1d(10)]
