@@ -1,4 +1,4 @@
-"A terminal, a pipe and a notebook kernel to run scripts in, and what is seen there."
+"A terminal and a notebook kernel to run scripts in, and what they show."
 import os
 import pty
 import subprocess
@@ -9,7 +9,7 @@ import nbformat
 
 
 class Screen:
-    "The lines that a terminal of `columns` shows after `text`, and how often a line ran over its right edge."
+    "A terminal of `columns`: the lines it shows after `feed(text)`, and how often a line wrapped."
     def __init__(self, columns):
         self.columns, self.lines, self.row, self.col, self.wraps = columns, [''], 0, 0, 0
 
@@ -22,7 +22,7 @@ class Screen:
         if c == '\r': self.col = 0
         elif c == '\n': self._down()
         elif c == '\x00': self.lines[self.row] = self.lines[self.row][:self.col]
-        elif c == '\x1b': raise ValueError("an escape sequence that this screen does not know")
+        elif c == '\x1b': raise ValueError("an unknown escape sequence")
         else: self._write(c)
 
     def _down(self):
@@ -82,7 +82,7 @@ def _read_all(fd):
 
 
 def in_notebook(*cells):
-    "The outputs of each of `cells`, run in a kernel."
+    "The outputs of each of `cells`, run in one kernel."
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbclient.NotebookClient(nb, timeout=120, kernel_name='python3').execute()
     return [c.outputs for c in nb.cells]

@@ -41,7 +41,7 @@ def leaves(x):
 
 
 def outline(x):
-    "The nest with every leaf replaced by a dot: types, keys and lengths alone."
+    "The nest with every leaf replaced by a dot: only types, keys and lengths."
     if isinstance(x, Mapping): return type(x), [(k, outline(v)) for k, v in x.items()]
     return (type(x), [outline(o) for o in x]) if isinstance(x, tuple | list) else '.'
 
@@ -108,7 +108,7 @@ def test_a_batch_is_moved_to_the_default_device_unless_told_otherwise():
     assert x.device.type == y.device.type == def_device
 
 
-def test_mappings_of_other_kinds_keep_their_kind_where_they_can_be_made_of_a_dict():
+def test_other_mappings_keep_their_type_if_it_can_be_made_from_a_dict():
     assert isinstance(map_tensors(lambda t: t + 1, UserDict(a=torch.zeros(1))), UserDict)
     plain = map_tensors(lambda t: t + 1, defaultdict(list, a=torch.zeros(1)))
     assert plain == {'a': torch.ones(1)}

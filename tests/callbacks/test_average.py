@@ -1,4 +1,4 @@
-"AverageCB: validation sees the averaged weights, training the weights themselves."
+"AverageCB: validation uses the averaged weights, training the weights themselves."
 from functools import partial
 
 import pytest
@@ -21,7 +21,7 @@ def stepped():
     return model, opt
 
 
-def test_weights_are_averages_in_an_evaluation_epoch_only():
+def test_only_an_evaluation_epoch_sees_the_averages():
     model, opt = stepped()
     weights, average, cb = model.weight.detach().clone(), opt.state[model.weight]['ema'].clone(), AverageCB()
     for training, seen in ((True, weights), (False, average)):
@@ -34,7 +34,7 @@ def test_weights_are_averages_in_an_evaluation_epoch_only():
         assert torch.equal(opt.state[model.weight]['ema'], average)
 
 
-def test_an_optimizer_without_an_average_is_refused_with_advice():
+def test_an_optimizer_without_averages_is_an_error_that_says_what_to_do():
     learn = FakeLearner(partial(AdamW, lr=.1)([nn.Parameter(torch.ones(2))]), True)
     with pytest.raises(ValueError, match='AverageCB needs an optimizer that keeps weight averages'):
         AverageCB().before_fit(learn)

@@ -1,4 +1,4 @@
-"A batch before the model sees it."
+"BatchTransformCB: batches transformed before the model sees them."
 import pytest
 
 from miniai.init import BatchTransformCB
@@ -7,7 +7,7 @@ from small import learner
 
 @pytest.mark.parametrize('on_train', [True, False])
 @pytest.mark.parametrize('on_val', [True, False])
-def test_a_batch_is_replaced_by_what_the_function_makes_of_it_in_the_phases_asked_for(on_train, on_val):
+def test_batches_are_transformed_in_the_phases_asked_for(on_train, on_val):
     seen = []
     class Look:
         def after_predict(self, learn): seen.append((learn.training, bool(learn.batch[0].eq(0).all())))
@@ -16,7 +16,7 @@ def test_a_batch_is_replaced_by_what_the_function_makes_of_it_in_the_phases_aske
     assert seen == [(True, on_train)]*4 + [(False, on_val)]*2
 
 
-def test_a_batch_is_transformed_in_both_phases_by_default():
+def test_batches_are_transformed_in_both_phases_by_default():
     calls = []
     learner(BatchTransformCB(lambda b: calls.append(1) or b)).fit(1)
     assert len(calls) == 6

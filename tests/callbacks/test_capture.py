@@ -1,4 +1,4 @@
-"Looks at data and predictions that train nothing."
+"Captured predictions and pictures of a batch, without training."
 from contextlib import suppress
 from functools import partial
 
@@ -19,7 +19,7 @@ from small import Heard, TwoInputs, batches, copied, equal, everything, learner,
 def joined(dl): return tuple(torch.cat(t) for t in zip(*dl, strict=True))
 
 
-def test_all_predictions_and_targets_of_the_validation_set_are_captured_in_order():
+def test_predictions_and_targets_of_the_whole_validation_set_are_captured_in_order():
     learn = learner()
     preds, targs = learn.capture_preds()
     x, y = joined(learn.dls.valid)
@@ -28,21 +28,21 @@ def test_all_predictions_and_targets_of_the_validation_set_are_captured_in_order
     assert not preds.requires_grad
 
 
-def test_inputs_come_last_where_they_are_asked_for():
+def test_inputs_come_last_if_asked_for():
     learn = learner()
     preds, targs, inps = learn.capture_preds(inps=True)
     assert torch.equal(inps, joined(learn.dls.valid)[0])
     assert len(preds) == len(targs) == len(inps)
 
 
-def test_callbacks_given_work_on_the_batches_and_go():
+def test_given_callbacks_work_on_the_batches_and_are_removed():
     learn = learner()
     zeros = BatchTransformCB(lambda b: (b[0]*0, b[1]))
     for cbs in (zeros, [zeros]): assert learn.capture_preds(cbs=cbs, inps=True)[2].eq(0).all()
     assert learn.cbs == []
 
 
-def test_capturing_trains_nothing_and_keeps_history_and_optimizer():
+def test_capturing_changes_nothing():
     learn = learner(MetricsCB())
     learn.fit(1)
     before, history, opt = copied(everything(learn)), learn.history, learn.opt
@@ -52,7 +52,7 @@ def test_capturing_trains_nothing_and_keeps_history_and_optimizer():
     assert learn.opt is opt
 
 
-def test_capturing_needs_no_optimizer_no_train_loader_no_loss_function_and_no_targets():
+def test_capturing_needs_no_optimizer_train_loader_loss_function_or_targets():
     only_inputs = [(x,) for x, _ in batches()]
     preds, targs = learner(dls=DataLoaders([], only_inputs), opt_func=None, lr=None).capture_preds()
     assert (preds.shape, targs) == ((24, 3), None)
@@ -71,7 +71,7 @@ def test_several_inputs_and_targets_are_tuples():
     assert [t.shape for t in two_targets.capture_preds()[1]] == [(6, 4), (6,)]
 
 
-def test_predictions_in_tuples_dicts_and_scalars_are_joined_inside_and_others_listed():
+def test_tensors_in_nests_are_joined_and_other_objects_listed():
     class Nest:
         def after_predict(self, learn):
             learn.preds = (learn.preds, [dict(half=learn.preds.half())], learn.preds.mean(), 'name')
@@ -84,7 +84,7 @@ def test_predictions_in_tuples_dicts_and_scalars_are_joined_inside_and_others_li
     assert preds[3] == ['name', 'name']
 
 
-def test_a_capture_that_a_callback_ends_early_is_joined_all_the_same():
+def test_a_capture_that_a_callback_ends_early_is_joined_too():
     learn = learner()
     preds, targs = learn.capture_preds(cbs=SingleBatchCB())
     assert torch.equal(targs, learn.dls.valid[0][1])
@@ -145,7 +145,7 @@ def test_up_to_max_n_inputs_of_the_first_training_batch_are_drawn(max_n, n):
     np.testing.assert_allclose(drawn[1], learn.dls.train[0][0][1, 0].numpy())
 
 
-def test_inputs_are_drawn_as_the_callbacks_leave_them_those_of_the_call_too():
+def test_inputs_are_drawn_after_all_callbacks_have_changed_them():
     learn = image_learner([DeviceCB('cpu'), BatchTransformCB(lambda b: (b[0]*0 + .25, b[1]))])
     learn.show_image_batch(cbs=BatchTransformCB(lambda b: (b[0]*2, b[1])))
     assert all(np.allclose(p, .5) for p in pictures())
@@ -160,7 +160,7 @@ def test_arguments_go_to_show_images():
 
 @pytest.mark.parametrize('fails', [False, True])
 @pytest.mark.parametrize('look', ['show_image_batch', 'summary'])
-def test_a_look_trains_nothing_and_leaves_everything_as_it_was(look, fails):
+def test_a_look_changes_nothing(look, fails):
     learn = image_learner([MetricsCB(), ProgressCB()], opt_func=torch.optim.Adam)
     learn.fit(1)
     before, history, opt = copied(everything(learn)), learn.history, learn.opt
@@ -180,7 +180,7 @@ def test_a_look_needs_no_rate_and_no_optimizer(look, lacks):
 
 
 @pytest.mark.parametrize('look', ['show_image_batch', 'summary'])
-def test_a_look_works_beside_a_schedule_and_leaves_the_optimizers_rates(look):
+def test_a_look_works_with_a_schedule_and_leaves_the_optimizers_rates(look):
     sched = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=6, cycle_momentum=False)
     learn = image_learner(BatchSchedCB(sched), opt_func=torch.optim.AdamW)
     learn.fit(1)

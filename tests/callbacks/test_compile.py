@@ -1,4 +1,4 @@
-"CompileCB: the compiled path, the eager one with its reason, and that the model is as before."
+"CompileCB: training with and without a working compiler, and the model afterwards."
 import shutil
 
 import pytest
@@ -10,10 +10,10 @@ from miniai.callbacks.compile import CompileCB, reason
 from small import batches, learner, same, weights
 
 
-def failing(gm, example_inputs): raise OSError('no compiler to be had\nand a long trace')
+def failing(gm, example_inputs): raise OSError('no compiler found\nand a long trace')
 
 
-# torch, where it cuts a graph in two, looks at such gradients itself
+# Raised inside torch, when it splits a graph in two.
 pytestmark = pytest.mark.filterwarnings('ignore:The .grad attribute of a Tensor:UserWarning')
 
 
@@ -30,7 +30,7 @@ def counting(calls):
     return backend
 
 
-# The compiled path
+# With a compiler
 
 def test_the_model_is_compiled_and_trains_the_same():
     calls, plain = [], learner()
@@ -42,7 +42,7 @@ def test_the_model_is_compiled_and_trains_the_same():
     assert same(weights(ours), weights(plain))
 
 
-def test_within_the_fit_and_after_it_model_and_names_are_the_same():
+def test_the_model_and_its_names_are_the_same_during_and_after_a_fit():
     learn, seen = learner(CompileCB(backend='eager')), []
     class Sees:
         def after_batch(self, learn): seen.append((learn.model, list(learn.model.state_dict())))
@@ -52,7 +52,7 @@ def test_within_the_fit_and_after_it_model_and_names_are_the_same():
     assert set(vars(model)) == own
 
 
-def test_a_forward_of_the_models_own_is_put_back():
+def test_a_forward_set_on_the_model_is_restored():
     learn = learner(CompileCB(backend='eager'))
     own = learn.model.forward = learn.model.forward
     learn.fit(1)
@@ -69,7 +69,7 @@ def test_activation_statistics_are_those_of_the_eager_model():
     torch.testing.assert_close(both[0], both[1])
 
 
-def test_hooks_that_record_do_not_make_it_compile_anew_at_every_batch():
+def test_hooks_do_not_cause_recompilation_at_every_batch():
     calls, counts = [], []
     class Counts:
         def after_batch(self, learn): counts.append(len(calls))
@@ -79,7 +79,7 @@ def test_hooks_that_record_do_not_make_it_compile_anew_at_every_batch():
     assert counts[6:] == [counts[6]]*12
 
 
-def test_the_learners_looks_work_with_it():
+def test_lr_find_summary_and_capture_preds_work_with_it():
     learn = learner(CompileCB(backend='eager'))
     before = weights(learn)
     learn.lr_find(max_epochs=2)
@@ -91,7 +91,7 @@ def test_the_learners_looks_work_with_it():
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
-def test_the_default_compiler_trains_the_same_but_for_rounding():
+def test_the_default_compiler_trains_the_same_except_for_rounding():
     cb, plain = CompileCB(), learner()
     ours = learner(cb)
     for learn in (ours, plain): learn.fit(1)
@@ -99,30 +99,30 @@ def test_the_default_compiler_trains_the_same_but_for_rounding():
     torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-4, atol=1e-5)
 
 
-# Where it is not to be had
+# Without one
 
-def test_a_model_that_cannot_be_compiled_trains_on_eagerly_and_the_warning_says_why_once():
+def test_a_model_that_cannot_be_compiled_trains_eagerly_with_one_warning_that_says_why():
     cb, plain = CompileCB(backend=failing), learner()
     ours = learner(cb)
-    with pytest.warns(UserWarning, match=r'^the model is not compiled, .*: OSError: no compiler to be had$') as seen:
+    with pytest.warns(UserWarning, match=r'^the model cannot be compiled .*: OSError: no compiler found$') as seen:
         ours.fit(2)
     plain.fit(2)
     assert len(seen) == 1
-    assert cb.failure == 'OSError: no compiler to be had'
+    assert cb.failure == 'OSError: no compiler found'
     assert same(weights(ours), weights(plain))
 
 
-def test_where_there_is_no_compilation_at_all_it_trains_eagerly(monkeypatch):
+def test_a_python_without_torch_compile_trains_eagerly(monkeypatch):
     def unsupported(*args, **kwargs): raise RuntimeError('torch.compile is not supported on Python 3.99+')
     monkeypatch.setattr(torch, 'compile', unsupported)
     ours, plain = learner(CompileCB()), learner()
-    with pytest.warns(UserWarning, match=r'eagerly: RuntimeError: torch.compile is not supported'): ours.fit(1)
+    with pytest.warns(UserWarning, match=r'compilation: RuntimeError: torch\.compile is not supported'): ours.fit(1)
     plain.fit(1)
     assert same(weights(ours), weights(plain))
     assert 'forward' not in vars(ours.model)
 
 
-def test_a_failure_is_forgotten_in_the_next_fit():
+def test_the_next_fit_tries_again():
     cb = CompileCB(backend=failing)
     learn = learner(cb)
     with pytest.warns(UserWarning, match='no compiler'): learn.fit(1)
@@ -132,14 +132,14 @@ def test_a_failure_is_forgotten_in_the_next_fit():
     assert cb.failure == ''
 
 
-def test_an_error_of_the_models_own_is_raised_as_itself():
+def test_an_error_of_the_model_is_raised_unchanged():
     learn = learner(CompileCB(backend='eager'))
     learn.dls.train = [(torch.randn(6, 5), y) for _, y in batches()]
     with pytest.raises(RuntimeError, match='mat1 and mat2 shapes cannot be multiplied'): learn.fit(1)
     assert 'forward' not in vars(learn.model)
 
 
-def test_options_that_torch_does_not_know_are_an_error_at_once():
+def test_unknown_options_are_an_error():
     with pytest.raises(TypeError): learner(CompileCB(speed='high')).fit(1)
 
 
@@ -149,7 +149,7 @@ def test_a_reason_is_one_line():
 
 
 class Raises(nn.Module):
-    "A model with an error of its own, in `forward` or in a hook, and how often it was run."
+    "A model that raises in `forward` or in a hook, and counts its forwards."
     def __init__(self, where):
         super().__init__()
         self.lin, self.where, self.calls = nn.Linear(4, 3), where, []
@@ -166,7 +166,7 @@ class Raises(nn.Module):
 
 
 @pytest.mark.parametrize(('where', 'error'), [('forward', ValueError), ('hook', OverflowError)])
-def test_an_error_of_the_models_own_comes_of_one_forward_and_is_not_taken_for_the_compilers(where, error):
+def test_an_error_of_the_model_is_not_blamed_on_the_compiler_and_takes_one_forward(where, error):
     cb, model = CompileCB(backend='eager'), Raises(where)
     with pytest.raises(error, match=r'^mine$') as e: learner(cb, model=model).fit(1)
     assert e.value.__context__ is None

@@ -1,4 +1,4 @@
-"ChannelsLastCB: where images and weights lie during a fit, and that all is as before after it."
+"ChannelsLastCB: the memory layout of images and weights during a fit and after it."
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ class Sees:
 
 
 @pytest.mark.parametrize('opt', [AdamW, torch.optim.AdamW])
-def test_batches_weights_gradients_and_state_lie_channels_last_within_a_fit(opt):
+def test_batches_weights_gradients_and_state_are_channels_last_during_a_fit(opt):
     sees = Sees()
     conv_learner([ChannelsLastCB(), sees], opt).fit(1)
     assert len(sees.seen) == 3 + 3*2 + 3
@@ -54,14 +54,14 @@ def test_our_optimizer_stays_fused():
     assert 'eager' not in paths[0]
 
 
-def test_it_trains_as_without_but_for_rounding():
+def test_it_trains_the_same_except_for_rounding():
     ours, plain = conv_learner(ChannelsLastCB()), conv_learner([])
     for learn in (ours, plain): learn.fit(2)
     torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('fails', [False, True])
-def test_after_a_fit_weights_lie_as_they_did_with_the_same_values_in_the_same_parameters(fails):
+def test_after_a_fit_the_layout_is_as_before_with_the_same_values_and_parameters(fails):
     learn, kept = conv_learner(ChannelsLastCB()), {}
     class Keeps:
         def after_batch(self, learn):
@@ -77,7 +77,7 @@ def test_after_a_fit_weights_lie_as_they_did_with_the_same_values_in_the_same_pa
 
 
 @pytest.mark.parametrize('opt', [AdamW, torch.optim.AdamW])
-def test_an_optimizer_that_stays_goes_on_with_its_state_in_either_layout(opt):
+def test_an_optimizer_that_is_kept_works_in_either_layout(opt):
     ours, plain = conv_learner([], opt), conv_learner([], opt)
     for learn in (ours, plain):
         learn.fit(1)
@@ -90,14 +90,14 @@ def test_an_optimizer_that_stays_goes_on_with_its_state_in_either_layout(opt):
     torch.testing.assert_close(weights(ours), weights(plain), rtol=1e-2, atol=1e-3)
 
 
-def test_an_optimizer_that_stays_is_fused_again_after_the_fit():
+def test_an_optimizer_that_is_kept_is_fused_again_after_the_fit():
     learn = conv_learner(ChannelsLastCB())
     learn.fit(1)
     F.cross_entropy(learn.model(images()[0][0]), images()[0][1]).backward()
     assert 'eager' not in learn.opt.path
 
 
-def test_a_model_laid_channels_last_by_its_user_stays_so():
+def test_a_model_that_is_channels_last_already_stays_so():
     learn = conv_learner(ChannelsLastCB())
     learn.model.to(memory_format=torch.channels_last)
     lay = strides(learn.model)
@@ -105,7 +105,7 @@ def test_a_model_laid_channels_last_by_its_user_stays_so():
     assert strides(learn.model) == lay
 
 
-def test_what_has_no_four_dimensions_is_left_alone():
+def test_tensors_without_four_dimensions_are_left_alone():
     x, kept = torch.randn(4, 5), {}
     class Keeps:
         order = 100
@@ -116,14 +116,14 @@ def test_what_has_no_four_dimensions_is_left_alone():
     assert kept['x'] is x
 
 
-def test_a_fit_that_only_validates_and_has_no_optimizer_works():
+def test_validation_without_an_optimizer_works():
     learn = conv_learner(ChannelsLastCB(), None)
     lay = strides(learn.model)
     learn.fit(1, train=False)
     assert strides(learn.model) == lay
 
 
-def test_an_error_before_it_starts_leaves_nothing_behind():
+def test_an_error_before_before_fit_leaves_nothing_behind():
     class Fails:
         order = -1
         before_fit = staticmethod(raising(RuntimeError('early')))

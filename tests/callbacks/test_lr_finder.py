@@ -1,4 +1,4 @@
-"The learning-rate finder: what it records, where it stops, what it suggests, and that it leaves no trace."
+"The learning-rate finder: what it records, when it stops, what it suggests, and that it changes nothing."
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -57,13 +57,13 @@ def test_it_stops_at_the_first_loss_above_max_mult_times_the_best(mult, stops):
 
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
-def test_it_sees_a_loss_that_is_not_finite_before_anything_objects(bad):
+def test_it_stops_at_a_loss_that_is_not_finite_before_that_is_an_error(bad):
     finder = find(lambda i: bad if i == 4 else 1.)
     assert len(finder.losses) == 5
     assert not np.isfinite(finder.losses[-1])
 
 
-def test_as_a_callback_of_the_learner_it_draws_at_the_end_even_when_the_fit_is_cancelled():
+def test_it_plots_at_the_end_also_when_the_fit_is_cancelled():
     finder = LRFinderCB()
     learner([Losses(valley), finder], dls=many(), lr=1e-5).fit(1)
     ax, = plt.gcf().axes
@@ -73,7 +73,7 @@ def test_as_a_callback_of_the_learner_it_draws_at_the_end_even_when_the_fit_is_c
     assert ax.lines[1].get_xdata()[0] == finder.suggestion
 
 
-def test_validation_is_passed_over_and_draws_nothing():
+def test_validation_is_skipped_and_plots_nothing():
     finder, cb = LRFinderCB(), Heard()
     learner([finder, cb]).fit(2, train=False)
     assert finder.lrs == []
@@ -81,7 +81,7 @@ def test_validation_is_passed_over_and_draws_nothing():
     assert plt.get_fignums() == []
 
 
-def test_a_fit_that_fails_before_the_finder_starts_draws_nothing_of_the_one_before():
+def test_a_fit_that_fails_before_the_finder_starts_plots_nothing():
     finder = LRFinderCB()
     learn = learner([finder])
     learn.fit(1, valid=False)
@@ -91,20 +91,31 @@ def test_a_fit_that_fails_before_the_finder_starts_draws_nothing_of_the_one_befo
     assert plt.get_fignums() == []
 
 
-def test_plot_draws_on_the_axis_given():
+def test_plot_uses_the_given_axis():
     finder, ax = find(valley), plt.subplots()[1]
     assert finder.plot(ax) is ax
     assert len(ax.lines) == 2
 
 
 @pytest.mark.parametrize('gamma', [1, .5])
-def test_a_gamma_that_does_not_raise_the_rate_is_refused(gamma):
+def test_a_gamma_of_at_most_1_is_an_error(gamma):
     with pytest.raises(ValueError, match='gamma must be above 1, so that the rate rises, got'): LRFinderCB(gamma=gamma)
+
+
+@pytest.mark.parametrize('ends', [None, ValueError('oh')])
+def test_the_fit_is_a_dry_run_and_the_next_one_is_not(ends):
+    seen, cbs = [], [Heard({'after_step': raising(ends)})] if ends else []
+    learn = learner([LRFinderCB(), Heard({'before_batch': lambda learn: seen.append(learn.dry_run)}), *cbs])
+    if ends:
+        with pytest.raises(ValueError, match='oh'): learn.fit(1, valid=False)
+    else: learn.fit(1, valid=False)
+    assert set(seen) == {True}
+    assert learn.dry_run is False
 
 
 # The suggestion
 
-def test_the_rate_where_the_loss_falls_most_steeply_over_log_rate_is_suggested():
+def test_the_suggestion_is_where_the_loss_falls_most_steeply_over_log_rate():
     lrs = np.geomspace(1e-6, 10, 80)
     for steepest in (1e-4, 1e-3, 1e-2):
         losses = 2 - 1.5/(1 + np.exp(-3*np.log(lrs/steepest))) + (lrs > 1)*lrs*5
@@ -113,11 +124,11 @@ def test_the_rate_where_the_loss_falls_most_steeply_over_log_rate_is_suggested()
 
 @pytest.mark.parametrize('losses', [[1.]*20, list(np.linspace(1, 3, 20)), [3., 2, 1, 2], [],
                                     list(1 + .1*np.random.default_rng(0).standard_normal(40))])
-def test_a_loss_that_never_falls_clearly_suggests_nothing(losses):
+def test_without_a_clear_fall_there_is_no_suggestion(losses):
     assert suggest_lr(np.geomspace(1e-5, 1, len(losses)), losses) is None
 
 
-def test_losses_that_are_not_finite_are_left_out():
+def test_losses_that_are_not_finite_are_ignored():
     lrs = np.geomspace(1e-6, 10, 80)
     losses = 2 - 1.5/(1 + np.exp(-3*np.log(lrs/1e-3)))
     assert suggest_lr(lrs, [*losses[:79], float('nan')]) == pytest.approx(1e-3, rel=.5)
@@ -143,7 +154,7 @@ def test_it_suggests_a_rate_that_trains():
 
 @pytest.mark.parametrize('own_optimizer', [False, True])
 @pytest.mark.parametrize('fails', [False, True])
-def test_it_puts_everything_back(own_optimizer, fails):
+def test_it_restores_everything(own_optimizer, fails):
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     learn = learner(MetricsCB(), model=net, opt_func=optim.Adam)
     learn.fit(1)
@@ -169,7 +180,7 @@ def test_it_starts_at_start_lr(own_optimizer):
     assert seen == pytest.approx([1e-4, 2e-4, 4e-4, 8e-4])
 
 
-def test_a_learner_trains_after_it_as_if_it_had_not_been_called():
+def test_later_training_is_as_if_it_had_not_been_called():
     a, b = learner(), learner()
     a.lr_find()
     a.fit(1)
@@ -177,7 +188,7 @@ def test_a_learner_trains_after_it_as_if_it_had_not_been_called():
     assert same(weights(a), weights(b))
 
 
-def test_schedules_are_left_out_meanwhile():
+def test_schedules_are_left_out():
     sched = BatchSchedCB(partial(optim.lr_scheduler.OneCycleLR, max_lr=.1, total_steps=4, cycle_momentum=False))
     learn = learner(sched)
     learn.lr_find(max_epochs=2)
@@ -185,36 +196,36 @@ def test_schedules_are_left_out_meanwhile():
     assert learn.cbs == [sched]
 
 
-def test_it_goes_on_for_max_epochs_at_most_and_does_not_validate():
+def test_it_trains_for_at_most_max_epochs_and_does_not_validate():
     cb = Heard()
     learner(cb, loss_func=lambda p, y: p.mean()*0 + 1).lr_find(max_epochs=3)
     assert (cb.log.count('before_epoch'), cb.log.count('before_batch')) == (3, 12)
 
 
-def test_it_works_beside_metrics_bars_and_hooks_and_leaves_none():
+def test_it_works_with_metrics_bars_and_hooks_and_leaves_none():
     learn = learner([MetricsCB(), ProgressCB(plot=True), ActivationStats()], dls=learnable())
     learn.lr_find()
     assert hooks_on(learn.model) == 0
     assert '_log' not in vars(learn.cbs[0])
 
 
-def test_it_is_a_function_of_the_learner_too_and_passes_gamma_and_max_mult():
+def test_it_is_also_a_function_and_passes_gamma_and_max_mult_on():
     seen = []
     learn = learner(Heard({'before_batch': lambda learn: seen.append(learn.opt.param_groups[0]['lr'])}), lr=None)
     assert lr_find(learn, gamma=2, max_mult=1e9, start_lr=1., max_epochs=1) is None
     assert seen == [1., 2., 4., 8.]
 
 
-def test_without_a_fall_it_says_so_and_gives_none(capsys):
+def test_without_a_suggestion_it_says_so_and_returns_none(capsys):
     assert learner(loss_func=lambda p, y: p.mean()*0 + 1).lr_find(max_epochs=2) is None
-    assert 'no suggestion, as the loss never fell clearly from lr=1e-05 on' in capsys.readouterr().out
+    assert 'no suggestion, because the loss never fell clearly from lr=1e-05 on' in capsys.readouterr().out
 
 
 def test_it_needs_an_optimizer():
     with pytest.raises(ValueError, match='no optimizer'): learner(opt_func=None).lr_find()
 
 
-def test_the_loss_of_a_learner_that_explodes_stops_it_early():
+def test_an_exploding_loss_stops_it_early():
     cb = Heard()
     learner(cb, dls=learnable(), loss_func=lambda p, y: F.cross_entropy(p, y)).lr_find(gamma=3)
     assert cb.log.count('before_batch') < 40

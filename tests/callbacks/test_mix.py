@@ -1,4 +1,4 @@
-"MixUp and CutMix: inputs mixed in a training batch, and the loss in the same shares, against the papers' formulas."
+"MixUp and CutMix, against the formulas of the papers."
 from contextlib import suppress
 
 import pytest
@@ -34,7 +34,7 @@ def image_learner(cbs=None, **kwargs):
 
 
 class Seen:
-    "What a batch was when the loss was final, and what its mixer drew."
+    "Keeps each batch when its loss is final, and what its mixer drew."
     order = 50
     def __init__(self, mixer=None): self.mixer, self.batches = mixer, []
     def after_loss(self, learn):
@@ -46,7 +46,7 @@ class Seen:
 @pytest.mark.parametrize('own_phases', [True, False])
 @pytest.mark.parametrize('loss_func', [F.cross_entropy, nn.CrossEntropyLoss(torch.tensor([1., 3., 2.])),
                                        lambda p, y: F.multi_margin_loss(p, y)])
-def test_the_loss_is_that_of_both_targets_in_the_inputs_shares(mixer, own_phases, loss_func):
+def test_the_loss_mixes_both_targets_in_the_proportion_of_the_inputs(mixer, own_phases, loss_func):
     mix = mixer(generator=seeded(1))
     seen = Seen(mix)
     cbs = [mix, seen] if own_phases else [TrainCB(), mix, seen]
@@ -61,7 +61,7 @@ def test_the_loss_is_that_of_both_targets_in_the_inputs_shares(mixer, own_phases
 
 
 @MIXERS
-def test_the_targets_of_the_batch_stay_and_its_inputs_are_new_tensors(mixer):
+def test_targets_stay_and_inputs_are_new_tensors(mixer):
     data = [images(8)]
     before = [t.clone() for t in data[0]]
     seen = Seen()
@@ -73,7 +73,7 @@ def test_the_targets_of_the_batch_stay_and_its_inputs_are_new_tensors(mixer):
 
 
 @MIXERS
-def test_validation_is_untouched_in_inputs_loss_and_random_numbers(mixer):
+def test_validation_keeps_its_inputs_and_loss_and_draws_no_random_numbers(mixer):
     seen = Seen()
     learn = image_learner([mixer(), seen])
     state = torch.get_rng_state()
@@ -85,7 +85,7 @@ def test_validation_is_untouched_in_inputs_loss_and_random_numbers(mixer):
 
 
 def mixed(mixer, x, seed):
-    "A batch as `mixer` leaves it, in a fit that trains nothing."
+    "A batch as `mixer` changes it, in a fit that trains nothing."
     mix, out = mixer(generator=seeded(seed)), []
     def look(learn):
         out.append(learn.batch[0])
@@ -126,7 +126,7 @@ def test_mixup_blends_each_example_with_its_partner(size, seed):
 
 @settings(max_examples=60)
 @given(sizes, seeds)
-def test_cutmix_pastes_one_rectangle_of_the_partner_and_lam_is_the_share_that_stayed(size, seed):
+def test_cutmix_pastes_one_rectangle_and_lam_is_the_share_that_stayed(size, seed):
     n, _, h, w = size
     x = torch.arange(float(n)).view(-1, 1, 1, 1).expand(size).contiguous()
     mix, out = mixed(CutMixCB, x, seed)
@@ -148,7 +148,7 @@ def test_lam_is_beta_distributed():
     for q in (.25, .5, .75): assert abs(lams.quantile(q) - want.quantile(q)) < .04
 
 
-def test_cutmix_with_alpha_1_pastes_boxes_of_uniform_area_cut_off_at_the_edges():
+def test_cutmix_with_alpha_1_pastes_rectangles_of_uniform_area_cut_off_at_the_edges():
     shares = torch.tensor([1 - mixed(CutMixCB, torch.zeros(2, 1, 32, 32), s)[0].lam for s in range(600)])
     g = torch.Generator().manual_seed(0)
     side = torch.rand(100_000, generator=g).sqrt()
@@ -158,7 +158,7 @@ def test_cutmix_with_alpha_1_pastes_boxes_of_uniform_area_cut_off_at_the_edges()
 
 
 @MIXERS
-def test_without_a_generator_torchs_own_seed_repeats_a_run(mixer):
+def test_without_a_generator_torchs_seed_repeats_a_run(mixer):
     def trained(seed):
         torch.manual_seed(0)
         learn = image_learner(mixer())
@@ -172,7 +172,7 @@ def test_without_a_generator_torchs_own_seed_repeats_a_run(mixer):
 @MIXERS
 @pytest.mark.parametrize('event', ['before_batch', 'after_predict', 'after_loss', 'after_backward'])
 @pytest.mark.parametrize('e', [CancelBatchException(), KeyError('oh')])
-def test_after_a_cancel_or_an_error_loss_function_targets_and_the_next_fit_are_whole(mixer, event, e):
+def test_a_cancel_or_an_error_leaves_loss_function_and_targets_for_the_next_fit(mixer, event, e):
     learn = image_learner(mixer())
     with suppress(KeyError): learn.fit(1, cbs=Heard({event: raising(e)}, order=100))
     assert learn.loss_func is F.cross_entropy
@@ -181,7 +181,7 @@ def test_after_a_cancel_or_an_error_loss_function_targets_and_the_next_fit_are_w
 
 
 @MIXERS
-def test_a_loss_that_fails_on_the_partners_targets_leaves_the_batch(mixer):
+def test_a_loss_that_fails_on_the_second_targets_leaves_the_batch(mixer):
     calls = []
     def second_fails(preds, y):
         calls.append(y)
@@ -206,7 +206,7 @@ def test_label_smoothing_and_mixup_compose_in_either_order():
             torch.testing.assert_close(loss, want)
 
 
-def test_a_loss_phase_of_ones_own_is_asked_for_both_targets():
+def test_a_custom_get_loss_is_called_for_both_targets():
     class Penalised(TrainCB):
         def get_loss(self, learn): learn.loss = F.cross_entropy(learn.preds, learn.batch[1]) + 7
     mix = MixUpCB()
@@ -217,7 +217,7 @@ def test_a_loss_phase_of_ones_own_is_asked_for_both_targets():
 
 
 @pytest.mark.parametrize('reverse', [False, True])
-def test_inputs_are_mixed_after_transforms_and_both_losses_are_taken_in_mixed_precision(reverse):
+def test_inputs_are_mixed_after_transforms_and_both_losses_use_autocast(reverse):
     autocast = []
     def loss_func(preds, y):
         autocast.append(torch.is_autocast_enabled('cpu'))
@@ -232,7 +232,7 @@ def test_inputs_are_mixed_after_transforms_and_both_losses_are_taken_in_mixed_pr
 
 @MIXERS
 @pytest.mark.parametrize('order', [float('-inf'), -10, 0, 4, 6, 100])
-def test_what_a_callback_of_any_order_adds_to_the_loss_is_added_whole(mixer, order):
+def test_what_a_callback_of_any_order_adds_to_the_loss_is_added_once(mixer, order):
     penalty = type('Penalty', (), dict(order=order))()
     def add(learn): learn.loss = learn.loss + 7
     penalty.after_loss = add
@@ -245,7 +245,7 @@ def test_what_a_callback_of_any_order_adds_to_the_loss_is_added_whole(mixer, ord
 
 
 @MIXERS
-def test_after_a_batch_cancelled_before_its_loss_validation_has_its_own_loss(mixer):
+def test_after_a_cancelled_batch_validation_has_the_plain_loss(mixer):
     seen = Seen()
     class Cancels:
         def after_predict(self, learn):
@@ -258,7 +258,7 @@ def test_after_a_batch_cancelled_before_its_loss_validation_has_its_own_loss(mix
 
 
 @MIXERS
-def test_a_mixer_that_goes_in_the_middle_of_a_batch_leaves_the_loss_phase(mixer):
+def test_a_mixer_that_is_removed_mid_batch_leaves_the_loss_phase(mixer):
     mix, losses = mixer(), []
     class Takes:
         def after_predict(self, learn):
@@ -287,33 +287,33 @@ def test_metrics_work_on_mixed_batches():
     assert all(0 <= row['accuracy'] <= 1 for row in learn.history)
 
 
-def test_what_cannot_be_mixed_is_an_error_that_says_so():
+def test_inputs_that_cannot_be_mixed_are_an_error():
     def fit(cbs, x): learner(cbs, dls=DataLoaders([(x, torch.zeros(2).long())], [])).fit(1, valid=False)
-    with pytest.raises(TypeError, match=r'blends inputs that are floats, got torch\.uint8'):
+    with pytest.raises(TypeError, match=r'needs inputs that are floats, got torch\.uint8'):
         fit(MixUpCB(), torch.zeros(2, 4, dtype=torch.uint8))
     said = r'must have shape \(N, C, H, W\), got \(2, 4\)'
     with pytest.raises(ValueError, match=said): fit(CutMixCB(), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match=r'images of sizes \[\(2, 2\), \(3, 3\)\]'):
+    with pytest.raises(ValueError, match=r'needs inputs of one size, got images of sizes \[\(2, 2\), \(3, 3\)\]'):
         fit(CutMixCB(), (torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 3, 3)))
     with pytest.raises(TypeError, match='MixUpCB mixes tensors'): fit(MixUpCB(), 'ab')
 
 
 @MIXERS
 @pytest.mark.parametrize('at', [0, 1, 2])
-def test_an_item_of_a_single_number_is_an_error_that_names_it(mixer, at):
+def test_an_item_without_rows_is_an_error_that_names_it(mixer, at):
     batch = [*images(4), dict(w=torch.rand(4))]
     batch[at] = dict(w=torch.tensor(1.)) if at == 2 else torch.tensor(1.)
     learn = image_learner(mixer(), dls=DataLoaders([tuple(batch)], []))
-    with pytest.raises(ValueError, match=f'{mixer.__name__} mixes the rows .* item {at} of the batch holds a tensor'):
+    with pytest.raises(ValueError, match=f'{mixer.__name__} mixes the rows .* item {at} of the batch has a tensor'):
         learn.fit(1, valid=False)
 
 
 @MIXERS
-def test_a_share_that_cannot_be_drawn_is_refused(mixer):
+def test_a_bad_alpha_is_an_error(mixer):
     for alpha in (0, -1, float('nan')):
         with pytest.raises(ValueError, match=f'{mixer.__name__}: alpha must be above 0'): mixer(alpha)
 
 
-def test_two_mixers_are_refused():
+def test_two_mixers_are_an_error():
     learn = image_learner([MixUpCB(), CutMixCB()])
-    with pytest.raises(ValueError, match='MixUpCB and CutMixCB would'): learn.fit(1)
+    with pytest.raises(ValueError, match='MixUpCB and CutMixCB cannot be used in the same fit'): learn.fit(1)

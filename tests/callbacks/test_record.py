@@ -1,4 +1,4 @@
-"What a training batch leaves behind."
+"RecorderCB and HasLearnCB."
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -9,7 +9,7 @@ from small import Heard, learner, off_cpu, raising
 
 
 @pytest.mark.parametrize('ends', [None, CancelFitException(), ValueError('oh')])
-def test_the_learner_is_there_for_the_length_of_a_fit_however_it_ends(ends):
+def test_the_learner_is_kept_for_the_length_of_a_fit_however_it_ends(ends):
     cb, seen = HasLearnCB(), []
     class Look(HasLearnCB):
         def after_batch(self, learn):
@@ -25,20 +25,20 @@ def test_the_learner_is_there_for_the_length_of_a_fit_however_it_ends(ends):
     assert cb.learn is look.learn is None
 
 
-def test_each_figure_is_recorded_after_each_training_batch_alone():
+def test_values_are_recorded_after_training_batches_only():
     rec = RecorderCB(lr=lambda cb: cb.pg['lr'], n=lambda cb: len(rec.recs['n']))
     learner(rec, lr=.2).fit(2)
     assert rec.recs == dict(lr=[.2]*8, n=[0., 1., 2., 3., 4., 5., 6., 7.])
 
 
-def test_figures_are_floats_wherever_they_come_from():
+def test_values_are_floats_from_any_device():
     values = iter([1, 2., torch.tensor(3.), off_cpu(torch.tensor(4.))])
     rec = RecorderCB(x=lambda cb: next(values))
     learner(rec).fit(1)
     assert rec.recs['x'] == [1, 2, 3, 4]
 
 
-def test_a_fit_starts_a_new_record_and_before_the_first_it_is_empty():
+def test_records_are_empty_at_first_and_start_anew_with_each_fit():
     rec = RecorderCB(x=lambda cb: 1.)
     assert rec.recs == dict(x=[])
     learn = learner(rec)
@@ -47,13 +47,13 @@ def test_a_fit_starts_a_new_record_and_before_the_first_it_is_empty():
     assert rec.recs == dict(x=[1.]*4)
 
 
-def test_the_record_of_a_fit_that_broke_off_stays():
+def test_the_records_of_a_failed_fit_stay():
     rec = RecorderCB(x=lambda cb: 1.)
     with pytest.raises(ValueError, match='oh'): learner([rec, Heard({'after_epoch': raising(ValueError('oh'))})]).fit(1)
     assert rec.recs == dict(x=[1.]*4)
 
 
-def test_an_optimizer_without_groups_is_taken():
+def test_the_optimizer_may_have_no_groups():
     class Bare:
         def step(self): pass
         def zero_grad(self): pass
@@ -64,7 +64,7 @@ def test_an_optimizer_without_groups_is_taken():
     assert rec.recs['x'] == []
 
 
-def test_plot_draws_a_panel_for_each_record_with_its_values():
+def test_plot_draws_one_panel_per_record():
     rec = RecorderCB(a=lambda cb: 1., b=lambda cb: 2.)
     learner(rec).fit(1)
     rec.plot()

@@ -1,4 +1,4 @@
-"A loss for training alone: validation and what is between batches keep the Learner's own."
+"TrainLossCB and LabelSmoothingCB: a loss for training only."
 from contextlib import suppress
 from functools import partial
 
@@ -16,7 +16,7 @@ def ten_times(preds, y): return 10*F.cross_entropy(preds, y)
 
 
 class Losses:
-    "Keeps the loss and what F.cross_entropy says, by phase, and the loss function between batches."
+    "Keeps each batch's loss and plain cross-entropy, and the loss function between epochs."
     order = 50
     def __init__(self): self.seen, self.between = [], []
     def after_batch(self, learn):
@@ -25,7 +25,7 @@ class Losses:
 
 
 @pytest.mark.parametrize('own_phases', [True, False])
-def test_training_batches_take_the_loss_given_and_validation_the_learners_own(own_phases):
+def test_training_uses_the_given_loss_and_validation_the_learners_own(own_phases):
     look = Losses()
     cbs = [TrainLossCB(ten_times), look]
     learn = learner(cbs) if own_phases else learner([TrainCB(), *cbs], cls=Learner)
@@ -38,13 +38,13 @@ def test_training_batches_take_the_loss_given_and_validation_the_learners_own(ow
 
 @pytest.mark.parametrize('event', ['before_batch', 'after_predict', 'after_loss', 'after_batch'])
 @pytest.mark.parametrize('e', [CancelBatchException(), CancelFitException(), KeyError('oh')])
-def test_the_learners_loss_is_back_after_a_cancel_or_an_error(event, e):
+def test_the_learners_loss_is_restored_after_a_cancel_or_an_error(event, e):
     learn = learner([TrainLossCB(ten_times), Heard({event: raising(e)}, order=100)])
     with suppress(KeyError): learn.fit(1, valid=False)
     assert learn.loss_func is F.cross_entropy
 
 
-def test_smoothing_trains_as_torchs_own_label_smoothing_does_and_validates_plainly():
+def test_smoothing_trains_as_torchs_label_smoothing_and_validates_without():
     look = Losses()
     smooth = learner([LabelSmoothingCB(.2), look])
     smooth.fit(2)
@@ -57,7 +57,7 @@ def test_smoothing_trains_as_torchs_own_label_smoothing_does_and_validates_plain
 
 @pytest.mark.parametrize('loss_func', [nn.CrossEntropyLoss(torch.tensor([1., 2., 3.])),
                                        partial(F.cross_entropy, weight=torch.tensor([1., 2., 3.]))])
-def test_smoothing_keeps_what_else_the_loss_was_told(loss_func):
+def test_smoothing_keeps_other_arguments_of_the_loss(loss_func):
     learn = learner(LabelSmoothingCB(.3), loss_func=loss_func)
     learn.fit(1)
     told = partial(F.cross_entropy, weight=torch.tensor([1., 2., 3.]), label_smoothing=.3)
@@ -68,25 +68,25 @@ def test_smoothing_keeps_what_else_the_loss_was_told(loss_func):
     assert getattr(loss_func, 'label_smoothing', 0.) == 0.
 
 
-def test_smoothing_a_loss_that_is_no_cross_entropy_is_an_error_before_the_first_batch():
+def test_smoothing_another_loss_is_an_error_before_the_first_batch():
     learn = learner(LabelSmoothingCB(), loss_func=ten_times)
     with pytest.raises(ValueError, match=r'learn\.loss_func is ten_times.*TrainLossCB'): learn.fit(1)
     assert learn.iter is None
     learn.fit(1, train=False)
 
 
-def test_a_share_beyond_one_or_what_is_no_function_is_refused():
+def test_wrong_arguments_are_errors():
     for eps in (-.1, 1.1):
         with pytest.raises(ValueError, match=rf'must be in \[0, 1\], got {eps}'): LabelSmoothingCB(eps)
     with pytest.raises(TypeError, match='must be a function, got 3'): TrainLossCB(3)
 
 
-def test_two_training_losses_are_refused():
-    with pytest.raises(ValueError, match='TrainLossCB and LabelSmoothingCB set it'):
+def test_two_training_losses_are_an_error():
+    with pytest.raises(ValueError, match='TrainLossCB and LabelSmoothingCB cannot be used in the same fit'):
         learner([TrainLossCB(ten_times), LabelSmoothingCB()]).fit(1)
 
 
-def test_looks_leave_the_learners_loss():
+def test_dry_runs_leave_the_learners_loss():
     learn = learner(LabelSmoothingCB())
     learn.lr_find(max_epochs=1)
     learn.summary()

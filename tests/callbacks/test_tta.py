@@ -1,4 +1,4 @@
-"Predictions averaged over views of a batch, against means taken by hand."
+"Test-time augmentation, against averages taken by hand."
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ def darker(x): return x*.5
 
 
 @pytest.mark.parametrize('own_phases', [True, False])
-def test_predictions_are_the_mean_over_images_and_mirror_images_with_their_targets(own_phases):
+def test_predictions_are_averaged_over_images_and_mirror_images(own_phases):
     learn = image_learner() if own_phases else image_learner(TrainCB(), cls=Learner)
     learn.fit(1)
     preds, targs = learn.tta()
@@ -41,7 +41,7 @@ def test_predictions_are_the_mean_over_images_and_mirror_images_with_their_targe
     assert Learner.tta is tta
 
 
-def test_views_are_those_asked_for_one_or_several():
+def test_tfms_are_one_function_or_several():
     learn = image_learner()
     torch.testing.assert_close(learn.tta(darker)[0], by_hand(learn, same_image, darker))
     torch.testing.assert_close(learn.tta([darker, mirror])[0], by_hand(learn, same_image, darker, mirror))
@@ -50,7 +50,7 @@ def test_views_are_those_asked_for_one_or_several():
     torch.testing.assert_close(learn.tta(())[0], learn.capture_preds()[0])
 
 
-def test_act_comes_before_the_mean():
+def test_act_is_applied_before_averaging():
     learn = image_learner()
     softmax = lambda p: F.softmax(p, -1)  # noqa: E731
     preds, _ = learn.tta(darker, act=softmax)
@@ -58,14 +58,14 @@ def test_act_comes_before_the_mean():
     torch.testing.assert_close(preds.sum(1), torch.ones(11))
 
 
-def test_views_are_of_the_batch_as_callbacks_leave_it_and_those_given_go():
+def test_views_are_made_after_callbacks_and_given_callbacks_are_removed():
     learn = image_learner()
     preds, _ = learn.tta(cbs=BatchTransformCB(lambda b: (b[0] + 1, b[1])))
     torch.testing.assert_close(preds, by_hand(learn, lambda x: x + 1, lambda x: mirror(x) + 1))
     assert learn.cbs == []
 
 
-def test_metrics_see_the_mean_once_and_callbacks_the_batch_as_it_is():
+def test_callbacks_see_the_mean_once_and_the_original_batch():
     seen = []
     class Look:
         def after_predict(self, learn): seen.append((learn.preds.clone(), learn.batch))
@@ -75,7 +75,7 @@ def test_metrics_see_the_mean_once_and_callbacks_the_batch_as_it_is():
     assert [b is d for (_, b), d in zip(seen, learn.dls.valid, strict=True)] == [True, True]
 
 
-def test_a_view_made_in_place_leaves_the_data():
+def test_views_made_in_place_do_not_change_the_data():
     learn = image_learner()
     before = copied(learn.dls.valid)
     learn.tta(lambda x: rand_erase(x, .9, 9).mul_(0))
@@ -83,7 +83,7 @@ def test_a_view_made_in_place_leaves_the_data():
 
 
 @pytest.mark.parametrize('fails', [False, True])
-def test_everything_is_as_it_was(fails):
+def test_nothing_is_changed(fails):
     learn = image_learner([MetricsCB(), ProgressCB()], opt_func=torch.optim.Adam)
     learn.fit(1)
     learn.model.train()[0].eval()
@@ -106,7 +106,7 @@ def test_predictions_in_nests_are_averaged_inside():
     torch.testing.assert_close(d['half'], (x[:, 0, 0].half().float() + x[:, 0, 0].flip(-1).half().float())/2)
 
 
-def test_of_several_inputs_the_first_is_viewed():
+def test_only_the_first_of_several_inputs_is_transformed():
     learn = learner(TrainCB(n_inp=2), cls=Learner, model=TwoInputs(), dls=two_inputs())
     batches = list(learn.dls.valid)
     with torch.no_grad(): hand = torch.cat([(learn.model(a, b) + learn.model(a*.5, b))/2 for a, b, _ in batches])
@@ -118,13 +118,13 @@ def test_it_works_in_mixed_precision():
     torch.testing.assert_close(learn.tta(darker)[0], by_hand(learn, same_image, darker), atol=.03, rtol=.03)
 
 
-def test_what_is_no_function_or_no_image_to_mirror_is_an_error():
+def test_wrong_transforms_and_inputs_are_errors():
     said = "functions of a batch's first input, got 'flip'"
     with pytest.raises(TypeError, match=said): image_learner().tta(['flip'])
     with pytest.raises(ValueError, match=r'must have shape \(N, C, H, W\), got \(6, 4\)'): learner().tta()
 
 
-def test_outputs_without_a_mean_are_those_of_the_batch_as_it_is():
+def test_integer_outputs_are_those_of_the_original_batch():
     class Both(torch.nn.Module):
         def forward(self, x):
             logits = x.flatten(1)[:, :3]

@@ -101,7 +101,7 @@ def test_a_job_whose_model_cannot_be_compiled_says_why_and_is_done_all_the_same(
     def unsupported(*args, **kwargs): raise RuntimeError('not on this Python')
     monkeypatch.setattr(torch, 'compile', unsupported)
     data, out = str(write_tiny(tmp_path, 64, 32)), str(tmp_path/'run')
-    with pytest.warns(UserWarning, match='trains on eagerly: RuntimeError: not on this Python'):
+    with pytest.warns(UserWarning, match='trains without compilation: RuntimeError: not on this Python'):
         learn = train(TrainConfig(data=data, out=out, epochs=1, batch_size=32, device='cpu', compile=True))
     assert len(learn.history) == 2
     assert (tmp_path/'run'/'model.safetensors').exists()

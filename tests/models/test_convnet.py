@@ -38,7 +38,7 @@ def test_get_model_computes_convolution_norm_and_activation_then_10_flat_logits(
     assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == (4 if norm else 0)
 
 
-def test_get_model_is_on_the_default_device_with_the_activation_asked_for():
+def test_get_model_is_on_the_default_device_with_the_given_activation():
     model = get_model(act_gr)
     assert {p.device.type for p in model.parameters()} == {def_device}
     acts = [m for m in model.modules() if isinstance(m, GeneralRelu)]

@@ -110,7 +110,7 @@ def test_lsuv_init_does_not_call_an_output_constant_that_is_nan():
     assert 'constant' not in str(e.value)
 
 
-def test_lsuv_init_says_how_far_it_came_where_a_norm_undoes_it():
+def test_lsuv_init_says_how_far_it_came_if_a_norm_undoes_it():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     nn.init.constant_(model[1].weight, 2.)
     said = r'after 7 rounds the output of m has mean .* and std [12].*norm undo it'
@@ -119,7 +119,7 @@ def test_lsuv_init_says_how_far_it_came_where_a_norm_undoes_it():
     assert hooks_on(model) == 0
 
 
-def test_lsuv_init_says_that_the_mean_cannot_be_0_where_relu_is_never_negative():
+def test_lsuv_init_says_that_the_mean_of_a_relu_cannot_be_0():
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU())
     with pytest.raises(RuntimeError, match=r'mean|negative'):
         lsuv_init(model, model[1], model[0], torch.randn(40, 5))

@@ -28,7 +28,7 @@ def test_general_relu_leaves_its_input_and_passes_gradients():
     assert x.grad.tolist() == pytest.approx([.1, 1., 0.])
 
 
-def test_general_relu_shows_what_it_was_given():
+def test_the_repr_of_general_relu_has_its_arguments():
     assert repr(GeneralRelu(leak=.1, maxv=0.)) == 'GeneralRelu(leak=0.1, maxv=0.0)'
     assert repr(GeneralRelu()) == 'GeneralRelu()'
 
@@ -64,7 +64,7 @@ def test_conv_block_computes_the_padded_strided_convolution():
     (None, None, True), (None, False, False), (None, True, True), (nn.BatchNorm2d, None, False),
     (nn.BatchNorm2d, True, True), (nn.BatchNorm2d, False, False), (partial(nn.BatchNorm2d, eps=.1), None, False),
     (nn.InstanceNorm2d, None, True), (partial(nn.GroupNorm, 1), None, True)])
-def test_conv_block_has_a_bias_as_asked_else_unless_batchnorm_follows(norm, bias, has):
+def test_conv_block_has_a_bias_by_default_unless_batchnorm_follows(norm, bias, has):
     conv = conv_block(1, 2, norm=norm, bias=bias)[0]
     assert (conv.bias is not None) == has
     assert ('bias' in dict(conv.named_parameters())) == has

@@ -191,7 +191,7 @@ def one_run(tmp_path_factory):
 
 @pytest.mark.parametrize(('saved', 'says'), [
     (dict(cuda=[torch.zeros(16, dtype=torch.uint8)]), 'random state: CUDA generators was 1 .* and is 0 here'),
-    (dict(numpy=['PCG64', {}]), "random state: numpy's generator was 'PCG64' .* and is 'MT19937' here"),
+    (dict(numpy=dict(bit_generator='PCG64')), "random state: numpy's generator was 'PCG64' .* and is 'MT19937' here"),
     (dict(python=[2, torch.zeros(1), None]), "random state: version of Python's generator was 2 .* and is 3 here")])
 def test_a_random_state_of_another_kind_is_refused_with_both(saved, says, one_run, monkeypatch):
     learn = run(one_run)

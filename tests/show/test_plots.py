@@ -21,7 +21,7 @@ def drawn(ax):
 
 @few
 @given(st.integers(1, 14))
-def test_get_grid_has_room_for_n_as_square_as_may_be_with_the_unused_off(n):
+def test_get_grid_has_room_for_n_as_square_as_possible_with_unused_axes_off(n):
     fig, axs = get_grid(n, imsize=1)
     assert isinstance(axs, np.ndarray)
     rows, cols = axs.shape if axs.ndim == 2 else (1, axs.size)
@@ -35,7 +35,7 @@ def test_get_grid_has_room_for_n_as_square_as_may_be_with_the_unused_off(n):
 
 @few
 @given(st.integers(1, 12), st.integers(1, 5), st.booleans())
-def test_get_grid_keeps_to_the_rows_or_columns_asked_for(n, given_number, by_rows):
+def test_get_grid_has_the_given_rows_or_columns(n, given_number, by_rows):
     fig, axs = get_grid(n, **{'nrows' if by_rows else 'ncols': given_number}, imsize=1)
     other = math.ceil(n / given_number)
     assert axs.size == given_number*other
@@ -45,7 +45,7 @@ def test_get_grid_keeps_to_the_rows_or_columns_asked_for(n, given_number, by_row
     plt.close(fig)
 
 
-def test_get_grid_heads_the_figure_with_its_title_in_weight_and_size():
+def test_get_grid_has_a_title_in_weight_and_size():
     fig, _ = get_grid(2, title='Two', weight='normal', size=9)
     assert fig.get_suptitle() == 'Two'
     assert (fig._suptitle.get_weight(), fig._suptitle.get_size()) == ('normal', 9)
@@ -64,13 +64,13 @@ def test_a_grid_of_no_image_is_an_error():
     with pytest.raises(ValueError, match='at least one image, got n=0'): show_images([])
 
 
-def test_subplots_gives_imsize_inches_an_image_unless_figsize_says_otherwise():
+def test_subplots_has_imsize_inches_per_image_unless_figsize_is_given():
     assert tuple(subplots(2, 3)[0].get_size_inches()) == (9, 6)
     assert tuple(subplots(2, 3, imsize=1)[0].get_size_inches()) == (3, 2)
     assert tuple(subplots(2, 3, figsize=(5, 4))[0].get_size_inches()) == (5, 4)
 
 
-def test_subplots_gives_an_array_of_axes_a_heading_and_plt_s_own_arguments():
+def test_subplots_returns_an_array_of_axes_and_takes_suptitle_and_plts_arguments():
     fig, axs = subplots(suptitle='Head')
     assert isinstance(axs, np.ndarray)
     assert axs.size == 1
@@ -103,7 +103,7 @@ def test_show_image_draws_the_pixels_as_they_are(name):
 
 
 @pytest.mark.parametrize('size', [1, 2, 3, 4])
-def test_show_image_draws_a_one_channel_tensor_grey_however_small(size):
+def test_show_image_drops_the_channel_of_a_tensor_of_any_size(size):
     kernel = torch.rand(1, size, size)
     np.testing.assert_allclose(drawn(show_image(kernel)), kernel[0])
 
@@ -115,7 +115,7 @@ def test_images_of_one_channel_are_grey_unless_cmap_is_given(name):
     assert show_image(im, cmap='viridis').images[0].get_cmap().name == 'viridis'
 
 
-def test_show_image_draws_on_the_axis_given_with_title_and_imshow_s_arguments():
+def test_show_image_draws_on_the_given_axis_with_title_and_imshows_arguments():
     _, axs = subplots(1, 2)
     ax = show_image(GREY, ax=axs[1], title='one', cmap='plasma', origin='lower')
     assert ax is axs[1]
@@ -133,7 +133,7 @@ def test_show_image_makes_an_axis_of_figsize_without_ticks_and_frame():
     assert len(framed.get_xticks()) == len(framed.get_yticks()) == 0
 
 
-def test_show_images_draws_each_with_its_title_and_leaves_the_rest_off():
+def test_show_images_draws_each_with_its_title_and_switches_the_rest_off():
     show_images(torch.rand(3, 1, 6, 6), titles=['a', 'b'], title='all', imsize=1)
     axs = plt.gcf().axes
     assert [len(ax.images) for ax in axs] == [1, 1, 1, 0]

@@ -1,4 +1,4 @@
-"Hugging Face Accelerate: prepares model, optimizer and loaders, and does the backward pass."
+"Training with Hugging Face Accelerate."
 import warnings
 from typing import Any
 
@@ -10,9 +10,9 @@ __all__ = ['AccelerateCB']
 
 
 class AccelerateCB(TrainCB):
-    """Hugging Face Accelerate prepares model, optimizer and loaders when a fit starts, and does the backward pass; when
-    it ends the Learner has its own model, optimizer and loaders back. `mixed_precision` is Accelerate's; where there is
-    no accelerator, 'fp16' becomes 'bf16', with a warning."""
+    """Lets Hugging Face Accelerate prepare model, optimizer and loaders for the length of a fit, and do the backward
+    pass. After the fit the Learner has its own model, optimizer and loaders again. `mixed_precision` is Accelerate's;
+    without an accelerator 'fp16' becomes 'bf16', with a warning."""
     order = DeviceCB.order + 10
     def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16") -> None:
         super().__init__(n_inp)
@@ -21,29 +21,29 @@ class AccelerateCB(TrainCB):
         except ImportError as e:
             raise ImportError("AccelerateCB needs the package accelerate: pip install 'miniai-torch[hf]'") from e
         if mixed_precision == 'fp16' and def_device == 'cpu':
-            warnings.warn("AccelerateCB: fp16 needs an accelerator, so bf16 is used on the CPU", stacklevel=2)
+            warnings.warn("AccelerateCB: fp16 needs an accelerator; using bf16 on the CPU", stacklevel=2)
             mixed_precision = 'bf16'
-        self.acc, self.kept = Accelerator(mixed_precision=mixed_precision), None
+        self.acc, self._own = Accelerator(mixed_precision=mixed_precision), None
 
     def before_fit(self, learn: Any) -> None:
-        self.kept = learn.model, learn.dls.train, learn.dls.valid, learn.opt
-        self.attributes = set(vars(learn.model))
-        learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self.kept[:3])
+        self._own = learn.model, learn.dls.train, learn.dls.valid, learn.opt
+        self._attributes = set(vars(learn.model))
+        learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self._own[:3])
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
 
     def state_dict(self) -> dict[str, Any]:
-        "The state of Accelerate's gradient scaler, empty where it has none."
+        "The state of Accelerate's gradient scaler, empty if it has none."
         return dict(scaler={} if self.acc.scaler is None else self.acc.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave. ValueError where only one of them scales gradients."
+        "Restore what `state_dict` returned. ValueError if gradients were scaled then and are not now, or vice versa."
         load_scaler(self.acc.scaler, state['scaler'])
 
     def backward(self, learn: Any) -> None: self.acc.backward(learn.loss)
 
     def cleanup_fit(self, learn: Any) -> None:
-        if self.kept is None: return
-        learn.model, learn.dls.train, learn.dls.valid, learn.opt = self.kept
-        for added in set(vars(learn.model)) - self.attributes: delattr(learn.model, added)
+        if self._own is None: return
+        learn.model, learn.dls.train, learn.dls.valid, learn.opt = self._own
+        for added in set(vars(learn.model)) - self._attributes: delattr(learn.model, added)
         self.acc.free_memory()
-        self.kept = None
+        self._own = None

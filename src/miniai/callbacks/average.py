@@ -1,4 +1,4 @@
-"Weight averages: validation sees the averaged weights. Knows events, and optimizers that keep averages."
+"Validation with weight averages."
 from typing import Any
 
 from miniai.events import Callback
@@ -7,7 +7,7 @@ __all__ = ['AverageCB']
 
 
 class AverageCB(Callback):
-    "Validates with the optimizer's weight averages, made with `ema=…`, and trains on with the weights themselves."
+    "Validates with the weight averages of an optimizer made with `ema=…`. Training uses the weights themselves."
     _swapped = False
 
     def before_fit(self, learn: Any) -> None:

@@ -1,4 +1,4 @@
-"What happens to a batch before the model sees it. Knows events alone."
+"A function applied to each batch before the model sees it."
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +8,7 @@ __all__ = ['BatchTransformCB']
 
 
 class BatchTransformCB(Callback):
-    "Replaces each batch by `tfm(batch)`, in training (`on_train`) and in validation (`on_val`)."
+    "Replaces each batch with `tfm(batch)`, in training if `on_train` and in validation if `on_val`."
     def __init__(self, tfm: Callable[[Any], Any], on_train: bool = True, on_val: bool = True) -> None:
         self.tfm, self.on_train, self.on_val = tfm, on_train, on_val
 

@@ -1,4 +1,4 @@
-"Looks at a Learner's data and predictions without training it. Knows events, and how to leave a Learner as it was."
+"Predictions of the validation set, and pictures of the first training batch, without training."
 import math
 from typing import Any
 
@@ -11,12 +11,12 @@ from miniai.device import first_tensor, to_cpu
 from miniai.events import PHASES, Callback, CancelFitException, listed
 from miniai.show.plots import show_images
 
-__all__ = ['CapturePreds', 'capture_preds', 'StopAt', 'first_train_batch', 'show_image_batch']
+__all__ = ['CapturePreds', 'capture_preds', 'first_train_batch', 'show_image_batch']
 
 
 class CapturePreds(Callback):
-    """Keeps inputs, predictions and targets of every batch, on the CPU: `all_inps`, `all_preds`, `all_targs`, joined
-    when the fit ends."""
+    """Keeps the inputs, predictions and targets of every batch on the CPU. When the fit ends, they are concatenated as
+    `all_inps`, `all_preds` and `all_targs`."""
     order = SingleBatchCB.order - 0.5
     def before_fit(self, learn: Any) -> None:
         self.all_inps, self.all_preds, self.all_targs = [], [], []
@@ -34,7 +34,7 @@ class CapturePreds(Callback):
 
 
 def _joined(xs: list) -> Any:
-    "The batches `xs` as one: tensors concatenated along their first dimension, inside tuples, lists and dicts too."
+    "One nest from those of several batches: tensors are concatenated, anything else is listed."
     first = xs[0]
     if isinstance(first, Tensor): return torch.cat(xs) if first.ndim else torch.stack(xs)
     if isinstance(first, tuple | list): return tuple(map(_joined, map(list, zip(*xs, strict=True))))
@@ -43,38 +43,36 @@ def _joined(xs: list) -> Any:
 
 
 def capture_preds(self: Any, cbs: Any = None, inps: bool = False) -> tuple:
-    """Predictions and targets of the whole validation set, on the CPU, a pair; with `inps` a triple that ends in the
-    inputs. Targets are None where batches have none. Nothing is trained; `history` stays."""
+    """Predictions and targets of the whole validation set, as a pair on the CPU; with `inps` the inputs come third.
+    Targets are None if batches have none. Trains nothing and leaves `learn.history` alone."""
     capture = CapturePreds()
     with records_as_they_were(self): self.fit(1, train=False, cbs=[capture, *listed(cbs)])
     return (capture.all_preds, capture.all_targs, capture.all_inps)[:3 if inps else 2]
 
 
-class StopAt(Callback):
-    "Stops the fit at `event`, after all others that hear it. Phases that then never run need not be there."
+class _StopAtCB(Callback):
+    "Stops the fit at `event`, after all other callbacks. Provides the phases that come later, so that none is missing."
     order, stands_in = math.inf, True
     def __init__(self, event: str) -> None:
         setattr(self, event, self._stop)
         for phase in PHASES if event == 'before_batch' else PHASES[1:]: setattr(self, phase, self._nothing)
 
     def _stop(self, learn: Any) -> None: raise CancelFitException()
-    def _nothing(self, learn: Any) -> None: "The fit stops before this phase."
+    def _nothing(self, learn: Any) -> None: "The fit ends before this phase."
 
 
 def first_train_batch(learn: Any, event: str, cbs: list) -> None:
-    "Run the first training batch up to and with `event`; the Learner, but for `learn.batch`, is as before."
+    "Run the first training batch up to and including `event`. Afterwards only `learn.batch` has changed."
     with as_it_was(learn):
         no_optimizer, no_parameters = learn.opt_func is None and learn.opt is None, not list(learn.model.parameters())
-        if no_optimizer or no_parameters: learn.opt_func = _idle_optimizer
+        # An optimizer that steps nothing, so that the checks before the fit pass.
+        if no_optimizer or no_parameters: learn.opt_func = lambda params, lr: torch.optim.SGD([torch.zeros(1)], lr)
         learn.loss_func = learn.loss_func or (lambda preds, *targets: preds)
-        learn.fit(1, valid=False, lr=learn.lr or 0., cbs=[StopAt(event), *cbs])
-
-
-def _idle_optimizer(params: Any, lr: float) -> torch.optim.Optimizer: return torch.optim.SGD([torch.zeros(1)], lr)
+        learn.fit(1, valid=False, lr=learn.lr or 0., cbs=[_StopAtCB(event), *cbs])
 
 
 def show_image_batch(self: Any, max_n: int = 9, cbs: Any = None, **kwargs: Any) -> None:
-    """Draw up to `max_n` inputs of the first training batch, as the callbacks leave it. Nothing is trained;
-    `kwargs` go to `show_images`."""
+    """Show up to `max_n` inputs of the first training batch as images, after the callbacks have changed them. Trains
+    nothing. `kwargs` go to `show_images`."""
     first_train_batch(self, 'before_batch', listed(cbs))
     show_images(first_tensor(self.batch)[:max_n], **kwargs)

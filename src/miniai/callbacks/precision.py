@@ -1,4 +1,4 @@
-"Mixed precision by PyTorch's autocast and GradScaler."
+"Mixed precision with PyTorch's autocast and GradScaler."
 from typing import Any
 
 import torch
@@ -9,9 +9,8 @@ __all__ = ['MixedPrecision', 'load_scaler']
 
 
 class MixedPrecision(TrainCB):
-    """Forward pass and loss in half precision by autocast: bfloat16 on the CPU, float16 on CUDA, or
-    `dtype`. float16, whose small gradients vanish, gets its loss scaled up and its gradients down
-    again by a GradScaler, kept as `scaler`."""
+    """Runs forward pass and loss in half precision with autocast: bfloat16 on the CPU, float16 on CUDA, or `dtype`. In
+    float16 small gradients would become 0, so a GradScaler, kept as `scaler`, scales the loss up and gradients down."""
     order = DeviceCB.order + 10
     def __init__(self, n_inp: int = 1, dtype: torch.dtype | None = None) -> None:
         super().__init__(n_inp)
@@ -24,16 +23,15 @@ class MixedPrecision(TrainCB):
         self.used = self.dtype or (torch.float16 if self.device == 'cuda' else torch.bfloat16)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.used is torch.float16)
         if self.scaler.is_enabled() and learn.trains and not hasattr(learn.opt, 'param_groups'):
-            raise TypeError(f"MixedPrecision in float16 scales gradients, which needs a torch.optim.Optimizer, and the "
-                            f"optimizer is a {type(learn.opt).__name__}: use dtype=torch.bfloat16, or an optimizer of "
-                            f"miniai.optim")
+            raise TypeError(f"MixedPrecision scales gradients in float16, which needs a torch.optim.Optimizer, got a "
+                            f"{type(learn.opt).__name__}: use one of miniai.optim, or dtype=torch.bfloat16")
 
     def state_dict(self) -> dict[str, Any]:
         "The scaler's state."
         return dict(scaler=self.scaler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave. ValueError where only one of them scales gradients."
+        "Restore what `state_dict` returned. ValueError if gradients were scaled then and are not now, or vice versa."
         load_scaler(self.scaler, state['scaler'])
 
     def before_batch(self, learn: Any) -> None:
@@ -53,12 +51,11 @@ class MixedPrecision(TrainCB):
         self.scaler.update()
 
 
-_SCALED = {True: "scaled, as float16 needs,", False: "not scaled, as in bfloat16 or float32,"}
-
-
 def load_scaler(scaler: Any, state: dict[str, Any]) -> None:
-    "Put a gradient scaler's state back; None and one that is not enabled, whose state is empty, scale nothing."
+    "Restore the state of a GradScaler. A scaler that is None or disabled, and an empty state, mean no scaling."
     was, scales = bool(state), scaler is not None and scaler.is_enabled()
-    if was != scales: raise ValueError(
-        f"gradients were {_SCALED[was]} in the checkpoint and are {_SCALED[scales]} here: use the same dtype")
+    if was != scales:
+        words = {True: "scaled (float16)", False: "not scaled (bfloat16 or float32)"}
+        raise ValueError(f"gradients were {words[was]} in the checkpoint and are {words[scales]} now: "
+                         f"use the same dtype")
     if scales: scaler.load_state_dict(state)

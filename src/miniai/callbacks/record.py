@@ -1,4 +1,4 @@
-"What a training batch leaves behind: any figure, recorded by name. Knows readings, not what is recorded."
+"Any value of a training batch, recorded by name."
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +11,15 @@ __all__ = ['HasLearnCB', 'RecorderCB']
 
 
 class HasLearnCB(Callback):
-    "Has the Learner as `self.learn` for the length of a fit."
+    "Keeps the Learner as `self.learn` for the length of a fit."
     learn: Any = None
     def before_fit(self, learn: Any) -> None: self.learn = learn
     def cleanup_fit(self, learn: Any) -> None: self.learn = None
 
 
 class RecorderCB(Callback):
-    """After each training batch, appends `d[name](self)` to the record of that name:
-    `RecorderCB(lr=lambda cb: cb.pg['lr'])`. `pg` is the optimizer's first parameter group.
-    `recs[name]` is a list of floats."""
+    """After each training batch, appends `d[name](self)` to the list `recs[name]`:
+    `RecorderCB(lr=lambda cb: cb.pg['lr'])`. `pg` is the optimizer's first parameter group."""
     def __init__(self, **d: Callable[['RecorderCB'], Any]) -> None:
         self.d, self.pg = d, None
         self._scalars = {k: DeferredScalars() for k in d}
@@ -39,7 +38,7 @@ class RecorderCB(Callback):
         return dict(self.recs)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Go on from what `state_dict` gave. ValueError where that has other names."
+        "Restore what `state_dict` returned. ValueError if the names differ."
         check_names('records', state, self.d)
         self.recs = state
 
@@ -53,7 +52,7 @@ class RecorderCB(Callback):
         for k, f in self.d.items(): self._scalars[k].append(f(self))
 
     def plot(self) -> None:
-        "Draw every record over the batches, a panel each."
+        "Plot each record over the batches, one panel per record."
         import matplotlib.pyplot as plt
         axs = get_grid(len(self.d), nrows=1, figsize=(5*len(self.d), 3.5), layout='constrained')[1]
         for (k, values), ax in zip(self.recs.items(), axs.flat, strict=True):

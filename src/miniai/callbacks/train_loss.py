@@ -1,4 +1,4 @@
-"A loss for training alone, label smoothing for one: validation keeps the Learner's own. Knows events, not the loop."
+"A loss for training only, such as label smoothing: validation keeps the Learner's own."
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +13,8 @@ __all__ = ['TrainLossCB', 'LabelSmoothingCB']
 
 
 class TrainLossCB(Callback):
-    """Training batches take their loss from `loss_func(preds, targets)`; validation, and all between batches, from
-    `learn.loss_func` as it was. It is for a `get_loss` that asks `learn.loss_func`, as the library's do."""
+    """Training batches use `loss_func(preds, targets)` as their loss; validation keeps `learn.loss_func`. If you write
+    your own `get_loss`, call `learn.loss_func` in it."""
     _swapped = False
     def __init__(self, loss_func: Callable) -> None:
         if not callable(loss_func): raise TypeError(f"TrainLossCB: loss_func must be a function, got {loss_func!r}")
@@ -22,7 +22,7 @@ class TrainLossCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         names = [type(cb).__name__ for cb in learn.cbs if isinstance(cb, TrainLossCB)]
-        if len(names) > 1: raise ValueError(f"there is one training loss, and {' and '.join(names)} set it: give one")
+        if len(names) > 1: raise ValueError(f"{' and '.join(names)} cannot be used in the same fit: keep one of them")
 
     def before_batch(self, learn: Any) -> None:
         if not learn.training: return
@@ -33,11 +33,11 @@ class TrainLossCB(Callback):
 
 
 class LabelSmoothingCB(TrainLossCB):
-    """Trains with targets of which the share `eps` is spread over all classes (Szegedy et al. 2016, section 7);
-    validation reports the plain loss. For `F.cross_entropy`, a partial of it, or `nn.CrossEntropyLoss`, whose own
-    label_smoothing it sets; ValueError for other losses: TrainLossCB takes any."""
+    """Trains with smoothed targets: a share `eps` of each is spread over all classes (Szegedy et al. 2016, section 7).
+    Validation reports the plain loss. Works for `F.cross_entropy`, a partial of it, and `nn.CrossEntropyLoss`;
+    ValueError for other losses, which TrainLossCB takes."""
     def __init__(self, eps: float = 0.1) -> None:
-        if not 0 <= eps <= 1: raise ValueError(f"LabelSmoothingCB: eps, a share, must be in [0, 1], got {eps}")
+        if not 0 <= eps <= 1: raise ValueError(f"LabelSmoothingCB: eps (a share) must be in [0, 1], got {eps}")
         self.eps = eps
 
     def before_fit(self, learn: Any) -> None:
@@ -52,5 +52,5 @@ def _smoothed(loss_func: Any, eps: float) -> Callable:
         return smooth
     if getattr(loss_func, 'func', loss_func) is F.cross_entropy: return partial(loss_func, label_smoothing=eps)
     name = getattr(loss_func, '__name__', type(loss_func).__name__)
-    raise ValueError(f"LabelSmoothingCB smooths torch's cross-entropy, and learn.loss_func is {name}: "
-                     f"give a smoothed loss of your own to TrainLossCB")
+    raise ValueError(f"LabelSmoothingCB needs torch's cross-entropy, and learn.loss_func is {name}: "
+                     f"pass your own smoothed loss to TrainLossCB")

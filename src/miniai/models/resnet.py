@@ -5,10 +5,9 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from miniai.device import def_device
-from miniai.models.layers import act_gr as act_gr
-from miniai.models.layers import conv_block
+from miniai.models.layers import act_gr, conv_block
 
-__all__ = ['act_gr', 'ResBlock', 'get_resnet']
+__all__ = ['ResBlock', 'get_resnet']
 
 
 class ResBlock(nn.Module):
