@@ -36,7 +36,7 @@ _BARS = ('{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remai
          '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] ',
          '{desc} |{bar}| {n_fmt}/{total_fmt} ',
          '{desc} {n_fmt}/{total_fmt} ')
-_COUNTS = ('{desc} {n_fmt} [{elapsed}, {rate_fmt}] ', '{desc} {n_fmt} ')  # where the total is unknown
+_COUNTS = ('{desc} {n_fmt} [{elapsed}, {rate_fmt}] ', '{desc} {n_fmt} ')  # for an unknown total
 
 
 class TerminalDisplay(PlainDisplay):
