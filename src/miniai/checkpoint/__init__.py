@@ -1,4 +1,4 @@
-"""Checkpoints: a nest of plain values and tensors as one file that survives, and that can do no harm when it is read.
+"""Checkpoint files: nested plain values and tensors in one file, written durably and safe to read.
 
     save('run.safetensors', dict(model=model.state_dict(), epoch=3))
     state = load('run.safetensors')

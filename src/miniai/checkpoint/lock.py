@@ -1,5 +1,4 @@
-"""A lock on a folder, so that two runs do not write into one. Knows a lock file, held by the system for as long as
-its process lives."""
+"A lock on a folder that keeps two runs from writing to it; the system releases it when the process ends."
 import errno
 import os
 import socket
@@ -12,7 +11,7 @@ from miniai.checkpoint.errors import FolderInUseError
 
 try:
     import fcntl
-except ImportError:  # not on Windows
+except ImportError:  # Windows
     fcntl = None
 
 __all__ = ['FolderLock']
@@ -23,31 +22,34 @@ _held = weakref.WeakSet()
 
 
 class FolderLock:
-    """Holds `folder` for this process from now until `release`, the end of its `with`, or the process's own end,
-    however it comes. FolderInUseError, with process and host, where another holds it. Where the file system has no
-    locks (some network folders) a warning says that nothing keeps two runs apart there. The lock file stays: it is
-    empty of meaning unlocked."""
+    """Locks `folder` for this process until `release`, the end of its `with`, or the end of the process.
+    FolderInUseError, with process and host, if another process holds it. On a file system without locks (some network
+    folders) a warning says that two runs can write there at once. The lock file itself stays."""
     def __init__(self, folder: str | PathLike) -> None:
         self.folder, self._fd = os.fspath(folder), None
-        fd = os.open(os.path.join(self.folder, _NAME), os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0), 0o666)
-        try: self._take(fd)
+        fd = os.open(os.path.join(self.folder, _NAME), os.O_RDWR | os.O_CREAT, 0o666)
+        try: self._lock(fd)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
         _held.add(self)
 
-    def _take(self, fd: int) -> None:
+    def _lock(self, fd: int) -> None:
         try: _flock(fd)
-        except BlockingIOError: raise FolderInUseError(self.folder, *_holder(fd)) from None
+        except BlockingIOError:
+            words = os.pread(fd, 300, 0).decode('utf-8', 'replace').split()
+            pid, host = words if len(words) == 2 else ('of unknown number', 'an unknown host')
+            raise FolderInUseError(self.folder, pid, host) from None
         except OSError as e:
             if e.errno not in _NO_LOCKS: raise
-            warnings.warn(f'{self.folder} is on a file system without locks ({e.strerror}): nothing keeps another '
-                          f'run out of it', stacklevel=4)
-        _write_holder(fd)
+            warnings.warn(f'{self.folder} is on a file system without locks ({e.strerror}): another run can write to '
+                          f'it at the same time', stacklevel=3)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
 
     def release(self) -> None:
-        "Let others have the folder; a second time is nothing."
+        "Unlock the folder, if it is locked."
         fd, self._fd = self._fd, None
         if fd is not None: os.close(fd)
 
@@ -61,19 +63,9 @@ def _flock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _write_holder(fd: int) -> None:
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f'{os.getpid()} {socket.gethostname()}\n'.encode(), 0)
-
-
-def _holder(fd: int) -> tuple[str, str]:
-    words = os.pread(fd, 300, 0).decode('utf-8', 'replace').split()
-    return (words[0], words[1]) if len(words) == 2 else ('of unknown number', 'an unknown host')
-
-
-def _let_go_in_a_fork() -> None:
-    "A forked worker must not keep the folder locked after the process that locked it is dead."
+def _release_all() -> None:
+    "In a forked worker: it must not keep the folder locked after the process that locked it has ended."
     for lock in list(_held): lock.release()
 
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_let_go_in_a_fork)
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_release_all)

@@ -1,5 +1,4 @@
-"""Files that are checkpoints, read: nothing is believed before the sha256 over all of it is right. Knows the format, no
-state's meaning."""
+"Read checkpoint files: nothing in a file is used before the sha256 over all of it is right."
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from miniai.checkpoint import disk
-from miniai.checkpoint.background import Digest
+from miniai.checkpoint.background import BackgroundHash
 from miniai.checkpoint.errors import CheckpointError, Malformed
 from miniai.checkpoint.geometry import rebuilt
 from miniai.checkpoint.header import DIGEST_AT, LONGEST, geometries, loads, masked, parse
@@ -22,10 +21,10 @@ _PIECE = 1 << 21  # bytes read or written at a time
 
 
 def load(path: str | bytes | PathLike) -> Any:
-    """The state that `save` was given, after the whole file has been verified in the same pass: tensors on the CPU,
-    with their strides, tied ones tied. CheckpointError for a file that is no whole checkpoint. Takes the file's
-    size in memory; and for its head, at most 100 MB in which all is that is no tensor, what its values take as Python
-    objects: of millions of empty lists, as a file made to harm may have, some 50 times their size."""
+    """The state given to `save`, verified in the same pass: tensors are on the CPU with their strides, and tensors that
+    were one are one again. Takes the file's size in memory, plus the Python objects for all values other than tensors
+    (up to 50 times their bytes in a file made to use memory). CheckpointError for a file that is not a whole
+    checkpoint."""
     with _opened(path) as file:
         memories = {nm: torch.empty(e.end - e.begin, dtype=torch.uint8) for nm, e in file.header.entries.items()}
         file.check(memoryview(m.numpy()) for m in memories.values())
@@ -34,37 +33,15 @@ def load(path: str | bytes | PathLike) -> Any:
         return unflatten(loads(file.header.meta['state']), tensors)
 
 
-def pieces_of(memories: Iterable[memoryview | torch.Tensor]) -> Iterator[memoryview]:
-    "Flat bytes, wherever they are, in pieces on the CPU."
-    for m in memories:
-        data = m if isinstance(m, memoryview) else memoryview(m.cpu().numpy())
-        for at in range(0, len(data), _PIECE): yield data[at:at + _PIECE]
-
-
-def check_written(path: str, head: bytes, memories: Iterable[memoryview | torch.Tensor]) -> None:
-    "CheckpointError unless the file at `path`, read back, is sound and holds these very bytes."
-    with _opened(path) as file:
-        if file.head != head: raise Malformed('its head was read back otherwise than it was written')
-        buffer = bytearray(_PIECE)
-        for piece in pieces_of(memories):
-            if len(buffer) != len(piece): buffer = bytearray(len(piece))
-            file.fill(memoryview(buffer))
-            if buffer != piece: raise Malformed('its data were read back otherwise than they were written')
-
-
 def verify(path: str | bytes | PathLike) -> str:
-    """The file's sha256, where all of it is as it was saved and can be loaded; else CheckpointError. Takes one pass
-    over the file, a few MB, and what `load` takes for its head."""
+    """The sha256 of a file that is exactly as it was saved and can be loaded; else CheckpointError. Takes one pass over
+    the file and a few MB of memory."""
     with _opened(path) as file:
-        file.check(_pieces(file.header.data_bytes))
+        n = file.header.data_bytes
+        buffers = [memoryview(bytearray(min(n, _PIECE))) for _ in range(2)]  # one is filled while the other is hashed
+        file.check(buffers[k % 2][:min(_PIECE, n - at)] for k, at in enumerate(range(0, n, _PIECE)))
         unflatten(loads(file.header.meta['state']), geometries(file.header))
         return file.header.meta['sha256']
-
-
-def _pieces(n: int) -> Iterator[memoryview]:
-    "Two buffers in turn, so that one can be hashed while the other fills, `n` bytes in all."
-    buffers = [memoryview(bytearray(min(n, _PIECE))) for _ in range(2)]
-    for k, at in enumerate(range(0, n, _PIECE)): yield buffers[k % 2][:min(_PIECE, n - at)]
 
 
 @dataclass(frozen=True)
@@ -77,9 +54,8 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What the head of a checkpoint says: format version, when it was saved (UTC), by which miniai and torch, bytes
-    of the file, its sha256 as stated, the tensors by name, and the plain values of the state's top two levels by
-    path."""
+    """The head of a checkpoint: format version, when it was saved (UTC), by which miniai and torch, bytes of the file,
+    its sha256 as stated, the tensors by name, and the plain values in the top two levels of the state by path."""
     path: str
     version: str
     saved: str
@@ -92,7 +68,7 @@ class CheckpointInfo:
 
 
 def inspect(path: str | bytes | PathLike) -> CheckpointInfo:
-    "What the file's head says, in its own words: no data are read, so only `verify` knows whether they are whole."
+    "Read the head of a checkpoint only. The data are not checked: use `verify` for that."
     with _opened(path) as file:
         where, meta = geometries(file.header), file.header.meta
         known = {k: meta[k] for k in ('version', 'saved', 'miniai', 'torch', 'sha256')}
@@ -101,11 +77,31 @@ def inspect(path: str | bytes | PathLike) -> CheckpointInfo:
         return CheckpointInfo(os.fsdecode(path), size=file.size, tensors=tensors, scalars=scalars, **known)
 
 
+def check_written(path: str, head: bytes, memories: Iterable[memoryview | torch.Tensor]) -> None:
+    "CheckpointError unless the file at `path`, read back, holds exactly these bytes."
+    with _opened(path) as file:
+        if file.head != head: raise Malformed('its head reads back different from what was written')
+        buffer = bytearray(_PIECE)
+        for piece in pieces_of(memories):
+            if len(buffer) != len(piece): buffer = bytearray(len(piece))
+            file.fill(memoryview(buffer))
+            if buffer != piece: raise Malformed('its data read back different from what was written')
+
+
+def pieces_of(memories: Iterable[memoryview | torch.Tensor]) -> Iterator[memoryview]:
+    "Flat memory, on any device, as pieces of bytes on the CPU."
+    for m in memories:
+        data = m if isinstance(m, memoryview) else memoryview(m.cpu().numpy())
+        for at in range(0, len(data), _PIECE): yield data[at:at + _PIECE]
+
+
 @contextmanager
 def _opened(path: str | bytes | PathLike) -> Iterator['_File']:
-    "The file with its header read; what is wrong with it, until the `with` ends, is a CheckpointError that names it."
+    "The file with its header parsed. Problems found inside the `with` become a CheckpointError that names the path."
     path = os.fsdecode(path)
-    fd = _descriptor(path)
+    try: fd = disk.open_regular(path)
+    except ValueError as e: raise CheckpointError(path, f'not a valid path: {e}') from e  # it has a NUL
+    if fd is None: raise CheckpointError(path, 'not a regular file: give the path of a checkpoint file')
     try: yield _File(fd)
     except (ValueError, RecursionError) as e: raise CheckpointError(path, str(e)) from e
     except OSError as e: raise CheckpointError(path, f'cannot be read: {e.strerror or e}') from e
@@ -113,29 +109,35 @@ def _opened(path: str | bytes | PathLike) -> Iterator['_File']:
         with suppress(OSError): disk.close(fd)
 
 
-def _descriptor(path: str) -> int:
-    try: fd = disk.open_regular(path)
-    except ValueError as e: raise CheckpointError(path, f'no path: {e}') from e  # it has a NUL
-    if fd is None: raise CheckpointError(path, 'no regular file')
-    return fd
-
-
 class _File:
+    "An open checkpoint file: its size, its head as bytes and parsed; the data are read by `fill` or `check`."
     def __init__(self, fd: int) -> None:
         self.fd, self.size = fd, disk.fstat(fd).st_size
-        _refuse_hollow(fd, disk.fstat(fd))
-        self.head = self._head()
-        self.header = parse(self.head)
-        _check_size(self.size, len(self.head) + self.header.data_bytes)
-
-    def _head(self) -> bytes:
-        if self.size < DIGEST_AT: raise Malformed(f'not a checkpoint of miniai, or cut: it has only {self.size} bytes')
+        self._refuse_sparse()
+        if self.size < DIGEST_AT:
+            raise Malformed(f'not a checkpoint of miniai, or truncated: it has {self.size} bytes; use another file')
         first = self._bytes(8)
         n = int.from_bytes(first, 'little')
         if n > min(LONGEST, self.size - 8):
-            raise Malformed(f'not a checkpoint of miniai, or cut: '
-                            f'a header of {n:,} bytes in a file of {self.size:,}')
-        return first + self._bytes(n)
+            raise Malformed(f'not a checkpoint of miniai, or truncated: it declares a header of {n:,} bytes and has '
+                            f'{self.size:,} in all; use another file')
+        self.head = first + self._bytes(n)
+        self.header = parse(self.head)
+        expected = len(self.head) + self.header.data_bytes
+        if self.size < expected:
+            raise Malformed(f'truncated: it has {self.size:,} of {expected:,} bytes; use another checkpoint')
+        if self.size > expected:
+            raise Malformed(f'damaged: it has {self.size - expected:,} bytes after its end; use another checkpoint')
+
+    def _refuse_sparse(self) -> None:
+        "Malformed for a huge file that is almost only holes: it would take hours to read as zeros."
+        stored = getattr(disk.fstat(self.fd), 'st_blocks', 0)*512
+        if self.size <= 1 << 30 or stored >= self.size >> 10: return
+        if hasattr(os, 'SEEK_HOLE'):  # ask the file system, as some network folders count no blocks at all
+            hole = os.lseek(self.fd, 0, os.SEEK_HOLE)
+            os.lseek(self.fd, 0, os.SEEK_SET)
+            if hole >= self.size: return
+        raise Malformed(f'not a checkpoint: only {stored:,} of its {self.size:,} bytes are on the disk (a sparse file)')
 
     def _bytes(self, n: int) -> bytes:
         buffer = bytearray(n)
@@ -143,38 +145,19 @@ class _File:
         return bytes(buffer)
 
     def fill(self, piece: memoryview) -> None:
-        "Read on until `piece` is full; Malformed where the file ends before."
+        "Read the next bytes into `piece`; Malformed if the file ends before it is full."
         while len(piece):
             n = disk.read_into(self.fd, piece)
-            if not n: raise Malformed('it ends too early')
+            if not n: raise Malformed('truncated: it ends too early; use another checkpoint')
             piece = piece[n:]
 
     def check(self, buffers: Iterator[memoryview]) -> None:
-        "Read the data into `buffers`, one after the other; Malformed unless the digest of all is as stated."
-        with Digest() as digest:
+        "Read the data into `buffers`, one after the other; Malformed unless the sha256 of the file is as stated."
+        with BackgroundHash() as digest:
             digest.update(masked(self.head))
             for piece in (b[at:at + _PIECE] for b in buffers for at in range(0, len(b), _PIECE)):
                 self.fill(piece)
                 digest.update(piece)
             found, stated = digest.hexdigest(), self.header.meta['sha256']
-        if found != stated: raise Malformed(f'damaged: its sha256 is {found[:12]}…, and should be {stated[:12]}…')
-
-
-def _check_size(size: int, expected: int) -> None:
-    if size < expected: raise Malformed(f'cut: {size:,} of {expected:,} bytes are there')
-    if size > expected: raise Malformed(f'{size - expected:,} bytes follow its end')
-
-
-def _refuse_hollow(fd: int, info: os.stat_result) -> None:
-    "A file of which almost nothing is on the disk would take hours to read as zeros."
-    stored = getattr(info, 'st_blocks', 0)*512
-    if info.st_size > 1 << 30 and stored < info.st_size >> 10 and _has_a_hole(fd, info.st_size):
-        raise Malformed(f'hollow: it says {info.st_size:,} bytes, of which {stored:,} are on the disk')
-
-
-def _has_a_hole(fd: int, size: int) -> bool:
-    "What the number of blocks hints at, asked of the system: some network folders count no blocks at all."
-    if not hasattr(os, 'SEEK_HOLE'): return True
-    hole = os.lseek(fd, 0, os.SEEK_HOLE)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return hole < size
+        if found != stated:
+            raise Malformed(f'damaged: its sha256 is {found[:12]}…, not {stated[:12]}…; use another checkpoint')

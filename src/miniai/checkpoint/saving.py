@@ -1,260 +1,171 @@
-"""`save`: a state into a file, now or beside the caller, who may change the state right after. Knows tree, header
-and durable writing."""
+"`save` a state to a file, now or in the background while the caller goes on and may change the state."
 import atexit
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from os import PathLike
 from queue import SimpleQueue
 from threading import Thread, main_thread
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from miniai.checkpoint.background import Beside, Task
+from miniai.checkpoint.background import Task
 from miniai.checkpoint.durable import write_durably
 from miniai.checkpoint.errors import SaveError
-from miniai.checkpoint.geometry import memory_of
-from miniai.checkpoint.header import header_bytes
-from miniai.checkpoint.tree import flatten
+from miniai.checkpoint.snapshot import Content, CopyBuffer
 
 __all__ = ['save', 'Saver', 'Pending']
 
-_PIECE = 1 << 19  # bytes copied at a time: what fits a core's own cache goes a little quicker
-_ROOM = 1 << 20   # bytes taken beside what a state needs, for records that grow
-_pending: dict[str, 'Pending'] = {}
+_pending: dict[str, 'Pending'] = {}  # saves in progress, or failed and not yet reported, by each of their paths
 
 
 def save(path: str | bytes | PathLike, state: Any, *, also: Iterable[str | bytes | PathLike] = (),
          background: bool = False) -> 'Pending | None':
-    """Save `state`, a nest of dict (keys str or int), list, tuple, None, bool, int, float, str, bytes, tensors,
-    numpy arrays and scalars, as one safetensors file at `path`, in place of what is there. On return it is on the
-    disk to stay: written to a temporary file in the same folder, synced, read back and verified, renamed, the
-    folder synced.
+    """Save `state`, nested dicts (keys str or int), lists and tuples of None, bools, numbers, text, bytes, tensors and
+    numpy arrays and scalars, as one safetensors file that replaces `path`. On return it has been read back and will
+    survive a power loss. Tensors that are the same memory with the same shape and strides are written once.
 
-    Tensors that are the same memory with the same shape and strides are written once, and are one tensor again
-    after `load`; other views of shared memory are written each with all that lies between its first element and its
-    last. Numpy arrays that run backwards, which torch has no strides for, or that are read-only come back by value:
-    without gaps, and writable.
-
-    `also` are further names for the file, in any folders, each given as safely once it is on the disk under those
-    before. They cost no second writing: it is one file under several names (hard links), so that damage to it is
-    damage under all; whoever wants a copy to fall back on saves twice. Replaced or removed under one name, it stays
-    under the others. Where the file system has no such names, or it is another one, the contents are written there
-    again. A SaveError says which name could not be given: the file stays under those before it, and under it and
-    those after it stays what was there.
-
-    With `background=True` the state is copied as of now and written in a thread: the `Pending` that is returned
-    knows when it is done. A failure is raised by its `wait()`, or by the next save under one of its names, and is
-    said at the interpreter's end at the latest, as is a Ctrl-C that cut its wait for the save short. A process forked
-    amid it leaves the save to its parent: `wait` is a RuntimeError there, and what it saves itself waits for none of
-    the parent's. Asked for during the interpreter's end, it is written before the call returns.
-
-    TypeError, at once and with the path in the nest, for what a checkpoint cannot hold; SaveError for what went wrong
-    on the disk: the old file stands, and nothing else is left. What is no regular file is never replaced: a SaveError
-    before anything is written."""
-    return _saved(_real(path, also), state, _Arena() if background else None)
+    `also` are further names for the file: hard links, or copies where links are not possible. With `background=True`
+    the state is copied now and written in a thread; `wait()` on the Pending returned. A failure is raised by `wait()`,
+    by the next save under one of its names, or reported when the interpreter exits. TypeError, with the path in the
+    state, for a value that a checkpoint cannot hold; SaveError if the file cannot be written: the old one stays."""
+    return _save(_real_paths(path, also), state, CopyBuffer() if background else None)
 
 
-def _saved(paths: list[str], state: Any, arena: '_Arena | None') -> 'Pending | None':
-    "Save, beside the caller where there is an arena to copy the state to."
-    contents = _Contents(state)
+def _save(paths: list[str], state: Any, buffer: CopyBuffer | None) -> 'Pending | None':
+    "Save in the background if there is a buffer to copy the state to, else now."
+    content = Content(state)
     for earlier in _ours(paths): earlier.wait()
-    if arena: return Pending(paths, contents, arena)
-    write_durably(*contents.written(paths, contents.memories()))
+    if buffer: return Pending(paths, content.head, buffer.copies(content), content.size)
+    write_durably(paths, content.head, content.memories(), content.size)
 
 
-def _real(path: str | bytes | PathLike, also: Iterable[str | bytes | PathLike]) -> list[str]:
-    "All paths as they are now, links followed, each once."
+def _real_paths(path: str | bytes | PathLike, also: Iterable[str | bytes | PathLike]) -> list[str]:
+    "All paths as they are now, with links followed, each once."
     if isinstance(also, str | bytes | PathLike):
-        raise TypeError(f'also takes several paths: give ({also!r},) for this one')
-    return list(dict.fromkeys(map(_where, (path, *also))))
-
-
-def _where(path: str | bytes | PathLike) -> str:
-    path = os.fsdecode(path)
-    try: return os.path.realpath(path)
-    except ValueError as e: raise SaveError(path, 0, 0, e, 'it is no path') from e  # it has a NUL
-
-
-class _Contents:
-    "A state as it will lie in the file: the head, and the tensors' memory in order."
-    def __init__(self, state: Any) -> None:
-        json, leaves = flatten(state)
-        by_size = sorted(leaves.items(), key=lambda item: -item[1].geometry.itemsize)  # so that all lie aligned
-        self.leaves = dict(by_size)
-        self.head = header_bytes(json, self.leaves)
-        self.sizes = [leaf.geometry.nbytes for leaf in self.leaves.values()]
-
-    def memories(self) -> list[memoryview | Tensor]: return [memory_of(leaf) for leaf in self.leaves.values()]
-
-    def written(self, paths: list[str], memories: list[memoryview | Tensor]) -> tuple:
-        "What `write_durably` takes to write them, nothing else: no tensor may end with a daemon thread."
-        return paths, self.head, memories, len(self.head) + sum(self.sizes)
-
-
-class _Arena:
-    """Memory that holds copies of tensors' bytes, used again for the next ones: fresh pages cost more than the copying.
-    It is numpy's, so that no thread that writes it needs torch."""
-    def __init__(self) -> None: self._memory = np.empty(0, np.uint8)
-
-    def copies(self, contents: _Contents) -> list[memoryview]:
-        "The contents' memories, copied, on the CPU."
-        total = self.reserve(contents)
-        kept = np.split(self._memory, np.cumsum([0, *contents.sizes]))[1:-1]
-        pairs = [pair for mine, theirs in zip(kept, contents.memories(), strict=True) for pair in _pieces(theirs, mine)]
-        todo = iter(pairs)  # two threads take from it: memory has room for more than one
-        with Beside() as beside:
-            if total > _PIECE: beside.do(_copy, todo)
-            _copy(todo)
-        return list(map(memoryview, kept))
-
-    def reserve(self, contents: _Contents) -> int:
-        "Have memory for these contents and some growth, as of records, touched already: the number of their bytes."
-        total = sum(contents.sizes)
-        if len(self._memory) < total: self._memory = np.full(total + total//16 + _ROOM, 0, np.uint8)
-        return total
-
-
-def _pieces(source: memoryview | Tensor, to: np.ndarray) -> Iterator[tuple]:
-    if isinstance(source, Tensor): return iter([(source, torch.from_numpy(to))])
-    return ((np.asarray(source[at:at + _PIECE]), to[at:at + _PIECE]) for at in range(0, len(to), _PIECE))
-
-
-def _copy(pairs: Iterator[tuple]) -> None:
-    for source, to in pairs:
-        if isinstance(source, Tensor): to.copy_(source)
-        else: np.copyto(to, source)  # torch's own copy may wait for all its threads
+        raise TypeError(f'also must be several paths, got {also!r}: give ({also!r},) for this one')
+    real = {}
+    for p in map(os.fsdecode, (path, *also)):
+        try: real[os.path.realpath(p)] = None
+        except ValueError as e: raise SaveError(p, 0, 0, e, 'give a valid path') from e  # it has a NUL
+    return list(real)
 
 
 class Pending:
-    "A save that runs beside its caller, to `paths`. The interpreter's end waits for it, unless it was abandoned."
-    def __init__(self, paths: list[str], contents: _Contents, arena: _Arena) -> None:
-        work = contents.written(paths, arena.copies(contents))
-        self.paths, self._pid, self._abandoned, self._let_go = tuple(paths), os.getpid(), False, SimpleQueue()
-        self._task = Task(self._write, *work)
+    "A save in progress, to `paths`. The interpreter waits for it before it exits, unless it was abandoned."
+    def __init__(self, paths: list[str], head: bytes, memories: list[memoryview], size: int) -> None:
+        # `memories` must be the caller's own copies: a tensor freed in a daemon thread could crash the interpreter.
+        self.paths, self._pid, self._abandoned, self._released = tuple(paths), os.getpid(), False, SimpleQueue()
+        self._task = Task(self._write, paths, head, memories, size)
         try:
             _pending.update(dict.fromkeys(paths, self))
-            self._begin()
+            if not self._start_threads():
+                self._task.run()
+                self.wait()  # raise a failure now: no later call may hear of it
         except BaseException:
-            if self._task.cancel(): self._drop()
+            if self._task.cancel():
+                self._forget()
+                self._released.put(None)
             raise
 
-    def _begin(self) -> None:
-        "Write in a thread, or else here, where a failure is raised at once: nobody might hear it later."
-        if self._has_threads(): return
-        self._task.run()
-        self.wait()
-
-    def _has_threads(self) -> bool:
-        """One that writes, a daemon, and one that the interpreter waits for until the other is done or abandoned: a
-        process that multiprocessing forked waits for threads at its end, and calls no atexit function. Neither, where
-        they can be had no more, or nobody waits for them any more: at the interpreter's end."""
+    def _start_threads(self) -> bool:
+        """Start a daemon thread that writes, and a thread that only waits for `_released`, as the interpreter waits for
+        it: a process forked by multiprocessing waits for threads when it ends, but runs no atexit functions. False if
+        no thread can start, or the interpreter is shutting down and would not wait."""
         if not main_thread().is_alive(): return False
-        try:  # the one that is waited for first: amid the writing, its start would wait for the GIL
-            Thread(target=self._let_go.get, daemon=False, name='miniai-save-kept').start()
+        try:  # the waiting one first: once the writing has begun, starting a thread would wait for the GIL
+            Thread(target=self._released.get, daemon=False, name='miniai-save').start()
             self._task.start()
         except RuntimeError: return False
         return True
 
-    def _write(self, *work: Any) -> None:
-        try: write_durably(*work)
-        finally: self._let_go.put(None)
+    def _write(self, *args: Any) -> None:
+        try: write_durably(*args)
+        finally: self._released.put(None)
         self._forget()
-
-    def _drop(self) -> None:
-        self._forget()
-        self._let_go.put(None)
 
     def _forget(self) -> None:
         for p in self.paths:
             if _pending.get(p) is self: del _pending[p]
 
     def abandon(self) -> None:
-        """Let the process end amid it: what stood under its names before stays there, and the temporary goes by
-        `remove_stale`. As long as the process lives, it is written on, and `wait` waits."""
+        """Let the process exit before the save is complete: the files at its paths are then unchanged, and
+        `remove_stale` removes the temporary one. While the process lives, writing goes on, and `wait` waits."""
         self._abandoned = True
-        self._let_go.put(None)
+        self._released.put(None)
 
     def done(self) -> bool:
-        "Whether it has ended, well or not. Never true in a process forked amid it, which cannot know."
-        return self._task.over
+        "Has it ended, well or not? Always False in a process forked during the save."
+        return self._task.finished
 
     def wait(self) -> None:
-        """Return when the file is on the disk to stay; raise what went wrong, a SaveError as a rule. RuntimeError in a
-        process forked amid it."""
+        "Return when the file is safe on the disk; raise what went wrong, usually a SaveError."
         if not self.done() and not self._is_ours():
-            raise RuntimeError(f'{self.paths[0]} is being saved by process {self._pid}, of which this one is a fork: '
-                               'only that one can wait for it')
+            raise RuntimeError(f'{self.paths[0]} is being saved by process {self._pid}, from which this process was '
+                               f'forked: wait for it there')
         self._task.wait()
         self._forget()
         if self._task.error: raise self._task.error
 
     def _is_ours(self) -> bool: return self._pid == os.getpid()
 
-    def _say_at_the_end(self) -> None:
-        "Say on stderr what nobody heard."
-        e, path = self._task.error, self.paths[0]
-        if e: print(f'miniai: error: {str(e) or repr(e)}', file=sys.stderr)
-        elif not self.done() and not self._abandoned:
-            print(f'miniai: error: {path} may not have been saved: the wait for it was interrupted', file=sys.stderr)
-
 
 def _ours(paths: Iterable[str] | None = None) -> list[Pending]:
-    "This process's saves under way or failed unheard, under any of `paths` or all; a fork has its parent's in memory."
-    there = list(_pending.values()) if paths is None else map(_pending.get, paths)
-    return [p for p in dict.fromkeys(there) if p and p._is_ours()]
+    "This process's pending saves under any of `paths`, or all of them; those inherited by a fork are its parent's."
+    found = list(_pending.values()) if paths is None else map(_pending.get, paths)
+    return [p for p in dict.fromkeys(found) if p and p._is_ours()]
 
 
 class Saver:
-    """Saves one after the other, by default each beside its caller, in memory that is used again: as much as a
-    state takes. A failure is raised by the next call, whichever it is. Leaving the `with` waits."""
-    def __init__(self) -> None: self._last, self._arena = None, _Arena()
+    """Saves one file after another, in the background by default, reusing the memory for copies: as much as one state
+    takes. A failure is raised by the next call of any method. Leaving the `with` waits."""
+    def __init__(self) -> None: self._last, self._buffer = None, CopyBuffer()
     def __enter__(self) -> 'Saver': return self
     def __exit__(self, *_: Any) -> None: self.wait()
 
     def save(self, path: str | bytes | PathLike, state: Any, *, also: Iterable[str | bytes | PathLike] = (),
              background: bool = True) -> None:
-        "As `miniai.checkpoint.save`, after the one before is done; a forked process leaves that one to its parent."
+        "Like `miniai.checkpoint.save`, after the last save is done (in a fork, not its parent's)."
         if self._last and not self._last._is_ours(): self._last = None
         self.wait()
-        arena, self._arena = self._arena, _Arena()  # an interrupt may leave the old one being written
-        self._last = _saved(_real(path, also), state, arena if background else None)
-        self._arena = arena
+        buffer, self._buffer = self._buffer, CopyBuffer()  # after an interrupt, the old one may still be in use
+        self._last = _save(_real_paths(path, also), state, buffer if background else None)
+        self._buffer = buffer
 
     def reserve(self, state: Any) -> None:
-        "Take the memory for background saves of such a state now, so that the first one stops the caller no longer."
-        self._arena.reserve(_Contents(state))
+        "Allocate the memory for background saves of such a state now, so that the first is as quick as the others."
+        self._buffer.reserve(Content(state))
 
     def done(self) -> bool:
-        "Whether nothing is being written; raises the failure of what was."
+        "Is nothing being written? Raises the failure of the last save."
         if self._last is None or not self._last.done(): return self._last is None
         self.wait()
         return True
 
     def wait(self) -> None:
-        "Return when nothing is being written any more; raise the failure of what was."
+        "Return when nothing is being written; raise the failure of the last save."
         last = self._last
         if not last: return
         try: last.wait()
         finally:
-            if last.done(): self._last = None  # else an interrupt came, and its memory is not free yet
+            if last.done(): self._last = None  # if interrupted, its memory is still in use
 
     def abandon(self) -> None:
-        """Wait no longer for what is being written: the process may end amid it, as `Pending.abandon` says. Its failure
-        is raised by the next save under one of its names, or said at the interpreter's end."""
-        last, self._last, self._arena = self._last, None, _Arena()  # what is being written lies in the old one
+        """Stop waiting for the save in progress: the process may exit before it is complete, see `Pending.abandon`. A
+        failure is raised by the next save under one of its names, or reported when the interpreter exits."""
+        last, self._last, self._buffer = self._last, None, CopyBuffer()  # the old buffer is still being written
         if last: last.abandon()
 
 
 @atexit.register
-def _wait_and_say() -> None:
-    "Wait on, where an interrupt ended the interpreter's wait for threads, and say what nobody heard."
-    left = _ours()
+def _finish() -> None:
+    "Wait for pending saves, in case a Ctrl-C ended the interpreter's own wait; report failures that were not raised."
+    pending = _ours()
     try:
-        for p in left:
+        for p in pending:
             if not p._abandoned: p._task.wait()
     finally:
-        for p in left: p._say_at_the_end()
+        for p in pending:
+            e = p._task.error
+            if e: print(f'miniai: error: {str(e) or repr(e)}', file=sys.stderr)
+            elif not p.done() and not p._abandoned:
+                print(f'miniai: error: {p.paths[0]} may not be saved: waiting for it was interrupted', file=sys.stderr)

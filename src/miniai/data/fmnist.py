@@ -1,5 +1,4 @@
-"""Fashion-MNIST: from a folder, the Hugging Face hub, the Debian package or the embedded sample,
-and checked as it is read."""
+"Fashion-MNIST, from a folder, the Hugging Face hub, the Debian package or the sample inside this package."
 import gzip
 import os
 import zlib
@@ -24,13 +23,13 @@ HUB_NAME = 'zalando-datasets/fashion_mnist'
 
 
 class DataError(ValueError):
-    "A data file that is damaged, or of another kind or size than it should be; the message names it."
+    "A data file is damaged, or of the wrong kind or size; the message names it."
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images, uint8 of shape (N, 28, 28), and labels, int64 of shape (N,), for training and validation;
-    the names of the classes; and `source`, where they came from. Validation is the set's own test split."""
+    """Images, uint8 of shape (N, 28, 28), and labels, int64 of shape (N,), for training and validation (the test split
+    of the data set), the names of the classes, and `source`, where they came from."""
     x_train: Tensor
     y_train: Tensor
     x_valid: Tensor
@@ -44,89 +43,83 @@ class ImageSet:
 
 
 def fashion_mnist(folder: str | Path | None = None, source: str | None = None, quiet: bool = False) -> ImageSet:
-    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017). From `folder`, else the folder that the environment variable
-    MINIAI_DATA names, else the Debian package dataset-fashion-mnist, else the sample inside this package; with
-    `source='hub'` from the Hugging Face hub, which caches it, and with `source='sample'` from the sample. Prints which
-    one it took unless `quiet`. FileNotFoundError for a folder or file that is not there; ValueError, naming the file,
-    for one that is damaged or of another set."""
+    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017), from the first of these: `folder`, the folder in the environment
+    variable MINIAI_DATA, the Debian package dataset-fashion-mnist, the sample inside this package (12,000 images).
+    `source='hub'` takes it from the Hugging Face hub, which caches it, and `source='sample'` the sample. Prints which
+    one it took unless `quiet`. FileNotFoundError for a missing folder or file; DataError, a ValueError that names the
+    file, for one that is damaged or of another data set."""
     if source not in (None, 'hub', 'sample'):
         raise ValueError(f"source must be 'hub', 'sample' or None, got {source!r}")
     if source and folder: raise ValueError(f"give folder or source, not both: {folder=}, {source=}")
-    data = _from_hub() if source == 'hub' else _from_folder(*_place(folder, source))
+    data = _from_hub() if source == 'hub' else _from_folder(*_find_folder(folder, source))
     if not quiet: print(data)
     return data
 
 
 def image_loaders(data: ImageSet, bs: int, seed: int = 0) -> DataLoaders:
-    """Loaders over an ImageSet in memory, normalised: training shuffled by `seed`,
-    validation in order with batches twice as large."""
+    "Normalised loaders in memory: training shuffled with `seed`, validation in order with batches twice as large."
     return DataLoaders.from_arrays(data.x_train, data.y_train, (data.x_valid, data.y_valid), bs, seed,
                                    normalize=(MEAN, STD), source=data.source)
 
 
-def _place(folder: str | Path | None, source: str | None) -> tuple[Path, str]:
-    named, by = folder, 'you name'
-    if not folder: named, by = os.environ.get('MINIAI_DATA'), 'environment variable MINIAI_DATA names'
+def _find_folder(folder: str | Path | None, source: str | None) -> tuple[Path, str]:
+    "The folder to read, and what to call it."
     if source == 'sample': return SAMPLE, 'the sample inside miniai'
+    named = folder or os.environ.get('MINIAI_DATA')
     if named:
-        if Path(named).expanduser().is_dir(): return Path(named).expanduser(), str(named)
-        raise FileNotFoundError(f"no folder {str(named)!r}, which {by}: "
-                                f"it should hold {', '.join(FILES['train'] + FILES['valid'])}")
-    if all((DEBIAN/nm).is_file() for names in FILES.values() for nm in names):
-        return DEBIAN, str(DEBIAN)
+        path, origin = Path(named).expanduser(), '' if folder else ' (from the environment variable MINIAI_DATA)'
+        if path.is_dir(): return path, str(named)
+        raise FileNotFoundError(f"there is no folder {str(named)!r}{origin}: give one with "
+                                f"{', '.join(FILES['train'] + FILES['valid'])}")
+    if all((DEBIAN/nm).is_file() for names in FILES.values() for nm in names): return DEBIAN, str(DEBIAN)
     return SAMPLE, 'the sample inside miniai (the full set: apt install dataset-fashion-mnist)'
 
 
 def _from_folder(folder: Path, source: str) -> ImageSet:
     arrays = []
-    for images, labels in FILES.values():
-        x, y = read_idx(_found(folder, images)), read_idx(_found(folder, labels))
-        _check(x, y, _found(folder, images), _found(folder, labels))
+    for names in FILES.values():
+        images, labels = (_find_file(folder, nm) for nm in names)
+        x, y = read_idx(images), read_idx(labels)
+        _check(x, y, images, labels)
         arrays += [torch.from_numpy(x), torch.from_numpy(y).long()]
     return ImageSet(*arrays, CLASSES, source)
 
 
-def _found(folder: Path, name: str) -> Path:
+def _find_file(folder: Path, name: str) -> Path:
     for path in (folder/name, folder/name.removesuffix('.gz')):
         if path.is_file(): return path
-    raise FileNotFoundError(f"no file {folder/name}, with or without .gz: "
-                            f"the folder should hold {', '.join(FILES['train'] + FILES['valid'])}")
+    raise FileNotFoundError(f"there is no file {folder/name}, with or without .gz: the folder needs "
+                            f"{', '.join(FILES['train'] + FILES['valid'])}")
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in an IDX file, gzipped or not. ValueError, naming the file, where it is none, is damaged,
-    or has another length than it says."""
-    raw = _bytes_of(path)
+    "The uint8 array in an IDX file, gzipped or not. DataError, which names the file, if it is not one or is damaged."
+    raw = path.read_bytes()
+    if raw[:2] == b'\x1f\x8b':
+        try: raw = gzip.decompress(raw)
+        except (EOFError, zlib.error, OSError) as e: raise DataError(f"{path}: damaged gzip file: {e}") from e
     if len(raw) < 4 or raw[:3] != b'\0\0\x08':
         raise DataError(f"{path}: wrong magic number {raw[:4].hex() or '(empty file)'}: "
-                         f"an IDX file of bytes starts with 000008")
+                        f"an IDX file of bytes starts with 000008")
     ndim = raw[3]
     shape = [int.from_bytes(raw[4 + 4*i:8 + 4*i], 'big') for i in range(ndim)]
     expected = 4 + 4*ndim + int(np.prod(shape, dtype=object))
     if len(raw) != expected:
-        raise DataError(f"{path}: its header says shape {tuple(shape)}, {expected:,} bytes in all, "
-                         f"and it has {len(raw):,}")
+        raise DataError(f"{path}: shape {tuple(shape)} in its header means {expected:,} bytes in all, "
+                        f"and it has {len(raw):,}")
     try: return np.frombuffer(raw, np.uint8, offset=4 + 4*ndim).reshape(shape).copy()
     except ValueError as e:
-        raise DataError(f"{path}: its header says shape {tuple(shape)}, which no array has: {e}") from e
-
-
-def _bytes_of(path: Path) -> bytes:
-    raw = path.read_bytes()
-    if raw[:2] != b'\x1f\x8b': return raw
-    try: return gzip.decompress(raw)
-    except (EOFError, zlib.error, OSError) as e: raise DataError(f"{path}: damaged gzip file: {e}") from e
+        raise DataError(f"{path}: no array can have shape {tuple(shape)}, given in its header: {e}") from e
 
 
 def _check(x: np.ndarray, y: np.ndarray, images: Path, labels: Path) -> None:
     if x.ndim != 3 or x.shape[1:] != (28, 28) or not len(x):
-        raise DataError(f"{images}: should hold images of 28 by 28 pixels, and has shape {x.shape}")
+        raise DataError(f"{images}: images must be 28 by 28 pixels, got shape {x.shape}")
     if y.shape != (len(x),):
-        raise DataError(f"{labels}: should hold {len(x):,} labels, one for each image in {images.name}, "
-                         f"and has shape {y.shape}")
+        raise DataError(f"{labels}: needs {len(x):,} labels, one for each image in {images.name}, got shape {y.shape}")
     if y.max() >= len(CLASSES):
-        raise DataError(f"{labels}: labels should lie in 0 to {len(CLASSES) - 1}, "
-                         f"and label {int(y.argmax())} is {y.max()}")
+        raise DataError(f"{labels}: labels must be from 0 to {len(CLASSES) - 1}, "
+                        f"and label {int(y.argmax())} is {y.max()}")
 
 
 def _from_hub() -> ImageSet:
@@ -134,12 +127,9 @@ def _from_hub() -> ImageSet:
         from datasets import load_dataset
     except ImportError as e:
         raise ImportError("source='hub' needs the package datasets: pip install 'miniai-torch[hf]'") from e
-    splits = load_dataset(HUB_NAME)
-    arrays = [a for split in ('train', 'test') for a in _decoded(splits[split])]
-    return ImageSet(*arrays, CLASSES, f'the Hugging Face hub, {HUB_NAME}')
-
-
-def _decoded(split: object) -> tuple[Tensor, Tensor]:
     from tqdm import tqdm
-    images = np.stack([np.asarray(im) for im in tqdm(split['image'], desc='decoding', leave=False)])
-    return torch.from_numpy(images), torch.tensor(split['label'][:])
+    splits, arrays = load_dataset(HUB_NAME), []
+    for split in (splits['train'], splits['test']):
+        images = np.stack([np.asarray(im) for im in tqdm(split['image'], desc='decoding', leave=False)])
+        arrays += [torch.from_numpy(images), torch.tensor(split['label'][:])]
+    return ImageSet(*arrays, CLASSES, f'the Hugging Face hub, {HUB_NAME}')

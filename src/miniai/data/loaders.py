@@ -1,4 +1,4 @@
-"Loaders: a pair of them, from arrays, datasets or a Hugging Face DatasetDict, and how their items become tuples."
+"A pair of loaders, from arrays, datasets or a Hugging Face DatasetDict, and how batches become tuples."
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial, wraps
@@ -8,13 +8,14 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from miniai.data.cached import cached_pair
+from miniai.data.memory import MemoryLoader, batches_in_words
 from miniai.data.split import memory_loaders
 
 __all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of']
 
 
 def inplace(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    "Decorator: a function that changes its argument and returns nothing now returns that argument."
+    "Decorator: call `f(b)`, which changes `b`, and return `b`."
     @wraps(f)
     def returning(b: Any) -> Any:
         f(b)
@@ -23,8 +24,7 @@ def inplace(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 class Dataset:
-    """Inputs and targets of equal length as one sequence of pairs;
-    an index, slice or tensor of indices gives the pair of items."""
+    "Pairs of an input and a target, from two sequences of equal length; an index may be an int, slice or tensor."
     def __init__(self, x: Sequence, y: Sequence) -> None:
         if len(x) != len(y):
             raise ValueError(f"inputs and targets must have the same length, got {len(x)} and {len(y)}")
@@ -35,15 +35,15 @@ class Dataset:
 
 
 def collate_dict(ds: Any) -> Callable[[list[dict]], tuple]:
-    """A collate function that turns a list of dicts into a tuple of batches, in the order of `ds.features`. TypeError
-    for a dataset that names no features."""
+    "A collate function: a list of dicts to a tuple in the order of `ds.features`. TypeError if `ds` has no features."
     names = getattr(ds, 'features', None)
-    if names is None: raise TypeError(f"a {type(ds).__name__} names no features, whose order batches could have: pass "
-                                      f"collate_fn, or as_tuple=False for batches that are dicts")
-    return partial(_collated, tuple(names))
+    if names is None:
+        raise TypeError(f"a {type(ds).__name__} has no features to give batches an order: pass collate_fn, or "
+                        f"as_tuple=False for batches that are dicts")
+    return partial(_collate, tuple(names))
 
 
-def _collated(names: tuple[str, ...], b: list[dict]) -> tuple:
+def _collate(names: tuple[str, ...], b: list[dict]) -> tuple:  # not nested: spawned workers must pickle it
     batch = default_collate(b)
     return tuple(batch[n] for n in names)
 
@@ -57,14 +57,17 @@ class DataLoaders:
     "Any two iterables of batches, `train` and `valid`; either may be replaced, and one may be empty."
     def __init__(self, train: Iterable, valid: Iterable) -> None: self.train, self.valid = train, valid
 
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(train: {_described(self.train)},\n' \
+               f'{" "*len(type(self).__name__)} valid: {_described(self.valid)})'
+
     @classmethod
     def from_dd(cls, dd: Mapping[str, Any], batch_size: int, as_tuple: bool = True, **kwargs: Any) -> 'DataLoaders':
-        """From a Hugging Face DatasetDict: its first two splits are train and valid. Batches are tuples in
-        the order of the features, or, without `as_tuple`, dicts. `kwargs` go to the DataLoaders.
-        ValueError for fewer than two splits, TypeError for tuples in the order of features that a split does not name,
-        unless `kwargs` have a collate_fn."""
+        """From a Hugging Face DatasetDict: its first two splits are train and valid. Batches are tuples in the order of
+        the features, or dicts with `as_tuple=False`. `kwargs` go to both DataLoaders. ValueError for fewer than two
+        splits; TypeError for tuples from a split without features, unless `kwargs` have a collate_fn."""
         if len(dd) < 2:
-            raise ValueError(f"a DatasetDict of two splits is needed, for train and valid; this one has {list(dd)}: "
+            raise ValueError(f"the DatasetDict needs two splits, for train and valid, and has {list(dd)}: "
                              f"split it with train_test_split")
         train, valid = list(dd.values())[:2]
         if as_tuple and 'collate_fn' not in kwargs: kwargs['collate_fn'] = collate_dict(train)
@@ -74,31 +77,39 @@ class DataLoaders:
     def from_arrays(cls, x: Any, y: Any, valid: float | Sequence = 0.2, bs: int = 64, seed: int = 0,
                     normalize: bool | Sequence = False, device: str | torch.device | None = None,
                     drop_last: bool = False, source: str = '') -> 'DataLoaders':
-        """Loaders over tensors or arrays, which stay in memory as they are, uncopied: inputs `x`, their first dimension
-        the samples, and targets `y`. `valid` is the pair (x_valid, y_valid), or the fraction of the samples that is
-        drawn for it by `seed`. Training is shuffled by (seed, epoch); validation comes in order, with batches twice as
-        large. Batches are gathered where the arrays live and sent to `device`; uint8 inputs become float32 from 0
-        to 1 there, and (N, H, W) gets a channel. `normalize` subtracts a mean and divides by a standard deviation: with
-        True those of the training inputs, for each channel (dimension 1), else the pair that is given. `drop_last`
-        leaves out a smaller last batch of training. ValueError or TypeError for what cannot be so."""
+        """MemoryLoaders over inputs `x` (first dimension: samples) and targets `y`, which stay in memory uncopied.
+        `valid` is a pair (x_valid, y_valid), or the fraction of samples to draw for it with `seed`. Training is
+        shuffled by (seed, epoch), and `drop_last` drops its smaller last batch; validation is in order, with batches
+        twice as large. Batches go to `device`, where uint8 inputs become float32 from 0 to 1, and (N, H, W) gets a
+        channel. `normalize` subtracts a mean and divides by a standard deviation: a pair, or with True those of the
+        training inputs, for each channel (dimension 1). ValueError or TypeError for arguments that do not fit."""
         return cls(*memory_loaders(x, y, valid, bs, seed, normalize, drop_last, device=device, source=source))
 
     def cached(self, memory: float | None = None, check: str = 'some', seed: int = 0) -> 'DataLoaders':
-        """The same with loaders in memory, in place of DataLoaders over datasets that give the same samples each time:
-        each is gone through once, in order, by its own collate function and workers, and what came out is kept, uint8
-        as uint8. Batch sizes, the structure of batches and `drop_last` stay; a shuffled loader gets an order of its
-        own, by (seed, epoch). `check` compares with a second look: at 'some' samples, first, last and 62 between, or
-        at 'all'; ValueError where they differ, as with random augmentation, and for samples of unequal shapes.
+        """The same batches from memory, for DataLoaders over datasets that give the same samples each time. Each sample
+        is decoded once, by the loader's own collate function and workers. Batch sizes, the structure of batches and
+        `drop_last` stay; a shuffled loader gets an order by (seed, epoch). `check` compares 'some' samples (64) or
+        'all' with a second look: ValueError if they differ, as with random augmentation, or have unequal shapes.
 
-        What takes more than `memory` bytes for both (half of what is available unless given) stays as it is, with its
-        workers, and a warning says so; so does a loader that has no order of its own to keep (samplers other than
-        torch's random and sequential ones), no length, or is no DataLoader at all."""
+        A loader stays as it is, with a warning, if it would take more than `memory` bytes (for both; by default half of
+        what is available), has no length, has a sampler other than torch's random and sequential ones, or is not a
+        DataLoader."""
         new = copy(self)
         new.train, new.valid = cached_pair(self.train, self.valid, memory, check, seed)
         return new
 
 
+def _described(dl: Any) -> str:
+    "A loader in a few words: kind, samples, batches and batch size, as far as it has them."
+    if isinstance(dl, MemoryLoader): return repr(dl)
+    samples, batches, bs = length_of(getattr(dl, 'dataset', None)), length_of(dl), getattr(dl, 'batch_size', None)
+    parts = [type(dl).__name__]
+    if samples is not None: parts.append(f'{samples:,} samples')
+    if batches is not None: parts.append(batches_in_words(batches, bs))
+    return ', '.join(parts)
+
+
 def length_of(x: Any) -> int | None:
-    "How many items, such as batches, `x` gives; None where it does not know."
+    "The number of items in `x`, such as batches; None if it has no length."
     try: return len(x)
-    except TypeError: return None
+    except (TypeError, NotImplementedError): return None
