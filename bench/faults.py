@@ -112,7 +112,7 @@ def memory():
 
 
 def hostile():
-    with tempfile.TemporaryDirectory() as folder: out = json.loads(python(damage.__file__, folder))
+    with tempfile.TemporaryDirectory() as folder: out = json.loads(python(damage.__file__, folder))['files']
     refused, seen = sum(r['results'][0] != 'harmless' for r in out.values()), sum(len(r['seen']) for r in out.values())
     odd = [nm for nm, r in out.items() if set(r['results']) - {'refused', 'harmless'} and nm != 'link to itself']
     found = f'{refused} refused, the rest plain data; {seen} things executed, imported, opened or sent'

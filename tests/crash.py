@@ -1,7 +1,7 @@
-"""Ways to stop a save: kill its process, fail its calls, cut the power. Each looks at what is left; the long counts are
-bench/faults.py's.
+"""Ways to stop a save: kill its process, make its system calls fail, cut the power. Each checks what is left.
+bench/faults.py runs the long versions.
 
-    python tests/crash.py N [rename]      N kills; with a word, of a save that writes in place: a negative control
+    python tests/crash.py N [in place]      N kills at random times; a save that writes in place is a negative control
 """
 import hashlib
 import os
@@ -33,6 +33,13 @@ def read_version(path):
     return state['version']
 
 
+@contextmanager
+def folder_in_memory():
+    "An empty folder in memory where the system has one: syncing takes no time there."
+    there = '/dev/shm' if os.access('/dev/shm', os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=there) as folder: yield os.path.realpath(folder)
+
+
 def save_as(folder, v, names=NAMES, n=3000, by=save, **how):
     "Save version `v` under all of `names`."
     os.makedirs(os.path.join(folder, 'there'), exist_ok=True)
@@ -52,39 +59,71 @@ def remove_all_stale(folder):
     for at in (folder, os.path.join(folder, 'there')): remove_stale(at)
 
 
+# Calls of the disk
+
+CALLS = ['create', 'write', 'pwrite', 'fsync', 'fsync_dir', 'open_dir', 'is_replaceable', 'open_regular', 'read_into',
+         'fstat', 'rename', 'link', 'unlink', 'close', 'close_dir']
+
+
+@contextmanager
+def patched(**functions):
+    old = {nm: getattr(disk, nm) for nm in functions}
+    try:
+        for nm, f in functions.items(): setattr(disk, nm, f)
+        yield
+    finally:
+        for nm, f in old.items(): setattr(disk, nm, f)
+
+
 # Kills
 
 def in_place(self, head, memories):
-    "A save that writes over the old file: what kills must find."
+    "A save that writes over the old file: kills must show that it is unsafe."
     data = [bytes(m) for m in memories]
     head, _ = sealed(head, hashlib.sha256(b''.join([head, *data])).hexdigest())
-    with open(self.path, 'wb') as f:
-        for piece in (head, *data): f.write(piece)
-        f.flush()
-        os.fsync(f.fileno())
+    fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for piece in (head, *data): disk.write(fd, piece)
+    os.fsync(fd)
+    os.close(fd)
 
 
-def _save_for_ever(folder, v, n, background, told):
-    "The child: versions from `v` on, each number told through the pipe once `save` has returned."
+def _save_forever(folder, v, n, background, pipe):
+    "The child: save versions from `v` on, and write each number to the pipe once it is saved."
     saver = Saver()
     while True:
         save_as(folder, v, n=n, by=saver.save, background=background)
         saver.wait()
-        os.write(told, v.to_bytes(8, 'little'))
+        os.write(pipe, v.to_bytes(8, 'little'))
         v += 1
 
 
-def kill_once(folder, v, rng):
-    "Kill a child that saves, at a random moment; the last version that it acknowledged, or `v` itself."
+def _kill_at_call(k):
+    "Let this process kill itself at its `k`-th call of the disk, in the middle of it if it writes."
+    left = [k]
+    def dying(name, real):
+        def f(*args):
+            left[0] -= 1
+            if left[0] >= 0: return real(*args)
+            if name == 'write': real(args[0], args[1][:len(args[1])//2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return f
+    for nm in CALLS: setattr(disk, nm, dying(nm, getattr(disk, nm)))
+
+
+def kill_once(folder, v, rng, timed):
+    "Kill a child that saves, at a random time or disk call; return the last version it acknowledged, or `v` if none."
     ours, theirs = os.pipe()
-    n, background = rng.choice(SIZES), rng.random() < 0.3
+    n, background, seconds, call = rng.choice(SIZES), rng.random() < 0.3, rng.uniform(0.005, 0.06), rng.randrange(120)
     pid = os.fork()
     if not pid:
-        try: _save_for_ever(folder, v + 1, n, background, theirs)
+        try:
+            if not timed: _kill_at_call(call)
+            _save_forever(folder, v + 1, n, background, theirs)
         finally: os._exit(1)
     os.close(theirs)
-    time.sleep(rng.uniform(0.005, 0.06))
-    os.kill(pid, signal.SIGKILL)
+    if timed:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     told = b''
     while piece := os.read(ours, 1 << 16): told += piece
@@ -92,15 +131,15 @@ def kill_once(folder, v, rng):
     return int.from_bytes(told[-8:], 'little') if told else v
 
 
-def kills(n, seed=0):
-    """Counts over `n` kills: corrupt checkpoints, acknowledged saves lost, temporaries met, left over, kills between
-    the names of a file, saves acknowledged."""
+def kills(n, seed=0, timed=False):
+    """Counts over `n` kills: corrupt checkpoints, acknowledged saves lost, temporaries found, left over, kills between
+    the names of a file, saves acknowledged. Kills are at random disk calls; with `timed`, at random times."""
     counts = 'corrupt', 'lost', 'temporaries', 'left_over', 'between', 'acknowledged'
     rng, v, out = random.Random(seed), 0, dict(kills=n) | dict.fromkeys(counts, 0)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() if timed else folder_in_memory() as folder:
         save_as(folder, 0, n=10)
         for _ in range(n):
-            acknowledged = kill_once(folder, v, rng)
+            acknowledged = kill_once(folder, v, rng, timed)
             out['acknowledged'] += acknowledged - v
             out['temporaries'] += files_in(folder) != set(NAMES)
             remove_all_stale(folder)
@@ -122,24 +161,10 @@ def _looked_at(folder, acknowledged, out):
 
 # Calls that fail
 
-CALLS = ['create', 'write', 'pwrite', 'fsync', 'fsync_dir', 'open_dir', 'is_replaceable', 'open_regular', 'read_into',
-         'fstat', 'rename', 'link', 'unlink', 'close', 'close_dir']
-
-
-@contextmanager
-def patched(**functions):
-    old = {nm: getattr(disk, nm) for nm in functions}
-    try:
-        for nm, f in functions.items(): setattr(disk, nm, f)
-        yield
-    finally:
-        for nm, f in old.items(): setattr(disk, nm, f)
-
-
 @contextmanager
 def failing(name, error, first, for_good):
-    """The `first`-th call of `disk.name`, from 0, and all later ones if `for_good`, raise `error`; close does its
-    work before."""
+    """Let the `first`-th call of `disk.name`, from 0, and all later ones if `for_good`, raise `error`; close first does
+    its work. 'short' writes or reads only half."""
     real, calls = getattr(disk, name), []
     def call(*args):
         calls.append(args)
@@ -154,7 +179,7 @@ def failing(name, error, first, for_good):
 def no_links(*paths): raise PermissionError(1, 'Operation not permitted')
 
 
-# By name, the names to save under, and what the disk does otherwise
+# By way: the names to save under, and the disk functions that are replaced
 WAYS = dict(alone=((NAME,), {}), linked=(NAMES, {}), copied=(NAMES, dict(link=no_links)))
 
 
@@ -170,7 +195,7 @@ ERRORS = [OSError(28, 'No space left on device'), OSError(5, 'Input/output error
 
 
 def fault_cases(folder, errors=ERRORS, ways=tuple(WAYS)):
-    "Every call of a save, every error, once and for good: under one name, several, and several that are copies."
+    "Every call of a save with every error, once and for good: under one name, as links, and as copies."
     for way, name in ((way, nm) for way in ways for nm in CALLS if nm not in WAYS[way][1]):
         for k in range(count_calls(name, folder, way)):
             for e in errors:
@@ -179,8 +204,8 @@ def fault_cases(folder, errors=ERRORS, ways=tuple(WAYS)):
 
 
 def try_fault(folder, way, name, k, error, for_good):
-    """Save version 2 over 1 with a call failing: what came of it ('saved', 'error', 'interrupt'), and whether all is as
-    it should be. A disk that refuses to remove for good cannot be asked to leave nothing."""
+    """Save version 2 over 1 while a call fails: the outcome ('saved', 'error', 'interrupt'), and whether everything is
+    as it should be. (A disk that refuses all removals may leave temporaries, which go later.)"""
     names, lacks = WAYS[way]
     save_as(folder, 1)
     outcome, said, at = 'saved', '', len(names)
@@ -193,22 +218,22 @@ def try_fault(folder, way, name, k, error, for_good):
     clean = files_in(folder) == set(NAMES)
     told = (outcome == 'interrupt') == isinstance(error, KeyboardInterrupt) or outcome == 'saved'
     named = outcome != 'error' or (said.startswith(os.path.join(folder, names[at])) and 'bytes were written' in said)
-    at += way == 'copied' and 'what stands there is the new file' in said  # which nothing could take back
-    if name == 'is_replaceable': at = 0  # asked of all names before anything is written
+    at += way == 'copied' and 'the new file is at this path' in said  # it could not be undone
+    if name == 'is_replaceable': at = 0  # all names are checked before anything is written
     new = _after_interrupts(way, name) if outcome == 'interrupt' else [at]
     return outcome, clean and told and named and left in [[2]*k + [1]*(len(names) - k) for k in new]
 
 
 def _after_interrupts(way, name):
-    "Under how many names the new file may stand: where there is but one, from the last two calls on."
+    "Under how many names the new file may be: with a single name, it is after the last two kinds of calls."
     return [name in ('unlink', 'close_dir')] if way == 'alone' else range(len(NAMES) + 1)
 
 
 # Power loss
 
 class Recorder:
-    """Writes down what a save asks of the disk while it does it: of files by number, of folders by name. A change of
-    names is the names that it gives, with their files, and those that it takes, with None."""
+    """Records what a save asks of the disk: for files by number, for folders by name. A change of names maps each name
+    to its file, or to None if it was removed."""
     def __init__(self, folder, without=()):
         self.ops, self.opened, self.names, self.without = [], {}, {}, without
         real = {nm: getattr(disk, nm) for nm in CALLS}
@@ -261,7 +286,7 @@ def folder_of(name): return os.path.dirname(name) or '.'
 
 
 class Disk:
-    "A model of a disk: what is sure to be on it, and what was asked since and may be there or not, in any part."
+    "A model of a disk: what is surely on it, and what was asked since, any part of which may be there or not."
     def __init__(self): self.sure, self.asked, self.names, self.changes, self.version = {}, {}, {}, [], None
 
     def do(self, op, *args):
@@ -272,7 +297,7 @@ class Disk:
         else: self.changes.append(args[0])
 
     def sync_folder(self, folder):
-        "No change is of two folders."
+        "No change covers two folders."
         of_it = [c for c in self.changes if folder_of(next(iter(c))) == folder]
         self.names, self.changes = self.named(of_it), [c for c in self.changes if c not in of_it]
 
@@ -292,7 +317,7 @@ class Disk:
         return {nm: file for nm, file in names.items() if file is not None}
 
     def files_after_power_loss(self, file, rng):
-        "What `file` may hold: nothing of what was asked, all, a beginning, holes of zeros, another order's rest."
+        "What `file` may hold: none of what was asked, all, a beginning, zeros in places, an end without the middle."
         writes = self.asked.get(file, [])
         yield self.content(file, writes)
         if not writes: return
@@ -306,17 +331,17 @@ class Disk:
             yield whole[:cut] + bytes(len(whole) - cut)
 
     def folders_after_power_loss(self, rng):
-        "Names as they may be: with the first few of the changes since the last sync, or any of them."
+        "Names as they may be: after the first few of the changes since the last sync, or after any of them."
         for k in range(len(self.changes) + 1): yield self.named(self.changes[:k])
         for _ in range(4): yield self.named([c for c in self.changes if rng.random() < 0.5])
 
 
-def power_loss(saves=3, without=(), seed=0, background=False, way='linked'):
-    """Counts over every cut through a few saves: disks looked at, those with no whole checkpoint or with an older
-    one than acknowledged, under any name."""
+def power_loss(saves=3, without=(), seed=0, background=False, way='linked', stop_at_wrong=False):
+    """Counts for a power loss after each operation of a few saves: the states of the disk checked, and the wrong ones,
+    with no whole checkpoint under a name, or an older one than acknowledged."""
     rng, out = random.Random(seed), dict(cuts=0, disks=0, wrong=0)
-    with tempfile.TemporaryDirectory() as folder:
-        recorder = _recorded(os.path.realpath(folder), saves, without, background, way)
+    with folder_in_memory() as folder:
+        recorder = _recorded(folder, saves, without, background, way)
         model = Disk()
         for op in recorder.ops:
             model.do(*op)
@@ -324,6 +349,7 @@ def power_loss(saves=3, without=(), seed=0, background=False, way='linked'):
             for found in _possible(model, WAYS[way][0], rng):
                 out['disks'] += 1
                 out['wrong'] += not _is_right(Path(folder)/'found', found, model.version, saves)
+                if out['wrong'] and stop_at_wrong: return out
     return out
 
 
@@ -339,7 +365,7 @@ def _recorded(folder, saves, without, background, way):
 
 
 def _possible(model, wanted, rng):
-    "The contents that each of the names may have, None where it may be absent."
+    "The contents that each of the names may have; None where it may be absent."
     for names, nm in ((names, nm) for names in model.folders_after_power_loss(rng) for nm in wanted):
         if nm not in names: yield None
         else: yield from model.files_after_power_loss(names[nm], rng)
@@ -354,5 +380,5 @@ def _is_right(path, found, acknowledged, last):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    if sys.argv[2:]: durable._Writing.run = in_place
-    print(kills(int(sys.argv[1]), seed=random.randrange(10**6)))
+    if sys.argv[2:]: durable._Writer.write = in_place
+    print(kills(int(sys.argv[1]), seed=random.randrange(10**6), timed=True))

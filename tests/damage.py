@@ -1,7 +1,7 @@
-"""Files that are no checkpoints: damaged at random, or made to harm; and what reading them does, seen by an audit hook.
-The long counts are bench/faults.py's.
+"""Files that are not checkpoints, damaged at random or hostile, and what an audit hook sees while they are read.
+bench/faults.py runs the long versions.
 
-    python tests/damage.py FOLDER      writes the hostile files there, reads each, prints what came of it
+    python tests/damage.py FOLDER      writes the hostile files to FOLDER, reads each, and prints the outcomes as JSON
 """
 import hashlib
 import io
@@ -22,9 +22,8 @@ import torch
 from miniai.checkpoint import CheckpointError, inspect, load, save, verify
 from miniai.checkpoint.header import DIGEST_AT
 
-OPENED, BAD = 'opened', ('exec', 'compile', 'import', 'open', 'socket', 'subprocess', 'os.', 'ctypes', 'pickle',
-                         'marshal', 'shutil',
-                         'urllib', 'code.', 'cpython.run')
+BAD = ('exec', 'compile', 'import', 'open', 'socket', 'subprocess', 'os.', 'ctypes', 'pickle',
+       'marshal', 'shutil', 'urllib', 'code.', 'cpython.run')
 
 
 # Damage
@@ -80,8 +79,7 @@ KINDS = [flip, cut, zero, swap, splice, append, drop, noise]
 
 
 def damaged(folder, n, seed=0):
-    """Counts over `n` damaged files: refused with CheckpointError that names the file, by load and by verify;
-    anything else."""
+    "Counts over `n` damaged files: refused by both load and verify with a CheckpointError that names the file; other."
     rng, raws = random.Random(seed), originals(folder)
     path, out = os.path.join(folder, 'damaged.safetensors'), dict(files=0, refused=0, other=0)
     while out['files'] < n:
@@ -102,8 +100,8 @@ def _refused(f, path):
 
 
 def peak_of_reading(path):
-    "How much the process grew while it read a file, whole or not, as a multiple of the file's size."
-    with open('/proc/self/clear_refs', 'w') as f: f.write('5')  # the peak starts again
+    "How much this process grows while it reads a file, whole or not, as a multiple of the file's size."
+    with open('/proc/self/clear_refs', 'w') as f: f.write('5')  # resets the peak
     before = _kib('VmRSS')
     with suppress(CheckpointError): load(path)
     return (_kib('VmHWM') - before)*1024 / os.path.getsize(path)
@@ -113,10 +111,10 @@ def _kib(what):
     with open('/proc/self/status') as f: return int(next(ln for ln in f if ln.startswith(what)).split()[1])
 
 
-# Hostile files: sealed with a right sha256, so that only what they say can give them away
+# Hostile files, sealed with the right sha256, so that they must be refused for their contents
 
 def sealed(header, data=b''):
-    "A file of that header, text or a dict, with the digest that belongs to it."
+    "A file with this header, bytes or a dict, and the digest that belongs to it."
     text = header if isinstance(header, bytes) else json.dumps(header, separators=(',', ':')).encode()
     raw = len(text).to_bytes(8, 'little') + text + data
     digest = hashlib.sha256(raw[:DIGEST_AT] + b'0'*64 + raw[DIGEST_AT + 64:]).hexdigest().encode()
@@ -136,7 +134,7 @@ def one(entry=None, state=None, table='{}', data=bytes(8)):
 
 
 def _row(entry=None, table='{}', state=None):
-    "A file with one number, 't', that the state takes for a list."
+    "A file with one number, 't', that the state uses as a list."
     return one(entry or tensor('F64', (1,)), state or {'$floats': 't'}, table)
 
 
@@ -252,7 +250,7 @@ def contents():
 
 
 def write_hostile(folder):
-    "The hostile files, and others that are no files: their paths by name."
+    "Write the hostile files, and some that are not regular files; return their paths by name."
     paths = {nm: os.path.join(folder, nm.replace('/', ' ')) for nm in (*contents(), 'sparse', 'sparse tensor', 'fifo',
                                                                        'zero device', 'directory', 'link to itself')}
     for nm, raw in contents().items():
@@ -269,8 +267,8 @@ def write_hostile(folder):
 
 
 def read_all(folder):
-    """What reading each hostile file came to, by name: the outcome of load, verify and inspect, and what an audit
-    hook saw of it."""
+    """For each hostile file by name: the outcomes of load, verify and inspect, and what an audit hook saw; and as a
+    control, what the hook saw of a pickle and an eval."""
     good = os.path.join(folder, 'good')
     save(good, dict(t=torch.zeros(3), n=np.float32(1)))
     for f in (load, verify, inspect): f(good)
@@ -283,7 +281,11 @@ def read_all(folder):
         results = [outcome(f, path) for f in (load, verify, inspect)]
         events = None
         out[nm] = dict(results=results, seen=[e for e in seen if not _its_own(e, path)])
-    return out
+    events = control = []
+    pickle.loads(pickle.dumps(print))
+    eval('1')
+    events = None
+    return dict(files=out, control=control)
 
 
 def _its_own(event, path): return event[0] == 'open' and event[1].startswith(f'({path!r}, None, {_READING}')

@@ -84,14 +84,14 @@ class OverCB(Callback):
 
 
 def _tell_of_saving(watch):
-    save, write = CheckpointCB.save, durable._Writing.run
+    save, write = CheckpointCB.save, durable._Writer.write
     def told_save(self, *args, **kwargs):
         with watch.within('saving'): return save(self, *args, **kwargs)
     def told_write(self, *args):
         watch.writing = True
         try: return write(self, *args)
         finally: watch.writing = False
-    CheckpointCB.save, durable._Writing.run = told_save, told_write
+    CheckpointCB.save, durable._Writer.write = told_save, told_write
 
 
 # Negative controls: ways to make a save or a resume worse
@@ -113,7 +113,7 @@ def _no_temporary():
     def slowly(self, *args):
         with open(self.path, 'wb'): time.sleep(.005)
         crash.in_place(self, *args)
-    durable._Writing.run = slowly
+    durable._Writer.write = slowly
 
 
 def _no_save():

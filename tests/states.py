@@ -1,4 +1,4 @@
-"What a checkpoint can hold: a sample of everything, arbitrary nests of it, and whether two are the same bit for bit."
+"States to save: one with everything a checkpoint can hold, random ones, and whether two are equal bit for bit."
 import math
 import struct
 from collections import OrderedDict
@@ -8,6 +8,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from miniai.checkpoint import load, save
+
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64,
           torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128,
           torch.float8_e4m3fn, torch.float8_e5m2]
@@ -15,7 +17,7 @@ ARRAYS = ['bool', 'uint8', 'int16', 'uint32', 'uint64', 'float16', 'float32', 'f
 
 
 def bits(x):
-    "Everything about a value that must survive, as something that `==` compares bit for bit."
+    "Everything about a value that a checkpoint keeps, in a form that `==` compares bit for bit."
     if isinstance(x, Tensor): return _tensor_bits(x)
     if isinstance(x, np.ndarray): return np.ndarray, x.dtype.str, x.shape, x.tobytes()
     if isinstance(x, np.generic): return type(x), x.tobytes()
@@ -44,7 +46,7 @@ def ties(x): return aliases(x, _seen)
 
 
 def _seen(x):
-    "The same for two that show the same memory alike, whether or not it may be written through them."
+    "Equal for two that see the same memory alike, whether or not they may write to it."
     if isinstance(x, np.ndarray): return (id(x),) if not x.size else (x.ctypes.data, str(x.dtype), x.shape, x.strides)
     lazy = x.is_conj() or x.is_neg()
     return (id(x),) if lazy or not x.numel() else (Tensor, x.data_ptr(), x.dtype, x.shape, x.stride())
@@ -140,3 +142,8 @@ def states(draw):
     "Any nest of supported values, with some tensors and arrays in it twice, and several views of one memory."
     shared = draw(st.one_of(views(), st.lists(st.one_of(tensors(), arrays()), min_size=1, max_size=4)))
     return draw(st.recursive(st.one_of(plain, st.sampled_from(shared)), containers, max_leaves=12))
+
+
+def back(path, state):
+    save(path, state)
+    return load(path)

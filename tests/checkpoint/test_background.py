@@ -1,119 +1,118 @@
-"A thread that does one thing at a time: it waits, raises, and ends."
+"A background thread runs one call at a time, raises its errors, and ends, whatever interrupts it."
 import _thread
 import hashlib
-import subprocess
-import sys
 import threading
 import time
 import weakref
 
 import pytest
 
+import scripts
 from miniai.checkpoint import background as module
-from miniai.checkpoint.background import Beside, Digest, Task
+from miniai.checkpoint.background import BackgroundHash, BackgroundThread, Task
 
 
-def test_it_runs_beside_the_caller_one_thing_at_a_time():
-    go_on, seen = threading.Event(), []
-    with Beside() as beside:
-        beside.do(lambda: (go_on.wait(10), seen.append(1)))
+def test_calls_run_in_the_background_one_at_a_time():
+    released, seen = threading.Event(), []
+    with BackgroundThread() as thread:
+        thread.submit(lambda: (released.wait(60), seen.append(1)))
         assert seen == []
-        go_on.set()
-        beside.do(seen.append, 2)
-        beside.wait()
+        released.set()
+        thread.submit(seen.append, 2)
+        thread.wait()
         assert seen == [1, 2]
 
 
-def test_what_was_raised_is_raised_by_wait_by_the_next_and_at_the_end():
+def test_an_error_is_raised_by_wait_by_the_next_submit_and_at_the_end_of_the_with():
     def fail(): raise OSError('no')
-    with Beside() as beside:
-        beside.do(fail)
-        with pytest.raises(OSError, match='no'): beside.wait()
-        beside.do(fail)
-        with pytest.raises(OSError, match='no'): beside.do(print)
-    with pytest.raises(OSError, match='no'), Beside() as beside: beside.do(fail)
-    with pytest.raises(KeyError), Beside() as beside: beside.do(fail) or {}['what the body raises comes first']
+    with BackgroundThread() as thread:
+        thread.submit(fail)
+        with pytest.raises(OSError, match='no'): thread.wait()
+        thread.submit(fail)
+        with pytest.raises(OSError, match='no'): thread.submit(print)
+    with pytest.raises(OSError, match='no'), BackgroundThread() as thread: thread.submit(fail)
+    with pytest.raises(KeyError), BackgroundThread() as thread: thread.submit(fail) or {}["the body"]
 
 
 def ended(before):
-    "Whether there are no more threads than `before`, soon."
-    until = time.monotonic() + 5
+    "Are there soon no more threads than `before`?"
+    until = time.monotonic() + 60
     while _thread._count() > before and time.monotonic() < until: time.sleep(.001)
     return _thread._count() <= before
 
 
-def test_its_thread_ends_with_it():
+def test_the_thread_ends_with_the_with():
     before, began = _thread._count(), threading.Event()
-    with Beside() as beside:
-        beside.do(began.set)
-        assert began.wait(5)
+    with BackgroundThread() as thread:
+        thread.submit(began.set)
+        assert began.wait(60)
         assert _thread._count() == before + 1
     assert ended(before)
 
 
-def test_its_thread_ends_where_an_interrupt_keeps_the_with_from_ending():
-    before, began, beside = _thread._count(), threading.Event(), Beside()
-    beside.do(began.set)
-    assert began.wait(5)
-    del beside
+def test_the_thread_ends_if_an_interrupt_skips_the_end_of_the_with():
+    before, began, thread = _thread._count(), threading.Event(), BackgroundThread()
+    thread.submit(began.set)
+    assert began.wait(60)
+    del thread
     assert ended(before)
 
 
-def test_a_task_is_done_once_by_whoever_comes_first_and_not_at_all_once_cancelled():
+def test_a_task_runs_once_in_the_first_thread_to_call_it_and_never_after_cancel():
     seen = []
     task, cancelled = Task(seen.append, 1), Task(seen.append, 2)
     assert cancelled.cancel()
     for t in (task, cancelled): t.start(), t.run(), t.wait(), t.run()
     assert not task.cancel()
-    assert (seen, task.over, cancelled.over) == ([1], True, True)
+    assert (seen, task.finished, cancelled.finished) == ([1], True, True)
 
 
-def test_all_who_wait_for_a_task_return():
-    go_on, back = threading.Event(), []
-    task = Task(go_on.wait, 10)
+def test_every_thread_that_waits_for_a_task_returns():
+    released, back = threading.Event(), []
+    task = Task(released.wait, 60)
     task.start()
-    waiters = [threading.Thread(target=lambda: task.wait() or back.append(task.over)) for _ in range(5)]
+    waiters = [threading.Thread(target=lambda: task.wait() or back.append(task.finished)) for _ in range(5)]
     for w in waiters: w.start()
     assert back == []
-    go_on.set()
-    for w in waiters: w.join(10)
+    released.set()
+    for w in waiters: w.join(60)
     assert back == [True]*5
 
 
-def test_what_it_was_given_is_its_callers_alone_once_it_is_done():
+def test_it_keeps_no_reference_to_the_arguments_after_the_call():
     given = set()
     seen = weakref.ref(given)
-    with Beside() as beside:
-        beside.do(len, given)
-        beside.wait()
+    with BackgroundThread() as thread:
+        thread.submit(len, given)
+        thread.wait()
         del given
         assert seen() is None
 
 
-def test_where_no_thread_can_be_had_it_does_the_work_itself(monkeypatch):
+def test_without_threads_it_runs_the_call_itself(monkeypatch):
     def refuse(*_): raise RuntimeError("can't start new thread")
     monkeypatch.setattr(module, 'start_new_thread', refuse)
     seen = []
-    with Beside() as beside: beside.do(seen.append, threading.get_ident())
+    with BackgroundThread() as thread: thread.submit(seen.append, threading.get_ident())
     assert seen == [threading.get_ident()]
 
 
-def test_a_digest_is_the_sha256_of_all_pieces_in_order():
+def test_a_background_hash_is_the_sha256_of_all_pieces_in_order():
     pieces = [b'a', b'b'*100_000, b'', b'c'*70_000, b'd']
-    with Digest() as digest:
+    with BackgroundHash() as digest:
         for p in pieces: digest.update(memoryview(p))
         assert digest.hexdigest() == hashlib.sha256(b''.join(pieces)).hexdigest()
 
 
-# Interrupts. CPython lets a signal's handler run where a function begins and after a call; a test may choose at which.
+# Interrupts: CPython runs a signal handler at the beginning of a function and after a call; this test tries each place.
 
 INTERRUPTED = """
 import _thread, dis, functools, gc, sys, time
-from miniai.checkpoint import background as beside
+from miniai.checkpoint import background
 
 @functools.cache
 def places(code):
-    "Where an interrupt may come; at the first step of `__exit__` no Python code can do anything about it."
+    "Where an interrupt can come, except at the first step of `__exit__`, where no Python code can handle it."
     ops = list(dis.get_instructions(code))
     return {b.offset for a, b in zip(ops, ops[1:]) if a.opname.startswith('CALL')
             or a.opname == 'RESUME' and code.co_name != '__exit__'}
@@ -122,7 +121,7 @@ class Interrupt:
     "Raises KeyboardInterrupt at the given places, counted from 1."
     def __init__(self, *ats): self.ats, self.seen = ats, 0
     def __call__(self, frame, event, arg):
-        if frame.f_code.co_filename != beside.__file__: return None
+        if frame.f_code.co_filename != background.__file__: return None
         frame.f_trace_opcodes = True
         if event == 'opcode' and frame.f_lasti in places(frame.f_code):
             self.seen += 1
@@ -136,19 +135,19 @@ def work(began, ended):
 
 def fail(began, ended): work(began, ended), {}['an error of its own']
 
-def goes_on(b, *lists):
-    "One who goes on after an interrupt finds all as if it had not come."
+def continues(b, *lists):
+    "After an interrupt that is caught, everything works as before."
     for f in (work, work):
-        try: b.do(f, *lists)
+        try: b.submit(f, *lists)
         except KeyboardInterrupt: b.wait()
     b.wait()
     assert len(lists[0]) == len(lists[1])
 
 def scenario(k, began, ended):
-    with beside.Beside() as b:
-        if k == 3: return goes_on(b, began, ended)
-        b.do(work, began, ended)
-        b.do(fail if k == 1 else work, began, ended)
+    with background.BackgroundThread() as b:
+        if k == 3: return continues(b, began, ended)
+        b.submit(work, began, ended)
+        b.submit(fail if k == 1 else work, began, ended)
         if k == 2: raise ZeroDivisionError
 
 before, met = _thread._count(), 0
@@ -170,9 +169,9 @@ print(met, _thread._count() - before)
 """
 
 
-def test_an_interrupt_anywhere_leaves_no_hang_nothing_at_work_and_no_thread():
-    done = subprocess.run([sys.executable, '-c', INTERRUPTED], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, '')
-    met, left = map(int, done.stdout.split())
+def test_an_interrupt_at_any_place_leaves_no_hang_no_call_running_and_no_thread():
+    code, out, err = scripts.run(INTERRUPTED)
+    assert (code, err) == (0, '')
+    met, left = map(int, out.split())
     assert met > 100
     assert left == 0

@@ -543,7 +543,7 @@ def test_a_warning_is_one_line_without_a_place_in_the_code(here):
     assert done.returncode == 1
     *warned, error = done.stderr.splitlines()
     assert warned
-    assert all(w.startswith('miniai: warning: passed over, run/checkpoints/') for w in warned)
+    assert all(w.startswith('miniai: warning: skipped run/checkpoints/') for w in warned)
     assert error.startswith('miniai: error: ')
 
 

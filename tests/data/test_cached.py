@@ -1,4 +1,4 @@
-"Loaders cached in memory: exactly the wrapped loader's samples, or a refusal, or the loader itself."
+"A cached loader gives exactly the samples of the original, or an error, or a warning and the original."
 import random
 import time
 import warnings
@@ -81,19 +81,19 @@ def test_a_hugging_face_dataset_cached_gives_exactly_the_samples_of_its_loader(d
 @pytest.mark.parametrize('transform', [flipped, noisy_by_numpy, shifted_by_random])
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize('check', ['some', 'all'])
-def test_random_transforms_are_refused(dd, transform, workers, check):
+def test_random_transforms_are_an_error(dd, transform, workers, check):
     dls = DataLoaders.from_dd(dd.with_transform(transform), 8, num_workers=workers)
-    with pytest.raises(ValueError, match=r'sample \d+ in batch\[0\] of train was another.*BatchTransformCB'):
+    with pytest.raises(ValueError, match=r'sample \d+ in batch\[0\] of train differs when .*BatchTransformCB'):
         dls.cached(check=check)
 
 
-def test_the_sample_that_differed_is_named_and_all_finds_the_one_that_some_may_miss():
+def test_the_error_names_the_sample_and_all_finds_one_that_some_may_miss():
     def item(i): return torch.tensor([0., float(i == 137 and ds.seen[i])])
     ds = Items(300, item)
     assert 137 not in cached._spread(300, 64)
     cache(DataLoader(ds, 8))
     ds.seen = [0]*300
-    with pytest.raises(ValueError, match='sample 137 in batch of train was another'):
+    with pytest.raises(ValueError, match='sample 137 in batch of train differs'):
         cache(DataLoader(ds, 8), check='all')
 
 
@@ -105,9 +105,9 @@ def test_some_are_the_first_the_last_and_62_others(n):
     assert sorted(cached._spread(n, n)) == list(range(n))
 
 
-def test_a_collate_function_that_draws_is_refused():
+def test_a_collate_function_with_random_numbers_is_an_error():
     def noisy(b): return default_collate(b) + torch.rand(len(b))
-    with pytest.raises(ValueError, match='another when looked at again'):
+    with pytest.raises(ValueError, match='differs when it is loaded again'):
         cache(DataLoader(torch.arange(10), 4, collate_fn=noisy))
 
 
@@ -148,7 +148,7 @@ def test_shuffled_loaders_get_the_order_of_seed_and_epoch_and_others_stay_in_ord
 @pytest.mark.parametrize('collate', [default_collate, lambda b: Pair(*default_collate(b)),
                                      lambda b: default_collate(b)[1],
                                      lambda b: dict(a=[default_collate(b)[0]], b=dict(c=default_collate(b)[1]))])
-def test_the_structure_of_a_batch_is_that_of_the_collate_function(collate):
+def test_batches_have_the_structure_that_the_collate_function_gives(collate):
     dl = DataLoader(items(), 4, collate_fn=collate)
     for mine, theirs in zip(cache(dl), dl, strict=True):
         assert repr(mine) == repr(theirs)
@@ -163,15 +163,15 @@ def test_a_change_to_a_batch_does_not_change_what_is_kept():
 
 def test_samples_of_unequal_shapes_are_an_error_that_says_what_to_do():
     ds = Items(8, lambda i: torch.zeros(3 if i < 4 else 5))
-    said = r'batch of batch 1 of train has rows torch.float32 \(5,\), those before it torch.float32 \(3,\).*pad them'
+    said = r'batch in batch 1 of train has rows torch.float32 \(5,\), the .* before have torch.float32 \(3,\).*pad the'
     with pytest.raises(ValueError, match=said): cache(DataLoader(ds, 4))
 
 
 @pytest.mark.parametrize(('collate', 'error', 'said'), [
     (lambda b: (torch.stack([x for x, _ in b]), [str(i) for _, i in b]), TypeError, r'batch\[1\]\[0\] is a str: only'),
-    (lambda b: torch.zeros(3), ValueError, r'batch of batch 0 of train has shape \(3,\), for 4 samples'),
-    (lambda b: torch.tensor(1.), ValueError, r'shape \(\), for 4 samples: to be cached it must have one row for each'),
-    (lambda b: {str(b[0][1] > 3): torch.zeros(len(b))}, ValueError, r"holds batch\['True'\], those before it b"),
+    (lambda b: torch.zeros(3), ValueError, r'batch in batch 0 of train has shape \(3,\), .* its 4 samples'),
+    (lambda b: torch.tensor(1.), ValueError, r'shape \(\), and needs one row for each of its 4 samples'),
+    (lambda b: {str(b[0][1] > 3): torch.zeros(len(b))}, ValueError, r"holds batch\['True'\], the .* before hold b"),
     (lambda b: torch.zeros(len(b), dtype=torch.int8 if b[0][1] else torch.int16), ValueError, 'rows torch.int8')])
 def test_batches_that_cannot_be_kept_row_by_row_are_an_error(collate, error, said):
     with pytest.raises(error, match=said): cache(DataLoader(items(), 4, collate_fn=collate))
@@ -186,13 +186,13 @@ def test_batches_that_cannot_be_kept_row_by_row_are_an_error(collate, error, sai
     (lambda i: (i, torch.zeros(2) if i < 6 else None), default_collate, r'sample\[1\] is a NoneType'),
     (lambda i: (i, i if i < 6 else object()), default_collate, r'sample\[1\] is a object')])
 @pytest.mark.parametrize('workers', [0, 1])
-def test_what_is_no_tensor_is_named_with_what_to_do(item, collate, said, workers):
+def test_anything_but_a_tensor_is_an_error_that_names_it_and_says_what_to_do(item, collate, said, workers):
     with pytest.raises(TypeError, match=f'{said}: only .* can be cached. Leave it out in'):
         cache(DataLoader(Items(8, item), 4, collate_fn=collate, num_workers=workers))
 
 
 @pytest.mark.parametrize('item', [lambda i: 'no' + 1, lambda i: (i, None)])
-def test_a_type_error_of_the_datasets_or_the_collate_functions_own_stays(item):
+def test_a_type_error_from_the_dataset_or_the_collate_function_stays(item):
     def collate(b): raise TypeError('mine')
     with pytest.raises(TypeError, match=r'^(mine|can only concatenate str)'):
         cache(DataLoader(Items(8, item), 4, collate_fn=collate))
@@ -207,16 +207,16 @@ def test_an_unknown_check_and_a_negative_memory_are_errors():
 NEED = 10*(3*4 + 8)
 
 
-def test_what_does_not_fit_stays_a_loader_with_workers_and_both_sizes_are_said():
+def test_a_loader_that_does_not_fit_stays_with_a_warning_that_names_both_sizes():
     ds = items()
     dl = DataLoader(ds, 4, num_workers=1)
-    said = 'the train loader stays as it is, not cached: it would take 200 bytes, more than the 199 bytes it may'
+    said = 'the train loader is not cached and stays as it is: it takes 200 bytes, more than the limit of 199 bytes'
     with pytest.warns(UserWarning, match=said):
         assert cache(dl, NEED - 1) is dl
     assert isinstance(cache(dl, NEED), MemoryLoader)
 
 
-def test_nothing_more_than_a_batch_is_decoded_of_what_does_not_fit():
+def test_only_one_batch_is_decoded_of_a_loader_that_does_not_fit():
     ds = items()
     with pytest.warns(UserWarning, match='not cached'): cache(DataLoader(ds, 4), NEED - 1)
     assert sum(ds.seen) == 4
@@ -224,7 +224,7 @@ def test_nothing_more_than_a_batch_is_decoded_of_what_does_not_fit():
 
 def test_the_limit_is_for_both_loaders_and_half_of_what_is_available_unless_given(monkeypatch):
     dls = DataLoaders(*get_dls(items(), items(), 4))
-    with pytest.warns(UserWarning, match='valid loader.* it would take 200 bytes, more than the 199 bytes') as caught:
+    with pytest.warns(UserWarning, match='valid loader.* it takes 200 bytes, more than .* 199 bytes') as caught:
         new = dls.cached(memory=2*NEED - 1)
     assert caught[0].filename == __file__
     assert isinstance(new.train, MemoryLoader)
@@ -238,7 +238,7 @@ def test_the_limit_is_for_both_loaders_and_half_of_what_is_available_unless_give
 
 @pytest.mark.parametrize(('n', 'said'), [(999, '999 bytes'), (1500, '1.5 kB'), (47_040_000, '47 MB'),
                                          (3.21e11, '321 GB')])
-def test_sizes_are_said_in_their_unit(n, said): assert cached._bytes(n) == said
+def test_sizes_have_a_readable_unit(n, said): assert cached._bytes(n) == said
 
 
 class Stream(IterableDataset):
@@ -255,19 +255,19 @@ class OwnOrder(DataLoader):
 
 @pytest.mark.parametrize(('dl', 'said'), [
     (DataLoader(Stream(), 2), 'its dataset is a stream'), (DataLoader(Unsized(), 2, sampler=[1, 2]), 'is a stream'),
-    (DataLoader(range(4), None), 'samples, not batches'), (DataLoader([], 2), 'its dataset is empty'),
-    (DataLoader(range(4), sampler=WeightedRandomSampler([1.]*4, 4)), 'of its WeightedRandomSampler'),
-    (DataLoader(range(4), sampler=[3, 1]), 'order is that of its list'),
-    (DataLoader(range(4), batch_sampler=type('Mine', (BatchSampler,), {})(range(4), 2, False)), 'of its Mine'),
-    (DataLoader(range(4), batch_sampler=BatchSampler(range(4), 2, False)), 'a batch_sampler of its own'),
-    (OwnOrder(range(4), 2), 'it is of class OwnOrder'), ((i for i in range(3)), 'it is of class generator')])
-def test_what_has_no_samples_or_order_to_keep_stays_and_it_is_said_why(dl, said):
-    with pytest.warns(UserWarning, match=f'the train loader stays as it is, not cached: .*{said}'):
+    (DataLoader(range(4), None), 'yields samples instead of batches'), (DataLoader([], 2), 'its dataset is empty'),
+    (DataLoader(range(4), sampler=WeightedRandomSampler([1.]*4, 4)), 'order of its WeightedRandomSampler is not known'),
+    (DataLoader(range(4), sampler=[3, 1]), 'order of its list'),
+    (DataLoader(range(4), batch_sampler=type('Mine', (BatchSampler,), {})(range(4), 2, False)), 'order of its Mine'),
+    (DataLoader(range(4), batch_sampler=BatchSampler(range(4), 2, False)), 'it was given a batch_sampler'),
+    (OwnOrder(range(4), 2), 'it is a OwnOrder, not a plain DataLoader'), ((i for i in range(3)), 'it is a generator')])
+def test_a_loader_without_samples_or_a_known_order_stays_with_a_warning_that_says_why(dl, said):
+    with pytest.warns(UserWarning, match=f'the train loader is not cached and stays as it is: .*{said}'):
         assert cache(dl) is dl
 
 
 @pytest.mark.parametrize('dl', [(), [torch.zeros(3)], MemoryLoader([1, 2], bs=1)], ids=['none', 'list', 'memory'])
-def test_what_is_in_memory_stays_and_nothing_is_said(dl): assert cache(dl) is dl
+def test_what_is_in_memory_stays_without_a_warning(dl): assert cache(dl) is dl
 
 
 def test_random_order_with_replacement_or_of_fewer_samples_stays():
@@ -283,7 +283,7 @@ class Slow(TerminalDisplay):
     def close(self): self.shown.append('closed')
 
 
-def test_a_bar_comes_after_two_seconds_and_is_taken_away(monkeypatch):
+def test_a_bar_appears_after_two_seconds_and_is_removed(monkeypatch):
     shown, now = [], iter(range(100))
     monkeypatch.setattr(cached, 'best_display', lambda: Slow(shown))
     monkeypatch.setattr(time, 'perf_counter', lambda: next(now))
@@ -294,7 +294,7 @@ def test_a_bar_comes_after_two_seconds_and_is_taken_away(monkeypatch):
     assert shown == ['closed']
 
 
-def test_the_bar_goes_when_caching_fails(monkeypatch):
+def test_the_bar_is_removed_when_caching_fails(monkeypatch):
     shown = []
     monkeypatch.setattr(cached, 'best_display', lambda: Slow(shown))
     with pytest.raises(TypeError): cache(DataLoader(['a'], 1))

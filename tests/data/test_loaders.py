@@ -1,4 +1,4 @@
-"Loaders: pairs of them, from datasets and from a Hugging Face DatasetDict."
+"Pairs of loaders, from arrays, datasets and a Hugging Face DatasetDict."
 import pickle
 from functools import partial
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from miniai.data import MemoryLoader, SeededSamples
 from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace
@@ -84,7 +84,7 @@ def test_get_dls_draws_as_plain_pytorch_does():
     assert ours == [b.tolist() for b, in DataLoader(ds, batch_size=4, shuffle=True)]
 
 
-def test_get_dls_hands_its_other_arguments_to_both_loaders():
+def test_get_dls_passes_its_other_arguments_to_both_loaders():
     ds = TensorDataset(torch.arange(9))
     loaders = get_dls(ds, ds, 2, drop_last=True, collate_fn=list)
     assert [len(list(dl)) for dl in loaders] == [4, 2]
@@ -146,15 +146,15 @@ def test_from_dd_takes_datasets_whose_samples_are_seeded(dd, workers):
 
 
 @pytest.mark.parametrize('ds', [TensorDataset(torch.arange(4)), SeededSamples([1]), SimpleNamespace(features=None)])
-def test_a_dataset_without_features_is_refused_with_what_to_do_and_taken_with_a_collate_fn(ds):
-    with pytest.raises(TypeError, match=f'a {type(ds).__name__} names no features, .*pass collate_fn, or as_tuple=Fal'):
+def test_a_dataset_without_features_is_an_error_that_says_what_to_do_unless_there_is_a_collate_fn(ds):
+    with pytest.raises(TypeError, match=f'a {type(ds).__name__} has no features .*pass collate_fn, or as_tuple=Fal'):
         DataLoaders.from_dd(dict(train=ds, valid=ds), 2)
     if not hasattr(ds, '__len__'): return
     assert DataLoaders.from_dd(dict(train=ds, valid=ds), 2, collate_fn=list).train.collate_fn is list
     assert len(DataLoaders.from_dd(dict(train=ds, valid=ds), 2, as_tuple=False).valid) == 1
 
 
-def test_from_dd_hands_its_other_arguments_to_the_loaders(dd):
+def test_from_dd_passes_its_other_arguments_to_the_loaders(dd):
     dls = DataLoaders.from_dd(dd, 4, drop_last=True, collate_fn=partial(sorted, key=lambda r: -r['y']))
     assert len(list(dls.train)) == 2
     assert [r['y'] for r in next(iter(DataLoaders.from_dd(dd, 4, collate_fn=list).valid))] == [0, 1, 2, 3, 4]
@@ -167,13 +167,33 @@ def test_from_dd_takes_any_mapping_of_names_to_datasets():
 
 
 def test_from_dd_of_one_split_is_an_error_that_says_what_to_do(dd):
-    said = r"two splits is needed, for train and valid; this one has \['train'\]: split it with train_test_split"
+    said = r"needs two splits, for train and valid, and has \['train'\]: split it with train_test_split"
     with pytest.raises(ValueError, match=said): DataLoaders.from_dd(hf.DatasetDict(train=dd['train']), 4)
 
 
-def test_from_dd_makes_a_class_s_own_kind(dd):
+def test_from_dd_of_a_subclass_makes_the_subclass(dd):
     class Mine(DataLoaders): pass
     assert type(Mine.from_dd(dd, 4)) is Mine
+
+
+class Stream(IterableDataset):
+    def __iter__(self): return iter([1])
+
+
+class NoLength:
+    def __len__(self): raise NotImplementedError
+    def __iter__(self): return iter([1])
+
+
+@pytest.mark.parametrize(('dl', 'said'), [
+    (DataLoader(TensorDataset(torch.arange(9000)), 4), 'DataLoader, 9,000 samples, 2,250 batches of 4'),
+    (DataLoader(Stream(), 4), 'DataLoader'), ([1], 'list, 1 batch'), ((), 'tuple, 0 batches'), (None, 'NoneType'),
+    (iter([1]), 'list_iterator'), (NoLength(), 'NoLength'),
+    (MemoryLoader(torch.arange(9), bs=2), '9 samples in memory (int64), 5 batches of 2, in order')])
+def test_a_pair_of_loaders_shows_what_each_one_is(dl, said):
+    class Mine(DataLoaders): pass
+    assert repr(DataLoaders(dl, [])) == f'DataLoaders(train: {said},\n            valid: list, 0 batches)'
+    assert repr(Mine([], dl)) == f'Mine(train: list, 0 batches,\n     valid: {said})'
 
 
 def ran(dls, seed, epochs=2):
@@ -234,7 +254,7 @@ def test_from_arrays_normalises_by_the_training_part_alone(shape):
             np.testing.assert_allclose(xb, (x.reshape(30, -1, 4, 4)[yb]/255 - mean)/std, rtol=1e-4, atol=1e-5)
 
 
-def test_from_arrays_normalises_by_the_pair_that_is_given_and_leaves_integers():
+def test_from_arrays_normalises_by_a_given_pair_and_leaves_integers():
     x, y = arrays()
     xb, yb = next(iter(DataLoaders.from_arrays(x, y, normalize=(.3, .2)).valid))
     torch.testing.assert_close(xb, (x[yb][:, None]/255 - .3)/.2)
@@ -249,22 +269,22 @@ def test_from_arrays_sends_batches_to_a_device():
 
 @pytest.mark.parametrize(('given', 'error', 'said'), [
     (dict(y=torch.arange(3)), ValueError, 'must have the same length, got 20 and 3'),
-    (dict(x=torch.zeros(0, 4), y=torch.zeros(0)), ValueError, 'no training data: the arrays have no rows'),
-    (dict(valid=(torch.zeros(0, 4, 4), [])), ValueError, 'no validation data'),
-    (dict(valid=1.), ValueError, 'must lie between 0 and 1, got 1.0'),
+    (dict(x=torch.zeros(0, 4), y=torch.zeros(0)), ValueError, 'the training arrays have no rows'),
+    (dict(valid=(torch.zeros(0, 4, 4), [])), ValueError, 'the validation arrays have no rows'),
+    (dict(valid=1.), ValueError, 'must be between 0 and 1, got 1.0'),
     (dict(valid=.01), ValueError, 'leaves none for validation'),
-    (dict(valid='x'), TypeError, r'a fraction, or a pair \(x_valid, y_valid\), got a str'),
-    (dict(valid=(torch.zeros(3, 4, 5), [1, 2, 3])), ValueError, r'x differs in kind: torch.uint8 of \(4, 4\) for'),
-    (dict(valid=(torch.zeros(3, 4, 4).byte(), [1., 2., 3.])), ValueError, 'y differs in kind: torch.int64'),
-    (dict(x=torch.arange(20), normalize=True), ValueError, 'not for torch.int64'),
+    (dict(valid='x'), TypeError, r'a fraction or a pair \(x_valid, y_valid\), got a str'),
+    (dict(valid=(torch.zeros(3, 4, 5), [1, 2, 3])), ValueError, r'got torch.uint8 \(4, 4\) and torch.float32 \(4, 5\)'),
+    (dict(valid=(torch.zeros(3, 4, 4).byte(), [1., 2., 3.])), ValueError, 'y must have the same dtype'),
+    (dict(x=torch.arange(20), normalize=True), ValueError, 'got torch.int64'),
     (dict(normalize=(0., 0.)), ValueError, 'std above 0'), (dict(bs=0), ValueError, 'must be 1 or more, got 0'),
-    (dict(x='images'), TypeError, 'a str that torch cannot take')])
+    (dict(x='images'), TypeError, 'cannot make a tensor from a str')])
 def test_from_arrays_says_what_is_wrong(given, error, said):
     x, y = arrays()
     with pytest.raises(error, match=said): DataLoaders.from_arrays(**dict(x=x, y=y) | given)
 
 
-def test_from_arrays_makes_a_class_s_own_kind_and_cached_keeps_it_and_what_it_has(dd):
+def test_from_arrays_and_cached_keep_a_subclass_and_its_attributes(dd):
     class Mine(DataLoaders): pass
     assert type(Mine.from_arrays(*arrays())) is Mine
     dls = Mine.from_dd(dd.with_format('torch'), 4)

@@ -1,12 +1,13 @@
-"Batches from memory: each sample once an epoch, in an order of (seed, epoch) alone."
+"Batches from memory: each sample once an epoch, in an order that depends on (seed, epoch); inputs scaled to floats."
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from miniai.data import MemoryLoader
-from miniai.data.memory import as_tensors, permutation
+from miniai.data.memory import Scaling, as_tensors, permutation
 
 seeds = st.integers(-2**40, 2**40)
 
@@ -61,7 +62,7 @@ def test_images_become_floats_from_0_to_1_less_mean_over_std_with_a_channel(mean
 @pytest.mark.parametrize('dtype', [torch.uint8, torch.float32, torch.float64, torch.int64])
 @pytest.mark.parametrize('given', [{}, dict(mean=.3, std=.2)])
 @pytest.mark.parametrize('shuffle', [True, False])
-def test_arrays_in_memory_stay_as_they_came_whatever_is_done_to_a_batch(dtype, given, shuffle):
+def test_changes_to_a_batch_do_not_change_the_arrays(dtype, given, shuffle):
     if dtype == torch.int64: given = {}
     x, y = images(10)
     x = x.to(dtype)
@@ -100,7 +101,7 @@ def test_starting_at_batch_k_equals_skipping_k_batches(n, bs, seed, epoch, shuff
 
 
 @given(st.integers(1, 40), st.integers(1, 17), seeds, st.integers(0, 9))
-def test_a_pass_is_that_of_the_epoch_that_was_set_whatever_came_before(n, bs, seed, epoch):
+def test_a_pass_has_the_order_of_the_epoch_that_was_set(n, bs, seed, epoch):
     a, b = loader(n, bs, seed=seed), loader(n, bs, seed=seed)
     for _ in range(epoch): list(a)
     b.epoch = epoch
@@ -108,7 +109,18 @@ def test_a_pass_is_that_of_the_epoch_that_was_set_whatever_came_before(n, bs, se
     assert a.epoch == b.epoch == epoch + 1
 
 
-def test_starting_late_gathers_nothing_of_what_came_before(monkeypatch):
+def test_a_snapshot_puts_the_epoch_back():
+    dl = loader(10, 3)
+    list(dl)
+    restore = dl.snapshot()
+    expected = drawn(dl)
+    list(dl)
+    restore()
+    assert dl.epoch == 1
+    assert drawn(dl) == expected
+
+
+def test_starting_late_gathers_no_earlier_batches(monkeypatch):
     gathered, index_select = [], torch.Tensor.index_select
     monkeypatch.setattr(torch.Tensor, 'index_select', lambda t, d, i: gathered.append(len(i)) or index_select(t, d, i))
     assert len(list(loader(100, 10).batches(3, start=9))) == 1
@@ -117,7 +129,7 @@ def test_starting_late_gathers_nothing_of_what_came_before(monkeypatch):
 
 @pytest.mark.parametrize('start', [-1, 5])
 def test_a_start_outside_the_epoch_is_an_error_at_once(start):
-    with pytest.raises(ValueError, match=f'start must lie in 0 to 4, the number of batches, got {start}'):
+    with pytest.raises(ValueError, match=f'start must be from 0 to 4, the number of batches, got {start}'):
         loader(10, 3).batches(0, start)
 
 
@@ -135,7 +147,7 @@ def test_drop_last_leaves_out_a_smaller_last_batch_alone(n, bs, shuffle):
 
 
 @given(st.sets(st.integers(0, 19)), st.integers(1, 7), st.booleans())
-def test_rows_are_the_only_ones_that_come(rows, bs, shuffle):
+def test_only_the_given_rows_come(rows, bs, shuffle):
     rows = sorted(rows)
     dl = loader(20, bs, shuffle, rows=torch.tensor(rows, dtype=torch.int64))
     for _ in range(2):
@@ -154,7 +166,7 @@ def test_tensors_arrays_and_memory_maps_are_not_copied(tmp_path):
     assert [t.dtype for t in dl.tensors] == [torch.int64, torch.int16, torch.float64, torch.uint8]
 
 
-def test_any_number_of_arrays_come_as_they_are_but_for_the_first_of_uint8():
+def test_all_arrays_but_the_first_keep_their_dtype_and_shape():
     a = torch.arange(40, dtype=torch.uint8).reshape(10, 2, 2)
     arrays = [a, a, torch.arange(10, dtype=torch.float64), np.arange(10) > 4, list(range(10))]
     first, *others = next(iter(MemoryLoader(*arrays, bs=4)))
@@ -169,7 +181,7 @@ def test_strided_arrays_give_their_own_values(strided):
     assert x.tolist() == strided.tolist()
 
 
-def test_batches_go_to_the_device_as_they_came_and_are_made_float_there():
+def test_batches_go_to_the_device_before_they_become_floats():
     moved, to = [], torch.Tensor.to
     class Watched(torch.Tensor):
         def to(self, *args): return moved.append((self.dtype, args)) or to(self, *args)
@@ -187,15 +199,85 @@ def test_pack_makes_the_batch():
     assert batch['label'].tolist() == [0, 1, 2, 3]
 
 
-def test_a_loader_says_what_it_holds():
+def test_a_loader_shows_what_it_holds():
     assert repr(MemoryLoader(*images(1000), bs=64, shuffle=True, seed=3)) == (
-        '1,000 samples in memory (uint8 (2, 2), int64 ()), shuffled by seed 3, in 16 batches of 64')
-    assert 'in order' in repr(MemoryLoader(*images(3), bs=2))
+        '1,000 samples in memory (uint8 2x2, int64), 16 batches of 64, shuffled with seed 3')
+    assert repr(MemoryLoader(torch.zeros(3, 2), bs=4)) == '3 samples in memory (float32 2), 1 batch of 4, in order'
 
 
 @pytest.mark.parametrize(('arrays', 'error', 'said'), [
-    ([], TypeError, 'no arrays'), ([torch.tensor(3)], TypeError, 'no dimensions.*go by name'),
-    ([[[1], [2, 3]]], TypeError, 'a list that torch cannot take'), ([np.array(['a'])], TypeError, 'ndarray that torch'),
+    ([], TypeError, 'no arrays'), ([torch.tensor(3)], TypeError, '0 dimensions.*bs by name'),
+    ([[[1], [2, 3]]], TypeError, 'cannot make a tensor from a list'),
+    ([np.array(['a'])], TypeError, 'tensor from a ndarray'),
     ([None], TypeError, 'NoneType'), ([[1, 2], [1]], ValueError, 'the same length, got 2 and 1')])
-def test_what_is_no_array_of_numbers_is_an_error_that_says_so(arrays, error, said):
+def test_anything_but_an_array_of_numbers_is_an_error(arrays, error, said):
     with pytest.raises(error, match=said): as_tensors(*arrays)
+
+
+# Scaling
+
+MEANS, STDS = st.floats(-2, 2, width=32), st.floats(.0625, 4, width=32)
+
+
+def ramp(*shape): return (torch.arange(torch.Size(shape).numel()) % 256).to(torch.uint8).reshape(shape)
+def scaled(x, **kw): return Scaling(x, **kw)(x.clone())
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=5)))
+def test_pixels_become_floats_from_0_to_1_rounded_once_and_three_dimensions_get_a_channel(x):
+    out = scaled(torch.from_numpy(x))
+    assert out.dtype == torch.float32
+    assert out.shape == (x.shape if x.ndim != 3 else (len(x), 1, *x.shape[1:]))
+    assert np.array_equal(out.numpy().reshape(x.shape), (x/255).astype(np.float32))
+
+
+@given(hnp.arrays(np.uint8, (3, 2, 4, 5)), st.one_of(MEANS, st.lists(MEANS, min_size=2, max_size=2)),
+       st.one_of(STDS, st.lists(STDS, min_size=2, max_size=2)))
+def test_mean_and_std_are_numbers_or_one_for_each_channel(x, mean, std):
+    m, s = (np.reshape(v, (-1, 1, 1)) for v in (mean, std))
+    out = scaled(torch.from_numpy(x), mean=mean, std=std)
+    np.testing.assert_allclose(out, (x/255 - m)/s, rtol=1e-5, atol=2e-5)
+
+
+@given(hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=4), elements=st.floats(-10, 10)), MEANS, STDS,
+       st.sampled_from([torch.float32, torch.float64]))
+def test_floats_keep_their_dtype_and_shape(x, mean, std, dtype):
+    x = torch.from_numpy(x).to(dtype)
+    out = scaled(x, mean=mean, std=std)
+    assert (out.dtype, out.shape) == (dtype, x.shape)
+    np.testing.assert_allclose(out, (x.double().numpy() - mean)/std, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_a_table_may_have_means_of_their_own():
+    x = torch.randn(50, 3, dtype=torch.float64)
+    torch.testing.assert_close(scaled(x, mean=x.mean(0), std=x.std(0)), (x - x.mean(0))/x.std(0))
+
+
+@pytest.mark.parametrize('x', [torch.arange(6), torch.arange(6).reshape(2, 3).int(), torch.tensor([True, False]),
+                               torch.randn(2, 3), torch.randn(2, 3, 4, 5).half()])
+def test_anything_but_uint8_stays_as_it_is_without_a_mean(x):
+    assert Scaling(x)(x) is x
+
+
+def test_without_to_float_uint8_stays():
+    x = ramp(2, 3, 3)
+    assert Scaling(x, to_float=False)(x) is x
+
+
+def test_without_std_it_is_1_and_without_mean_it_is_0():
+    x = torch.tensor([1., 4.])
+    assert scaled(x, mean=1.).tolist() == [0., 3.]
+    assert scaled(x, std=2.).tolist() == [.5, 2.]
+
+
+@pytest.mark.parametrize(('x', 'kw', 'said'), [
+    (torch.arange(3), dict(mean=1.), 'need inputs of floats, or of uint8 with to_float=True, got torch.int64'),
+    (ramp(3, 2, 2), dict(mean=1., to_float=False), 'got torch.uint8'),
+    (ramp(4, 3, 2, 2), dict(mean=[.1, .2]), r'mean must be a number, or one for each.*dimension 1 of \(4, 3, 2, 2\)'),
+    (ramp(4, 3, 3), dict(std=[.1, .2, .3]), r'std must be a number, or one for each.*dimension 1 of \(4, 1, 3, 3\)'),
+    (torch.randn(3), dict(mean=[1.]*3), 'one for each channel, dimension 1'),
+    (torch.randn(3), dict(std=0.), 'std above 0, got 0.0 and 0.0'),
+    (torch.randn(3), dict(mean=float('nan')), 'must be finite'),
+    (torch.randn(3), dict(std=float('inf')), 'must be finite')])
+def test_a_mean_or_std_that_does_not_fit_the_inputs_is_an_error(x, kw, said):
+    with pytest.raises(ValueError, match=said): Scaling(x, **kw)

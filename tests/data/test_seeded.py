@@ -1,4 +1,4 @@
-"Random draws in workers: a matter of pass and sample alone."
+"Random draws in workers depend only on the epoch and the sample."
 import hashlib
 
 import numpy as np
@@ -36,7 +36,7 @@ class Words(str):
 INDEXES = ['a', 'b', '1', 1, ('a', 1), ('a', 2), 1.5, None, b'a', Words('c'), slice(1, 2)]
 
 
-def test_whatever_the_sampler_gives_a_sample_draws_the_same_in_one_worker_and_in_two_and_no_two_draw_alike():
+def test_with_any_index_a_sample_draws_the_same_in_one_worker_and_in_two_and_no_two_are_equal():
     def drawn(order, workers):
         torch.manual_seed(3)
         dl = DataLoader(SeededSamples(Named()), batch_size=None, sampler=order, num_workers=workers)
@@ -56,9 +56,9 @@ def test_the_number_of_any_other_index_is_the_sha256_of_its_repr():
 
 
 @pytest.mark.parametrize('index', [object(), ('a', object())])
-def test_in_workers_an_index_that_is_another_in_each_process_is_refused(index):
+def test_in_workers_an_index_that_differs_between_processes_is_an_error(index):
     dl = DataLoader(SeededSamples(Named()), batch_size=None, sampler=[index], num_workers=1)
-    with pytest.raises(TypeError, match='is another in each process: let the sampler'):
+    with pytest.raises(TypeError, match=r'needs an index that is the same in every process, got .*: let the sampler'):
         list(dl)
 
 

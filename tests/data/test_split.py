@@ -1,4 +1,4 @@
-"Arrays split and measured: every row once, and numpy's own means in double precision."
+"Every row is in one part, and mean and deviation are numpy's in double precision."
 import numpy as np
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_seeds_split_differently():
 
 @pytest.mark.parametrize('fraction', [0, 1, -.1, 1.5, float('nan')])
 def test_a_fraction_outside_0_to_1_is_an_error(fraction):
-    with pytest.raises(ValueError, match=f'must lie between 0 and 1, got {fraction}'): split_rows(10, fraction, 0)
+    with pytest.raises(ValueError, match=f'must be between 0 and 1, got {fraction}'): split_rows(10, fraction, 0)
 
 
 @pytest.mark.parametrize(('fraction', 'part'), [(.01, 'validation'), (.99, 'training')])
@@ -60,8 +60,8 @@ def test_what_never_changes_has_a_deviation_of_1():
     assert (mean.tolist(), std.tolist()) == ([2., 5.], [1., 1.])
 
 
-@pytest.mark.parametrize(('x', 'said'), [([1, 2], 'for floats and uint8 images, not for torch.int64'),
-                                         ([1., float('nan')], 'values that are not finite'),
-                                         ([[1., float('inf')]], 'values that are not finite')])
+@pytest.mark.parametrize(('x', 'said'), [([1, 2], 'needs floats or uint8 images, got torch.int64'),
+                                         ([1., float('nan')], 'needs finite inputs'),
+                                         ([[1., float('inf')]], 'needs finite inputs')])
 def test_inputs_without_a_mean_are_an_error(x, said):
     with pytest.raises(ValueError, match=said): mean_std(torch.tensor(x))

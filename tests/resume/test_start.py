@@ -339,7 +339,7 @@ def test_where_none_is_whole_all_are_named(tmp_path):
     for p in tmp_path.glob('checkpoint*'): damage(p)
     (tmp_path/'best.safetensors').write_text('')
     says = r'none of the 2 checkpoint\(s\) in .* is whole: .*-00000001.*-00000002.*best.safetensors, of the best epoch'
-    with pytest.warns(UserWarning, match='passed over'), pytest.raises(ResumeError, match=says): resumed(tmp_path)
+    with pytest.warns(UserWarning, match='skipped'), pytest.raises(ResumeError, match=says): resumed(tmp_path)
 
 
 def test_a_state_is_gone_on_with_by_the_fit_that_asked_alone(tmp_path):
@@ -418,7 +418,7 @@ def test_damaged_and_foreign_files_stay_and_take_no_place(tmp_path):
     interrupted(tmp_path, 0, 5, keep=2)
     damage(tmp_path/names(tmp_path)[-1])
     (tmp_path/'checkpoint-mine.safetensors').write_text('x')
-    with pytest.warns(UserWarning, match='passed over'), pytest.raises(RuntimeError, match='stopped'):
+    with pytest.warns(UserWarning, match='skipped'), pytest.raises(RuntimeError, match='stopped'):
         run(tmp_path, cbs=[StopCB(1, 1)], keep=1).fit(2, resume=True)
     assert names(tmp_path) == ['checkpoint-00001-1-00000002.safetensors', 'checkpoint-mine.safetensors']
 
@@ -426,7 +426,7 @@ def test_damaged_and_foreign_files_stay_and_take_no_place(tmp_path):
 def test_what_was_passed_over_takes_no_newer_ones_place(tmp_path):
     interrupted(tmp_path, 0, 5, batches=3)
     damage(tmp_path/names(tmp_path)[-1])
-    with pytest.warns(UserWarning, match='passed over'), pytest.raises(RuntimeError, match='stopped'):
+    with pytest.warns(UserWarning, match='skipped'), pytest.raises(RuntimeError, match='stopped'):
         run(tmp_path, cbs=[StopCB(0, 4)], keep=1).fit(2, resume=True)
     assert names(tmp_path) == ['checkpoint-00000-1-00000005.safetensors', 'checkpoint-00000-1-00000006.safetensors']
 
@@ -529,8 +529,8 @@ def test_a_failure_of_the_last_save_is_raised_at_the_end(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('opt_func', [partial(torch.optim.Adam, amsgrad=True), AdamW])
 def test_memory_for_saves_beside_training_is_taken_once_before_the_first(opt_func, tmp_path, monkeypatch):
-    taken, real = [], saving._Arena.copies
-    monkeypatch.setattr(saving._Arena, 'copies', lambda arena, c: taken.append(len(arena._memory)) or real(arena, c))
+    taken, real = [], saving.CopyBuffer.copies
+    monkeypatch.setattr(saving.CopyBuffer, 'copies', lambda b, c: taken.append(len(b.memory)) or real(b, c))
     learn = learner([CheckpointCB(tmp_path, batches=3, background=True)], opt_func=opt_func)
     learn.fit(8)
     assert len(taken) > 3

@@ -259,7 +259,7 @@ def _learner_of(make: Callable[[], Any]) -> Any:
 def _fit(learn: Any, part: _Part) -> None:
     ends = _EndCB(part.batches, part.end, part.kill)
     saving = [CheckpointCB(part.saves, batches=1)] if part.saves else []
-    warnings.filterwarnings('error', 'passed over')  # where it was killed it is to go on, not somewhere before
+    warnings.filterwarnings('error', 'passed over|skipped')  # where it was killed it is to go on, not somewhere before
     learn.fit(**part.fit, cbs=[*saving, ends], resume=bool(part.saves))
     save(part.result, dict(state=run_state(learn), places=ends.places, unkept=_unkept(learn)))
 
