@@ -202,7 +202,7 @@ def test_a_bad_config_gets_code_2_and_is_named(here, capsys, text, said):
 @pytest.mark.parametrize('command', ['train', 'lr-find'])
 def test_a_missing_folder_of_data_gets_code_1_and_is_named_with_what_it_should_hold(here, capsys, command):
     assert run(command, '--data', 'nowhere') == 1
-    assert re.match("miniai: error: no folder 'nowhere'.*should hold train-images-idx3", complaint(capsys))
+    assert re.match("miniai: error: no folder 'nowhere'.*holds train-images-idx3", complaint(capsys))
 
 
 def test_a_variable_that_names_no_folder_gets_code_1_and_is_named(here, capsys, monkeypatch):
@@ -215,7 +215,7 @@ def test_a_damaged_data_file_gets_code_1_and_is_named(here, capsys):
     write_tiny(here, 20, 10)
     (here/'train-labels-idx1-ubyte').write_bytes(b'\0\0\x08\x01\0\0\0\x14' + b'\x63'*20)
     assert run('train', '--data', '.') == 1
-    assert complaint(capsys).startswith('miniai: error: train-labels-idx1-ubyte: labels should lie in 0 to 9')
+    assert complaint(capsys).startswith('miniai: error: train-labels-idx1-ubyte: labels must be from 0 to 9')
     assert not (here/'runs').exists()
 
 

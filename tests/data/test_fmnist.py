@@ -99,10 +99,11 @@ def test_a_shape_that_no_array_can_have_is_an_error_that_names_the_file(tmp_path
 @pytest.mark.parametrize(('raw', 'said'), [
     (b'', r'wrong magic number \(empty file\)'), (b'\0\0\x08', 'wrong magic number 000008'),
     (b'\0\0\x0d\1\0\0\0\0', 'wrong magic number 00000d01: an IDX file of bytes starts with 000008'),
-    (b'PNG!....', 'wrong magic number 504e4721'), (gzip.compress(b'PNG!....'), 'wrong magic number 504e4721'),
+    (b'PNG!....', 'wrong magic number 504e4721'), (gzip.compress(b'PNG!....', mtime=0), 'wrong magic number 504e4721'),
     (idx(np.zeros((2, 3), np.uint8)) + b'x', r'shape \(2, 3\) in its header means 18 bytes in all, and it has 19'),
     (idx(np.zeros((1000, 3), np.uint8))[:-5], r'means 3,012 bytes in all, and it has 3,007'),
-    (b'\0\0\x08\3\0\0', 'and it has 6'), (gzip.compress(idx(np.zeros(99, np.uint8)))[:-9], 'damaged gzip file: '),
+    (b'\0\0\x08\3\0\0', 'and it has 6'),
+    (gzip.compress(idx(np.zeros(99, np.uint8)), mtime=0)[:-9], 'damaged gzip file: '),
     (b'\x1f\x8bnothing', 'damaged gzip file: ')])
 def test_a_wrong_magic_number_or_size_is_an_error_that_names_the_file(tmp_path, raw, said):
     path = tmp_path/'bad-idx'
@@ -159,7 +160,7 @@ def test_the_sample_says_how_to_get_the_full_set(capsys):
 
 
 def test_a_missing_folder_is_an_error_that_says_where_its_name_came_from(tmp_path, monkeypatch):
-    said = r"there is no folder '.*nowhere': give one with train-images-.*t10k-labels"
+    said = r"no folder '.*nowhere': give one that holds train-images-.*t10k-labels"
     with pytest.raises(FileNotFoundError, match=said): fashion_mnist(tmp_path/'nowhere')
     monkeypatch.setenv('MINIAI_DATA', str(tmp_path/'nowhere'))
     said = r"nowhere' \(from the environment variable MINIAI_DATA\)"

@@ -69,7 +69,7 @@ def _find_folder(folder: str | Path | None, source: str | None) -> tuple[Path, s
     if named:
         path, origin = Path(named).expanduser(), '' if folder else ' (from the environment variable MINIAI_DATA)'
         if path.is_dir(): return path, str(named)
-        raise FileNotFoundError(f"there is no folder {str(named)!r}{origin}: give one with "
+        raise FileNotFoundError(f"no folder {str(named)!r}{origin}: give one that holds "
                                 f"{', '.join(FILES['train'] + FILES['valid'])}")
     if all((DEBIAN/nm).is_file() for names in FILES.values() for nm in names): return DEBIAN, str(DEBIAN)
     return SAMPLE, 'the sample inside miniai (the full set: apt install dataset-fashion-mnist)'
@@ -88,7 +88,7 @@ def _from_folder(folder: Path, source: str) -> ImageSet:
 def _find_file(folder: Path, name: str) -> Path:
     for path in (folder/name, folder/name.removesuffix('.gz')):
         if path.is_file(): return path
-    raise FileNotFoundError(f"there is no file {folder/name}, with or without .gz: the folder needs "
+    raise FileNotFoundError(f"no file {folder/name}, with or without .gz: the folder needs "
                             f"{', '.join(FILES['train'] + FILES['valid'])}")
 
 
