@@ -1,6 +1,5 @@
 "Laws about sizes: functions, docstrings and packages that a reader can take in."
 import ast
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +27,3 @@ def test_nine_functions_in_ten_have_at_most_25_lines_and_none_has_more_than_45()
     lengths = sorted((body_length(f), place) for f, place in nodes(ast.FunctionDef))
     assert lengths[len(lengths)*9//10][0] <= 25, lengths[len(lengths)*9//10:]
     assert lengths[-1][0] <= 45, lengths[-1]
-
-
-def test_no_package_but_resume_holds_more_than_15_percent_of_the_lines():
-    lines = Counter()
-    for path in FILES: lines[path.relative_to(SRC).parts[0]] += len(path.read_text().splitlines())
-    shares = {name: n/lines.total() for name, n in lines.items() if name != 'resume'}
-    too_large = {name: f'{share:.1%}' for name, share in shares.items() if share > 0.15}
-    assert not too_large, f"share of the library's lines: {too_large}"
