@@ -96,7 +96,7 @@ def _tell_of_saving(watch):
 
 # Negative controls: ways to make a save or a resume worse
 
-class FromStart(position.FromBatch):
+class FromStart(position.RemainingBatches):
     "As many batches as are left, from the first on."
     def __iter__(self):
         left, self.start = len(self) - self.start, 0
@@ -104,7 +104,7 @@ class FromStart(position.FromBatch):
 
 
 def _no_random_states(): run_state.set_random_states = position.set_random_states = lambda states: None
-def _no_position(): resume.FromBatch = FromStart
+def _no_position(): resume.RemainingBatches = FromStart
 def _no_group(): AccumulateCB.load_state_dict = lambda self, state: vars(self).update(_zeroing_is_known=True)
 def _no_handler(): signals.stop_signals = lambda: []
 
@@ -121,7 +121,7 @@ def _no_save():
     CheckpointCB.save = lambda self, *args, **kwargs: None if self._run.watch.signal else save(self, *args, **kwargs)
 
 
-def _no_records(): resume.restore_records = lambda learn, state: None
+def _no_records(): resume.restore_callbacks = lambda learn, state: None
 
 
 LEFT_OUT = {'random states': _no_random_states, 'loader position': _no_position, 'accumulated group': _no_group,

@@ -15,7 +15,7 @@ from miniai.events import (
     CancelEpochException,
     CancelFitException,
     Dispatch,
-    listed,
+    as_list,
     run_cbs,
     with_cbs,
 )
@@ -170,12 +170,12 @@ def test_a_cancel_raised_in_cleanup_does_not_hide_an_error_of_the_work():
 
 def test_listed_makes_a_new_list_of_none_of_one_and_of_many():
     a, b, cbs = Callback(), object(), [Callback()]
-    assert listed(None) == []
-    assert listed(a) == [a]
-    assert listed(b) == [b]
-    assert listed((a, b)) == listed(iter([a, b])) == [a, b]
-    assert listed(cbs) == cbs
-    assert listed(cbs) is not cbs
+    assert as_list(None) == []
+    assert as_list(a) == [a]
+    assert as_list(b) == [b]
+    assert as_list((a, b)) == as_list(iter([a, b])) == [a, b]
+    assert as_list(cbs) == cbs
+    assert as_list(cbs) is not cbs
 
 
 def test_a_callback_that_can_be_iterated_over_is_one_callback():
@@ -186,10 +186,10 @@ def test_a_callback_that_can_be_iterated_over_is_one_callback():
         def __iter__(self): return iter([1, 2])
         def after_batch(self, learn): pass
 
-    for cb in (Iterable(), Duck()): assert listed(cb) == [cb]
+    for cb in (Iterable(), Duck()): assert as_list(cb) == [cb]
 
 
-def test_a_string_is_one_thing(): assert listed('abc') == ['abc']
+def test_a_string_is_one_thing(): assert as_list('abc') == ['abc']
 
 
 # Dispatch
@@ -274,7 +274,7 @@ def test_a_misspelt_method_is_an_error_naming_callback_method_and_the_nearest_ev
 
 
 def test_without_any_event_an_unknown_one_is_still_a_clear_error():
-    with pytest.raises(AttributeError, match='is no event of this Learner'): Dispatch([], ())('fit', None)
+    with pytest.raises(AttributeError, match='is not an event of this Learner'): Dispatch([], ())('fit', None)
 
 
 # Listeners wrapped

@@ -651,7 +651,7 @@ def test_a_loader_without_length_that_gives_nothing_is_named_when_it_is_found():
 
 
 def test_a_batch_without_targets_is_an_error_where_the_fit_trains():
-    says = r'the batch has no targets: of its 1 item\(s\).*cross_entropy.*\(inputs, targets\), or pass n_inp'
+    says = r'the batch has no targets for cross_entropy: all of its 1 item\(s\).*\(inputs, targets\), or pass n_inp'
     with pytest.raises(ValueError, match=says): learner(dls=DataLoaders(ONLY_INPUTS, ONLY_INPUTS)).fit(1)
 
 

@@ -1,5 +1,5 @@
 "The loop: fit, epoch, batch, and the five phases of a batch. Everything else is a callback."
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,18 +7,20 @@ import torch.nn.functional as F
 from torch import nn, optim
 
 from miniai.callbacks.capture import capture_preds, show_image_batch
-from miniai.callbacks.checks import (
-    FiniteLossCB,
-    NonFiniteLossError,
-    SkippedStepsCB,
-    check_fit,
-    check_lr,
-    check_optimizer,
-)
+from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
-from miniai.callbacks.train import DeviceCB, SingleBatchCB, TrainCB, checked, loss_of
+from miniai.callbacks.train import (
+    DeviceCB,
+    FiniteLossCB,
+    NonFiniteLossError,
+    SingleBatchCB,
+    SkippedStepsCB,
+    TrainCB,
+    checked,
+    loss_of,
+)
 from miniai.callbacks.tta import tta
 from miniai.device import to_cpu
 from miniai.diagnosis.summary import summary
@@ -31,13 +33,10 @@ from miniai.events import (
     CancelEpochException,
     CancelFitException,
     Dispatch,
-    listed,
+    as_list,
     run_cbs,
     with_cbs,
 )
-from miniai.resume.checkpoint import start_of
-from miniai.resume.start import Start
-from miniai.resume.state import ResumeError
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError',
            'Callback', 'run_cbs', 'with_cbs', 'to_cpu', 'Learner', 'TrainLearner', 'MomentumLearner',
@@ -46,20 +45,20 @@ __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException',
 
 class Learner:
     """Trains `model` on `dls.train` and validates it on `dls.valid`. `opt_func(params, lr)` makes the optimizer at each
-    fit; with None, the one in `learn.opt` stays. Callbacks, `cbs`, hear `events` and may change anything; they, or a
-    subclass, say what the five phases do. `history` holds a dict an epoch and phase of the last fit. A training loss
-    that is not finite stops a fit unless `check_finite` is False."""
+    fit; with `opt_func=None` the optimizer in `learn.opt` stays. The five phases of a batch come from a subclass or a
+    callback. `history` holds one dict per epoch and phase of the last fit. A training loss that is not finite stops
+    the fit unless `check_finite` is False. docs/learner.md lists every attribute and event."""
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
-    skip_backward = hold_step = trains = validates = trained = pass_done = dry_run = _fitting = False
-    first_batch = 0
-    opt = epochs = epoch = iter = batch = preds = loss = start = ended_by = _dispatch = _last_dispatch = None
+    opt = epochs = n_epochs = epoch = iter = dl = batch = preds = loss = metrics = display = ended_by = None
+    trains = validates = resume = dry_run = skip_backward = hold_step = fitting = False
+    _dispatch = _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
                  lr: float | None = 0.1, cbs: Any = None, opt_func: Callable | None = optim.SGD) -> None:
         if lr is not None: check_lr(lr)
         self.model, self.dls, self.loss_func, self.opt_func = model, dls, loss_func, opt_func
-        self.lr, self.cbs, self.history = lr, listed(cbs), []
+        self.lr, self.cbs, self.history = lr, as_list(cbs), []
 
     def predict(self) -> None: self.callback('predict')
     def get_loss(self) -> None: self.callback('get_loss')
@@ -83,65 +82,54 @@ class Learner:
 
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
-        for self.iter, self.batch in self._batches(): self._one_batch()  # noqa: B020
-        if self.iter is None:
-            raise ValueError(f"the loader gave no batch in epoch {self.epoch}: "
-                             f"it is empty, or an iterator that can be used only once")
-        self.pass_done = True
-
-    def _batches(self) -> Iterator[tuple[int, Any]]: return enumerate(self.dl, self.first_batch)
+        start = getattr(self.dl, 'first_batch', 0)  # above 0 in an epoch that is resumed
+        self.iter = start - 1 if start else None
+        for self.iter, self.batch in enumerate(self.dl, start): self._one_batch()  # noqa: B020
+        if self.iter is None: raise ValueError(
+            f"the loader gave no batch in epoch {self.epoch}: it is empty, or an iterator that can be used only once")
 
     def one_epoch(self, training: bool) -> None:
-        "One pass over `dls.train`, or, with `training` False, over `dls.valid`."
+        "One pass over `dls.train`, or over `dls.valid` if `training` is False."
         self.model.train(training)
         self.dl = self.dls.train if training else self.dls.valid
-        if self.first_batch: self.dl = self.start.rest(self.dl)
-        self.iter, self.pass_done = self.first_batch - 1 if self.first_batch else None, False
         self._one_epoch()
-        self.first_batch = 0
 
     @with_cbs('fit')
-    def _fit(self, train: bool, valid: bool) -> None:
+    def _fit(self) -> None:
         for self.epoch in self.epochs:  # noqa: B020
-            if train and not self.trained: self.one_epoch(True)
-            self.trained = False
-            if valid: torch.no_grad()(self.one_epoch)(False)
+            if self.trains: self.one_epoch(True)
+            if self.validates: torch.no_grad()(self.one_epoch)(False)
 
     def fit(self, n_epochs: int = 1, train: bool = True, valid: bool = True, cbs: Any = None,
             lr: float | None = None, resume: bool = False) -> None:
-        """Train for `n_epochs`, each followed by validation; `train` and `valid` switch either off. `cbs` are
-        there for this fit alone, and `lr` stands in for the Learner's. With `resume` the fit goes on from the newest
-        checkpoint of its CheckpointCB, where there is one. What can be known to fail raises ValueError or TypeError
-        before the first batch."""
-        if self._fitting: raise RuntimeError("this Learner is fitting already; call fit, or what uses it, after that")
-        added = [*listed(cbs), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
+        """Train for `n_epochs` and validate after each; `train` and `valid` switch either off. `cbs` are there for this
+        fit only, and `lr` replaces the Learner's. With `resume` the fit continues from the newest checkpoint of its
+        CheckpointCB, if there is one. ValueError or TypeError, before the first batch, for what is sure to fail; a fit
+        that fails before its first epoch leaves history and optimizer as they were."""
+        if self.fitting: raise RuntimeError("this Learner is already fitting; wait until that fit has ended")
+        added = [*as_list(cbs), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
         self.cbs.extend(added)
-        self._fitting, before = True, (self.history, self.opt)
+        self.fitting, self.epoch, before = True, None, (self.history, self.opt)
         try:
-            check_fit(self, n_epochs, train, valid, self._own_phases())
-            self.n_epochs, self.trains, self.validates = n_epochs, train, valid
-            self.start = start_of(self, n_epochs) if resume else Start()
-            self.first_batch, self.trained = self.start.batch, self.start.trained
-            self.epochs = range(self.start.epoch, n_epochs)
-            if self.start.epoch and not self.epochs: self.epoch = n_epochs - 1
-            self.history, self.skip_backward, self.hold_step, self._dispatch = [], False, False, None
-            vars(self).pop('metrics', None)
+            check_fit(self, n_epochs, train, valid, resume, self._own_phases())
+            self.n_epochs, self.epochs, self.trains, self.validates = n_epochs, range(n_epochs), train, valid
+            self.history, self.metrics, self.resume = [], None, resume
+            self.skip_backward, self.hold_step, self._dispatch = False, False, None
             self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)
-            self._fit(train, valid)
-        except ResumeError:
-            self.history, self.opt = before
+            self._fit()
+        except BaseException:
+            if self.epoch is None: self.history, self.opt = before
             raise
         finally:
-            self._fitting, self.start, self.first_batch = False, None, 0
-            for cb in added: _remove_last(self.cbs, cb)
+            self.fitting = self.resume = False
+            for cb in added: self._remove(cb)
 
     def _own_phases(self) -> set[str]:
         return {p for p in PHASES if p in vars(self) or getattr(type(self), p) is not getattr(Learner, p)}
 
     def _make_optimizer(self, lr: float | None) -> None:
-        """A new optimizer where the fit trains; where it only validates,
-        one for callbacks to look at if there is none and one can be had."""
+        "A new optimizer if the fit trains; if it only validates, one for callbacks to look at, if there is none yet."
         if self.trains:
             if self.opt_func:
                 check_lr(lr)
@@ -153,46 +141,52 @@ class Learner:
 
     def callback(self, method_nm: str) -> None:
         """Call the method `method_nm` of every callback that has it, in rising `order`.
-        AttributeError where it is no event of this Learner."""
+        AttributeError if it is not an event of this Learner."""
         dispatch = self._dispatch or self._listen(method_nm)
         if method_nm not in dispatch.silent: dispatch(method_nm, self)
 
-    @property
-    def cbs(self) -> list:
-        "The callbacks, in the order given. They may come and go at any time."
-        return self._cbs
-
-    @cbs.setter
-    def cbs(self, cbs: list) -> None:
-        self._cbs = cbs if isinstance(cbs, CallbackList) else CallbackList(listed(cbs))
-        self._dispatch = None
-        self._cbs.on_change = self._listen_anew
-
-    def _listen_anew(self) -> None: self._dispatch = None
-
     def _listen(self, event: str) -> Dispatch:
-        "Find out who hears what. Where a callback is at fault, cleanups are still heard by those there before."
+        "Build the table of listeners. If a callback is at fault, the previous table still serves cleanups."
         try: self._dispatch = self._last_dispatch = Dispatch(self.cbs, self.events)
         except Exception:
             if not event.startswith('cleanup_') or self._last_dispatch is None: raise
         return self._last_dispatch
 
     @property
+    def cbs(self) -> list:
+        "The callbacks, in the order given. They may be added and removed at any time."
+        return self._cbs
+
+    @cbs.setter
+    def cbs(self, cbs: list) -> None:
+        self._cbs = cbs if isinstance(cbs, CallbackList) else CallbackList(as_list(cbs))
+        self._cbs.on_change = self._forget_listeners
+        self._forget_listeners()
+
+    def _forget_listeners(self) -> None: self._dispatch = None
+
+    def _remove(self, cb: Any) -> None:
+        "Remove the last occurrence of `cb`, if it is still there."
+        at = [i for i, other in enumerate(self.cbs) if other is cb]
+        if at: del self.cbs[at[-1]]
+
+    @property
     def training(self) -> bool:
         "Is the model in training mode?"
         return self.model.training
 
+    def __repr__(self) -> str:
+        params = sum(p.numel() for p in self.model.parameters())
+        names = [getattr(f, '__name__', type(f).__name__) for f in (self.loss_func, self.opt_func or self.opt)]
+        cbs = ', '.join(type(cb).__name__ for cb in self.cbs) or 'none'
+        return (f"{type(self).__name__}: {type(self.model).__name__} with {params:,} parameters, loss {names[0]}, "
+                f"optimizer {names[1]}, lr {self.lr}\n  data: {self.dls!r}\n  callbacks: {cbs}")
+
     lr_find, summary, show_image_batch, capture_preds, tta = lr_find, summary, show_image_batch, capture_preds, tta
 
 
-def _remove_last(cbs: list, cb: Any) -> None:
-    at = [i for i, o in enumerate(cbs) if o is cb]
-    if at: del cbs[at[-1]]
-
-
 class TrainLearner(Learner):
-    """A Learner that predicts from the first item of a batch, takes the loss with the second, steps,
-    and zeroes the gradients."""
+    "A Learner that predicts from the first item of a batch, takes the loss with the second, and steps."
     def predict(self) -> None: self.preds = self.model(checked(self.batch)[0])
     def get_loss(self) -> None: self.loss = loss_of(self, self.batch[1:2])
     def backward(self) -> None: self.loss.backward()
@@ -201,7 +195,7 @@ class TrainLearner(Learner):
 
 
 class MomentumLearner(TrainLearner):
-    """A TrainLearner that keeps `mom` of the gradient after each step instead of zeroing it.
+    """A TrainLearner that multiplies gradients by `mom` after each step instead of zeroing them.
     Its `lr` may stay None until `fit(lr=…)`."""
     def __init__(self, model: nn.Module, dls: Any, loss_func: Callable | None, lr: float | None = None, cbs: Any = None,
                  opt_func: Callable | None = optim.SGD, mom: float = 0.85) -> None:

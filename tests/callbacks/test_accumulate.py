@@ -379,13 +379,13 @@ def test_a_batch_without_samples_is_refused_by_its_number_before_weights_change(
     learn, seen = learner(AccumulateCB(2), dls=DataLoaders(bs, [])), []
     class Last:
         def before_batch(self, learn): seen.append(weights(learn))
-    with pytest.raises(ValueError, match=f'batch {empty} of epoch 0 .* has none: let the loader leave empty'):
+    with pytest.raises(ValueError, match=f'batch {empty} of epoch 0 .* has none: let the loader skip empty'):
         learn.fit(1, valid=False, cbs=Last())
     assert same(weights(learn), seen[-1])
 
 
 def test_a_learner_that_keeps_gradients_is_refused_at_its_first_step():
-    with pytest.raises(ValueError, match='those that MomentumLearner keeps in its zero_grad phase'):
+    with pytest.raises(ValueError, match='MomentumLearner, whose zero_grad keeps gradients'):
         trained(AccumulateCB(2), batches(4), MomentumLearner)
 
 

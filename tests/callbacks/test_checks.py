@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from miniai.callbacks.checks import FiniteLossCB, check_lr, check_optimizer
+from miniai.callbacks.checks import check_lr, check_optimizer
+from miniai.callbacks.train import FiniteLossCB
 from miniai.datasets import DataLoaders
 from miniai.learner import CancelBatchException, CancelEpochException, NonFiniteLossError, ProgressCB
 from miniai.optim import AdamW
@@ -24,7 +25,7 @@ def test_epoch_and_batch_of_the_first_bad_loss_are_named_and_what_to_do():
         def before_batch(self, learn):
             if (learn.epoch, learn.iter) == (1, 2): learn.batch = (learn.batch[0]*NAN, learn.batch[1])
     says = (r'the training loss is nan in epoch 1, batch 2 \(both counted from 0\)\. The weights are as they were '
-            r'before this batch.*rate too high.*not normalised.*check_finite = False')
+            r'before this batch.*rate that is too high.*not normalised.*check_finite = False')
     with pytest.raises(NonFiniteLossError, match=says): fit(learner(Later()), 3)
 
 
@@ -142,7 +143,7 @@ def test_skipped_steps_are_counted_and_reported_after_their_epoch():
         def after_backward(self, learn):
             if learn.iter in (1, 3): next(learn.model.parameters()).grad[0] = NAN
     learn = learner(Spoil(), opt_func=partial(AdamW, skip_nonfinite=True))
-    with pytest.warns(UserWarning, match=r'2 step\(s\) of epoch 0 were skipped: their gradients were'): fit(learn)
+    with pytest.warns(UserWarning, match=r'2 step\(s\) of epoch 0 were skipped because their gradients were'): fit(learn)
     assert learn.opt.skipped == 2
     learn.cbs.clear()
     fit(learn)  # a warning would be an error here

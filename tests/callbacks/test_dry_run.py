@@ -71,7 +71,7 @@ def test_what_a_cancelled_batch_made_is_freed_at_once():
 
 
 def test_a_phase_that_two_define_is_told():
-    with pytest.warns(UserWarning, match=r"predict is .* TrainLearner and MixedPrecision: TrainLearner's alone runs"):
+    with pytest.warns(UserWarning, match=r"predict is .* TrainLearner and MixedPrecision: only TrainLearner's runs"):
         learner(MixedPrecision()).fit(1)
     second = learner(TrainCB(), type('Mine', (TrainCB,), {})(), cls=Learner)
     with pytest.warns(UserWarning, match='by TrainCB and Mine: all of them run'), pytest.raises(RuntimeError):
@@ -89,7 +89,7 @@ def test_a_metrics_callback_may_leave_out_the_base_of_any_event():
 def test_a_learner_without_metrics_has_no_metrics():
     learn = learner()
     learn.fit(1)
-    assert not hasattr(learn, 'metrics')
+    assert learn.metrics is None
 
 
 def test_history_has_one_row_an_epoch_and_phase_for_any_number_of_metrics_callbacks():
@@ -117,8 +117,8 @@ def test_records_may_be_set_and_hold_more_than_numbers():
 
 @pytest.mark.parametrize(('cbs', 'says'), [
     ([Callback], r'class Callback; pass an instance of it: Callback\(\)'),
-    ([[Callback()]], 'no callback; pass a flat list'),
-    ('DeviceCB', "holds 'DeviceCB', which is no callback"), ([None], 'holds None')])
+    ([[Callback()]], 'not a callback; pass a flat list'),
+    ('DeviceCB', "holds 'DeviceCB', which is not a callback"), ([None], 'holds None')])
 def test_what_is_no_callback_is_refused(cbs, says):
     learn = TrainLearner(nn.Linear(5, 3), loaders(), F.cross_entropy, 0.1, cbs)
     with pytest.raises(TypeError, match=says): learn.fit(1)
@@ -153,7 +153,7 @@ def test_a_fit_within_a_fit_is_refused():
     class Fits(Callback):
         def after_epoch(self, learn): learn.capture_preds()
     learn = learner(Fits())
-    with pytest.raises(RuntimeError, match='fitting already'): learn.fit(1)
+    with pytest.raises(RuntimeError, match='already fitting'): learn.fit(1)
     learn.cbs = None
     learn.fit(1)
 

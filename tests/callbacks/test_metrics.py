@@ -125,10 +125,12 @@ def test_log_gets_every_metric_to_3_places_then_epoch_and_phase():
     assert len(cb.logged[0]['loss'].split('.')[1]) == 3
 
 
-def test_log_prints_the_dict_by_default_and_may_be_replaced_on_the_instance(capsys):
+def test_log_prints_a_plain_line_by_default_and_may_be_replaced_on_the_instance(capsys):
     cb = MetricsCB()
-    learner(cb).fit(1, valid=False)
-    assert eval(capsys.readouterr().out)['train'] == 'train'
+    learn = learner(cb)
+    learn.fit(1, valid=False)
+    row = learn.history[0]
+    assert capsys.readouterr().out == f"epoch 1  phase train  loss {row['loss']:.3f}  seconds {row['seconds']:.1f}\n"
     seen = []
     cb._log = seen.append
     learner(cb).fit(1)
@@ -252,7 +254,7 @@ def test_what_is_no_metric_is_refused_without_a_name_too():
 
 def test_metrics_without_targets_say_so():
     only_inputs = [(x,) for x, _ in batches()]
-    says = r"metrics \['acc'\] need targets, and the batch has none: its 1 item\(s\) are all inputs"
+    says = r"metrics \['acc'\] need targets, but the batch has none: all of its 1 item\(s\) are inputs"
     with pytest.raises(ValueError, match=says):
         learner(Quiet(acc=accuracy), dls=DataLoaders([], only_inputs)).fit(train=False)
 

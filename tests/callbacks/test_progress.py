@@ -52,9 +52,10 @@ def test_a_row_an_epoch_and_phase_of_the_metrics_listed_before_or_after(faces, f
     learn = fit(cbs if first else cbs[::-1], 2)
     rows = faces[0].rows
     assert ProgressCB.order == MetricsCB.order + 1
-    assert [(r['epoch'], r['train']) for r in rows] == [('0', 'train'), ('0', 'eval'), ('1', 'train'), ('1', 'eval')]
+    assert [(r['epoch'], r['phase']) for r in rows] == [('1', 'train'), ('1', 'valid'), ('2', 'train'), ('2', 'valid')]
     assert [float(r['loss']) for r in rows] == pytest.approx([h['loss'] for h in learn.history], abs=5e-4)
-    assert list(rows[0]) == ['accuracy', 'loss', 'epoch', 'train']
+    assert [(h['epoch'], h['phase']) for h in learn.history[:2]] == [(0, 'train'), (0, 'eval')]
+    assert list(rows[0]) == ['epoch', 'phase', 'accuracy', 'loss', 'seconds']
 
 
 def test_rows_are_data_too_without_any_metrics_and_the_learner_keeps_no_callback_of_ours(faces):
@@ -69,8 +70,9 @@ def test_rows_are_data_too_without_any_metrics_and_the_learner_keeps_no_callback
 def test_without_a_terminal_a_fit_is_one_plain_line_an_epoch_and_phase(capsys):
     fit([MetricsCB(accuracy=accuracy), ProgressCB(plot=True)], 2)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[::2] for line in lines] == [['accuracy', 'loss', 'epoch', 'train']]*4
-    assert [line.split()[5::2] for line in lines] == [['0', 'train'], ['0', 'eval'], ['1', 'train'], ['1', 'eval']]
+    assert [line.split()[::2] for line in lines] == [['epoch', 'phase', 'accuracy', 'loss', 'seconds']]*4
+    rows = [['1', 'train'], ['1', 'valid'], ['2', 'train'], ['2', 'valid']]
+    assert [line.split()[1:5:2] for line in lines] == rows
 
 
 # The user's _log
@@ -113,7 +115,7 @@ def test_the_librarys_own_log_prints_nothing_beside_a_table_and_prints_again_aft
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_metrics_that_are_no_metrics_cb_give_their_rows_to_the_table(faces):
+def test_metrics_of_another_class_log_by_themselves_beside_the_rows_of_the_loss(faces):
     class Duck:
         "As a notebook may write it."
         def __init__(self): self.all_metrics, self.said = {}, []
@@ -121,9 +123,9 @@ def test_metrics_that_are_no_metrics_cb_give_their_rows_to_the_table(faces):
         def before_fit(self, learn): learn.metrics = self
         def after_epoch(self, learn): self._log(dict(loss='1.0', epoch=learn.epoch))
     cb = Duck()
-    fit([cb, ProgressCB()])
-    assert faces[0].rows == [dict(loss='1.0', epoch='0')]*2
-    assert (cb.said, '_log' in vars(cb)) == ([], False)
+    learn = fit([cb, ProgressCB()])
+    assert [list(r) for r in faces[0].rows] == [['epoch', 'phase', 'loss', 'seconds']]*2
+    assert (cb.said, learn.metrics) == ([dict(loss='1.0', epoch=0)]*2, cb)
 
 
 @pytest.mark.parametrize('ends', [CancelFitException(), ValueError('oh'), KeyboardInterrupt()])
@@ -154,18 +156,18 @@ def test_two_bars_leave_the_metrics_as_they_were(faces):
 # Bars
 
 def test_a_bar_an_epoch_and_phase_counts_the_batches_and_shows_the_loss(faces):
-    learn = fit(ProgressCB(), 2)
+    cb = ProgressCB()
+    fit(cb, 2)
     face = faces[0]
     labels = list(dict.fromkeys(b[0] for b in face.bars))
-    assert labels == ['epoch 1/2 train', 'epoch 1/2 eval', 'epoch 2/2 train', 'epoch 2/2 eval']
-    assert [b[1:3] for b in face.bars[:5]] == [(i, 4) for i in range(5)]
-    assert face.bars[0][3] == ''
-    assert face.bars[-1][3] == f'{learn.loss.item():.3f}'
+    assert labels == ['epoch 1/2 train', 'epoch 1/2 valid', 'epoch 2/2 train', 'epoch 2/2 valid']
+    assert [b[1:3] for b in face.bars[:4]] == [(i, 4) for i in range(4)]
+    assert [b[3] for b in face.bars[:4]] == ['', *(f'{loss:.3f}' for loss in cb.losses[:3])]
 
 
 def test_bars_and_rows_work_for_loaders_without_length(faces):
     fit(ProgressCB(), dls=DataLoaders(iter(batches(3)), iter(batches(2))))
-    assert [b[1:3] for b in faces[0].bars] == [(i, None) for n in (3, 2) for i in range(n + 1)]
+    assert [b[1:3] for b in faces[0].bars] == [(i, None) for n in (3, 2) for i in range(n)]
 
 
 def test_the_comment_is_a_string_or_a_function_and_belongs_to_the_user(faces):
@@ -174,7 +176,7 @@ def test_the_comment_is_a_string_or_a_function_and_belongs_to_the_user(faces):
             super().after_batch(learn)
             learn.dl.comment = f'lr {learn.opt.param_groups[0]["lr"]}' if learn.training else lambda: 'eval'
     fit(Comments())
-    assert [b[3] for b in faces[0].bars] == ['', *['lr 0.1']*4, '', *['eval']*2]
+    assert [b[3] for b in faces[0].bars] == ['', *['lr 0.1']*3, '', 'eval']
 
 
 def test_the_loader_under_the_bar_keeps_its_length(faces):
@@ -256,7 +258,7 @@ def test_with_plot_the_last_curves_hold_all_losses_and_validation_at_its_batches
     cb = ProgressCB(plot=True)
     fit(cb, 2)
     curves, labels = faces[0].graphs[-1]
-    assert labels == ['train', 'eval']
+    assert labels == ['train', 'valid']
     assert curves == [(list(range(8)), cb.losses), ([4, 8], cb.val_losses)]
     assert faces[0].graphs[0][1] == ['train']
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn, optim
 
-from miniai.callbacks.dry_run import as_it_was
+from miniai.callbacks.dry_run import dry_run
 from miniai.learner import MetricsCB, MomentumLearner
 from small import copied, equal, everything, learner, same, weights
 
@@ -25,9 +25,9 @@ def test_after_training_inside_it_model_optimizer_and_history_are_as_they_were(o
         assert not same(before[0], weights(learn))
         if fails: raise KeyError('oh')
     if fails:
-        with pytest.raises(KeyError, match='oh'), as_it_was(learn): train()
+        with pytest.raises(KeyError, match='oh'), dry_run(learn, trains=True): train()
     else:
-        with as_it_was(learn): train()
+        with dry_run(learn, trains=True): train()
     assert equal(everything(learn), before)
     assert learn.opt is opt
     assert (learn.history, learn.metrics) == (history, metrics)
@@ -37,7 +37,7 @@ def test_the_gradient_that_momentum_learner_keeps_stays():
     learn = learner(cls=MomentumLearner)
     learn.fit(1)
     before = copied(everything(learn))
-    with as_it_was(learn): learn.fit(1)
+    with dry_run(learn, trains=True): learn.fit(1)
     assert equal(everything(learn), before)
     assert before[1][0].abs().sum() > 0
 
@@ -45,7 +45,7 @@ def test_the_gradient_that_momentum_learner_keeps_stays():
 def test_what_callbacks_replace_inside_it_is_put_back():
     learn = learner(MetricsCB())
     kept = learn.dls, learn.lr, learn.opt_func, learn.model, learn.cbs, list(learn.cbs)
-    with as_it_was(learn):
+    with dry_run(learn, trains=True):
         learn.cbs.append(MetricsCB())
         learn.dls, learn.lr, learn.opt_func, learn.model = None, 7., None, nn.Linear(4, 3)
     assert (learn.dls, learn.lr, learn.opt_func, learn.model, learn.cbs, list(learn.cbs)) == kept
@@ -57,7 +57,7 @@ def test_an_optimizer_without_state_dict_is_taken():
         def zero_grad(self): pass
     learn = learner(opt_func=None)
     learn.opt = bare = Bare()
-    with as_it_was(learn): learn.fit(1)
+    with dry_run(learn, trains=True): learn.fit(1)
     assert learn.opt is bare
 
 
@@ -65,6 +65,6 @@ def test_a_model_that_is_moved_to_another_type_inside_it_comes_back_with_its_gra
     learn = learner()
     learn.model[0].weight.grad = torch.ones(8, 4)
     before = weights(learn)
-    with as_it_was(learn): learn.model.double()
+    with dry_run(learn, trains=True): learn.model.double()
     assert {k: v.float().equal(before[k]) for k, v in weights(learn).items()} == dict.fromkeys(before, True)
     assert learn.model[0].weight.grad.float().equal(torch.ones(8, 4))

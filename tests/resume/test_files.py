@@ -5,7 +5,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniai.resume.files import RunFiles, file_name, files_of, lies_between_epochs, place_of
+from miniai.resume.files import RunFiles, file_name, files_of, is_between_epochs, place_of
 
 
 def at(epoch, phase, batch): return file_name(dict(epoch=epoch, phase=phase, batch=batch))
@@ -41,4 +41,4 @@ def test_a_run_removes_what_an_earlier_life_left_though_another_process_has_its_
 
 def test_between_epochs_is_no_batch_done():
     files = [Path(at(*p)) for p in ((1, 'train', 0), (1, 'valid', 0), (1, 'train', 3))]
-    assert [lies_between_epochs(p) for p in files] == [True, True, False]
+    assert [is_between_epochs(p) for p in files] == [True, True, False]

@@ -14,7 +14,7 @@ from miniai.data import DataLoaders, SeededSamples
 from miniai.randomness import random_states, same_states
 from miniai.resume.exactness import loader_resume_blocker
 from miniai.resume.loader import (
-    FromBatch,
+    RemainingBatches,
     describe_loader,
     length_of,
     loader_state,
@@ -94,7 +94,7 @@ def test_from_every_batch_on_a_pass_gives_what_the_whole_one_gave_and_leaves_the
     after = torch.rand(2)
     for start in range(1, len(seen) + 1):
         torch.manual_seed(77)
-        rest = FromBatch(dl, start, begun, seen[start - 1][1])
+        rest = RemainingBatches(dl, start, begun, seen[start - 1][1])
         assert length_of(rest) in (None, len(seen))
         got = [b[0] for b in rest]
         assert len(got) == len(seen) - start
@@ -112,7 +112,7 @@ def test_a_loaders_own_generators_end_as_after_the_whole_pass_and_a_further_pass
     after, further = (random_states(), loader_state(dl)), torch.cat([b[0] for b in dl])
     assert after[1]['generators']
     for start in range(1, len(seen) + 1, 1 if workers == 0 else 2 if len(seen) < 10 else 23):
-        assert sum(1 for _ in FromBatch(dl, start, begun, seen[start - 1][1])) == len(seen) - start
+        assert sum(1 for _ in RemainingBatches(dl, start, begun, seen[start - 1][1])) == len(seen) - start
         assert same_states((random_states(), loader_state(dl)), after)
         assert torch.equal(torch.cat([b[0] for b in dl]), further)
 
@@ -124,7 +124,7 @@ class Hundredfold(DataLoader):
 def test_a_loader_with_a_way_of_its_own_keeps_it():
     dl = Hundredfold(TensorDataset(X), 4)
     begun, seen = whole_pass(dl)
-    assert torch.equal(torch.cat([b[0] for b in FromBatch(dl, 2, begun, seen[1][1])]), 100*X[8:])
+    assert torch.equal(torch.cat([b[0] for b in RemainingBatches(dl, 2, begun, seen[1][1])]), 100*X[8:])
 
 
 class Listed:
@@ -137,14 +137,14 @@ class Listed:
 def test_a_list_named_batches_is_no_method():
     dl = Listed()
     begun, seen = whole_pass(dl)
-    assert [b[0].tolist() for b in FromBatch(dl, 1, begun, seen[0][1])] == [[4, 5, 6, 7]]
+    assert [b[0].tolist() for b in RemainingBatches(dl, 1, begun, seen[0][1])] == [[4, 5, 6, 7]]
     assert loader_resume_blocker(dl) == ''
     assert describe_loader(dl)['batches'] == 2
 
 
 def test_what_is_asked_of_a_rest_is_asked_of_its_loader():
     dl = loader('tensors')
-    rest = FromBatch(dl, 1, *[(random_states(), loader_state(dl))]*2)
+    rest = RemainingBatches(dl, 1, *[(random_states(), loader_state(dl))]*2)
     assert (rest.batch_size, rest.dataset) == (4, dl.dataset)
     assert copy.copy(rest).dl is dl
     with pytest.raises(AttributeError, match='colour'): rest.colour  # noqa: B018
@@ -253,7 +253,7 @@ def test_a_pass_that_has_become_shorter_cannot_be_taken_up():
     for dl in ([1, 2], DataLoader(TensorDataset(X), 12)):
         states = random_states(), loader_state(dl)
         with pytest.raises(ValueError, match='was left after 3 batches cannot be taken up there: it has 2 now'):
-            list(FromBatch(dl, 3, states, states))
+            list(RemainingBatches(dl, 3, states, states))
 
 
 # Samplers that draw as soon as they begin
@@ -269,7 +269,7 @@ class Eager(BatchSampler):
 def test_a_sampler_that_draws_early_begins_as_often_as_in_the_whole_pass(workers):
     dl = DataLoader(TensorDataset(X), batch_sampler=Eager(), num_workers=workers)
     begun, seen = whole_pass(dl)
-    got = [b[0] for b in FromBatch(dl, 2, begun, seen[1][1])]
+    got = [b[0] for b in RemainingBatches(dl, 2, begun, seen[1][1])]
     assert all(map(torch.equal, got, [b for b, _ in seen[2:]]))
     assert same_states(loader_state(dl), seen[-1][1][1])
 
@@ -369,7 +369,7 @@ def test_a_pass_of_workers_that_stay_is_taken_up_whether_they_were_up_when_it_be
     last = random_states()
     for start in (1, len(seen)):
         for other in (dl, made()):
-            got = [b[0] for b in FromBatch(other, start, begun, seen[start - 1][1])]
+            got = [b[0] for b in RemainingBatches(other, start, begun, seen[start - 1][1])]
             assert all(map(torch.equal, got, [b for b, _ in seen[start:]]))
             assert len(got) == len(seen) - start
             assert same_states((random_states(), loader_state(other)), after)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.callbacks.dry_run import as_it_was, records_as_they_were
+from miniai.callbacks.dry_run import dry_run
 from miniai.callbacks.train import SingleBatchCB, inputs_of, n_inputs
 from miniai.device import first_tensor, to_cpu
-from miniai.events import PHASES, Callback, CancelFitException, listed
+from miniai.events import PHASES, Callback, CancelFitException, as_list
 from miniai.show.plots import show_images
 
 __all__ = ['CapturePreds', 'capture_preds', 'first_train_batch', 'show_image_batch']
@@ -34,7 +34,7 @@ class CapturePreds(Callback):
 
 
 def _joined(xs: list) -> Any:
-    "One nest from those of several batches: tensors are concatenated, anything else is listed."
+    "One nest from those of several batches: tensors are concatenated, anything else is as_list."
     first = xs[0]
     if isinstance(first, Tensor): return torch.cat(xs) if first.ndim else torch.stack(xs)
     if isinstance(first, tuple | list): return tuple(map(_joined, map(list, zip(*xs, strict=True))))
@@ -46,7 +46,7 @@ def capture_preds(self: Any, cbs: Any = None, inps: bool = False) -> tuple:
     """Predictions and targets of the whole validation set, as a pair on the CPU; with `inps` the inputs come third.
     Targets are None if batches have none. Trains nothing and leaves `learn.history` alone."""
     capture = CapturePreds()
-    with records_as_they_were(self): self.fit(1, train=False, cbs=[capture, *listed(cbs)])
+    with dry_run(self): self.fit(1, train=False, cbs=[capture, *as_list(cbs)])
     return (capture.all_preds, capture.all_targs, capture.all_inps)[:3 if inps else 2]
 
 
@@ -61,18 +61,19 @@ class _StopAtCB(Callback):
     def _nothing(self, learn: Any) -> None: "The fit ends before this phase."
 
 
-def first_train_batch(learn: Any, event: str, cbs: list) -> None:
-    "Run the first training batch up to and including `event`. Afterwards only `learn.batch` has changed."
-    with as_it_was(learn):
+def first_train_batch(learn: Any, event: str, cbs: list) -> Any:
+    "Run the first training batch up to and including `event`, and return it. The Learner is left as it was."
+    with dry_run(learn, trains=True):
         no_optimizer, no_parameters = learn.opt_func is None and learn.opt is None, not list(learn.model.parameters())
         # An optimizer that steps nothing, so that the checks before the fit pass.
         if no_optimizer or no_parameters: learn.opt_func = lambda params, lr: torch.optim.SGD([torch.zeros(1)], lr)
         learn.loss_func = learn.loss_func or (lambda preds, *targets: preds)
         learn.fit(1, valid=False, lr=learn.lr or 0., cbs=[_StopAtCB(event), *cbs])
+        return learn.batch
 
 
 def show_image_batch(self: Any, max_n: int = 9, cbs: Any = None, **kwargs: Any) -> None:
     """Show up to `max_n` inputs of the first training batch as images, after the callbacks have changed them. Trains
     nothing. `kwargs` go to `show_images`."""
-    first_train_batch(self, 'before_batch', listed(cbs))
-    show_images(first_tensor(self.batch)[:max_n], **kwargs)
+    batch = first_train_batch(self, 'before_batch', as_list(cbs))
+    show_images(first_tensor(batch)[:max_n], **kwargs)

@@ -1,6 +1,5 @@
-"""Leave a Learner as it was: after looks that must not train, and after methods put in the place of its own.
-Knows what a Learner keeps, not the loop."""
-from collections.abc import Iterator
+"Fits that leave no trace: a Learner put back as it was, and attributes replaced for a while."
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from typing import Any
@@ -9,76 +8,73 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ['as_it_was', 'records_as_they_were', 'patch']
+__all__ = ['dry_run', 'snapshot_of', 'patch']
 
-_KEPT = ('opt', 'history', 'metrics', 'dls', 'lr', 'opt_func', 'loss_func', 'model', '_cbs', 'epoch', 'epochs',
-         'n_epochs', 'iter', 'dl', 'preds', 'loss', 'trains', 'dry_run')
+Undo = Callable[[], Any]
 
 
 @contextmanager
-def records_as_they_were(learn: Any) -> Iterator[None]:
-    """Within it `learn` may fit; after it its attributes, its callbacks' records, its loaders' places and the mode of
-    each of its modules, training or not, are as before. `learn.dry_run` is True meanwhile."""
-    modes = [(m, m.training) for m in learn.model.modules()]
-    own = {k: vars(learn)[k] for k in _KEPT if k in vars(learn)}
-    records = [(cb, dict(vars(cb))) for cb in learn.cbs if hasattr(cb, '__dict__')]
-    loaders = [dl for dl in (getattr(learn.dls, nm, None) for nm in ('train', 'valid')) if hasattr(dl, 'epoch')]
-    epochs = [dl.epoch for dl in loaders]
+def dry_run(learn: Any, trains: bool = False) -> Iterator[None]:
+    """Within it `learn` may fit, with `learn.dry_run` set; afterwards the Learner, its callbacks, its loaders and the
+    mode of every module are as before. With `trains` the weights, gradients and an optimizer that stays from fit to fit
+    are put back too. An object with a method `snapshot()` decides itself what that means: the method returns a function
+    that puts it back. For Learners and callbacks without one it is all their attributes."""
+    loaders = [dl for dl in (getattr(learn.dls, nm, None) for nm in ('train', 'valid')) if hasattr(dl, 'snapshot')]
+    undo = [_modes(learn.model), *map(snapshot_of, (learn, *learn.cbs, *loaders))]
+    if trains: undo += [_tensors(learn.model), _optimizer(learn)]
     learn.cbs, learn.dry_run = list(learn.cbs), True
     try: yield
     finally:
-        for k in _KEPT: vars(learn).pop(k, None)
-        vars(learn).update(own)
-        learn.cbs = learn._cbs
-        for cb, record in records:
-            vars(cb).clear()
-            vars(cb).update(record)
-        for dl, epoch in zip(loaders, epochs, strict=True): dl.epoch = epoch
+        for put_back in reversed(undo): put_back()
+        learn.cbs = learn.cbs  # its listeners are looked up anew
+
+
+def snapshot_of(o: Any) -> Undo:
+    "A function that puts `o` back as it is now."
+    if hasattr(o, 'snapshot'): return o.snapshot()
+    saved = dict(getattr(o, '__dict__', {}))
+    def put_back() -> None:
+        if not hasattr(o, '__dict__'): return
+        vars(o).clear()
+        vars(o).update(saved)
+    return put_back
+
+
+def _modes(model: nn.Module) -> Undo:
+    modes = [(m, m.training) for m in model.modules()]
+    def put_back() -> None:
         for m, training in modes: m.training = training
+    return put_back
 
 
-@contextmanager
-def as_it_was(learn: Any) -> Iterator[None]:
-    "Within it `learn` may train; after it model, its mode, the optimizer and all records are what they were before."
-    model, state = learn.model, _state_of(learn.model)
+def _tensors(model: nn.Module) -> Undo:
+    "Parameters, gradients and buffers. Lazy ones have no values yet."
+    def tensors() -> dict: return {nm: x for nm, x in (*model.named_parameters(), *model.named_buffers())
+                                   if not is_lazy(x)}
+    values = {nm: x.detach().clone() for nm, x in tensors().items()}
     grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    opt_state = deepcopy(learn.opt.state_dict()) if _keeps_optimizer(learn) else None
-    try:
-        with records_as_they_were(learn): yield
-    finally:
-        _restore(model, state)
+    @torch.no_grad()
+    def put_back() -> None:
+        for nm, x in tensors().items():
+            if nm in values: x.copy_(values[nm])
         for p, g in grads: p.grad = None if g is None else g.to(p)
-        if opt_state is not None: learn.opt.load_state_dict(opt_state)
+    return put_back
 
 
-def _keeps_optimizer(learn: Any) -> bool:
-    "Will the next fit step the optimizer that is there, rather than a new one?"
-    return learn.opt_func is None and hasattr(learn.opt, 'state_dict')
-
-
-def _tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    "Parameters and buffers, those that are not saved too; not those of lazy modules, which have no values yet."
-    return {nm: x for nm, x in (*model.named_parameters(), *model.named_buffers()) if not is_lazy(x)}
-
-
-def _state_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {nm: x.detach().clone() for nm, x in _tensors_of(model).items()}
-
-
-@torch.no_grad()
-def _restore(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    for nm, x in _tensors_of(model).items():
-        if nm in state: x.copy_(state[nm])
+def _optimizer(learn: Any) -> Undo:
+    "The state of an optimizer that the next fit goes on with, as there is no `opt_func` to make a new one."
+    opt = learn.opt
+    if learn.opt_func is not None or not hasattr(opt, 'state_dict'): return lambda: None
+    state = deepcopy(opt.state_dict())
+    return lambda: opt.load_state_dict(state)
 
 
 def patch(undo: ExitStack, o: Any, name: str, value: Any) -> None:
-    "Set an attribute of `o`; `undo` puts back what was there, unless somebody has set it since."
-    kept = {name: vars(o)[name]} if name in vars(o) else {}
-    undo.callback(_put_back, o, name, value, kept)
+    "Set an attribute of `o`. `undo` puts back what was there, unless somebody has set it since."
+    before = {name: vars(o)[name]} if name in vars(o) else {}
+    def put_back() -> None:
+        if vars(o).get(name) is not value: return
+        del vars(o)[name]
+        vars(o).update(before)
+    undo.callback(put_back)
     setattr(o, name, value)
-
-
-def _put_back(o: Any, name: str, value: Any, kept: dict[str, Any]) -> None:
-    if vars(o).get(name) is not value: return
-    del vars(o)[name]
-    vars(o).update(kept)

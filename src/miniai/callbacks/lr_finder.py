@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from miniai.callbacks.dry_run import as_it_was
+from miniai.callbacks.dry_run import dry_run
 from miniai.events import Callback, CancelEpochException, CancelFitException
 
 __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
@@ -80,7 +80,7 @@ def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float 
     `max_epochs` are over. Plots loss over learning rate and returns the suggested rate, None if the loss never fell.
     Schedules are left out. Afterwards model and optimizer are as they were."""
     finder = LRFinderCB(gamma=gamma, max_mult=max_mult)
-    with as_it_was(self):
+    with dry_run(self, trains=True):
         self.cbs = [cb for cb in self.cbs if not callable(getattr(cb, 'sched', None))]
         for group in getattr(self.opt, 'param_groups', ()) if self.opt_func is None else (): group['lr'] = start_lr
         self.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)

@@ -70,7 +70,7 @@ class BatchSchedCB(BaseSchedCB):
         self._due = state['due']
 
     def before_epoch(self, learn: Any) -> None:
-        if learn.training and not learn.first_batch: self._take_due(learn)
+        if learn.training: self._take_due(learn)
 
     def after_batch(self, learn: Any) -> None:
         if not learn.training: return

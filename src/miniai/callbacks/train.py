@@ -1,20 +1,23 @@
-"""What a batch goes through: the five phases as a callback, the device, stopping after one batch.
-Knows events, not the loop."""
+"What a batch goes through: the five phases as a callback, the device, and the watch over its loss."
 import inspect
+import math
+import time
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from miniai.device import def_device, to_device
+from miniai.device import def_device, is_number, to_device, to_scalar
 from miniai.events import Callback, CancelFitException
 
-__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'checked', 'inputs_of', 'loss_of', 'n_inputs']
+__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'FiniteLossCB', 'SkippedStepsCB', 'NonFiniteLossError', 'checked',
+           'inputs_of', 'loss_of', 'n_inputs']
 
 
 class TrainCB(Callback):
     """The five phases of a batch: the first `n_inp` items of the batch are the model's inputs, the rest go to the loss.
-    Subclasses replace single phases."""
+    Subclasses may replace single phases."""
     def __init__(self, n_inp: int = 1) -> None: self.n_inp = n_inp
     def predict(self, learn: Any) -> None: learn.preds = learn.model(*inputs_of(learn.batch, self.n_inp))
     def get_loss(self, learn: Any) -> None: learn.loss = loss_of(learn, learn.batch[self.n_inp:])
@@ -24,48 +27,42 @@ class TrainCB(Callback):
 
 
 def checked(batch: Any) -> tuple | list:
-    "The batch. TypeError where it is no tuple or list."
+    "The batch, if it is a tuple or list; TypeError otherwise."
     if isinstance(batch, (tuple, list)): return batch
-    raise TypeError(f"a batch must be a tuple (inputs, targets), got {_described(batch)}: "
-                    f"let the loader's dataset return pairs, "
+    if isinstance(batch, torch.Tensor): found = f"a bare tensor of shape {tuple(batch.shape)}"
+    elif isinstance(batch, dict): found = f"a {type(batch).__name__} with keys {list(batch)}"
+    else: found = f"a {type(batch).__name__}"
+    raise TypeError(f"a batch must be a tuple (inputs, targets), got {found}: let the loader's dataset return pairs, "
                     f"or turn each batch into a tuple with BatchTransformCB or the loader's collate_fn")
 
 
 def inputs_of(batch: Any, n_inp: int) -> tuple | list:
-    "The first `n_inp` items of a batch. TypeError where the batch is no tuple or list."
+    "The first `n_inp` items of a batch. TypeError if the batch is not a tuple or list."
     return checked(batch)[:n_inp]
 
 
-def _described(x: Any) -> str:
-    if isinstance(x, torch.Tensor): return f"a bare tensor of shape {tuple(x.shape)}"
-    return f"a {type(x).__name__} with keys {list(x)}" if isinstance(x, dict) else f"a {type(x).__name__}"
+def n_inputs(learn: Any) -> int:
+    "How many items of a batch are inputs: `n_inp` of the callback that has one, else 1."
+    return next((cb.n_inp for cb in learn.cbs if hasattr(cb, 'n_inp')), 1)
 
 
 def loss_of(learn: Any, targets: tuple | list) -> Any:
-    """`learn.loss_func` of predictions and `targets`. Without targets, a loss function that takes predictions alone is
-    called so; else it is a ValueError where the fit trains, and None where it only validates."""
+    """`learn.loss_func(preds, *targets)`. Without targets a loss of predictions alone is used if `loss_func` is one;
+    otherwise there is no loss: None in validation, ValueError in training."""
     if targets and learn.loss_func is not None: return learn.loss_func(learn.preds, *targets)
     if learn.loss_func is None and not learn.trains: return None
     if _takes_predictions_alone(learn.loss_func): return learn.loss_func(learn.preds)
     if not learn.trains: return None
-    raise ValueError(f"the batch has no targets: of its {len(learn.batch)} item(s) all are inputs, "
-                     f"so {_name(learn.loss_func)} has nothing to compare predictions with. "
+    name = getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)
+    raise ValueError(f"the batch has no targets for {name}: all of its {len(learn.batch)} item(s) are inputs. "
                      f"Let the loader yield (inputs, targets), or pass n_inp to TrainCB")
 
 
 def _takes_predictions_alone(f: Any) -> bool:
     try: inspect.signature(f.forward if isinstance(f, nn.Module) else f).bind(None)
     except TypeError: return False
-    except ValueError: return True
+    except ValueError: return True  # a built-in without a signature
     return True
-
-
-def _name(f: Any) -> str: return getattr(f, '__name__', type(f).__name__)
-
-
-def n_inputs(learn: Any) -> int:
-    "How many items of a batch are inputs: `n_inp` of the callback that has one, else 1."
-    return next((cb.n_inp for cb in learn.cbs if hasattr(cb, 'n_inp')), 1)
 
 
 class SingleBatchCB(Callback):
@@ -75,8 +72,62 @@ class SingleBatchCB(Callback):
 
 
 class DeviceCB(Callback):
-    "Moves the model, and every batch, to `device`."
+    "Moves the model and every batch to `device`."
     def __init__(self, device: str | torch.device = def_device) -> None: self.device = torch.device(device)
     def before_fit(self, learn: Any) -> None:
         if hasattr(learn.model, 'to'): learn.model.to(self.device)
     def before_batch(self, learn: Any) -> None: learn.batch = to_device(learn.batch, self.device)
+
+
+class NonFiniteLossError(RuntimeError): "The training loss became NaN or infinite."
+
+
+class FiniteLossCB(Callback):
+    """Stops a fit whose training loss is not finite, with a NonFiniteLossError that names epoch and batch. Losses on
+    the CPU are checked before the weights change; those on an accelerator every `every` seconds and at the end of the
+    epoch. It comes last, so that a rate finder sees the loss first."""
+    order = math.inf
+    def __init__(self, every: float = 0.5) -> None: self.every, self._unread = every, []
+
+    def before_epoch(self, learn: Any) -> None: self._unread, self._due = [], time.perf_counter() + self.every
+
+    def after_loss(self, learn: Any) -> None:
+        loss = learn.loss
+        if not learn.training or not is_number(loss): learn.skip_backward = False
+        elif not isinstance(loss, torch.Tensor): learn.skip_backward = not math.isfinite(loss)
+        elif loss.is_cpu: learn.skip_backward = not math.isfinite(loss.item())
+        else: self._unread.append((learn.iter, loss.detach()))
+
+    def after_batch(self, learn: Any) -> None:
+        if learn.skip_backward:
+            learn.skip_backward = False
+            loss = float(to_scalar(learn.loss))
+            self._fail(learn, learn.iter, loss, "The weights are as they were before this batch.")
+        if self._unread and time.perf_counter() >= self._due: self.read(learn)
+
+    def after_epoch(self, learn: Any) -> None: self.read(learn)
+
+    def read(self, learn: Any) -> None:
+        "Check the losses that are still on the device, which waits for it."
+        if not self._unread: return
+        iters, losses = zip(*self._unread, strict=True)
+        for i, x in zip(iters, torch.stack([x.reshape(()) for x in losses]).tolist(), strict=True):
+            if not math.isfinite(x): self._fail(learn, i, x, "The weights have been stepped since.")
+        self.before_epoch(learn)
+
+    def _fail(self, learn: Any, batch: int, loss: float, weights: str) -> None:
+        raise NonFiniteLossError(
+            f"the training loss is {loss} in epoch {learn.epoch}, batch {batch} (both counted from 0). {weights} "
+            f"Usual causes: a learning rate that is too high (try learn.lr_find()), inputs that are not normalised, "
+            f"a log or division by zero in the loss. To train on regardless, set learn.check_finite = False")
+
+
+class SkippedStepsCB(Callback):
+    "Warns after each epoch about steps that an optimizer with `skip_nonfinite` skipped in it."
+    def before_epoch(self, learn: Any) -> None: self.opt, self.before = learn.opt, getattr(learn.opt, 'skipped', 0)
+
+    def after_epoch(self, learn: Any) -> None:
+        if learn.opt is not self.opt or not getattr(self.opt, 'skip_nonfinite', False): return
+        skipped = self.opt.skipped - self.before
+        if skipped: warnings.warn(f"{skipped} step(s) of epoch {learn.epoch} were skipped because their gradients were "
+                                  f"not finite", stacklevel=2)

@@ -7,7 +7,7 @@ import torch
 
 from miniai.callbacks.capture import capture_preds
 from miniai.device import detached, map_tensors, tensors_in
-from miniai.events import Callback, listed
+from miniai.events import Callback, as_list
 from miniai.images import mirror
 
 __all__ = ['tta']
@@ -18,7 +18,7 @@ def tta(self: Any, tfms: Callable | Iterable[Callable] = mirror, cbs: Any = None
     batch and its views, by default its mirror images. A view is what a function of `tfms` (one or several) makes of a
     copy of the batch's first input. `act`, such as `lambda p: p.softmax(-1)`, is applied before averaging; without it
     the loss and metrics of the Learner still fit the predictions. Trains nothing."""
-    return capture_preds(self, cbs=[_AverageViewsCB(tfms, act), *listed(cbs)])
+    return capture_preds(self, cbs=[_AverageViewsCB(tfms, act), *as_list(cbs)])
 
 
 class _AverageViewsCB(Callback):

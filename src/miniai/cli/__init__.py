@@ -110,7 +110,7 @@ def _run(config: JobConfig | VerifyConfig | ShowConfig) -> int:
     import matplotlib
     matplotlib.use('agg')
 
-    from miniai.callbacks.checks import NonFiniteLossError
+    from miniai.callbacks.train import NonFiniteLossError
     from miniai.checkpoint.errors import FolderInUseError
     from miniai.data.fmnist import DataError
     from miniai.jobs.lr_find import lr_find_job

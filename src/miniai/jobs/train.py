@@ -71,7 +71,7 @@ class BegunCB(Callback):
     def __init__(self, then: Callable[[], None]) -> None: self.then, self.begun = then, False
 
     def before_fit(self, learn: Any) -> None:
-        if learn.start.epoch == learn.n_epochs: print(f'the run has done its {learn.n_epochs} epoch(s) already')
+        if not learn.epochs: print(f'the run has done its {learn.n_epochs} epoch(s) already')
         self.begin()
 
     def begin(self) -> None:

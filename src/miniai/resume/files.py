@@ -8,7 +8,7 @@ from typing import Any
 
 from miniai.checkpoint import FolderLock, Saver, remove_stale
 
-__all__ = ['BEST', 'RunFiles', 'file_name', 'place_of', 'files_of', 'lies_between_epochs']
+__all__ = ['BEST', 'RunFiles', 'file_name', 'place_of', 'files_of', 'is_between_epochs']
 
 BEST = 'best.safetensors'
 _NAME = re.compile(r'checkpoint-(\d{5,})-([123])-(\d{8,})\.safetensors', re.ASCII)
@@ -35,7 +35,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(there, key=lambda p: place_of(p.name))
 
 
-def lies_between_epochs(path: Path) -> bool:
+def is_between_epochs(path: Path) -> bool:
     "Is it a checkpoint after which no epoch has to be taken up in its middle?"
     return place_of(path.name)[2] == 0
 
@@ -77,7 +77,7 @@ class RunFiles:
         beside = self.background
         self._settle(lambda: self._saver.save(path, state, also=also, background=beside) or not beside)
 
-    def look(self) -> None:
+    def check_background(self) -> None:
         "Raise what went wrong beside the caller; where a save is on the disk to stay, let old ones go."
         self._settle(self._saver.done)
 
@@ -93,7 +93,7 @@ class RunFiles:
 
     def _remove_old(self) -> None:
         there = [p for p in files_of(self.folder) if p not in self._passed]
-        kept = there[-self.keep:] + ([p for p in there if lies_between_epochs(p)][-1:] if self.between else [])
+        kept = there[-self.keep:] + ([p for p in there if is_between_epochs(p)][-1:] if self.between else [])
         for old in there:
             if old not in kept: old.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from miniai.data.seeded import SeededSamples
 from miniai.randomness import host_states, same_states, set_random_states
 from miniai.resume.generators import generators_of, is_generator, set_state_of, state_of
 
-__all__ = ['FromBatch', 'describe_loader', 'goes_by_epoch', 'loader_state', 'own_generators',
+__all__ = ['RemainingBatches', 'describe_loader', 'goes_by_epoch', 'loader_state', 'own_generators',
            'samplers_of', 'set_loader_state', 'set_workers']
 
 
@@ -89,18 +89,14 @@ def goes_by_epoch(dl: Any) -> bool:
     return callable(getattr(dl, 'batches', None)) and isinstance(getattr(dl, 'epoch', None), int)
 
 
-class FromBatch:
+class RemainingBatches:
     """The rest of a pass over `dl`, from batch `start` on. `begun` and `now` are pairs of `random_states()` and
-    `loader_state(dl)`: when the pass began, and after batch `start - 1`. Its length is the whole pass's, and all else
-    that is asked of it is asked of `dl`. `taken` says whether somebody has begun to."""
+    `loader_state(dl)`: when the pass began, and after batch `start - 1`. Its length is the whole pass's. `taken` says
+    whether iteration has begun."""
     def __init__(self, dl: Any, start: int, begun: tuple[dict, dict], now: tuple[dict, dict]) -> None:
         self.dl, self.first_batch, self.begun, self.now, self.taken = dl, start, begun, now, False
 
     def __len__(self) -> int: return len(self.dl)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == 'dl': raise AttributeError(name)  # of a copy in the making, which has none yet
-        return getattr(self.dl, name)
 
     def __iter__(self) -> Iterator:
         self.taken = True

@@ -271,7 +271,7 @@ class _EndCB(Callback):
         self.batches, self.end, self.kill, self.places = batches, end, kill, []
 
     def before_epoch(self, learn: Any) -> None:
-        if learn.training and not learn.first_batch: self._arrive((learn.epoch, 0))
+        if learn.training and not getattr(learn.dl, 'first_batch', 0): self._arrive((learn.epoch, 0))
 
     def cleanup_batch(self, learn: Any) -> None:
         if not learn.training or learn.ended_by: return

@@ -1,5 +1,4 @@
-"""Going on from a checkpoint: which one, where the fit starts then, and putting everything back. Knows checkpoints'
-folders and a run's state, not the loop."""
+"Where a run resumes: the checkpoint to continue from, and putting everything back."
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,87 +8,78 @@ from typing import Any
 from miniai.checkpoint import load
 from miniai.checkpoint.folder import first_whole
 from miniai.resume.exactness import loader_resume_blocker
-from miniai.resume.files import BEST, files_of, lies_between_epochs, place_of
-from miniai.resume.loader import FromBatch
-from miniai.resume.state import ResumeError, generators_in_callbacks, restore_records, restore_run
+from miniai.resume.files import BEST, files_of, is_between_epochs, place_of
+from miniai.resume.loader import RemainingBatches
+from miniai.resume.state import ResumeError, generators_in_callbacks, restore_callbacks, restore_run
 
-__all__ = ['Start', 'newest_start', 'resume_blockers', 'go_on', 'weights_in_place']
+__all__ = ['ResumePoint', 'find_resume_point', 'resume_blockers', 'restore', 'real_weights']
 
 
-class Start:
-    """Where a fit starts: in epoch `epoch`, after its training where `trained`, before batch `batch`. `state` is what
-    to put back, until that has been done; None at the very start. Its folder held the files `seen` when it was read,
-    and `why` is what `resume_blockers` said then."""
-    def __init__(self, state: dict[str, Any] | None = None, seen: tuple[Path, ...] = (),
-                 why: dict[str, str] | None = None) -> None:
+class ResumePoint:
+    """Where a fit starts: in epoch `epoch`, after its training if `trained`, before batch `batch` of the pass. `state`
+    is what to restore, None at the very start of a run."""
+    def __init__(self, state: dict[str, Any] | None = None) -> None:
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
-        self.state, self.seen, self.why, self.left = state, seen, why, None
-        self.epoch, self.batch, self.trained = at['epoch'], at['batch'], at['phase'] == 'valid'
-        self._random = [_random_of(s, self.trained) for s in (state['begun'], state)] if self.batch else []
+        self.state, self.epoch, self.batch, self.trained = state, at['epoch'], at['batch'], at['phase'] == 'valid'
 
-    def rest(self, dl: Any) -> FromBatch:
-        "What is left of the pass over `dl` that the fit starts in; kept as `left`."
-        self.left = FromBatch(dl, self.batch, *self._random)
-        return self.left
+    def remaining(self, dl: Any) -> RemainingBatches:
+        "The rest of the pass over `dl` in which the run stopped."
+        begun, now = ((s['random'], s['loaders'][self.trained]) for s in (self.state['begun'], self.state))
+        return RemainingBatches(dl, self.batch, begun, now)
 
 
-def _random_of(state: dict[str, Any], trained: bool) -> tuple[dict, dict]:
-    return state['random'], state['loaders'][trained]
-
-
-def newest_start(folder: Path, learn: Any) -> Start:
-    """The start from the newest whole checkpoint in `folder`, the one furthest into the run by its name; the very start
-    where there is none yet. A warning names each that is passed over. ResumeError where none can be gone on from."""
+def find_resume_point(folder: Path, learn: Any, blockers: dict[str, str]) -> ResumePoint:
+    """The newest valid checkpoint in `folder`, the one furthest into the run by its name; the very start if there is
+    none yet. A warning names each newer one that is skipped. ResumeError if there are checkpoints but none can be
+    used, or if the run has done more epochs than are asked for. `blockers` is what `resume_blockers` says."""
     there = files_of(folder)
-    if not there: return Start()
-    why = resume_blockers(learn)
-    usable = [p for p in there if not _why_not(p, why)]
+    if not there: return ResumePoint()
+    def blocker(path: Path) -> str:
+        if is_between_epochs(path): return ''
+        return blockers.get('validation' if place_of(path.name)[1] else 'an epoch', '')
+    usable = [p for p in there if not blocker(p)]
     found = first_whole(reversed(usable), load)
-    if found is None: raise _none(there, usable, why)
+    if found is None: raise _nothing_usable(there, usable, blockers)
     path, state = found
     for p in there[there.index(path) + 1:]:
-        if p not in usable: warnings.warn(f"passed over, {p}: {_why_not(p, why)}; going on from {path.name}, between "
-                                          f"epochs", stacklevel=5)
-    return Start(state, tuple(there), why)
+        if p not in usable: warnings.warn(f"skipped {p}: {blocker(p)}; resuming from {path.name}, between epochs",
+                                          stacklevel=6)
+    point = ResumePoint(state)
+    begun = bool(point.batch or point.trained)
+    if learn.n_epochs >= point.epoch + begun: return point
+    raise ResumeError(f"the run in {folder} has done {point.epoch} epochs{' and part of another' if begun else ''}, "
+                      f"but only {learn.n_epochs} were asked for: ask for more")
 
 
 def resume_blockers(learn: Any) -> dict[str, str]:
-    "Why the run could not go on exactly from within a pass, by the kind of pass; nothing where it could."
+    "Why the run cannot resume exactly from within an epoch or within validation; empty if it can."
     others = generators_in_callbacks(learn)
-    why = {'an epoch': loader_resume_blocker(learn.dls.train, others)}
-    if learn.validates: why['validation'] = loader_resume_blocker(learn.dls.valid, others)
-    return {part: f"from within {part} the run cannot go on exactly: {w}" for part, w in why.items() if w}
+    reasons = {'an epoch': loader_resume_blocker(learn.dls.train, others)}
+    if learn.validates: reasons['validation'] = loader_resume_blocker(learn.dls.valid, others)
+    return {part: f"the run cannot resume exactly from within {part}: {why}" for part, why in reasons.items() if why}
 
 
-def _why_not(path: Path, why: dict[str, str]) -> str:
-    if lies_between_epochs(path): return ''
-    return why.get('validation' if place_of(path.name)[1] else 'an epoch', '')
+def _nothing_usable(there: list[Path], usable: list[Path], blockers: dict[str, str]) -> ResumeError:
+    folder, reasons = there[0].parent, []
+    def names(paths: list[Path]) -> str: return ', '.join(p.name for p in paths)
+    if usable: reasons.append(f"all {len(usable)} checkpoint(s) in {folder} are damaged: {names(usable)}")
+    inside = [p for p in there if p not in usable]
+    if inside: reasons.append(f"{'; '.join(blockers.values())}. {folder} holds no checkpoint between epochs, only "
+                              f"{names(inside)}")
+    if (folder/BEST).exists(): reasons.append(f"{BEST}, of the best epoch, is there too")
+    return ResumeError(f"{'; '.join(reasons)}. Move them away to start a new run")
 
 
-def _none(there: list[Path], usable: list[Path], why: dict[str, str]) -> ResumeError:
-    "What to say where no checkpoint can be gone on from."
-    folder = there[0].parent
-    damaged = [f"none of the {len(usable)} checkpoint(s) in {folder} is whole: {_names(usable)}"] if usable else []
-    others = [p for p in there if p not in usable]
-    inside = [f"{'; '.join(why.values())}. In {folder} no checkpoint lies between epochs, only {_names(others)}"]
-    best = [f"{BEST}, of the best epoch, is there too"] if (folder/BEST).exists() else []
-    said = damaged + (inside if others else []) + best
-    return ResumeError(f"{'; '.join(said)}. Move them away to begin anew")
-
-
-def _names(paths: list[Path]) -> str: return ', '.join(p.name for p in paths)
-
-
-def go_on(learn: Any, state: dict[str, Any]) -> None:
-    "Put back everything that `state` holds. ResumeError, and nothing is changed, where callbacks do not take records."
-    with weights_in_place(learn.opt):
-        restore_records(learn, state)
+def restore(learn: Any, state: dict[str, Any]) -> None:
+    "Restore everything that `state` holds. ResumeError, and nothing is changed, if a callback refuses its part."
+    with real_weights(learn.opt):
+        restore_callbacks(learn, state)
         restore_run(learn, state)
 
 
 @contextmanager
-def weights_in_place(opt: Any) -> Iterator[None]:
-    "Within it parameters are the weights themselves, where an optimizer has put their averages in their place."
+def real_weights(opt: Any) -> Iterator[None]:
+    "Within it parameters hold the weights themselves, even if the optimizer has put their averages in their place."
     swapped = getattr(opt, 'shows_averages', False)
     if swapped: opt.swap_averages()
     try: yield

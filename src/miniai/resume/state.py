@@ -17,7 +17,7 @@ from miniai.resume.generators import generators_of, set_state_of, state_of
 from miniai.resume.loader import loader_state, samplers_of, set_loader_state, set_workers
 
 __all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'stateful_callbacks', 'generators_in_callbacks', 'run_state',
-           'restore_run', 'restore_records', 'state_now', 'check_savable', 'device_of']
+           'restore_run', 'restore_callbacks', 'random_state', 'check_savable', 'device_of']
 
 
 class ResumeError(ValueError): "A run cannot go on from a checkpoint: they differ, and the message says in what."
@@ -31,10 +31,11 @@ def run_state(learn: Any) -> dict[str, Any]:
         frozen=_frozen(learn.model), loss=_state_of(_module_in(learn.loss_func)),
         extras={nm: _state_of(x) for nm, x in _extras_of(learn).items()},
         others=[dict(value=p.detach(), grad=_packed(p.grad)) for p in _others(learn)], opt=learn.opt.state_dict(),
-        skipped=getattr(learn.opt, 'skipped', None), history=learn.history, records=_records(learn), **state_now(learn))
+        skipped=getattr(learn.opt, 'skipped', None), history=learn.history, records=_records(learn),
+        **random_state(learn))
 
 
-def state_now(learn: Any) -> dict[str, Any]:
+def random_state(learn: Any) -> dict[str, Any]:
     "Random states and the loaders' own, as they are now."
     return dict(random=random_states(), generators=[state_of(g) for g in _generators(learn)],
                 loaders=[loader_state(dl) for dl in loaders_of(learn)])
@@ -195,7 +196,7 @@ def _load_in_place(opt: Any, state: dict[str, Any]) -> None:
     opt.param_groups = groups
 
 
-def restore_records(learn: Any, state: dict[str, Any]) -> None:
+def restore_callbacks(learn: Any, state: dict[str, Any]) -> None:
     "Give callbacks back what they had recorded. ResumeError where one cannot take it; then all keep what they had."
     before, saved = deepcopy(_records(learn)), deepcopy(state['records'])
     for nm, cb in stateful_callbacks(learn):
