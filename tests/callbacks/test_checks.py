@@ -143,7 +143,7 @@ def test_skipped_steps_are_counted_and_reported_after_their_epoch():
         def after_backward(self, learn):
             if learn.iter in (1, 3): next(learn.model.parameters()).grad[0] = NAN
     learn = learner(Spoil(), opt_func=partial(AdamW, skip_nonfinite=True))
-    with pytest.warns(UserWarning, match=r'2 step\(s\) of epoch 0 were skipped because their gradients were'): fit(learn)
+    with pytest.warns(UserWarning, match=r'2 step\(s\) of epoch 0 were skipped because'): fit(learn)
     assert learn.opt.skipped == 2
     learn.cbs.clear()
     fit(learn)  # a warning would be an error here
