@@ -83,7 +83,7 @@ class Learner:
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
         start = getattr(self.dl, 'first_batch', 0)  # above 0 in an epoch that is resumed
-        self.iter = start - 1 if start else None
+        if start: self.iter = start - 1
         for self.iter, self.batch in enumerate(self.dl, start): self._one_batch()  # noqa: B020
         if self.iter is None: raise ValueError(
             f"the loader gave no batch in epoch {self.epoch}: it is empty, or an iterator that can be used only once")
@@ -91,7 +91,7 @@ class Learner:
     def one_epoch(self, training: bool) -> None:
         "One pass over `dls.train`, or over `dls.valid` if `training` is False."
         self.model.train(training)
-        self.dl = self.dls.train if training else self.dls.valid
+        self.dl, self.iter = self.dls.train if training else self.dls.valid, None
         self._one_epoch()
 
     @with_cbs('fit')

@@ -86,7 +86,7 @@ class CheckpointCB(Callback):
                 self.save(learn, _phase(learn), learn.epoch, batch)
         elif not learn.training or not learn.validates: self._save_epoch(learn, cancelled or signalled)
         elif cancelled or signalled: self.save(learn, 'valid', learn.epoch, 0)
-        run.begun = None
+        run.begun, run.pass_done = None, False
         if signalled: run.watch.leave()
 
     def cleanup_fit(self, learn: Any) -> None:
@@ -209,7 +209,7 @@ class _Run:
         resumed = self.point.state if self.point.batch else None
         if resumed: restore(learn, resumed)
         self.begun = resumed['begun'] if resumed else random_state(learn)
-        self.first_batch, self.pass_done = (self.point.batch if resumed else 0), False
+        self.first_batch = self.point.batch if resumed else 0
         self.point.state = None
         learn.dl = WrappedLoader(learn.dl, at_end=self._note_end)
 
