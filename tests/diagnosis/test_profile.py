@@ -83,7 +83,7 @@ def test_the_phases_of_a_learner_have_their_own_time(clock):
     phases = dict(predict=1, get_loss=2, backward=4, step=8, zero_grad=16)
     cb = fitted([], cls=slowed(TrainLearner, clock, phases))
     assert seconds(cb) == dict(forward=4, loss=8, backward=16, optimizer=32, zero_grad=64)
-    assert seconds(cb, 'eval') == dict(forward=2, loss=4)
+    assert seconds(cb, 'valid') == dict(forward=2, loss=4)
 
 
 def test_the_phases_of_a_callback_are_the_same_parts(clock):
@@ -100,17 +100,17 @@ def test_a_model_that_sleeps_is_the_forward(clock):
 @pytest.mark.parametrize('bar', [[], [ProgressCB()]])
 def test_a_loader_that_sleeps_is_waited_for(clock, bar):
     cb = fitted(bar, dls=DataLoaders(Slow(clock, 5, 3), Slow(clock, 7, 2)))
-    assert (seconds(cb), seconds(cb, 'eval')) == ({'waiting for data': 15}, {'waiting for data': 14})
+    assert (seconds(cb), seconds(cb, 'valid')) == ({'waiting for data': 15}, {'waiting for data': 14})
 
 
 def test_a_bar_that_sleeps_is_its_callbacks(clock):
     class Bar(ProgressCB):
         def before_epoch(self, learn):
             super().before_epoch(learn)
-            self.bar.face.seconds_between_updates = 0
-            self.bar.face.bar = lambda *args: clock.sleep(1)
+            self.mbar.display.seconds_between_updates = self._next_bar = 0
+            self.mbar.display.bar = lambda *args: clock.sleep(1)
     cb = fitted([Bar()], dls=DataLoaders(Slow(clock, 5, 3), Slow(clock, 7, 2)))
-    assert seconds(cb) == {'waiting for data': 15, 'Bar': 4}
+    assert seconds(cb) == {'waiting for data': 15, 'Bar': 2}
 
 
 def test_moving_to_a_device_is_copying(clock):
@@ -123,7 +123,7 @@ def test_a_callback_has_its_time_of_all_events_in_an_epoch_under_the_name_of_its
     a, b = (sleeping(clock, s, *events, name=nm, order=o) for s, nm, o in ((1, 'A', 0), (100, 'B', float('-inf'))))
     cb = fitted([a, b, a], n=2)
     assert seconds(cb) == dict(B=100*(8*7 + 2*3), A=2*(8*7 + 2*3))
-    assert seconds(cb, 'eval') == dict(B=100*(4*5 + 2*3), A=2*(4*5 + 2*3))
+    assert seconds(cb, 'valid') == dict(B=100*(4*5 + 2*3), A=2*(4*5 + 2*3))
 
 
 def test_what_happens_around_the_epochs_is_in_no_part(clock):
@@ -148,7 +148,7 @@ def test_callbacks_that_come_and_go_during_the_fit_are_seen(clock):
             if (learn.epoch, learn.iter, learn.training) == (0, 1, True): learn.cbs.append(late)
             if (learn.epoch, learn.iter, learn.training) == (1, 2, True): learn.cbs.remove(late)
     cb = fitted([Brings()], n=2)
-    assert (seconds(cb), seconds(cb, 'eval')) == (dict(Late=2 + 3), dict(Late=2))
+    assert (seconds(cb), seconds(cb, 'valid')) == (dict(Late=2 + 3), dict(Late=2))
 
 
 def test_an_epoch_within_an_epoch_is_its_callbacks_time(clock):
@@ -158,18 +158,18 @@ def test_an_epoch_within_an_epoch_is_its_callbacks_time(clock):
             learn.one_epoch(False)
             learn.model.train()
     cb = fitted([Nested()], dls=DataLoaders(batches(4), Slow(clock, 5, 2)))
-    assert (seconds(cb), seconds(cb, 'eval')) == (dict(Nested=10), {'waiting for data': 10})
+    assert (seconds(cb), seconds(cb, 'valid')) == (dict(Nested=10), {'waiting for data': 10})
 
 
 # The sum is the wall time
 
 def test_the_parts_sum_to_the_wall_time_of_the_epochs():
-    took = dict(train=0., eval=0.)
+    took = dict(train=0., valid=0.)
     class Timed(TrainLearner):
         def one_epoch(self, training):
             started = time.perf_counter()
             try: super().one_epoch(training)
-            finally: took['train' if training else 'eval'] += time.perf_counter() - started
+            finally: took['train' if training else 'valid'] += time.perf_counter() - started
     slow = sleeping(time, .01, 'after_epoch', 'before_batch', 'cleanup_epoch')
     cb = fitted([slow, MetricsCB(), ProgressCB()], cls=Timed, dls=DataLoaders(Slow(time, .005, 10), batches(5)), n=2)
     for phase, wall in took.items(): assert sum(seconds(cb, phase).values()) == pytest.approx(wall, rel=.02)
@@ -181,10 +181,10 @@ def test_with_some_batches_looked_at_the_parts_still_sum_to_all_the_time(clock, 
     cb = fitted([sleeping(clock, 3, 'before_epoch', 'after_batch', 'after_epoch')], ProfileCB(every, quiet=True),
                 dls=DataLoaders(Slow(clock, 1, n), Slow(clock, 2, n)))
     assert sum(seconds(cb).values()) == pytest.approx(6 + 4*n)
-    assert sum(seconds(cb, 'eval').values()) == pytest.approx(6 + 5*n)
+    assert sum(seconds(cb, 'valid').values()) == pytest.approx(6 + 5*n)
     looked_at = n > 1 or every == 1
     assert seconds(cb) == pytest.approx({'waiting for data': n, 'Sleeps': 6 + 3*n} if looked_at
-                                        else {'Sleeps': 6, 'not looked at': 4*n})
+                                        else {'Sleeps': 6, 'not timed': 4*n})
 
 
 def test_the_batches_not_looked_at_are_taken_to_be_like_those_looked_at(clock):
@@ -375,7 +375,7 @@ def test_rows_have_the_parts_in_the_order_of_a_batch_then_callbacks_by_time_then
              'FiniteLossCB', 'loop']
     def of(phase): return [r['part'] for r in cb.rows if r['phase'] == phase and r['part'] != 'SkippedStepsCB']
     assert of('train') == parts
-    assert of('eval') == [*parts[:4], *parts[7:]]
+    assert of('valid') == [*parts[:4], *parts[7:]]
 
 
 def test_rows_say_seconds_milliseconds_a_batch_and_the_share(clock):
@@ -395,7 +395,7 @@ def test_the_table_is_the_rows_as_aligned_text(clock):
     cb = fitted([sleeping(clock, 1, 'after_batch')], dls=DataLoaders(Slow(clock, 3, 5), batches(1)))
     train, evals = cb.table().split('\n\n')
     head, columns, *lines = train.splitlines()
-    assert (head, evals.splitlines()[0]) == ('train: 5 batches, 20.0 s', 'eval: 1 batches, 1.0 s')
+    assert (head, evals.splitlines()[0]) == ('train: 5 batches, 20.0 s', 'valid: 1 batches, 1.0 s')
     assert columns.split() == ['part', 'seconds', 'ms/batch', 'share']
     assert len({len(ln) for ln in (columns, *lines)}) == 1
     assert 'Sleeps              5.000  1000.000  25.0%' in lines
@@ -434,7 +434,7 @@ def test_the_picture_has_a_panel_a_phase_with_a_bar_and_a_label_a_part(clock):
     fig = Figure()
     axs = cb.plot(fig)
     assert plt.get_fignums() == []
-    assert [ax.get_title() for ax in axs] == ['train: 5 batches, 20.0 s', 'eval: 1 batches, 1.0 s']
+    assert [ax.get_title() for ax in axs] == ['train: 5 batches, 20.0 s', 'valid: 1 batches, 1.0 s']
     assert [bar.get_width() for bar in axs[0].patches] == [r['ms_per_batch'] for r in cb.rows if r['phase'] == 'train']
     assert '1000.00 ms, 25.0%' in [t.get_text() for t in axs[0].texts]
     assert [t.get_text() for t in axs[0].get_yticklabels()][:2] == ['waiting for data', 'forward']

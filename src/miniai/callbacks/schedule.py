@@ -52,8 +52,8 @@ def _without_counters(x: Any) -> Any:
 
 
 class BatchSchedCB(BaseSchedCB):
-    """A schedule stepped after each training batch. If several batches make one step of the optimizer, it waits and then
-    takes all their steps at once."""
+    """A schedule stepped after each training batch. If several batches make one step of the optimizer, it waits and
+    then takes all their steps at once."""
     unit, _due = 'batches', 0  # steps that are still to be taken
 
     def total_steps(self, learn: Any) -> int | None:

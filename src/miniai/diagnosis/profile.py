@@ -94,7 +94,7 @@ class ProfileCB(Callback):
 
     def _timed_epoch(self, learn: Any, one_epoch: Callable, training: bool) -> None:
         self._times = self._phases.setdefault('train' if training else 'valid', _Times())
-        device = next((p.device for p in learn.model.parameters()), torch.device('cpu'))
+        device = _device_of(learn.model)
         on_cpu = device.type == 'cpu'
         self._every = self.every or (1 if on_cpu else 10)
         timed = self._watch.timed
@@ -161,6 +161,9 @@ class _TimedLoader(WrappedLoader):
         self.batches = batches
 
     def __iter__(self) -> Iterator: return self.batches(self.dl)
+
+
+def _device_of(model: Any) -> torch.device: return next((p.device for p in model.parameters()), torch.device('cpu'))
 
 
 def _time_when_done(device: torch.device) -> float:
