@@ -1,4 +1,4 @@
-"The notebook's updates in numpy double precision, to measure every optimizer against. Knows nothing of miniai."
+"The notebook's updates in numpy and double precision, an oracle that uses nothing of miniai."
 import numpy as np
 
 
@@ -34,12 +34,12 @@ MOVING = dict(SGD={}, Momentum=dict(mom=(.5, .99)), RMSProp=dict(sqr_mom=(.8, .9
 
 
 def random_hypers(rng, name):
-    "Hyperparameters of one step, all drawn anew: lr over two decades, a decay that is never 0, the rule's own."
+    "Random hyperparameters for one step: lr over two decades, a decay that is never 0, and the rule's own."
     own = {h: rng.uniform(*limits) for h, limits in MOVING[name].items()}
     return dict(lr=10**rng.uniform(-4, -2), wd=rng.uniform(.05, .5)) | own
 
 
 def relative_error(a, b):
-    "max|a-b| / max|b|, and 0 where there is nothing to compare."
+    "max|a-b| / max|b|, and 0 for empty arrays."
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return float(np.abs(a-b).max() / np.abs(b).max()) if b.size else 0.

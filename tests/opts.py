@@ -1,9 +1,12 @@
-"What the tests of optimizers share: tiny parameters and models, and equality to the bit."
+"What the tests of optimizers share: small parameters and models, steps, fixtures, and equality to the bit."
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adam, Momentum, RMSProp
+from miniai.kernels import numba
+from miniai.optim import SGD, Adam, Momentum, RMSProp, plan
 
 CLASSES = [SGD, Momentum, RMSProp, Adam]
 each_class = pytest.mark.parametrize('cls', CLASSES)
@@ -13,6 +16,19 @@ def param(*shape, dtype=torch.float64, grad=True):
     p = nn.Parameter(torch.randn(shape, dtype=dtype))
     if grad: p.grad = torch.randn_like(p)
     return p
+
+
+def params(*shapes, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in shapes]
+
+
+def run(opt, ps, steps, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        for p in ps: p.grad = torch.randn(p.shape, generator=g).to(p.dtype)
+        opt.step()
+    return opt
 
 
 def net(): return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -32,3 +48,34 @@ def same(a, b):
     if isinstance(a, dict): return set(a) == set(b) and all(same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple): return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def everything(opt, ps):
+    "Copies of parameters and of their states."
+    return [p.detach().clone() for p in ps], [copy.deepcopy(dict(opt.state[p])) for p in ps]
+
+
+# Fixtures, which the conftest.py of a folder imports
+
+def force_eager(monkeypatch): monkeypatch.setattr(plan, 'eager_reason', lambda slot: 'a test wants it so')
+
+
+@pytest.fixture
+def eager(monkeypatch): force_eager(monkeypatch)
+
+
+@pytest.fixture(params=['fused', 'eager'])
+def path(request, monkeypatch):
+    "Both paths, one after the other."
+    if request.param == 'eager': force_eager(monkeypatch)
+    return request.param
+
+
+@pytest.fixture
+def parallel(monkeypatch):
+    "The parallel kernel on two threads, whatever the size."
+    monkeypatch.setattr(numba, 'WORTH_IT', 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"What steps are measured against: a rule on Python floats in double precision, with what stands around it written out."
+"The oracle of optimizer tests: a rule on Python floats in double precision, with its stages written out."
 import math
 
 import numpy as np
@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
+from miniai.optim.stages import program
 
 ALL = [SGD, Momentum, HeavyBall, Nesterov, RMSProp, Adagrad, Adam, AdamW, NAdamW, Lion]
 MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .95), beta2=(.9, .999), lr_decay=(0., .1),
@@ -76,7 +77,7 @@ def norm_scale(ps, limit):
 
 def states_of(opt, ps):
     "Every state by the rule's name, each flat."
-    return {s: flat(opt.state[p][opt.state_name(s)] for p in ps) for s in opt.program.states}
+    return {s: flat(opt.state[p][opt.state_name(s)] for p in ps) for s in program(opt.spec, opt.stages).states}
 
 
 def errors(cls, options, dtype, steps=50, seed=0, strided=False):

@@ -39,7 +39,7 @@ def stepped(cls, options, wrap=lambda x: x, unwrap=lambda x: x):
 
 
 def awkward(mesh, shard, Partial, Replicate):
-    "Gradients on their way, gradients in summands, random rounding of parts."
+    "Gradients being communicated, gradients as partial sums, random rounding of parts."
     dtensor, rank = torch.distributed.tensor, dist.get_rank()
     late = nn.Parameter(dtensor.distribute_tensor(torch.ones(6), mesh, [Replicate()]))
     with torch.no_grad(): late.grad = shard(torch.arange(6.)).redistribute(mesh, [Replicate()], async_op=True)
@@ -59,7 +59,7 @@ def awkward(mesh, shard, Partial, Replicate):
 
 
 def in_two_processes(rank, folder):
-    "Ends without the interpreter's own end, in which gloo's threads may abort a process that has done its work."
+    "Exits without the interpreter's cleanup, in which gloo's threads may abort a process that has done its work."
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
     torch.set_num_threads(1)
@@ -106,21 +106,21 @@ def test_steps_on_parts_in_two_processes_are_the_steps_on_whole_tensors(found, c
     assert all(d == (k not in ('step', 'mu_product')) for k, d in states.items())
 
 
-def test_a_gradient_placed_otherwise_takes_the_eager_path_and_says_so(found):
+def test_a_gradient_placed_differently_takes_the_eager_path(found):
     stepped_to, path, _, _, _ = found['odd']
     assert torch.allclose(stepped_to, torch.full((4,), 1 - .1*.01 - .1), atol=1e-6)
-    assert 'eager: 1 parameter(s), as gradient or state lie on other processes' in path
+    assert 'eager: 1 parameter, because its gradient or state is placed differently' in path
 
 
-def test_a_gradient_still_on_its_way_is_waited_for(found):
+def test_a_gradient_that_is_still_being_communicated_is_waited_for(found):
     assert torch.allclose(found['late'], 1 - .1*(torch.arange(6) > 0), atol=1e-5)
 
 
-def test_a_gradient_in_summands_is_clipped_by_the_norm_of_its_sum(found):
+def test_a_gradient_of_partial_sums_is_clipped_by_the_norm_of_the_sum(found):
     assert torch.allclose(found['summed_up'], -torch.tensor([.3, .4]), atol=1e-4)
 
 
-def test_parts_of_a_dtensor_are_rounded_by_numbers_of_their_own(found):
+def test_each_part_of_a_dtensor_is_rounded_by_its_own_random_numbers(found):
     first, second = found['rough'].chunk(2)
     assert not torch.equal(first, second)
     assert torch.allclose(found['cut'].float(), torch.tensor(-.1), rtol=1e-2)

@@ -8,7 +8,7 @@ from torch import nn
 
 from miniai.diagnosis import activations as stats
 from miniai.kernels import histogram as tally
-from miniai.kernels import threads
+from miniai.kernels import numba
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
@@ -73,7 +73,7 @@ def test_layout_makes_no_difference(view):
 def test_bits_are_the_same_for_any_number_of_threads(monkeypatch):
     x = drawn(300_000)
     one = tally.tally(x)
-    monkeypatch.setattr(threads, 'WORTH_IT', 0)
+    monkeypatch.setattr(numba, 'WORTH_IT', 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try: two = tally.tally(x)
@@ -84,8 +84,8 @@ def test_bits_are_the_same_for_any_number_of_threads(monkeypatch):
 def test_without_numba_torch_gives_the_same_figures(monkeypatch):
     x = drawn(5000)
     want = tally.tally(x), tally.tally_powers(x)
-    monkeypatch.setattr(tally, 'missing_numba', lambda: 'Numba is not installed')
-    monkeypatch.setattr(tally, '_tally', None)
+    monkeypatch.setattr(numba, 'missing_numba', lambda: 'Numba is not installed')
+    monkeypatch.setattr(tally, '_kernel', None)
     for a, b in zip(want, (tally.tally(x), tally.tally_powers(x)), strict=True):
         assert all(torch.allclose(u, v, rtol=1e-5) for u, v in zip(a, b, strict=True))
 

@@ -1,4 +1,4 @@
-"The optimizer classes: the notebook's mathematics over many steps, tiny problems trained, rules of one's own."
+"The optimizer classes: the notebook's mathematics over many steps, small problems trained, user-written rules."
 import inspect
 from functools import partial
 
@@ -14,7 +14,7 @@ from miniai import BatchSchedCB, MetricsCB, TrainLearner, accuracy, fashion_mnis
 from miniai.activations import set_seed
 from miniai.init import get_model, init_weights
 from miniai.models.layers import act_gr
-from miniai.optim import SGD, Adam, Momentum, RMSProp, RuleOptimizer, optimizer, rules, sign
+from miniai.optim import SGD, Adam, RuleOptimizer, optimizer, rules, sign
 from opts import each_class, param
 
 GROUP = dict(lr='lr', wd='weight_decay', mom='momentum', sqr_mom='sqr_mom', eps='eps')
@@ -51,11 +51,10 @@ def errors(cls, name, dtype, seed=0, steps=100):
     return worst
 
 
-@pytest.mark.parametrize('seed', [0, 1])
 @pytest.mark.parametrize(('dtype', 'limit'), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 @each_class
-def test_100_steps_are_the_notebooks_in_double_with_decay_and_every_hyperparameter_moving(cls, dtype, limit, seed):
-    assert max(errors(cls, cls.__name__, dtype, seed)) < limit
+def test_100_steps_are_the_notebooks_formula_with_decay_and_every_hyperparameter_moving(cls, dtype, limit):
+    assert max(errors(cls, cls.__name__, dtype)) < limit
 
 
 @each_class
@@ -74,7 +73,7 @@ def test_every_group_is_stepped_by_its_own_hyperparameters(cls):
 
 @pytest.mark.parametrize('mistake', ['coupled decay', 'no decay', 'late decay', 'late lr', 'no state'])
 @each_class
-def test_the_comparison_finds_a_class_that_is_wrong(cls, mistake):
+def test_the_comparison_finds_a_wrong_class(cls, mistake):
     late = []
     class Wrong(cls):
         def step(self, closure=None):
@@ -115,12 +114,11 @@ def rosenbrock(w): return (1-w[0])**2 + 100*(w[1]-w[0]**2)**2
 VALLEY = dict(SGD=(1e-3, .05), Momentum=(1e-3, .05), HeavyBall=(1e-3, 1e-10), Nesterov=(1e-3, 1e-10),
               RMSProp=(1e-3, .01), Adagrad=(.3, .01), Adam=(1e-2, 1e-4), AdamW=(1e-2, 1e-8), NAdamW=(1e-2, 1e-4),
               Lion=(1e-3, 1e-3))
-IMAGES = dict(SGD=.3, Momentum=1., HeavyBall=.1, Nesterov=.1, RMSProp=3e-3, Adagrad=.03, Adam=.01, AdamW=.01,
-              NAdamW=.01, Lion=1e-3)
+IMAGES = dict(SGD=.3, Momentum=1., RMSProp=3e-3, Adam=.01, Lion=1e-3)  # the others are torch's, step by step
 
 
 @pytest.mark.parametrize('name', IMAGES)
-def test_every_rule_reaches_80_percent_on_the_sample_of_fashion_mnist_in_two_epochs(name):
+def test_rules_that_torch_does_not_have_reach_80_percent_on_fashion_mnists_sample_in_two_epochs(name):
     set_seed(1)
     dls = image_loaders(fashion_mnist(source='sample', quiet=True), bs=128, seed=1)
     model = get_model(act_gr, norm=nn.BatchNorm2d).apply(partial(init_weights, leaky=.1))
@@ -147,32 +145,8 @@ def test_every_rule_descends_rosenbrocks_valley(name):
     assert rosenbrock(w).item() < limit
 
 
-@pytest.mark.parametrize(('cls', 'lr'), [(SGD, .1), (Momentum, .1), (RMSProp, .003), (Adam, .05)])
-def test_every_class_solves_a_least_squares_problem(cls, lr):
-    x, true = torch.randn(64, 5), torch.arange(5.)
-    model = nn.Linear(5, 1)
-    opt, y = cls(model.parameters(), lr=lr), (x@true + 3.)[:, None]
-    for _ in range(2000):
-        loss = nn.functional.mse_loss(model(x), y)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-    assert loss.item() < 1e-3
-    assert model.weight[0].tolist() == pytest.approx(true.tolist(), abs=.05)
-    assert model.bias.item() == pytest.approx(3., abs=.05)
-
-
-@pytest.mark.parametrize(('cls', 'lr'), [(SGD, .1), (Momentum, .1), (RMSProp, .01), (Adam, .01)])
-def test_decay_pulls_a_parameter_without_other_forces_to_zero_by_its_own_law(cls, lr):
-    p = nn.Parameter(torch.tensor([4., -2.], dtype=torch.float64))
-    p.grad = torch.zeros_like(p)
-    opt = cls([p], lr=lr, wd=.5)
-    for _ in range(50): opt.step()
-    assert p.tolist() == pytest.approx([4*(1-lr*.5)**50, -2*(1-lr*.5)**50], rel=1e-13)
-
-
 @each_class
-def test_a_class_is_its_rule_has_a_docstring_and_stands_in_both_modules(cls):
+def test_a_class_has_its_rule_and_a_docstring_and_is_in_both_modules(cls):
     assert cls.rule is getattr(rules, cls.__name__.lower())
     assert cls.spec.rule is cls.rule
     assert f'{cls.__name__}(params, lr, wd=0.' in cls.__doc__
@@ -189,7 +163,7 @@ def test_a_printed_optimizer_shows_its_name_and_hyperparameters(cls):
     assert 'weight_decay: 0.5' in shown
 
 
-# A rule of one's own
+# User-written rules
 
 def lion(p, g, avg, *, lr, beta1=.9, beta2=.99):
     "Lion (Chen et al. 2023)."
@@ -201,12 +175,12 @@ class Lion(RuleOptimizer):
     rule = lion
 
 
-def test_a_subclass_with_the_notebooks_methods_is_told_to_write_a_rule():
-    with pytest.raises(TypeError, match='opt_step, which nothing calls here: write the update as a rule'):
+def test_a_subclass_with_the_notebooks_opt_step_is_an_error():
+    with pytest.raises(TypeError, match='defines opt_step, which is never called: write the update as a rule'):
         type('Mine', (SGD,), dict(opt_step=lambda self, p: None))
 
 
-def test_a_rule_of_ones_own_becomes_an_optimizer_by_class_or_by_call():
+def test_a_rule_becomes_an_optimizer_by_class_or_by_call():
     start, gs = torch.randn(4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     p, avg = start.numpy().copy(), 0.
     for g in gs.numpy():
@@ -225,7 +199,7 @@ def test_a_rule_of_ones_own_becomes_an_optimizer_by_class_or_by_call():
     assert (Called.__name__, Called.__doc__, Called.__module__) == ('Lion', lion.__doc__, __name__)
 
 
-def test_an_optimizer_by_call_takes_the_name_given_or_the_rules_in_capitals():
+def test_optimizer_takes_a_name_or_capitalises_the_rules():
     def my_rule(p, g, *, lr): return p - lr*g
     assert optimizer(my_rule).__name__ == 'MyRule'
     assert optimizer(my_rule, 'Mine').__name__ == 'Mine'
@@ -244,13 +218,13 @@ def test_a_rule_may_have_a_default_rate_and_hyperparameters_without_default():
     assert torch.allclose(p, want, rtol=1e-14)
 
 
-def test_a_subclass_without_a_rule_has_its_parents():
+def test_a_subclass_without_a_rule_inherits_one():
     class Mine(Adam): pass
     assert Mine.spec is Adam.spec
     assert Mine([param(1)], .1).param_groups[0]['betas'] == (.9, .99)
 
 
-def test_a_rule_sees_its_own_parameters_step_count_from_1_and_hyperparameters_as_floats():
+def test_a_rule_gets_the_parameters_step_count_from_1_and_the_groups_current_hyperparameters():
     def rule(p, g, *, t, lr, mom=.5, beta1=.25): return 0*p + 1000*t + 100*lr + 10*mom + beta1
     p = param(1)
     opt = optimizer(rule)([p], lr=1)
@@ -259,5 +233,3 @@ def test_a_rule_sees_its_own_parameters_step_count_from_1_and_hyperparameters_as
     opt.param_groups[0].update(lr=2, momentum=torch.tensor(.75), betas=[.125])
     opt.step()
     assert p.item() == 2000 + 200 + 7.5 + .125
-    given = opt.spec.hypers_of(opt.param_groups[0])
-    assert {h: type(x) for h, x in given.items()} == dict.fromkeys(('lr', 'mom', 'beta1'), float)

@@ -33,7 +33,7 @@ def test_rates_fall_with_depth_and_every_parameter_is_in_one_group():
 
 
 @pytest.mark.parametrize('fall', [0., -.5, 1.5])
-def test_a_fall_outside_0_to_1_is_refused(fall):
+def test_a_fall_outside_0_to_1_is_an_error(fall):
     with pytest.raises(ValueError, match='fall'): depth_groups(net(), 1., fall)
 
 

@@ -1,21 +1,33 @@
-"Every optimizer is a real torch.optim.Optimizer: arguments, groups, what is refused, and what a step does."
+"Every optimizer is a real torch.optim.Optimizer: arguments, groups, errors, and what a step does."
 import copy
 import inspect
 import math
+import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
-from miniai.optim import SGD, Adam, Momentum, RMSProp, RuleOptimizer, optimizer
-from opts import CLASSES, each_class, net, param, same, train
+from miniai.optim import (
+    SGD,
+    Adam,
+    AdamW,
+    Lion,
+    Momentum,
+    NAdamW,
+    RMSProp,
+    RuleOptimizer,
+    groups_table,
+    optimizer,
+)
+from opts import CLASSES, each_class, everything, net, param, params, run, same, train
+from oracle import OPTIONS, Oracle, drawn, error, flat, give_gradients, move, starting
 
 
 def snapshot(opt):
-    "Everything that a refused call must leave as it was."
+    "Everything that a failed call must leave as it was."
     ps = [p for g in opt.param_groups for p in g['params']]
     state = {i: {k: copy.deepcopy(v) for k, v in opt.state[p].items()} for i, p in enumerate(ps) if p in opt.state}
     groups = [{k: v for k, v in g.items() if k != 'params'} for g in opt.param_groups]
@@ -72,12 +84,12 @@ def test_groups_take_their_own_hyperparameters_by_both_sets_of_names():
 
 @pytest.mark.parametrize(('cls', 'twice'), [(Momentum, dict(mom=.5, momentum=.5)), (SGD, dict(wd=.1, weight_decay=.1)),
                                             (Adam, dict(beta1=.5, betas=(.5, .9)))])
-def test_a_hyperparameter_given_by_two_names_is_refused(cls, twice):
+def test_a_hyperparameter_given_by_two_names_is_an_error(cls, twice):
     with pytest.raises(TypeError, match='same hyperparameter'): cls([dict(params=[param(1)], **twice)], lr=.1)
 
 
 @pytest.mark.parametrize('betas', [(.9,), (.9, .99, .999), (), .9])
-def test_betas_of_another_number_than_the_rules_are_refused(betas):
+def test_a_wrong_number_of_betas_is_an_error(betas):
     with pytest.raises((TypeError, ValueError), match='betas'): Adam([dict(params=[param(1)], betas=betas)], lr=.1)
 
 
@@ -85,7 +97,7 @@ def test_betas_of_another_number_than_the_rules_are_refused(betas):
 @pytest.mark.parametrize(('wrong', 'says'), [
     (dict(lr=-.1), 'lr must be 0 or more, got -0.1'), (dict(lr=math.nan), 'lr must be 0 or more, got nan'),
     (dict(wd=-1.), 'wd must be 0 or more, got -1.0'), (dict(wd=math.nan), 'wd must be 0 or more, got nan')])
-def test_a_negative_or_nan_rate_or_decay_is_refused_and_changes_nothing(cls, wrong, says):
+def test_a_negative_or_nan_rate_or_decay_is_an_error_and_changes_nothing(cls, wrong, says):
     with pytest.raises(ValueError, match=f'{cls.__name__}: {says}'): cls([param(1)], **dict(lr=.1) | wrong)
     opt = cls([param(2)], lr=.1)
     opt.step()
@@ -96,17 +108,30 @@ def test_a_negative_or_nan_rate_or_decay_is_refused_and_changes_nothing(cls, wro
 
 @pytest.mark.parametrize(('cls', 'name'), [(Momentum, 'mom'), (RMSProp, 'sqr_mom'), (Adam, 'beta1'), (Adam, 'beta2')])
 @pytest.mark.parametrize('value', [1., 1.5, -.1, math.nan])
-def test_the_weight_of_an_average_must_lie_from_0_to_below_1(cls, name, value):
+def test_the_weight_of_an_average_must_be_in_0_to_1(cls, name, value):
     says = f'{name} is the weight of an average and must be below 1' if value >= 1 else f'{name} must be 0 or more'
     with pytest.raises(ValueError, match=says): cls([param(1)], lr=.1, **{name: value})
     with pytest.raises(ValueError, match=says): cls([dict(params=[param(1)], **{name: value})], lr=.1)
     cls([param(1)], lr=.1, **{name: 0.})
 
 
-@pytest.mark.parametrize('cls', [RMSProp, Adam])
-def test_a_negative_eps_is_refused(cls):
-    says = f'{cls.__name__}: eps must be 0 or more, got -1e-05'
-    with pytest.raises(ValueError, match=says): cls([param(1)], lr=.1, eps=-1e-5)
+@pytest.mark.parametrize(('cls', 'wrong', 'says'), [
+    (RMSProp, dict(eps=-1e-5), 'RMSProp: eps must be 0 or more, got -1e-05'),
+    (Adam, dict(eps=-1e-5), 'Adam: eps must be 0 or more, got -1e-05'),
+    (NAdamW, dict(momentum_decay=-1), 'momentum_decay must be 0 or more, got -1')])
+def test_a_negative_eps_or_rate_of_decay_is_an_error(cls, wrong, says):
+    with pytest.raises(ValueError, match=says): cls([param(1)], lr=.1, **wrong)
+
+
+@pytest.mark.parametrize(('wrong', 'says'), [
+    (dict(clip_norm=0.), 'clip_norm must be above 0'), (dict(clip_norm=-1.), 'clip_norm'),
+    (dict(clip_value=0.), 'clip_value'),
+    (dict(clip_norm=math.nan), 'clip_norm'), (dict(ema=1.), 'ema must be in'), (dict(ema=-.1), 'ema'),
+    (dict(state='fp8'), "state must be 'bf16' or None"),
+    (dict(cautious='scaled'), "cautious must be True, False or 'rescaled', got 'scaled'"),
+    (dict(rounding='up'), "rounding must be 'nearest' or 'stochastic'")])
+def test_an_invalid_option_is_an_error_that_names_it(wrong, says):
+    with pytest.raises(ValueError, match=says): Adam([param(1)], lr=.1, **wrong)
 
 
 def test_a_rules_own_hyperparameter_may_be_negative():
@@ -145,13 +170,13 @@ def test_named_parameters_are_taken_and_their_names_kept():
     assert opt.param_groups[0]['param_names'] == [n for n, _ in model.named_parameters()]
 
 
-# What is refused
+# Errors
 
 @each_class
-def test_a_complex_parameter_is_refused_with_the_way_out_and_changes_nothing(cls):
+def test_a_complex_parameter_is_an_error_and_changes_nothing(cls):
     z = nn.Parameter(torch.zeros(2, 3, dtype=torch.complex64))
-    says = re.escape(f'{cls.__name__} has no complex arithmetic, and a parameter of shape (2, 3) is torch.complex64: '
-                     'pass torch.view_as_real of it')
+    says = re.escape(f'{cls.__name__} does not support complex numbers, but a parameter of shape (2, 3) is '
+                     'torch.complex64: pass torch.view_as_real of it')
     with pytest.raises(TypeError, match=says): cls([param(1), z], lr=.1)
     opt = cls([param(2)], lr=.1)
     opt.step()
@@ -161,7 +186,7 @@ def test_a_complex_parameter_is_refused_with_the_way_out_and_changes_nothing(cls
 
 
 @each_class
-def test_a_sparse_gradient_is_refused_before_anything_changes(cls):
+def test_a_sparse_gradient_is_an_error_before_anything_changes(cls):
     emb, first = nn.Embedding(5, 2, sparse=True), param(3, dtype=torch.float32)
     opt = cls([dict(params=[first]), dict(params=emb.parameters())], lr=.1)
     opt.step()
@@ -173,7 +198,7 @@ def test_a_sparse_gradient_is_refused_before_anything_changes(cls):
     assert torch.equal(emb.weight.grad.to_dense(), grad.to_dense())
 
 
-def test_the_base_class_alone_says_that_it_has_no_rule():
+def test_a_class_without_a_rule_is_an_error():
     says = 'RuleOptimizer has no rule: subclass RuleOptimizer with rule'
     with pytest.raises(TypeError, match=says): RuleOptimizer([param(1)], lr=.1)
     class Empty(RuleOptimizer): pass
@@ -255,7 +280,7 @@ def test_zero_grad_sets_gradients_to_none_or_to_zero(cls):
 
 
 @each_class
-def test_a_rate_given_as_a_tensor_counts_as_its_value_at_each_step(cls):
+def test_a_rate_may_be_a_tensor_whose_value_changes(cls):
     a, b = param(3), param(3)
     b.data, b.grad, rate = a.detach().clone(), a.grad.clone(), torch.tensor(.25, dtype=torch.float64)
     with_tensor, with_float = cls([a], lr=rate, wd=.1), cls([b], lr=.25, wd=.1)
@@ -278,23 +303,126 @@ def test_tied_weights_are_stepped_once(cls):
     assert model[0].weight is model[1].weight
 
 
-shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5)
+# Two rules in one optimizer
+
+def mixed(cls, ps, **options):
+    "The first two parameters by `cls`, the other ones by AdamW with a rate and a beta of their own."
+    return cls([dict(params=ps[:2]), dict(params=ps[2:], rule=AdamW, lr=.02, beta1=.8)], lr=.01, wd=.1, **options)
 
 
-@each_class
-@given(shapes=shapes, data=st.data())
-@settings(max_examples=25)
-def test_neither_the_order_of_parameters_nor_their_grouping_changes_a_bit(cls, shapes, data):
-    ps = [param(*s) for s in shapes]
-    qs = [nn.Parameter(p.detach().clone()) for p in ps]
-    order = data.draw(st.permutations(qs))
-    cut = data.draw(st.integers(0, len(qs)))
-    groups = [dict(params=x) for x in (order[:cut], order[cut:]) if x]
-    one, many = cls(ps, lr=.1, wd=.2), cls(groups, lr=.1, wd=.2)
-    for _ in range(3):
-        for p, q in zip(ps, qs, strict=True):
-            p.grad = torch.randn_like(p)
-            q.grad = p.grad.clone()
-        one.step()
-        many.step()
-    assert all(torch.equal(p, q) and same(one.state[p], many.state[q]) for p, q in zip(ps, qs, strict=True))
+def apart(cls, ps, **options):
+    return [cls(ps[:2], lr=.01, wd=.1, **options), AdamW(ps[2:], lr=.02, wd=.1, beta1=.8, **options)]
+
+
+def four(dtype=torch.float32, seed=0):
+    return params((5, 3), (7,), (4,), (2, 3), dtype=dtype, seed=seed)
+
+
+@pytest.mark.parametrize('options', [{}, dict(ema=.9, clip_value=.5), dict(cautious='rescaled', decoupled=False)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('cls', [SGD, Momentum, RMSProp, Lion, NAdamW])
+def test_two_rules_in_one_optimizer_are_two_optimizers_to_the_bit(cls, options, dtype, path):
+    ps, qs = four(dtype), four(dtype)
+    opt, two = mixed(cls, ps, **options), apart(cls, qs, **options)
+    for seed in range(4):
+        run(opt, ps, 1, seed)
+        for p, q in zip(ps, qs, strict=True): q.grad = p.grad.clone()
+        for o in two: o.step()
+    assert same([p.detach() for p in ps], [q.detach() for q in qs])
+    owners = [two[0], two[0], two[1], two[1]]
+    assert same([dict(opt.state[p]) for p in ps], [dict(o.state[q]) for o, q in zip(owners, qs, strict=True)])
+    assert [line.split(':')[0] for line in opt.path.splitlines()] == [f'{cls.__name__}, {path}', f'AdamW, {path}']
+
+
+@pytest.mark.parametrize('options', ['plain', 'l2', 'value', 'ema', 'cautious'])
+def test_each_of_two_rules_is_its_equation_on_python_floats(options):
+    worst = mixed_errors(Momentum, AdamW, OPTIONS[options])
+    assert worst <= 1e-12
+
+
+def mixed_errors(cls, other, options, steps=30):
+    rng = np.random.default_rng(0)
+    a, b = starting(rng, torch.float64), starting(rng, torch.float64)
+    opt = cls([dict(params=a), dict(params=b, rule=other)], lr=1., **options)
+    oracles = [[Oracle(c, options, x) for x in flat(ps).tolist()] for c, ps in ((cls, a), (other, b))]
+    for _ in range(steps):
+        for c, ps, group, hs in zip((cls, other), (a, b), opt.param_groups, oracles, strict=True):
+            hypers = drawn(rng, c)
+            move(group, hypers)
+            give_gradients(rng, ps)
+            for h, g in zip(hs, flat(p.grad for p in ps).tolist(), strict=True): h.step(g, hypers)
+        opt.step()
+    return max(error(flat(ps), [h.p for h in hs]) for ps, hs in zip((a, b), oracles, strict=True))
+
+
+def test_clipping_by_norm_takes_the_norm_over_the_groups_of_all_rules():
+    ps, qs = four(), four()
+    opt, two = mixed(Momentum, ps, clip_norm=.5), apart(Momentum, qs)
+    run(opt, ps, 1)
+    for p, q in zip(ps, qs, strict=True): q.grad = p.grad.clone()
+    nn.utils.clip_grad_norm_(qs, .5)
+    for o in two: o.step()
+    assert all(torch.allclose(p, q, rtol=1e-5) for p, q in zip(ps, qs, strict=True))
+
+
+def test_a_group_has_the_hyperparameters_of_its_own_rule_and_shares_only_lr_and_wd():
+    def scaled(p, g, *, lr, scale): return p - lr*scale*g
+    opt = Momentum([dict(params=[param(1)]), dict(params=[param(2)], rule=AdamW),
+                    dict(params=[param(3)], rule=Lion, lr=3.), dict(params=[param(1)], rule=Momentum)],
+                   lr=.5, wd=.25, mom=.7)
+    groups = [{k: v for k, v in g.items() if k != 'params'} for g in opt.param_groups]
+    momentum = dict(lr=.5, weight_decay=.25, momentum=.7)
+    assert groups == [momentum, dict(rule=AdamW, lr=.5, weight_decay=.25, betas=(.9, .999), eps=1e-8),
+                      dict(rule=Lion, lr=3., weight_decay=.25, betas=(.9, .99)), momentum]
+    opt.step()
+    names = [set(opt.state[g['params'][0]]) - {'step'} for g in opt.param_groups]
+    assert names == [{'momentum_buffer'}, {'exp_avg', 'exp_avg_sq'}, {'exp_avg'}, {'momentum_buffer'}]
+    assert [row.split()[3] for row in groups_table(opt).splitlines()[:3]] == ['lr', '0.5', '0.5']
+    assert 'AdamW' in groups_table(opt)
+    before = snapshot(opt)
+    for wrong, says in ((dict(beta1=1.), 'AdamW: beta1 is the weight of an average'), (dict(betas=(.9,)), '2 numbers'),
+                        (dict(lr=-1.), 'AdamW: lr must be 0 or more')):
+        with pytest.raises(ValueError, match=says): opt.add_param_group(dict(params=[param(1)], rule=AdamW) | wrong)
+    for rule in ('AdamW', torch.optim.AdamW, RuleOptimizer, None):
+        with pytest.raises(TypeError, match="a group's rule must be an optimizer class"):
+            opt.add_param_group(dict(params=[param(1)], rule=rule))
+    with pytest.raises(TypeError, match='Scaled has no default for scale: give it in the group'):
+        opt.add_param_group(dict(params=[param(1)], rule=optimizer(scaled)))
+    assert same(snapshot(opt), before)
+
+
+@pytest.mark.parametrize('double', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_an_optimizer_of_two_rules_is_copied_and_continues_to_the_same_bits(double):
+    ps = four()
+    opt = run(mixed(NAdamW, ps, ema=.9, state='bf16'), ps, 3)
+    other = double(opt)
+    qs = [q for g in other.param_groups for q in g['params']]
+    run(opt, ps, 3, 9), run(other, qs, 3, 9)
+    assert same(everything(opt, ps), everything(other, qs))
+
+
+def test_the_state_dict_of_two_rules_names_them_and_loads_only_where_they_are_the_same():
+    ps, qs = four(), four()
+    opt, other = run(mixed(Lion, ps), ps, 3), mixed(Lion, qs)
+    saved = copy.deepcopy(opt.state_dict())
+    assert [g.get('rule') for g in saved['param_groups']] == [None, 'AdamW']
+    other.load_state_dict(saved)
+    assert [g.get('rule') for g in other.param_groups] == [None, AdamW]
+    for p, q in zip(ps, qs, strict=True): q.data = p.detach().clone()
+    run(opt, ps, 3, 9), run(other, qs, 3, 9)
+    assert same(everything(opt, ps), everything(other, qs))
+    one = Lion([dict(params=qs[:2]), dict(params=qs[2:])], lr=.1)
+    with pytest.raises(ValueError, match='group 1 of the state_dict has the rule AdamW, here it has Lion'):
+        one.load_state_dict(saved)
+    with pytest.raises(ValueError, match='group 1 of the state_dict has the rule Lion, here it has AdamW'):
+        other.load_state_dict(one.state_dict())
+
+
+def test_a_group_may_change_its_rule_between_steps():
+    ps = four()
+    opt = run(Momentum([dict(params=ps[:2]), dict(params=ps[2:])], lr=.1), ps, 2)
+    opt.param_groups[1] |= dict(rule=SGD)
+    before = ps[2].detach().clone()
+    run(opt, ps, 1)
+    assert torch.allclose(ps[2], before - .1*ps[2].grad)
+    assert 'SGD, fused: 2 parameters' in opt.path

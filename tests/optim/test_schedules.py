@@ -52,7 +52,7 @@ def sequence(opt, make, steps=STEPS):
         advance(sched)
 
 
-def test_no_scheduler_of_torch_is_forgotten_here():
+def test_all_schedulers_of_torch_are_tested():
     public = {n for n in ls.__all__ if isinstance(getattr(ls, n), type)} - {'LRScheduler'}
     assert set(MAKE) == public
 
@@ -181,7 +181,7 @@ def test_a_cosine_schedule_is_half_a_cosine_from_the_rate_given():
     assert trace_schedule(COSINE, 1)['lr'] == [1.]
 
 
-def test_any_hyperparameter_of_any_scheduler_of_ones_own_is_traced_and_drawn():
+def test_any_hyperparameter_of_a_user_written_scheduler_is_traced_and_drawn():
     class Decay:
         def __init__(self, opt): self.opt = opt
         def step(self): self.opt.param_groups[0]['weight_decay'] += .5
@@ -189,7 +189,7 @@ def test_any_hyperparameter_of_any_scheduler_of_ones_own_is_traced_and_drawn():
     assert [ax.get_title() for ax in plot_schedule(Decay, 3, SGD).flat] == ['weight_decay']
 
 
-def test_a_rate_kept_as_a_tensor_is_traced_as_its_values():
+def test_a_rate_that_is_a_tensor_is_traced_as_its_values():
     def tensor_rate(ps, lr): return torch.optim.AdamW(ps, lr=torch.tensor(lr, dtype=torch.float64))
     assert trace_schedule(on(ls.ExponentialLR, gamma=.5), 3, tensor_rate)['lr'] == [1., .5, .25]
 
@@ -215,7 +215,7 @@ LENGTHS = dict(
 
 
 @pytest.mark.parametrize('kind', LENGTHS)
-def test_the_most_steps_of_a_schedule_are_those_it_takes_before_it_raises(kind):
+def test_most_steps_is_the_number_of_steps_before_the_scheduler_raises(kind):
     make, most = LENGTHS[kind]
     opt = Adam([param(1)], lr=.1)
     sched = make(opt)
@@ -226,8 +226,8 @@ def test_the_most_steps_of_a_schedule_are_those_it_takes_before_it_raises(kind):
         with pytest.raises(ValueError, match='total'): advance(sched)
 
 
-def test_a_schedule_shorter_than_the_steps_says_so():
-    says = 'the schedule OneCycleLR is made for 10 steps, fewer than 11'
+def test_a_schedule_shorter_than_the_steps_is_an_error():
+    says = 'the schedule OneCycleLR allows 10 steps, fewer than 11'
     for look in (trace_schedule, plot_schedule):
         with pytest.raises(ValueError, match=says): look(ONE, 11)
     assert len(trace_schedule(ONE, 10)['lr']) == 10
@@ -235,7 +235,7 @@ def test_a_schedule_shorter_than_the_steps_says_so():
 
 def test_a_schedule_that_follows_the_loss_cannot_be_drawn():
     for look in (trace_schedule, plot_schedule):
-        with pytest.raises(TypeError, match='ReduceLROnPlateau follows the loss'): look(ls.ReduceLROnPlateau, 3)
+        with pytest.raises(TypeError, match='ReduceLROnPlateau depends on the loss'): look(ls.ReduceLROnPlateau, 3)
 
 
 def test_a_plot_has_a_panel_for_each_hyperparameter_that_moves():
@@ -249,7 +249,7 @@ def test_a_plot_has_a_panel_for_each_hyperparameter_that_moves():
     axs[0].figure.canvas.draw()
 
 
-def test_a_plot_has_a_panel_for_each_name_asked_for_and_for_lr_where_nothing_moves():
+def test_a_plot_has_a_panel_for_each_name_given_and_for_lr_if_nothing_moves():
     asked = plot_schedule(ONE, 10, Momentum, names=['momentum', 'lr'])
     assert [ax.get_title() for ax in asked.flat] == ['momentum', 'lr']
     still = plot_schedule(on(ls.ConstantLR, factor=1.), 4)
@@ -257,8 +257,8 @@ def test_a_plot_has_a_panel_for_each_name_asked_for_and_for_lr_where_nothing_mov
     assert list(still[0].lines[0].get_ydata()) == [1.]*4
 
 
-def test_a_plot_of_what_there_is_not_says_what_there_is():
-    with pytest.raises(ValueError, match=r'no hyperparameter mom, beta9 here; there are lr, .*weight_decay'):
+def test_an_unknown_hyperparameter_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match=r'no hyperparameter mom, beta9; there are lr, .*weight_decay'):
         plot_schedule(COSINE, 3, SGD, names=['mom', 'lr', 'beta9'])
     with pytest.raises(ValueError, match='steps must be 1 or more, got 0'): plot_schedule(COSINE, 0)
     assert not plt.get_fignums()

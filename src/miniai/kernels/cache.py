@@ -1,5 +1,4 @@
-"""Generated modules on disk: written whole, named by all that shapes them, sealed by checksums. Knows files and Numba's
-cache beside them, no kernel."""
+"Generated modules on disk: written atomically, named by a hash of everything that shapes them, sealed by checksums."
 import atexit
 import hashlib
 import importlib.util
@@ -18,20 +17,15 @@ _HERE = Path(__file__).parent
 
 
 def cache_folder() -> Path:
-    """Where kernels are kept: the folder that MINIAI_CACHE names, else miniai/kernels in the user's cache folder; its
-    mode is 0700. A folder that cannot be written, or that others could write to, is replaced by one for this process
-    alone."""
+    """The folder of compiled kernels: MINIAI_CACHE, or miniai/kernels in the user's cache folder, with mode 0700. If it
+    cannot be written, or others could write to it, a temporary folder of this process replaces it."""
+    named, user = os.environ.get('MINIAI_CACHE'), os.environ.get('XDG_CACHE_HOME')
     try:
-        folder = _named_folder()
+        folder = Path(named) if named else (Path(user) if user else Path.home()/'.cache')/'miniai'/'kernels'
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK): return folder
     except (OSError, RuntimeError): pass
     return _process_folder()
-
-
-def _named_folder() -> Path:
-    named, user = os.environ.get('MINIAI_CACHE'), os.environ.get('XDG_CACHE_HOME')
-    return Path(named) if named else (Path(user) if user else Path.home()/'.cache')/'miniai'/'kernels'
 
 
 def _is_private(folder: Path) -> bool:
@@ -58,7 +52,7 @@ def _versions() -> str:
 
 
 def load_module(source: str, afresh: bool = False) -> ModuleType:
-    "The module of a generated source, in the cache folder; `afresh` in a folder of this process's own."
+    "The module of a generated source, in the cache folder; with `afresh`, in a temporary folder of this process."
     name = 'k_' + hashlib.sha256((source + _versions()).encode()).hexdigest()[:24]
     path = (_process_folder() if afresh else cache_folder())/f'{name}.py'
     _forget_damaged(path)
@@ -77,19 +71,19 @@ def _write(path: Path, text: str) -> None:
 
 
 def _sums(path: Path) -> dict[str, str]:
-    "Checksums of what Numba has compiled of a module, by file name."
+    "Checksums of the files that Numba has compiled for a module, by name."
     files = [p for p in (path.parent/'__pycache__').glob(f'{path.stem}.*') if p.suffix in ('.nbi', '.nbc')]
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def seal(module: ModuleType) -> None:
-    "Note the checksums of what Numba has compiled of `module`, so that it is trusted the next time."
+    "Record the checksums of the files that Numba has compiled for `module`, so that they are trusted next time."
     path = Path(module.__file__)
     _write(path.with_suffix('.sums'), json.dumps(_sums(path)))
 
 
 def _forget_damaged(path: Path) -> None:
-    "Numba trusts the files that it finds: remove those that are not, byte for byte, what was sealed."
+    "Numba trusts the files it finds: remove those that differ from what was sealed."
     try: known = json.loads(path.with_suffix('.sums').read_text())
     except (OSError, ValueError): known = {}
     for name, found in _sums(path).items():

@@ -1,20 +1,19 @@
-"""Mean, standard deviation and histogram of a tensor in one pass over its memory, by a kernel on the CPU and by torch
-elsewhere. Knows kernels, no hooks."""
+"Mean, standard deviation and histogram of a tensor in one pass over its memory; by torch if there is no kernel for it."
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from miniai.kernels.kernel import POINTERS, SIZES, Kernel
-from miniai.kernels.support import is_dense, missing_numba
-from miniai.kernels.threads import on_torchs_threads, parallel_reason
+from miniai.kernels.numba import Kernel, unsupported
+from miniai.kernels.source import POINTERS, SIZES
 
 __all__ = ['BINS', 'SIZES_UP_TO', 'LOWEST_POWER', 'tally', 'tally_powers']
 
 BINS, SIZES_UP_TO, LOWEST_POWER = 40, 10, -32
 _BLOCK, _CHUNK = 1 << 12, 1 << 15
-SOURCE = '''"Generated; delete it freely."
+SOURCE = '''"Generated; safe to delete."
 import numpy as np
 from numba import carray, njit, prange
 
@@ -76,24 +75,16 @@ def parallel(table, chunks, sums, counts):
 
 
 def tally(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and standard deviation, 0-d, and a histogram of abs(x), 40 bins from 0 to 10, what is larger left out, as
-    torch.histc makes it. Where `x` is. Complex numbers count by their size; one number deviates by 0."""
-    x = _real(x)
-    if _kernel_reason(x): return *_moments(x.float()), x.float().abs().histc(BINS, 0, SIZES_UP_TO)
-    return _tally(x, 'place_by_size')
+    """Mean, standard deviation and a histogram of abs(x) as torch.histc makes it: 40 bins from 0 to 10, larger values
+    left out. On the device of `x`. Complex numbers count by their size; a single number has deviation 0."""
+    return _tally(x, 'place_by_size', lambda x: x.abs().histc(BINS, 0, SIZES_UP_TO))
 
 
 def tally_powers(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and standard deviation, 0-d, and a histogram of abs(x) by powers of two: 40 bins, 2**-32 to 2**8, what is
-    smaller in the lowest, what is larger left out. Where `x` is. Complex numbers count by their size; one number
-    deviates by 0."""
-    x = _real(x)
-    if _kernel_reason(x): return *_moments(x.float()), _histogram_of_powers(x.float())
-    return _tally(x, 'place_by_power')
-
-
-def _real(x: Tensor) -> Tensor: return x.abs() if x.is_complex() else x
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]: return x.mean(), x.std() if x.numel() > 1 else x.new_zeros(())
+    """Mean, standard deviation and a histogram of abs(x) by powers of two: 40 bins from 2**-32 to 2**8, smaller values
+    in the lowest, larger ones left out. On the device of `x`. Complex numbers count by their size; a single number has
+    deviation 0."""
+    return _tally(x, 'place_by_power', _histogram_of_powers)
 
 
 def _histogram_of_powers(x: Tensor) -> Tensor:
@@ -102,19 +93,16 @@ def _histogram_of_powers(x: Tensor) -> Tensor:
     return torch.zeros(BINS + 1, device=x.device).index_add_(0, power.flatten(), torch.ones_like(x).flatten())[:BINS]
 
 
-def _kernel_reason(x: Tensor) -> bool:
-    "Is there no kernel for `x`?"
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype in SIZES and not x.is_neg()
-    return not plain or x.numel() < 2 or not is_dense(x) or bool(missing_numba())
-
-
-def _tally(x: Tensor, place: str) -> tuple[Tensor, Tensor, Tensor]:
+def _tally(x: Tensor, place: str, histogram: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    "By the kernel that sorts into bins by `place`; by torch and `histogram` if kernels cannot work on `x`."
+    if x.is_complex(): x = x.abs()
     n = x.numel()
+    if n < 2 or unsupported(x):
+        x = x.float()
+        return x.mean(), x.std() if n > 1 else x.new_zeros(()), histogram(x)
     chunks = _chunks(n)
     sums, counts = np.zeros((len(chunks), 3)), np.zeros((len(chunks), BINS), np.int64)
-    table, kernel = np.array([[x.data_ptr()]], np.uint64), _kernel(x.dtype, place)
-    if parallel_reason(n): kernel.run('serial', table, chunks, sums, counts)
-    else: on_torchs_threads(lambda: kernel.run('parallel', table, chunks, sums, counts))
+    _kernel(x.dtype, place)(n, np.array([[x.data_ptr()]], np.uint64), chunks, sums, counts)
     s, q, _ = sums.sum(0).tolist()
     figures = sums[0, 2] + s/n, (max(q - s*s/n, 0.)/(n - 1))**.5
     return *torch.tensor(figures, dtype=torch.float32), torch.from_numpy(counts.sum(0)).float()

@@ -34,13 +34,13 @@ def sign(x: Any) -> Any:
 
 
 def maximum(a: Any, b: Any) -> Any:
-    "The larger of two; NaN where either is."
+    "The larger of two; NaN if either is."
     if isinstance(a, Tensor) or isinstance(b, Tensor): return _tensors(torch.maximum, a, b)
     return where(a > b, a, where(b >= a, b, a + b))
 
 
 def minimum(a: Any, b: Any) -> Any:
-    "The smaller of two; NaN where either is."
+    "The smaller of two; NaN if either is."
     if isinstance(a, Tensor) or isinstance(b, Tensor): return _tensors(torch.minimum, a, b)
     return where(a < b, a, where(b <= a, b, a + b))
 

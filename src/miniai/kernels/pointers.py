@@ -1,4 +1,4 @@
-"What generated kernels import: addresses as typed pointers, and bfloat16 by its bits. Needs Numba, which it imports."
+"Functions that generated kernels import: addresses as typed pointers, and bfloat16 by its bits. Imports Numba."
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
@@ -34,7 +34,7 @@ _15, _A, _B = np.uint32(15), np.uint32(0x9e3779b9), np.uint32(0x846ca68b)
 
 @njit(**FLAGS)
 def widened(u):
-    "The float32 that a bfloat16's bits are the upper half of."
+    "A bfloat16, given by its bits, as float32."
     return _float(np.uint32(np.uint32(u) << _16))
 
 
@@ -48,14 +48,14 @@ def rounded(x):
 
 @njit(**FLAGS)
 def mixed(x):
-    "A number of 32 bits, its bits mixed: one round of a hash, enough for what is added below the last bit kept."
+    "One round of a 32-bit hash, random enough for what is added below the last bit kept."
     x = np.uint32(np.uint32(x ^ np.uint32(x >> _15)) * _B)
     return np.uint32(x ^ np.uint32(x >> _16))
 
 
 @njit(**FLAGS)
 def drawn(i, key):
-    "A number of 32 bits for element `i`: for a `key` drawn evenly each is as likely as any other."
+    "A 32-bit random number for element `i`, uniform if `key` is."
     return mixed(np.uint32(np.uint32(np.uint32(i) * _A) + key))
 
 
@@ -73,7 +73,7 @@ def high(noise):
 
 @njit(**FLAGS)
 def dithered(x, noise):
-    "The bits of `x` as bfloat16, rounded up where its lower half and `noise`, 16 bits, carry."
+    "The bits of `x` as bfloat16, rounded up if its lower half plus `noise`, 16 bits, carries."
     u = bits_of(x)
     r = np.uint32(np.uint32(u + noise) >> _16)
     infinite = np.uint32(u & _MAGNITUDE) == _EXPONENT

@@ -1,18 +1,18 @@
-"""Sums over tensors in one pass, the same to the bit for any number of threads and any chunks: of squared gradients, in
-double precision, and of steps that agree with them, counted. Block by block, the blocks in order. Knows tables, no
-optimizer."""
+"""Kernels that sum over a table: squared gradients, and elements for which a mask holds. They sum by fixed blocks, in
+order, and therefore give the same bits for any number of threads and any chunk size."""
 from functools import lru_cache
 
 import numpy as np
 import torch
 
-from miniai.kernels.kernel import Kernel, parts
+from miniai.kernels.numba import Kernel
+from miniai.kernels.source import template_parts
 from miniai.kernels.trace import Trace
 
 __all__ = ['BLOCK', 'norm_kernel', 'count_kernel', 'blocks']
 
 BLOCK = 4096
-SOURCE = '''"Generated; delete it freely."
+SOURCE = '''"Generated; safe to delete."
 from math import sqrt
 
 import numpy as np
@@ -60,19 +60,19 @@ _SQUARES = Trace(('p', 'g'), (), lines={'np.float64(g_)': 'x'})
 
 @lru_cache(maxsize=8)
 def norm_kernel(dtype: torch.dtype) -> Kernel:
-    "A kernel that writes the sum of squares of each block of the table's gradients, its second column, to `sums`."
+    "The kernel that writes to `sums` the sum of squares of each block of gradients, the second column of the table."
     return Kernel(SOURCE.format(flags="'contract', 'nsz', 'reassoc'", zero='0.', term='x*x', block=BLOCK,
-                                **parts(_SQUARES, (dtype, dtype))))
+                                **template_parts(_SQUARES, (dtype, dtype))))
 
 
 @lru_cache(maxsize=256)
 def count_kernel(mask: Trace, dtypes: tuple[torch.dtype, ...]) -> Kernel:
-    "A kernel that writes, for each block, for how many elements `mask` holds to `sums`."
+    "The kernel that writes to `sums` the number of elements in each block for which `mask` holds."
     return Kernel(SOURCE.format(flags="'contract', 'nsz'", zero='0', term=f'({mask.results[0]})', block=BLOCK,
-                                **parts(mask, dtypes)))
+                                **template_parts(mask, dtypes)))
 
 
 def blocks(chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "For each chunk, the place of its first block among all; and for each block, the entry of the table it lies in."
+    "For each chunk the index of its first block; for each block the row of the table it belongs to."
     counts = -(-chunks[:, 2] // BLOCK)
     return np.cumsum(counts) - counts, np.repeat(chunks[:, 0], counts)

@@ -1,5 +1,5 @@
-"""A rule, run once with symbols: what holds no element is left to Python in double precision, the rest becomes straight
-lines of code. Knows no particular rule, and nothing of who runs the lines."""
+"""A rule, run once with symbols: expressions without an element are left to Python in double precision, the rest
+becomes straight-line code."""
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,15 +8,18 @@ from typing import Any
 __all__ = ['RuleError', 'Symbol', 'Trace', 'trace_rule', 'symbolic_where']
 
 
-class RuleError(TypeError): "A rule does what none may: an `if` on an element, arithmetic with a comparison."
+class RuleError(TypeError):
+    "A rule does something that no rule may do: branch on an element, or compute with a comparison."
 
 
 @dataclass(eq=False)
 class Trace:
-    """A rule as code. It takes `elements` by element and `hypers` by step. `steps` maps expressions over the hypers and
-    earlier ones to names, and `hosts` those whose values elements need to the names h0, h1, …; `lines` maps
-    expressions over elements, h's and earlier x's to the names x0, x1, …; `results` names the new parameter and states,
-    and `scalars` the numbers that go with them, as `hosts` has them. Beside operators they use sqrt, abs and where."""
+    """A rule as code, from `elements` and `hypers` to `results`, the names of the new parameter and states, and
+    `scalars`, the names of new numbers among the hosts.
+
+    `steps` maps expressions over hypers to names; Python computes them once per step. `hosts` maps those that elements
+    need to h0, h1, …. `lines` maps expressions over elements, h's and earlier lines to x0, x1, …. Expressions use
+    operators, sqrt, abs and where."""
     elements: tuple[str, ...]
     hypers: tuple[str, ...]
     steps: dict[str, str] = field(default_factory=dict)
@@ -27,25 +30,25 @@ class Trace:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        "What the elements are called in code: no name that code is written with ends in an underscore."
+        "The names of the elements in code, with an underscore: no other name in code ends in one."
         return tuple(f'{nm}_' for nm in self.elements)
 
     def step(self, code: str) -> str:
-        "The name of a value that Python computes, once a step; equal code is computed once."
+        "The name of a value that Python computes once per step; equal code is computed once."
         return self.steps.setdefault(code, f'__{len(self.steps)}')
 
     def host(self, code: str) -> str:
-        "The name of such a value for those who compute by element."
+        "The name of such a value in code that runs per element."
         return self.hosts.setdefault(code, f'h{len(self.hosts)}')
 
     def line(self, code: str) -> str:
-        "The name of a value that is computed by element; equal code is computed once."
+        "The name of a value computed per element; equal code is computed once."
         return self.lines.setdefault(code, f'x{len(self.lines)}')
 
 
 class Symbol:
-    """A number while a rule is traced: `code` that gives it, `elem` if it differs by element, `truth` if it is a
-    comparison, on a tape, `trace`."""
+    """A number while a rule is traced: the `code` of its value, `elem` if it differs by element, `truth` if it is a
+    comparison. Operations on it are written to `trace`."""
     def __init__(self, trace: Trace, code: str, elem: bool, truth: bool = False) -> None:
         self.trace, self.code, self.elem, self.truth = trace, code, elem, truth
 
@@ -105,7 +108,7 @@ def _name(x: Symbol) -> str: return x.code if x.elem else x.trace.host(x.code)
 def _power(base: Symbol, exponent: Any) -> Symbol:
     if not base.elem and not getattr(exponent, 'elem', False): return _node('{} ** {}', base, exponent)
     if isinstance(exponent, int | float) and exponent in _POWERS: return _POWERS[exponent](base)
-    raise TypeError(f"it takes an element to another power than {', '.join(map(str, _POWERS))}")
+    raise TypeError(f"it raises an element to a power other than {', '.join(map(str, _POWERS))}")
 
 
 _POWERS = {2: lambda x: x*x, 3: lambda x: x*x*x, 0.5: Symbol.sqrt}
@@ -118,9 +121,9 @@ def symbolic_where(cond: Any, a: Any, b: Any) -> Symbol:
 
 def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str, ...] = (),
                scalars: tuple[str, ...] = ()) -> Trace:
-    """Run `rule` once with symbols for its `elements` and `hypers`, by default those of its signature. The last of its
-    elements and results may be `scalars`, numbers that are the same for all elements. RuleError for an `if` on an
-    element; TypeError for what else has no symbols."""
+    """Run `rule` once with symbols for its `elements` and `hypers`, by default those of its signature. The last
+    elements and results may be `scalars`, numbers that are the same for all elements. RuleError if it branches on an
+    element; TypeError, or whatever the rule raises, if it cannot be traced otherwise."""
     elements, hypers = (elements, hypers) if elements else _signature(rule)
     trace = Trace(tuple(nm for nm in elements if nm not in scalars), (*hypers, *scalars))
     given = {nm: Symbol(trace, nm, False) for nm in trace.hypers}
@@ -135,7 +138,8 @@ def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str
 
 def _scalar_name(state: str, x: Symbol) -> str:
     if not x.elem: return _name(x)
-    raise RuleError(f"its state {state}, which scalars() says is one number a parameter, comes from an element")
+    raise RuleError(f"its state {state}, named by scalars(), must be one number per parameter, but depends on an "
+                    f"element")
 
 
 def _signature(rule: Callable) -> list[tuple[str, ...]]:

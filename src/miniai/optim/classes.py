@@ -1,4 +1,4 @@
-"The public faces of the rules: each class is its rule, with torch's names where torch has the same mathematics."
+"The built-in optimizers: a class for each rule, with torch's names if torch has the same mathematics."
 from miniai.optim import rules
 from miniai.optim.optimizer import RuleOptimizer
 
@@ -13,58 +13,59 @@ class SGD(RuleOptimizer):
 
 
 class Momentum(RuleOptimizer):
-    "`Momentum(params, lr, wd=0., mom=0.9)`: SGD along an average of gradients, dampened by 1-mom."
+    "`Momentum(params, lr, wd=0., mom=0.9)`: SGD along an average of the gradients, dampened by 1-mom."
     rule = rules.momentum
     state_names = dict(avg='momentum_buffer')
     torch_group = staticmethod(lambda group: dict(dampening=group['momentum']))
 
 
 class HeavyBall(RuleOptimizer):
-    "`HeavyBall(params, lr, wd=0., mom=0.9)`: SGD with momentum, as torch.optim.SGD has it."
+    "`HeavyBall(params, lr, wd=0., mom=0.9)`: SGD with momentum, the same as torch.optim.SGD."
     rule = rules.heavy_ball
     state_names = dict(buf='momentum_buffer')
     torch_group = staticmethod(lambda group: dict(dampening=0., nesterov=False))
 
 
 class Nesterov(RuleOptimizer):
-    "`Nesterov(params, lr, wd=0., mom=0.9)`: SGD with Nesterov's momentum, as torch.optim.SGD has it."
+    "`Nesterov(params, lr, wd=0., mom=0.9)`: SGD with Nesterov momentum, the same as torch.optim.SGD."
     rule = rules.nesterov
     state_names = dict(buf='momentum_buffer')
     torch_group = staticmethod(lambda group: dict(dampening=0., nesterov=True))
 
 
 class RMSProp(RuleOptimizer):
-    """`RMSProp(params, lr, wd=0., sqr_mom=0.99, eps=1e-5)`: the gradient over the root of its average square, which
-    starts at the first."""
+    """`RMSProp(params, lr, wd=0., sqr_mom=0.99, eps=1e-5)`: the gradient divided by the root of its average square. The
+    average starts at the first squared gradient."""
     rule = rules.rmsprop
     state_names = dict(sqr_avg='square_avg')
     torch_group = staticmethod(lambda group: dict(alpha=group['sqr_mom'], momentum=0., centered=False))
 
 
 class Adam(RuleOptimizer):
-    """`Adam(params, lr, wd=0., beta1=0.9, beta2=0.99, eps=1e-5)`: bias-corrected averages of gradient and square, `eps`
-    inside the root."""
+    """`Adam(params, lr, wd=0., beta1=0.9, beta2=0.99, eps=1e-5)`: the average gradient divided by the root of the
+    average square, both bias-corrected, with `eps` inside the root."""
     rule = rules.adam
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
 
 
 class Adagrad(RuleOptimizer):
-    "`Adagrad(params, lr, wd=0., lr_decay=0., eps=1e-10)`: the gradient over the root of the sum of its squares."
+    """`Adagrad(params, lr, wd=0., lr_decay=0., eps=1e-10)`: the gradient divided by the root of the sum of its squares,
+    the same as torch.optim.Adagrad."""
     rule = rules.adagrad
     state_names = dict(sqr_sum='sum')
 
 
 class AdamW(RuleOptimizer):
-    """`AdamW(params, lr=1e-3, wd=0.01, beta1=0.9, beta2=0.999, eps=1e-8)`: torch.optim.AdamW's mathematics, `eps`
-    outside the root."""
+    """`AdamW(params, lr=1e-3, wd=0.01, beta1=0.9, beta2=0.999, eps=1e-8)`: Adam with `eps` outside the root and
+    decoupled decay, the same as torch.optim.AdamW."""
     rule = rules.adamw
     default_wd = 0.01
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
 
 
 class NAdamW(RuleOptimizer):
-    """`NAdamW(params, lr=2e-3, wd=0.01, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3)`: AdamW with Nesterov's
-    momentum, torch.optim.NAdam's mathematics with decoupled decay."""
+    """`NAdamW(params, lr=2e-3, wd=0.01, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3)`: AdamW with Nesterov
+    momentum, the same as torch.optim.NAdam with decoupled decay."""
     rule = rules.nadamw
     default_wd = 0.01
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
@@ -72,6 +73,7 @@ class NAdamW(RuleOptimizer):
 
 
 class Lion(RuleOptimizer):
-    "`Lion(params, lr, wd=0., beta1=0.9, beta2=0.99)`: the sign of an average; rates a tenth of Adam's suit it."
+    """`Lion(params, lr, wd=0., beta1=0.9, beta2=0.99)`: the sign of an average gradient. It needs about a tenth of
+    Adam's learning rate."""
     rule = rules.lion
     state_names = dict(avg='exp_avg')

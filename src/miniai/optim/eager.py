@@ -1,5 +1,5 @@
-"""The eager path: a program's trace run on tensors, one parameter at a time; one without a trace is run as it is. Right
-on every device and dtype. Knows programs, no particular rule."""
+"""The eager path: one parameter at a time, by a trace run on tensors, or by the rule itself if it has no trace. Works
+on every device and dtype."""
 from collections.abc import Callable
 
 import torch
@@ -23,26 +23,26 @@ def wide(x: Tensor) -> Tensor:
 
 
 def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float],
-               dither: list[bool], key: int = 0) -> list[float]:
-    """One step in place on `tensors`, the parameter and its states; returns the new scalars, whose old ones are among
-    `hypers`. Half precision is computed in float32; the gradient is left alone. Results marked in `dither` are rounded
-    to bfloat16 at random, by `key`."""
-    news, scalars = _results(program, program.trace, program.run, tensors, g, hypers)
-    for k, (old, new) in enumerate(zip(tensors, news, strict=True)):
-        if dither[k]: local(old).copy_(dithered(local(new), key, sum(dither[:k])))
-        else: old.copy_(new)
+               dither: tuple[bool, ...], key: int = 0) -> list[float]:
+    """One step in place on `tensors`, the parameter and its states. `hypers` include the program's scalars; their new
+    values are returned. Half precision is computed in float32. Tensors marked in `dither` are rounded to bfloat16 at
+    random, by `key`."""
+    new, scalars = _results(program, program.trace, program.run, tensors, g, hypers)
+    for k, (old, x) in enumerate(zip(tensors, new, strict=True)):
+        if dither[k]: local(old).copy_(dithered(local(x), key, sum(dither[:k])))
+        else: old.copy_(x)
     return scalars
 
 
 def eager_share(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float]) -> float:
-    "The share of the elements of a parameter whose step agrees with the gradient; 1 where there are none."
+    "The share of a parameter's elements whose step agrees with the gradient; 1 for a parameter without elements."
     mask = _results(program, program.mask_trace, program.mask, tensors, g, hypers)[0][0]
     return float(mask.double().mean()) if mask.numel() else 1.
 
 
 @torch.no_grad()
 def eager_sum_of_squares(g: Tensor) -> float:
-    "Of a gradient, in double precision, row by row: for any number of threads the same to the bit."
+    "Of a gradient, in double precision; the same bits for any number of threads."
     if has_sums_in_parts(placement(g)): g = g.full_tensor()
     sums = [F.pad(part.double().square(), (0, -len(part) % _BLOCK)).view(-1, _BLOCK).sum(1)
             for part in local(g).reshape(-1).split(_BLOCK*_BLOCKS)]
@@ -51,23 +51,15 @@ def eager_sum_of_squares(g: Tensor) -> float:
 
 def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[Tensor], g: Tensor,
              hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
-    "The tensors and the scalars that `f`, or its trace, gives; none of them is one of `tensors`."
-    olds = [wide(x) for x in tensors]
-    if trace is None: return _split(_call(program, f, olds, wide(g), hypers), len(program.scalars))
+    "The tensors and scalars that `f`, or its trace, returns; none of the tensors is one of `tensors`."
+    old, g = [wide(x) for x in tensors], wide(g)
+    if trace is None:  # a rule may change its arguments in place: give it copies
+        rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
+        out = f(old[0].clone(), g.clone(), *(s.clone() for s in old[1:]), *map(hypers.get, program.scalars), **rest)
+        n = len(out) - len(program.scalars)
+        return list(out[:n]), list(map(float, out[n:]))
     hosts = host_function(trace)(**hypers)
-    news = element_function(trace)(olds[0], wide(g), *olds[1:], *hosts)
-    moved = [any(new is o for o in olds) and new is not old for old, new in zip(olds, news, strict=False)]
-    return ([new.clone() if m else new for new, m in zip(news, moved, strict=True)],
-            [hosts[i] for i in scalar_places(trace)])
-
-
-def _call(program: Program, f: Callable, olds: list[Tensor], g: Tensor, hypers: dict[str, float]) -> list:
-    "A program's function itself, on copies: a rule may change what it is given."
-    rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
-    return list(f(olds[0].clone(), g.clone(), *(s.clone() for s in olds[1:]),
-                  *(hypers[nm] for nm in program.scalars), **rest))
-
-
-def _split(out: list, scalars: int) -> tuple[list[Tensor], list[float]]:
-    n = len(out) - scalars
-    return out[:n], [float(x) for x in out[n:]]
+    new = element_function(trace)(old[0], g, *old[1:], *hosts)
+    # A rule may return an argument as another state: copying in place must not overwrite it before it is read.
+    new = [x.clone() if any(x is o for o in old) else x for x in new]
+    return new, [hosts[i] for i in scalar_places(trace)]

@@ -1,5 +1,5 @@
-"""Rounding to bfloat16 at random, up or down in proportion: the mean of what is stored is what was computed. The same
-bits as in kernels, from torch's integers. Knows torch alone."""
+"""Stochastic rounding to bfloat16: up or down at random, so that the mean of what is stored is what was computed. The
+same bits as in kernels, by torch's integers."""
 import torch
 from torch import Tensor
 
@@ -9,14 +9,14 @@ _MASK = 0xffffffff
 
 
 def _mixed(x: Tensor) -> Tensor:
-    "32 bits, mixed, of integers held in int64: one round of a hash."
+    "One round of a 32-bit hash of integers held in int64."
     x = ((x ^ (x >> 15)) * 0x846ca68b) & _MASK
     return x ^ (x >> 16)
 
 
 def key_of(seed: int, step: int, place: int, part: int = 0) -> int:
-    """A key of 32 bits for one tensor at one step: a function of `seed`, `step`, the tensor's `place`, and which `part`
-    of it this is."""
+    """A 32-bit key for one tensor at one step, from `seed`, `step`, the tensor's `place`, and which `part` of it this
+    process has."""
     x = (seed ^ (step*0x9e3779b97f4a7c15) ^ (place*0xbf58476d1ce4e5b9) ^ (part*0x94d049bb133111eb)) & (2**64 - 1)
     x = ((x ^ (x >> 30)) * 0xbf58476d1ce4e5b9) & (2**64 - 1)
     x = ((x ^ (x >> 27)) * 0x94d049bb133111eb) & (2**64 - 1)
@@ -24,8 +24,8 @@ def key_of(seed: int, step: int, place: int, part: int = 0) -> int:
 
 
 def dithered(x: Tensor, key: int, turn: int = 0) -> Tensor:
-    """`x` as bfloat16, each element rounded by its own place in memory, `key`, and its `turn` among the tensors rounded
-    with that key; NaN and infinities stay. Every two turns share a number of 32 bits, half each."""
+    """`x` as bfloat16, rounded at random by each element's place in memory, `key`, and the `turn` of this tensor among
+    those rounded with that key. Two turns share a 32-bit random number, half each. NaN and infinities stay."""
     x = x.float()
     bits, noise = x.view(torch.int32).long() & _MASK, torch.empty_like(x, dtype=torch.int64)
     in_memory = sorted(range(x.ndim), key=lambda d: (-noise.stride(d), d))

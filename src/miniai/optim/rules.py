@@ -1,8 +1,8 @@
-"""Update rules as their equations, from simple to hard: pure functions of numbers, which know no engine.
+"""Update rules as their equations, from simple to hard: pure functions of numbers.
 
 A rule takes a parameter `p`, its gradient `g`, then state by name, and keyword-only hyperparameters, with `t` the
 parameter's own step count from 1; it returns the new parameter and the new state. It runs on Python floats and on
-tensors alike. Decay is not its business.
+tensors alike. Weight decay is not part of a rule: the optimizer applies it.
 """
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ __all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'a
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
-    """Decorator: says what a rule's state is before its first step, as a function of `(p, g)`. State that is not named
-    starts at zero."""
+    """Decorator: the value of a rule's states before the first step, as functions of `(p, g)`. Other states start at
+    zero."""
     def decorate(rule: Callable) -> Callable:
         rule.starts = states
         return rule
@@ -23,10 +23,10 @@ def starts(**states: Callable[[Any, Any], Any]) -> Callable:
 
 
 def scalars(**states: float) -> Callable:
-    """Decorator: says which states of a rule are one number for a whole parameter, and what they start at. Their new
-    value must come from hyperparameters and each other, not from an element. They are the last in its signature."""
+    """Decorator: states of a rule that are one number for a whole parameter, with their first values. They come last in
+    the signature, and their new values may depend on hyperparameters and each other, not on elements."""
     bad = {nm: x for nm, x in states.items() if not isinstance(x, int | float)}
-    if bad: raise TypeError(f"scalars() takes numbers that states start at, got {bad}")
+    if bad: raise TypeError(f"scalars() takes numbers, the first values of states, got {bad}")
     def decorate(rule: Callable) -> Callable:
         rule.scalars = states
         return rule

@@ -1,5 +1,4 @@
-"""Schedules looked at before training: what a torch scheduler does to every hyperparameter.
-Knows torch's schedulers and pictures."""
+"What a torch scheduler does to every hyperparameter, traced and drawn before training."
 import math
 import warnings
 from collections.abc import Callable
@@ -14,15 +13,14 @@ __all__ = ['plot_schedule', 'trace_schedule', 'most_steps']
 
 
 def most_steps(sched: Any) -> float:
-    "How often a torch scheduler can be stepped before it raises; infinity where it never does."
+    "How many steps a torch scheduler takes before it raises an error; infinity if it never does."
     if isinstance(sched, lr_scheduler.SequentialLR): return _most_of_sequence(sched._schedulers, sched._milestones)
     if isinstance(sched, lr_scheduler.ChainedScheduler): return min(map(most_steps, sched._schedulers))
     return getattr(sched, 'total_steps', math.inf)
 
 
 def _most_of_sequence(parts: list, milestones: list[int]) -> float:
-    """A part takes a step at each count after its start and before the next one's, where its own first step is
-    behind it."""
+    "Each part takes a step at every count after its start and before the next part's; its first step is already done."
     most = math.inf
     for part, start, end in zip(parts, [0, *milestones], [*milestones, math.inf], strict=True):
         allowed = most_steps(part)
@@ -32,13 +30,13 @@ def _most_of_sequence(parts: list, milestones: list[int]) -> float:
 
 def trace_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable = torch.optim.AdamW,
                    lr: float = 1.) -> dict[str, list[float]]:
-    """The value of every number in the first parameter group at each of `steps` steps, by name; `betas`
-    as beta1, beta2, …. `sched(opt)` makes the scheduler on a throw-away optimizer from `opt_func`.
-    ValueError where it is made for fewer steps."""
+    """The value of every number in the first parameter group at each of `steps` steps, by name; `betas` as beta1,
+    beta2, …. `sched(opt)` creates the scheduler on a temporary optimizer from `opt_func`. ValueError if it allows fewer
+    steps."""
     opt = opt_func([torch.nn.Parameter(torch.zeros(()))], lr=lr)
     schedo, rows = sched(opt), []
     if steps > most_steps(schedo):
-        raise ValueError(f"the schedule {type(schedo).__name__} is made for {most_steps(schedo)} steps, "
+        raise ValueError(f"the schedule {type(schedo).__name__} allows {most_steps(schedo)} steps, "
                          f"fewer than {steps}")
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*lr_scheduler.step.*before.*optimizer.step')
@@ -50,7 +48,7 @@ def trace_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable =
 
 def _advance(schedo: Any) -> None:
     if not isinstance(schedo, lr_scheduler.ReduceLROnPlateau): return schedo.step()
-    raise TypeError("ReduceLROnPlateau follows the loss, so it cannot be drawn before training")
+    raise TypeError("ReduceLROnPlateau depends on the loss, so it cannot be drawn before training")
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, float]:
@@ -61,13 +59,12 @@ def _numbers(group: dict[str, Any]) -> dict[str, float]:
 
 def plot_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable = torch.optim.AdamW, lr: float = 1.,
                   names: list[str] | None = None) -> Any:
-    """Draw what `sched(opt)` does over `steps` steps, a panel for each hyperparameter that it
-    moves, or for each of `names`: before any training. `opt_func(params, lr=lr)` makes the
-    optimizer that it is shown on. Returns the axes."""
+    """Draw what `sched(opt)` does over `steps` steps, before any training: a panel for each hyperparameter that it
+    changes, or for each of `names`. `opt_func(params, lr=lr)` creates the optimizer for it. Returns the axes."""
     values = trace_schedule(sched, steps, opt_func, lr)
     if not values: raise ValueError(f"steps must be 1 or more, got {steps}")
     unknown = [n for n in names or () if n not in values]
-    if unknown: raise ValueError(f"no hyperparameter {', '.join(unknown)} here; there are {', '.join(values)}")
+    if unknown: raise ValueError(f"no hyperparameter {', '.join(unknown)}; there are {', '.join(values)}")
     names = names or [k for k, v in values.items() if len(set(v)) > 1] or ['lr']
     axs = get_grid(len(names), nrows=1, figsize=(5*len(names), 3.5), layout='constrained')[1]
     for ax, name in zip(axs.flat, names, strict=True):

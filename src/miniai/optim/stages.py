@@ -1,5 +1,5 @@
-"""What an optimizer does around its rule, each a small function of numbers: scaling and clipping gradients, decay,
-cautious masking, weight averages. Composed with a rule they are a rule again. Knows specs, no engine."""
+"""Stages around a rule, each a small function of numbers: gradient scaling and clipping, decay, cautious masking,
+weight averages. A rule with its stages is a rule again."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,12 +12,12 @@ from miniai.optim.spec import RuleSpec, rule_name
 __all__ = ['Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2', 'agrees', 'cautious',
            'rescaled', 'averaged']
 
-SMALLEST_SHARE = 1e-3  # as in the authors' own code: a step is lengthened a thousandfold at most
+SMALLEST_SHARE = 1e-3  # as in the authors' code: a step becomes at most a thousand times longer
 
 
 @dataclass(frozen=True)
 class Stages:
-    "Which stages stand around a rule."
+    "Which stages surround a rule."
     clip_value: bool = False
     decoupled: bool = True
     cautious: bool = False
@@ -26,7 +26,7 @@ class Stages:
 
 
 def clipped(g: Any, limit: Any) -> Any:
-    "`g`, kept between -limit and limit."
+    "`g`, clamped to [-limit, limit]."
     return maximum(minimum(g, limit), -limit)
 
 
@@ -41,7 +41,7 @@ def with_l2(p: Any, g: Any, wd: Any) -> Any:
 
 
 def agrees(p: Any, new_p: Any, g: Any) -> Any:
-    "Does the step from `p` to `new_p` go against the gradient?"
+    "Whether the step from `p` to `new_p` goes against the gradient."
     return where(g > 0, p - new_p, where(g < 0, new_p - p, 0.)) > 0
 
 
@@ -51,7 +51,7 @@ def cautious(p: Any, new_p: Any, g: Any) -> Any:
 
 
 def rescaled(p: Any, new_p: Any, share: Any) -> Any:
-    "The step over the share of elements that may take it, which keeps its mean length (Liang et al. 2024)."
+    "The step divided by the share of elements that take it, which keeps its mean length (Liang et al. 2024)."
     return p - (p - new_p) * (1/maximum(share, SMALLEST_SHARE))
 
 
@@ -62,10 +62,9 @@ def averaged(ema: Any, p: Any, decay: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A rule with its stages around it: `run(p, g, *states, *scalars, **hypers)` gives the new parameter, states and
-    scalars. `mask`, of the same arguments, says where a step agrees with its gradient; None unless the step is
-    rescaled by its mean, as the hyperparameter `share`. `trace` and `mask_trace` are both as code, None where the rule
-    has none."""
+    """A rule with its stages: `run(p, g, *states, *scalars, **hypers)` returns the new parameter, states and scalars.
+    `mask`, with the same arguments, says where a step agrees with the gradient; it is None unless the step is rescaled
+    by the mask's mean, the hyperparameter `share`. `trace` and `mask_trace` are their traces, None if untraceable."""
     spec: RuleSpec
     stages: Stages
     states: tuple[str, ...]
@@ -76,21 +75,29 @@ class Program:
 
     @property
     def scalars(self) -> dict[str, float]:
-        "The rule's states that are one number a parameter, with what they start at."
+        "The rule's states that are one number per parameter, with their first values."
         return self.spec.scalars
 
 
 @lru_cache(maxsize=512)
 def program(spec: RuleSpec, stages: Stages) -> Program:
-    "The composition of a rule and its stages, traced."
-    states, own = (*spec.states, 'ema') if stages.ema else spec.states, dict(
-        clip_value=stages.clip_value, ema_decay=stages.ema, share=stages.rescaled)
-    hypers = ('t', *spec.hypers, 'wd', 'g_scale', *(nm for nm, used in own.items() if used))
-    def traced(f: Callable | None) -> Trace | None:
-        if spec.untraced or not f: return None
-        return trace_rule(f, ('p', 'g', *states, *spec.scalars), hypers, tuple(spec.scalars))
-    run, mask = _composed(spec, stages), _mask(spec, stages) if stages.rescaled else None
-    return Program(spec, stages, states, run, traced(run), mask, traced(mask))
+    "A rule and its stages, composed and traced."
+    n, states = len(spec.states), (*spec.states, 'ema') if stages.ema else spec.states
+    def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
+        p, g = prepared(stages, p, g, h)
+        new_p, *new = _call(spec, p, g, states, h)
+        if stages.rescaled: new_p = rescaled(p, new_p, h['share'])
+        if stages.cautious: new_p = cautious(p, new_p, g)
+        average = (averaged(states[n], new_p, h['ema_decay']),) if stages.ema else ()
+        return (new_p, *new[:n], *average, *new[n:])
+    def mask(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
+        p, g = prepared(stages, p, g, h)
+        return agrees(p, _call(spec, p, g, states, h)[0], g), *states[len(states) - len(spec.scalars):]
+    hypers = ('t', *spec.hypers, 'wd', 'g_scale', 'clip_value', 'ema_decay', *(('share',) if stages.rescaled else ()))
+    def traced(f: Callable) -> Trace | None:
+        return None if spec.untraced else trace_rule(f, ('p', 'g', *states, *spec.scalars), hypers, tuple(spec.scalars))
+    masks = (mask, traced(mask)) if stages.rescaled else (None, None)
+    return Program(spec, stages, states, run, traced(run), *masks)
 
 
 def prepared(stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any]:
@@ -100,27 +107,8 @@ def prepared(stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, An
     return (decayed(p, h['lr'], h['wd']), g) if stages.decoupled else (p, with_l2(p, g, h['wd']))
 
 
-def _composed(spec: RuleSpec, stages: Stages) -> Callable:
-    n = len(spec.states)
-    def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        p, g = prepared(stages, p, g, h)
-        new_p, *news = _ruled(spec, p, g, states, h)
-        if stages.rescaled: new_p = rescaled(p, new_p, h['share'])
-        if stages.cautious: new_p = cautious(p, new_p, g)
-        average = (averaged(states[n], new_p, h['ema_decay']),) if stages.ema else ()
-        return (new_p, *news[:n], *average, *news[n:])
-    return run
-
-
-def _mask(spec: RuleSpec, stages: Stages) -> Callable:
-    def mask(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        p, g = prepared(stages, p, g, h)
-        return agrees(p, _ruled(spec, p, g, states, h)[0], g), *states[len(states) - len(spec.scalars):]
-    return mask
-
-
-def _ruled(spec: RuleSpec, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:
-    "What the rule gives, a tuple. TypeError where that is not the parameter and its states."
+def _call(spec: RuleSpec, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:
+    "What the rule returns, as a tuple. TypeError if it is not the parameter and its states."
     own = (*states[:len(spec.states)], *states[len(states) - len(spec.scalars):])
     out = spec.rule(p, g, *own, **{nm: h[nm] for nm in (*spec.hypers, *(('t',) if spec.uses_t else ()))})
     out = out if isinstance(out, tuple) else (out,)

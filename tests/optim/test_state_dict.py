@@ -1,4 +1,4 @@
-"The state of optimizers: saved and continued to the bit, copied, and exchanged with torch's own classes."
+"State dicts: saved and continued to the bit, and exchanged with torch's own classes."
 import copy
 import io
 import pickle
@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adam, Momentum, NAdamW, RMSProp
-from opts import each_class, net, param, same, train
+from miniai.optim import SGD, Adam, AdamW, Momentum, NAdamW, RMSProp
+from opts import each_class, everything, net, param, params, run, same, train
 
-# Saved and continued
 
 def in_memory(x):
     file = io.BytesIO()
@@ -54,16 +53,18 @@ def test_a_state_of_other_groups_is_refused(cls):
         cls([dict(params=[param(1)]), dict(params=[param(1)])], lr=.1).load_state_dict(saved)
 
 
-@each_class
+@pytest.mark.parametrize(('cls', 'options'), [(SGD, {}), (Momentum, {}), (RMSProp, {}), (Adam, {}),
+                                             (AdamW, dict(ema=.9, clip_norm=1., state='bf16', seed=3))])
 @pytest.mark.parametrize('double', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-def test_a_copy_by_deepcopy_or_pickle_continues_bit_for_bit(cls, double):
+def test_a_copy_by_deepcopy_or_pickle_continues_bit_for_bit(cls, options, double):
     model = net()
-    opt = cls(model.parameters(), lr=.01, wd=.1)
+    opt = cls(model.parameters(), lr=.01, wd=.1, **options)
     train(model, opt, 3)
     other, opt2 = double((model, opt))
     assert type(opt2) is cls
     for m, o in ((model, opt), (other, opt2)): train(m, o, 3, seed=1)
     assert all(map(torch.equal, model.parameters(), other.parameters()))
+    assert same(opt.state_dict(), opt2.state_dict())
     assert all(p is q for p, q in zip(other.parameters(), opt2.param_groups[0]['params'], strict=True))
 
 
@@ -75,6 +76,28 @@ def test_a_state_saved_in_channels_last_stays_so(cls):
     opt.step()
     opt2.load_state_dict(in_memory(opt.state_dict()))
     assert all(x.stride() == b.stride() for k, x in opt2.state[b].items() if k != 'step')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_a_reloaded_optimizer_continues_to_the_same_bits(dtype):
+    ps, kinds = params((5,), (4, 3), dtype=dtype), dict(lr=.1, ema=.9, state='bf16', rounding='stochastic', seed=3)
+    opt = run(AdamW(ps, **kinds), ps, 3)
+    saved, qs = copy.deepcopy(opt.state_dict()), [nn.Parameter(p.detach().clone()) for p in ps]
+    other = AdamW(qs, **kinds)
+    other.load_state_dict(saved)
+    run(opt, ps, 3, 9), run(other, qs, 3, 9)
+    assert same(everything(opt, ps), everything(other, qs))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_an_average_keeps_its_precision_through_a_state_dict_beside_states_in_bfloat16(dtype):
+    ps = params((50,), dtype=dtype)
+    opt = run(AdamW(ps, lr=.1, ema=.9, state='bf16'), ps, 5)
+    saved, other = opt.state_dict(), AdamW(ps, lr=.1, ema=.9, state='bf16')
+    other.load_state_dict(saved)
+    assert other.state[ps[0]]['ema'].dtype == torch.float32
+    assert other.state[ps[0]]['exp_avg'].dtype == torch.bfloat16
+    assert torch.equal(other.state[ps[0]]['ema'], opt.state[ps[0]]['ema'])
 
 
 # Exchange with torch's own classes
@@ -100,7 +123,10 @@ def doubles():
 
 
 NADAM = dict(decoupled_weight_decay=True)
+
 ADAM = dict(eps=0.)     # where eps is 0 it matters not that ours is inside the root
+
+
 EXCHANGES = [
     (SGD, {}, torch.optim.SGD, {}),
     (Momentum, dict(mom=.8), torch.optim.SGD, dict(momentum=.8, dampening=.8)),
@@ -108,29 +134,9 @@ EXCHANGES = [
     (Adam, dict(beta1=.8, beta2=.9, wd=.1, **ADAM), torch.optim.AdamW, dict(betas=(.8, .9), weight_decay=.1, **ADAM)),
     (Adam, dict(beta1=.8, beta2=.9, **ADAM), torch.optim.Adam, dict(betas=(.8, .9), **ADAM)),
     (NAdamW, dict(beta1=.8, wd=.1), torch.optim.NAdam, dict(betas=(.8, .999), weight_decay=.1, **NADAM))]
+
+
 each_exchange = pytest.mark.parametrize(('cls', 'kw', 'theirs', 'their_kw'), EXCHANGES)
-
-
-def test_sgd_is_torchs_sgd_and_adam_with_eps_0_is_torchs_adamw():
-    for cls, kw, theirs, their_kw in (EXCHANGES[0], EXCHANGES[3]):
-        p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
-        q = twin(p)
-        steps(cls([p], lr=.1, **kw), p, gs)
-        steps(theirs([q], lr=.1, **their_kw), q, gs)
-        assert near(p, q)
-
-
-@each_exchange
-def test_our_state_continues_in_torchs_class_under_its_groups(cls, kw, theirs, their_kw):
-    p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
-    opt = cls([p], lr=.1, **kw)
-    steps(opt, p, gs[:5])
-    q = twin(p)
-    other = theirs([q], lr=.1, **their_kw)
-    other.load_state_dict(copy.deepcopy(other.state_dict() | dict(state=opt.state_dict()['state'])))
-    steps(opt, p, gs[5:])
-    steps(other, q, gs[5:])
-    assert near(p, q)
 
 
 @each_exchange
@@ -195,19 +201,31 @@ def test_momentum_is_torchs_dampened_momentum_from_the_second_step_on_and_back()
 def test_a_state_of_other_betas_or_another_kind_of_decay_or_no_step_is_refused():
     p = param(4)
     saved = torch.optim.NAdam([p], weight_decay=.1).state_dict()
-    says = 'trained with L2 regularisation, this NAdamW has decoupled decay: make it with decoupled=False'
+    says = 'trained with L2 regularisation, this NAdamW has decoupled decay: create it with decoupled=False'
     with pytest.raises(ValueError, match=says): NAdamW([p]).load_state_dict(saved)
     NAdamW([p], decoupled=False).load_state_dict(saved)
     opt = NAdamW([p])
     opt.step()
     before = copy.deepcopy(opt.state_dict())
     for change, says in ((lambda d: d['param_groups'][0].update(betas=(.9,)), 'has 1 betas, NAdamW takes 2'),
-                         (lambda d: d['state'][0].update(step='x'), "'step' of parameter 0 must be one number"),
-                         (lambda d: d['state'][0].update(mu_product=[1.]), "'mu_product' of parameter 0 must be one")):
+                         (lambda d: d['state'][0].update(step='x'), "'step' of parameter 0 .* must be one number"),
+                         (lambda d: d['state'][0].update(mu_product=[1.]), "'mu_product' .* must be one number")):
         broken = copy.deepcopy(before)
         change(broken)
         with pytest.raises(ValueError, match=says): opt.load_state_dict(broken)
         assert same(opt.state_dict(), before)
+
+
+def test_a_state_dict_of_another_shape_or_dtype_is_refused_and_changes_nothing():
+    ps = params((4,))
+    opt = run(Momentum(ps, lr=.1), ps, 2)
+    before = everything(opt, ps)
+    for wrong, says in ((torch.zeros(5), 'shape'), (torch.zeros(4, dtype=torch.int64), 'dtype'),
+                        (torch.zeros(4, dtype=torch.complex64), 'dtype'), (None, 'no')):
+        saved = opt.state_dict()
+        saved['state'] = {0: dict(saved['state'][0], momentum_buffer=wrong)}
+        with pytest.raises(ValueError, match=says): opt.load_state_dict(saved)
+        assert same(everything(opt, ps), before)
 
 
 def test_l2_goes_to_torchs_class_as_l2():
@@ -225,8 +243,3 @@ def test_numbers_of_bfloat16_parameters_are_exchanged_unrounded():
     other = NAdamW([p])
     other.load_state_dict(in_memory(opt.state_dict()))
     assert other.state[p]['mu_product'] == opt.state[p]['mu_product'] != float(torch.tensor(.0912143).bfloat16())
-
-
-def test_rates_of_decay_below_zero_are_refused():
-    with pytest.raises(ValueError, match='momentum_decay must be 0 or more, got -1'):
-        NAdamW([param(1)], momentum_decay=-1)

@@ -1,0 +1,137 @@
+"How an optimizer steps its parameters: in tables that kernels run over, or one by one if no kernel can."
+import math
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+
+from miniai.distributed.dtensor import part_number, placement
+from miniai.kernels.numba import serial_reason
+from miniai.kernels.python import host_function
+from miniai.optim.eager import eager_share, eager_step, eager_sum_of_squares
+from miniai.optim.rounding import key_of
+from miniai.optim.slot import Slot, eager_reason, slots_of, start_states
+from miniai.optim.table import Table
+
+__all__ = ['Plan', 'current_plan', 'hypers_of']
+
+
+def current_plan(opt: Any) -> 'Plan':
+    "The optimizer's plan, with all addresses read anew; a new plan if the old one no longer fits."
+    if opt._plan is None or not opt._plan.refresh(opt): opt._plan = Plan(opt)
+    return opt._plan
+
+
+class Plan:
+    "Which parameters are stepped together, in which table, and which one by one, for what reason."
+    def __init__(self, opt: Any) -> None:
+        _check_dense(opt)
+        slots = list(slots_of(opt))
+        self.parts, self.rounding = _parts(opt), opt.rounding
+        self.idle = [p for g in opt.param_groups for p in g['params'] if p.grad is None]
+        self.places = [opt.rule_of(g).spec.places for g in opt.param_groups]
+        self.eager, kinds = {}, {}
+        for s in slots:
+            kind = s.program, *(x.dtype for x in s.tensors), placement(s.p)
+            why = eager_reason(s)
+            if why: self.eager[s] = why
+            else: kinds.setdefault(kind, []).append(s)
+        self.tables = [Table(same, same[0].dither(opt.rounding)) for same in kinds.values()]
+        self.unstarted = [s for s in slots if s.state['step'] == 0]
+        self.changed = [p for t in self.tables for p in t.params]
+        if not all(t.refresh() for t in self.tables):
+            raise RuntimeError("parameters changed during a step: call an optimizer's step from one thread only")
+
+    def refresh(self, opt: Any) -> bool:
+        "Read all addresses anew. False if parameters, gradients, states or groups are not those planned for."
+        parts = _parts(opt)
+        if len(parts) != len(self.parts) or not all(map(is_, parts, self.parts)): return False
+        if any(p.grad is not None for p in self.idle): return False
+        for s, why in self.eager.items():
+            if s.p.grad is None or s.p.grad.layout is not torch.strided or eager_reason(s) != why: return False
+        return all(t.refresh() for t in self.tables)
+
+    def step(self, opt: Any) -> None:
+        "Step every parameter once. Whatever can fail comes first, before any parameter or step count changes."
+        scale = self._gradient_scale(opt)
+        if scale is None:
+            opt.skipped += 1
+            return
+        common = dict(g_scale=scale, clip_value=opt.clip_value, ema_decay=opt.ema)
+        hypers = [hypers_of(g, places) | common for g, places in zip(opt.param_groups, self.places, strict=True)]
+        for s in self.unstarted: start_states(s, hypers[s.group])
+        for t in self.tables: t.fill(hypers, opt.seed)
+        numbers = [self._eager_numbers(s, hypers[s.group]) for s in self.eager]
+        for t in self.tables: t.launch()
+        for s, given in zip(self.eager, numbers, strict=True): self._step_eagerly(s, given, opt.seed)
+        torch.autograd.graph.increment_version(self.changed)
+        self.unstarted = []
+
+    def _gradient_scale(self, opt: Any) -> float | None:
+        "The factor that unscales and clips all gradients; None if the step must be skipped."
+        found_inf, grad_scale = getattr(opt, 'found_inf', None), getattr(opt, 'grad_scale', None)  # set by GradScaler
+        if found_inf is not None and found_inf.item(): return None
+        scale = 1. if grad_scale is None else 1/grad_scale.item()
+        if opt.clip_norm is None and not opt.skip_nonfinite: return scale
+        norm = math.sqrt(self.sum_of_squares())*scale
+        if opt.skip_nonfinite and not math.isfinite(norm): return None
+        return scale if opt.clip_norm is None else scale*min(opt.clip_norm/(norm + 1e-6), 1.)
+
+    def sum_of_squares(self) -> float:
+        "Of all gradients, in double precision; NaN or infinite if one of them is."
+        return sum(t.sum_of_squares() for t in self.tables) + sum(eager_sum_of_squares(s.p.grad) for s in self.eager)
+
+    @torch.no_grad()
+    def _eager_numbers(self, s: Slot, hypers: dict[str, float]) -> dict[str, float]:
+        "All numbers that the eager path needs for one parameter."
+        given = hypers | dict(t=s.state['step'] + 1)
+        given |= {nm: s.state[k] for nm, k in zip(s.program.scalars, s.number_keys, strict=True)}
+        if s.program.mask:
+            given['share'] = 1.
+            given['share'] = eager_share(s.program, s.tensors, s.p.grad, given)
+        if s.program.trace: host_function(s.program.trace)(**given)  # fails here, if at all
+        return given
+
+    @torch.no_grad()
+    def _step_eagerly(self, s: Slot, given: dict[str, float], seed: int) -> None:
+        key = key_of(seed, given['t'], s.place, part_number(placement(s.p)))
+        new = eager_step(s.program, s.tensors, s.p.grad, given, s.dither(self.rounding), key)
+        s.state.update(zip(s.number_keys, new, strict=True))
+        s.state['step'] += 1
+
+    def path(self) -> str:
+        "Which path steps how many parameters, and why, line by line."
+        lines = []
+        for t in self.tables:
+            why = serial_reason(t.elements)
+            threads = f'one thread, because {why}' if why else f'{torch.get_num_threads()} threads'
+            lines.append((t.slots[0].rule, f"fused: {_count(t.slots)}, {t.elements:,} elements in "
+                          f"{str(t.params[0].dtype)[6:]}, on {threads}"))
+        for rule in dict.fromkeys(s.rule for s in self.eager):
+            reasons = [why for s, why in self.eager.items() if s.rule is rule]
+            lines.append((rule, f"eager: {_count(reasons)}, because {'; '.join(sorted(set(reasons)))}"))
+        several = len({rule for rule, _ in lines}) > 1
+        return '\n'.join(f'{rule.__name__}, {line}' if several else line for rule, line in lines) or \
+            'no parameter has a gradient'
+
+
+def hypers_of(group: dict[str, Any], places: list[tuple[str, str, int | None]]) -> dict[str, float]:
+    "A group's hyperparameters as Python floats, each from its place: (name, key of the group, index or None)."
+    return {nm: float(group[key] if i is None else group[key][i]) for nm, key, i in places}
+
+
+def _parts(opt: Any) -> list:
+    "The objects that a plan is made for, in order, to be compared by identity."
+    groups = chain.from_iterable((g.get('rule'), *g['params']) for g in opt.param_groups)
+    return [opt.stages, opt.state, *groups, *opt.state.values()]
+
+
+def _count(xs: list) -> str: return f"{len(xs)} parameter{'s'*(len(xs) != 1)}"
+
+
+def _check_dense(opt: Any) -> None:
+    for p in chain.from_iterable(g['params'] for g in opt.param_groups):
+        if p.grad is None or p.grad.layout is torch.strided: continue
+        raise TypeError(f"a parameter of shape {tuple(p.shape)} has a sparse gradient, which rules cannot use: "
+                        f"create its layer with sparse=False, or give it to torch.optim.SparseAdam")

@@ -1,0 +1,89 @@
+"A parameter as a step sees it: its group, its rule with all stages, and its state, made and started here."
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniai.distributed.dtensor import has_sums_in_parts, local, placement
+from miniai.kernels.numba import unsupported
+from miniai.optim.eager import wide
+from miniai.optim.stages import Program, prepared, program
+
+__all__ = ['Slot', 'eager_reason', 'new_state', 'slots_of', 'start_states']
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Slot:
+    """A parameter that has a gradient; the index of its group; its rule's class; its state, and the keys there of
+    tensors and of numbers; and its place among all parameters and states, for random rounding."""
+    p: Tensor
+    group: int
+    rule: type
+    program: Program
+    state: dict[str, Any]
+    keys: tuple[str, ...]
+    number_keys: tuple[str, ...]
+    place: int
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        "The parameter and its states."
+        return [self.p, *(self.state[k] for k in self.keys)]
+
+    def dither(self, rounding: str) -> tuple[bool, ...]:
+        "Which of `tensors` are kept in bfloat16 and rounded at random: states always, the average of weights never."
+        wanted = [rounding == 'stochastic', *(s != 'ema' for s in self.program.states)]
+        return tuple(w and x.dtype is torch.bfloat16 for w, x in zip(wanted, self.tensors, strict=True))
+
+
+def slots_of(opt: Any) -> Iterator[Slot]:
+    "A slot for each parameter that has a gradient. Makes states that are missing, all zeros."
+    place = 0
+    for i, group in enumerate(opt.param_groups):
+        rule = opt.rule_of(group)
+        composed = program(rule.spec, opt.stages)
+        keys = tuple(map(rule.state_name, composed.states))
+        for p in group['params']:
+            place += 2 + len(keys)
+            if p.grad is None: continue
+            state = opt.state[p]
+            for s, key in zip(composed.states, keys, strict=True):
+                if key not in state: state[key] = new_state(opt, p, s)
+            numbers = {rule.state_name(s): float(first) for s, first in rule.spec.scalars.items()}
+            for key, first in (numbers | dict(step=0)).items(): state.setdefault(key, first)
+            yield Slot(p, i, rule, composed, state, keys, tuple(numbers), place)
+
+
+def new_state(opt: Any, p: Tensor, s: str) -> Tensor:
+    "Zeros for the state `s` of `p`, in the precision that rules are computed in, or in the one `opt` asks for."
+    like = wide(p.detach())
+    return torch.zeros_like(like, dtype=opt.state_dtype if opt.state_dtype and s != 'ema' else like.dtype)
+
+
+@torch.no_grad()
+def start_states(slot: Slot, hypers: dict[str, float]) -> None:
+    "Set the states that do not start at zero, from the parameter and from the gradient as the rule will see it."
+    state, now = slot.state, wide(slot.p.detach())
+    if 'ema' in slot.program.states: state['ema'].copy_(now)
+    for s, value in slot.program.spec.starts.items():
+        g = prepared(slot.program.stages, now, wide(slot.p.grad), hypers)[1]
+        first, old = value(now, g), state[slot.rule.state_name(s)]
+        old.copy_(first) if isinstance(first, Tensor) else old.fill_(first)
+
+
+def eager_reason(slot: Slot) -> str:
+    "Why a kernel cannot step a parameter, so that the eager path must; '' if it can."
+    if slot.program.trace is None: return slot.program.spec.untraced
+    p, *others = slot.p, slot.p.grad, *slot.tensors[1:]
+    where = placement(p)
+    if has_sums_in_parts(where) or any(placement(x) != where for x in others):
+        return 'its gradient or state is placed differently on the processes, or is a partial sum'
+    p, *others = map(local, (p, *others))
+    for x in (p, *others):
+        why = unsupported(x)
+        if why: return why
+    same_dtype = others[0].dtype is p.dtype
+    if same_dtype and all((x.shape, x.stride()) == (p.shape, p.stride()) for x in others): return ''
+    return 'its gradient or state has another layout or dtype'
