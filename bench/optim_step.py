@@ -2,14 +2,13 @@
 
     python bench/optim_step.py [--quick] [--only NAME ...] [--threads N ...]
 
-Each row runs in a process of its own, once for each number of threads. In it all contenders are in memory together and
-step in turn, in an order that rotates; a time is the median over rounds, a ratio the ratio of medians. Models are a
-convolutional net of 14 tensors and 30k parameters, a transformer's 96 tensors of 25M, the same with an embedding (97 of
-29M), and 4 square matrices of 67M. Gradients stay the same throughout. The bytes of a step are those that it cannot do
-without: parameter, gradient and states read, parameter and states written. A copy of 256 MiB, counted as read once and
-written once, is timed in the same rounds; where the processor also reads what a copy will overwrite, a step in place,
-which needs what it reads, shows more GB/s than the copy does.
-"""
+Each row runs in its own process, once for each number of threads. All contenders are in memory together and step in
+turn, in rotating order. A time is the median over rounds, a ratio the ratio of medians. The models: a convolutional net
+of 14 tensors and 30k parameters; a transformer of 96 tensors and 25M; the same with an embedding, 97 tensors and 29M;
+and 4 square matrices of 67M. Gradients stay the same. The bytes of a step are those it needs at least: parameter,
+gradient and states read, parameter and states written. A copy of 256 MiB, counted as read once and written once, is
+timed in the same rounds. If the processor also reads the memory that a copy overwrites, a step in place shows more GB/s
+than the copy."""
 import argparse
 import ctypes
 import gc
@@ -60,7 +59,7 @@ def params_of(size):
 
 
 def soft_lion(p, g, avg, *, lr, beta1=0.9, beta2=0.99, width=1e-3):
-    "A rule that only this file knows: Lion with a sign that is smooth near zero."
+    "A rule that miniai does not have: Lion with a sign that is smooth near zero."
     m = beta1*avg + (1-beta1)*g
     return p - lr*m / (abs(m) + width), beta2*avg + (1-beta2)*g
 
@@ -73,14 +72,14 @@ def stepper(opt_func, size, **kwargs): return opt_func(params_of(size), **kwargs
 
 
 class Copy:
-    "A copy of 256 MiB: what this memory gives when nothing is computed."
+    "A copy of 256 MiB: the bandwidth of this memory when nothing is computed."
     bytes = 2 * 256*2**20
     def __init__(self): self.source, self.target = torch.ones(64*2**20), torch.zeros(64*2**20)
     def __call__(self): self.target.copy_(self.source)
 
 
 def interleaved(contenders, rounds, inner=1, before=None):
-    "Median seconds of a call of each contender; `before` runs, untimed, ahead of it."
+    "Median seconds of a call of each contender; `before` runs before each, untimed."
     times, names = {nm: [] for nm in contenders}, list(contenders)
     for r in range(rounds + 2):
         for nm in names[r % len(names):] + names[:r % len(names)]:
@@ -178,8 +177,8 @@ def resident(key):
 
 
 def memory(args):
-    """The highest memory during a step, above what was there before it: blocks from 64 KiB on are given back when they
-    are freed, so that what a step takes and drops is seen each time."""
+    """The highest memory during a step, above the memory before it. Blocks of 64 KiB and more are returned to the
+    system when freed, so that what a step allocates and frees is seen each time."""
     with suppress(AttributeError, OSError): ctypes.CDLL(None).mallopt(-3, 1 << 16)  # glibc's M_MMAP_THRESHOLD
     plans = {'AdamW': {}, 'AdamW, clip_norm and ema': dict(clip_norm=1., ema=0.999),
              "AdamW, state='bf16'": dict(state='bf16')}
@@ -201,7 +200,7 @@ def memory(args):
 
 
 def fresh_step(size, options):
-    "In a new process: how much longer the first step takes than the fourth, in seconds; its state's making included."
+    "In a new process: how many seconds longer the first step takes than the fourth, including making its state."
     opt = optim.AdamW(params_of(size), lr=1e-4, **json.loads(options))
     times = []
     for _ in range(4):
@@ -212,7 +211,7 @@ def fresh_step(size, options):
 
 
 def first_step(args):
-    "How late a first step comes: Numba's import, and compiling, or loading from the cache."
+    "The delay of a first step: importing Numba, and compiling, or loading from the cache."
     for size, options in (('14 of 30k', {}), ('96 of 25M', {}), ('96 of 25M', dict(clip_norm=1., ema=0.999))):
         late = dict(empty=[], warm=[])
         for _ in range(2 if args.quick else 5):
@@ -226,8 +225,8 @@ def first_step(args):
 
 
 def moved_step(size):
-    "In a new process: kernels compiled by a OneCycleLR whose steps move every other hyperparameter too."
-    from miniai.kernels.kernel import compiled
+    "In a new process: kernels compiled during a OneCycleLR that changes every other hyperparameter as well."
+    from miniai.kernels.numba import compiled
     opt = optim.AdamW(params_of(size), lr=1e-4)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, 1e-2, total_steps=50)
     for i in range(50):
@@ -250,7 +249,7 @@ CHILDREN = dict(fresh_step=fresh_step, moved_step=moved_step)
 
 
 def child(threads, *words, **env):
-    "Standard output of this file, run in a new process with so many threads."
+    "Standard output of this file, run in a new process with that many threads."
     env = os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)) | env
     out = subprocess.run([sys.executable, __file__, '--threads', str(threads), '--child', *words], env=env,
                          stdout=subprocess.PIPE, text=True, check=True)
@@ -282,7 +281,7 @@ def main():
             print(table[-1], flush=True)
     runs = 'A tenth of the rounds: no measurement' if args.quick else \
         '40 to 60 rounds, on the smallest 300 of 20 steps, or 1000 after a matmul'
-    record('optim_step', '\n'.join(table) + '\n\nBold: above what it should be at most.', f'{runs}; medians', ['numba'])
+    record('optim_step', '\n'.join(table) + '\n\nBold: above its limit.', f'{runs}; medians', ['numba'])
 
 
 def run_child(args):

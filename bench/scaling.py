@@ -1,12 +1,11 @@
-"""Does cost grow as the work does? Time of a fit when data, epochs or parameters double, and memory over 200 epochs.
+"""Is cost proportional to work? Time of a fit when data, epochs or parameters double, and memory over 200 epochs.
 
     python bench/scaling.py [--rounds N]
 
-Each pair, the work and twice the work, is fitted in turn; a ratio is the median over rounds of twice over once. The fit
-has loss, accuracy, a recorder, a progress bar to a null device, activation statistics and our AdamW. Memory is what the
-process holds resident after epochs 20, 110 and 200 of one fit, once without the statistics and once with them: these
-keep every batch's figures and histogram, as they are there to be drawn.
-"""
+Each pair, the work and twice the work, is fitted in turn; a ratio is the median over rounds of the second time divided
+by the first. The fit has loss, accuracy, a recorder, a progress bar to a null device, activation statistics and our
+AdamW. Memory is the resident memory after epochs 20, 110 and 200 of one fit, once without the statistics and once with
+them: these keep every batch's statistics and histogram to draw them later."""
 import argparse
 import statistics
 import time
@@ -40,7 +39,7 @@ def resident(): return int(next(ln for ln in Path('/proc/self/status').read_text
 
 
 class MemoryCB(Callback):
-    "Notes the resident memory, in MiB, after some epochs."
+    "Records the resident memory, in MiB, after some epochs."
     def __init__(self, *epochs): self.epochs, self.seen = epochs, {}
     def after_epoch(self, learn):
         if not learn.training and learn.epoch + 1 in self.epochs: self.seen[learn.epoch + 1] = resident()
@@ -53,7 +52,7 @@ def memory(data, cbs):
 
 
 def ratio(once, twice, rounds):
-    "The median of the time of `twice` over that of `once`, taken in turn."
+    "The median ratio of the time of `twice` to that of `once`, run in turn, and the median time of `once`."
     def seconds(f):
         started = time.perf_counter()
         f()
