@@ -1,11 +1,11 @@
-"""What data costs: samples a second from memory, from a cached Hugging Face dataset, and from plain DataLoaders.
+"""Samples per second from memory, from a cached Hugging Face dataset, and from plain DataLoaders.
 
     python bench/data.py [--rounds N] [--samples N] [--batch N]
 
-Images of 28 by 28 pixels, uint8, drawn at random, in batches of 1024, shuffled. The copy beside which the loaders in
-memory stand is that of 256 MiB, what this memory gives; that of batches that follow one another (`clone`), whose target
-stays in the cache, is given too. The Hugging Face dataset holds the same kind of images as PNG; its transform makes
-them float and normalised, as the course's does. Rounds run all loaders of a table in turn; figures are medians.
+Random uint8 images of 28 by 28 pixels, in shuffled batches of 1024. Loaders in memory are compared with a copy of
+256 MiB, the most that this memory gives; a copy of consecutive batches (`clone`), which stays in the cache, is listed
+as well. The Hugging Face dataset holds such images as PNG; its transform makes them normalised floats, as in the
+course. Each round runs all loaders of a table in turn; figures are medians.
 """
 import argparse
 import statistics
@@ -26,7 +26,7 @@ SIDE, MEAN, STD = 28, 0.286, 0.353
 
 
 class Copy:
-    "A copy of 256 MiB: what this memory gives when nothing is computed."
+    "A copy of 256 MiB: the speed of this memory when nothing is computed."
     def __init__(self): self.source, self.target = torch.ones(64*2**20), torch.zeros(64*2**20)
 
     def __call__(self):
@@ -35,7 +35,7 @@ class Copy:
 
 
 def pass_over(dl):
-    "A pass over a loader; how many samples came."
+    "A function that makes one pass over a loader and returns the number of samples."
     def run(): return sum(len(b[0]) for b in dl)
     return run
 
@@ -48,7 +48,7 @@ def clones(x, bs):
 
 
 def rates(contenders, rounds, warm=1):
-    "Samples a second of each contender in each round, after `warm` that do not count."
+    "Samples per second of each contender in each round, after `warm` rounds that do not count."
     found, names = {nm: [] for nm in contenders}, list(contenders)
     for r in range(rounds + warm):
         for nm in names[r % len(names):] + names[:r % len(names)]:
@@ -60,8 +60,8 @@ def rates(contenders, rounds, warm=1):
 
 def from_memory(x, y, bs):
     kept = dict(bs=bs, shuffle=True)
-    return {'copy of 256 MiB': Copy(), 'copy of batches that follow one another': clones(x, bs),
-            'memory, uint8 as it came': pass_over(MemoryLoader(x, y, to_float=False, **kept)),
+    return {'copy of 256 MiB': Copy(), 'copy of consecutive batches': clones(x, bs),
+            'memory, uint8 unchanged': pass_over(MemoryLoader(x, y, to_float=False, **kept)),
             'memory, uint8, in order': pass_over(MemoryLoader(x, y, bs=bs, to_float=False)),
             'memory, float': pass_over(MemoryLoader(x, y, **kept)),
             'memory, float and normalised': pass_over(MemoryLoader(x, y, mean=MEAN, std=STD, **kept))}
@@ -89,8 +89,8 @@ def from_hugging_face(dd, bs):
 
 
 def table(found, base):
-    "Medians, as samples a second and, of the uint8 pixels, GB/s, and the median of ratios to `base` in the same round."
-    lines = ['| from | samples a second | GB/s of pixels | of the copy |', '|--|--:|--:|--:|']
+    "Median samples per second, GB/s of uint8 pixels, and the median ratio to `base` in the same round."
+    lines = ['| from | samples per second | GB/s of pixels | ratio to the copy |', '|--|--:|--:|--:|']
     for nm, values in found.items():
         rate = statistics.median(values)
         part = statistics.median(v/b for v, b in zip(values, base, strict=False))
@@ -116,7 +116,7 @@ def main():
         lines += [f'With {n} thread{"s"*(n > 1)}:', '', *table(found, found['copy of 256 MiB']), '']
     torch.set_num_threads(threads[0])
     found = rates(decoded | {'copy of 256 MiB': Copy()}, 3)
-    lines += [f'Of {len(dd["train"]):,} PNG images, with {threads[0]} threads; to cache them took {took:.1f} s:', '',
+    lines += [f'Of {len(dd["train"]):,} PNG images, with {threads[0]} threads; caching them took {took:.1f} s:', '',
               *table(found, found['copy of 256 MiB'])]
     runs = f'{args.rounds} rounds in memory, 3 of PNG images, batches of {args.batch}, medians'
     record('data', '\n'.join(lines), runs=runs, packages=('datasets', 'pillow'))

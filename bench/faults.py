@@ -1,9 +1,9 @@
-"""What does a checkpoint survive? Kills, failing calls, power loss, damage, malice; and what does saving cost?
+"""Do checkpoints survive kills, failing calls, power loss, damage and hostile files? And how long does saving take?
 
     python bench/faults.py [--quick] [--only ROW ...] [--name NAME]
 
-Each row runs one kind of fault many times and counts what should not be. A control is a save made worse on purpose,
-which the same row must find out.
+Each row repeats one kind of fault and counts what must not happen. A control is a save made worse on purpose, in which
+the same row must find faults.
 """
 import argparse
 import ast
@@ -38,12 +38,12 @@ def python(*args):
     return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, check=True).stdout
 
 
-# A row is a function that returns (what was done, what was found, whether that is as it should be)
+# A row is a function that returns (what was done, what was found, whether it passed)
 
 def kills():
     out = ast.literal_eval(python(crash.__file__, many(1000)))
     found = '{corrupt} corrupt, {lost} of {acknowledged} acknowledged saves lost, {left_over} left over'.format(**out)
-    return f'{out["kills"]} SIGKILLs at random moments of saving, {out["temporaries"]} amid a write', found, \
+    return f'{out["kills"]} SIGKILLs at random times, {out["temporaries"]} during a write', found, \
         not out['corrupt'] + out['lost'] + out['left_over']
 
 
@@ -57,8 +57,8 @@ def calls():
         outcomes = [crash.try_fault(folder, *case) for case in crash.fault_cases(folder)]
     n, wrong = len(outcomes), sum(not right for _, right in outcomes)
     raised = sum(o != 'saved' for o, _ in outcomes)
-    found = f'{raised} saves refused, {wrong} not as they should be'
-    return f'{n} failures of single calls, once and for good', found, not wrong
+    found = f'{raised} saves failed with an error, {wrong} wrong'
+    return f'{n} failures of single calls, once or from then on', found, not wrong
 
 
 def full_disk():
@@ -77,18 +77,20 @@ def full_disk():
 def power():
     outs = [crash.power_loss(saves=3, seed=s, background=s % 2 == 1) for s in range(many(40))]
     cuts, disks, wrong = (sum(o[k] for o in outs) for k in ('cuts', 'disks', 'wrong'))
-    found = f'{wrong} without the old or new file whole'
+    found = f'{wrong} without a whole old or new file'
     return f'power lost at {cuts} points, {disks} states of the disk', found, not wrong
 
 
 def power_control():
     wrong = [crash.power_loss(1, (nm,))['wrong'] for nm in ('fsync', 'fsync_dir')]
-    return 'power loss, control: no sync of the file; of the folder', f'{wrong[0]}; {wrong[1]} wrong', all(wrong)
+    done = 'power loss, control: the file is not synced; the folder is not synced'
+    return done, f'{wrong[0]}; {wrong[1]} wrong', all(wrong)
 
 
 def damaged():
     with tempfile.TemporaryDirectory() as folder: out = damage.damaged(folder, many(10_000))
-    return f'{out["files"]} damaged files', f'{out["refused"]} refused by name', not out['other']
+    found = f'{out["refused"]} refused with an error that names the file'
+    return f'{out["files"]} damaged files', found, not out['other']
 
 
 PEAK = """
@@ -108,7 +110,7 @@ def memory():
         whole = float(python('-c', PEAK, path, TESTS))
         with open(path, 'r+b') as f: f.seek(-1, os.SEEK_END), f.write(b'x')
         bad = float(python('-c', PEAK, path, TESTS))
-    return 'memory to load 200 MB, whole; damaged', f'{whole:.2f}; {bad:.2f} of the file', max(whole, bad) < 2
+    return 'memory to load 200 MB, whole; damaged', f'{whole:.2f}; {bad:.2f} of its size', max(whole, bad) < 2
 
 
 def hostile():
@@ -133,8 +135,8 @@ def torch_save(path, state):
 
 
 def cost(mb):
-    """Medians over interleaved rounds, each to a new file: torch.save + fsync, a verified save, what a background
-    save stops."""
+    """Median times over interleaved rounds, each to a new file: torch.save + fsync, a verified save, and how long a
+    background save stops the caller."""
     state, saver = {f'layer{i}': torch.randn(mb*1000_000 // 4 // 20) for i in range(20)}, Saver()
     saver.reserve(state)
     rounds, ratios, stops, plain = (3 if QUICK else 15), [], [], []
@@ -147,8 +149,8 @@ def cost(mb):
             for p in paths: os.unlink(p)
             if k: ratios.append(s/t), stops.append(stop/s), plain.append(t)  # the first round warms up
     ratio, stop = statistics.median(ratios), statistics.median(stops)
-    found = f'{ratio:.2f} of it; in the background it stops the caller for {stop:.0%} of a save'
-    done = f'a verified save of {mb} MB beside torch.save + fsync ({statistics.median(plain):.2f} s)'
+    found = f'{ratio:.2f} times as long; a background save stops the caller for {stop:.0%} of that'
+    done = f'a verified save of {mb} MB, against torch.save + fsync ({statistics.median(plain):.2f} s)'
     return done, found, ratio <= 1.5 and stop <= 0.1
 
 
@@ -224,7 +226,7 @@ def main():
     ap.add_argument('--name', default='faults', help='of the table under bench/results (%(default)s)')
     args = ap.parse_args()
     QUICK = args.quick
-    table, bad = ['| row | done | found | as it should be |', '|--|--|--|--|'], []
+    table, bad = ['| row | done | found | passed |', '|--|--|--|--|'], []
     for nm in args.only:
         done, found, right = ROWS[nm]()
         print(f'{nm}: {done}: {found}', flush=True)
