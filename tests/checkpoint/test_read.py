@@ -58,7 +58,7 @@ def test_a_missing_file_is_a_file_not_found_error(tmp_path):
 def test_a_path_may_be_bytes_and_one_with_a_nul_is_a_checkpoint_error_that_names_it(path, read):
     assert bits(read(os.fsencode(path))) == bits(read(path))
     for bad in ('a\0b', b'a\0b', Path('a\0b')):
-        with pytest.raises(CheckpointError, match='not a valid path: embedded null') as e: read(bad)
+        with pytest.raises(CheckpointError, match=r'not a valid path: .*embedded null') as e: read(bad)
         assert e.value.path == 'a\0b'
     path.write_bytes(b'')
     with pytest.raises(CheckpointError, match=f'^{path}: '): read(os.fsencode(path))

@@ -1,10 +1,12 @@
 "Saves now and in the background: what is saved, who hears of failures, and what the end of the process waits for."
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,9 +51,10 @@ def test_an_invalid_path_is_a_save_error_at_once(path, background):
     with pytest.raises(SaveError, match=r'embedded null.*give a valid path'): save(path, 1, background=background)
 
 
-@pytest.mark.parametrize('also', ['b', b'b'])
+@pytest.mark.parametrize('also', ['b', b'b', Path('b')])
 def test_a_single_path_for_also_is_an_error_that_says_what_to_do(also, path):
-    with pytest.raises(TypeError, match=r"give \(b?'b',\) for this one"): save(path, 1, also=also)
+    with pytest.raises(TypeError, match=re.escape(f'give ({also!r},) for this one')): save(path, 1, also=also)
+    assert os.listdir(path.parent) == []
 
 
 # In the background
