@@ -19,11 +19,14 @@ def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
     if isinstance(x, Tensor): return f(x)
     if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(map_tensors(f, o) for o in x))
     if isinstance(x, (tuple, list)): return type(x)([map_tensors(f, o) for o in x])
-    if not isinstance(x, Mapping): return x
-    new = {k: map_tensors(f, v) for k, v in x.items()}
-    if type(x) is dict: return new
-    try: return type(x)(new)
-    except TypeError: return new  # a class that cannot be made from a dict, such as defaultdict
+    return _like(x, {k: map_tensors(f, v) for k, v in x.items()}) if isinstance(x, Mapping) else x
+
+
+def _like(old: Mapping, new: dict) -> Mapping:
+    "`new` in the class of `old`, unless that cannot be made from a dict, as defaultdict can't."
+    if type(old) is dict: return new
+    try: return type(old)(new)
+    except TypeError: return new
 
 
 def tensors_in(x: Any) -> Iterator[Tensor]:
@@ -77,8 +80,7 @@ def is_number(x: object) -> bool:
 
 def to_scalar(x: float | Tensor) -> float | Tensor:
     "A Python number if `x` is one or is on the CPU; otherwise a detached tensor, still on its device."
-    if not isinstance(x, Tensor): return x
-    return x.item() if x.is_cpu else x.detach()
+    return x if not isinstance(x, Tensor) else x.item() if x.is_cpu else x.detach()
 
 
 class DeferredScalars:
@@ -88,17 +90,15 @@ class DeferredScalars:
 
     def append(self, x: float | Tensor) -> None:
         "Add a number or a tensor of one element. A larger tensor is detached and kept as it is."
-        if isinstance(x, Tensor) and x.numel() != 1: return self.values.append(x.detach())
-        x = to_scalar(x)
-        if isinstance(x, Tensor): self._pending.append(x.reshape(()))
-        elif self._pending:       self._pending.append(torch.tensor(x))
-        else:                     self._values.append(x)
+        if isinstance(x, Tensor): x = x.item() if x.is_cpu and x.numel() == 1 else x.detach()
+        (self._pending if self._pending or isinstance(x, Tensor) else self._values).append(x)
 
     @property
     def values(self) -> list[float]:
         "All scalars as Python floats. Waits for the device."
         if self._pending:
-            alike = len({(x.device, x.dtype) for x in self._pending}) == 1
-            self._values += torch.stack(self._pending).tolist() if alike else [x.item() for x in self._pending]
+            kinds = {(x.device, x.dtype, x.numel()) if isinstance(x, Tensor) else () for x in self._pending}
+            if len(kinds) == 1 and 1 in kinds.pop(): self._values += torch.stack(self._pending).flatten().tolist()
+            else: self._values += [x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in self._pending]
             self._pending.clear()
         return self._values

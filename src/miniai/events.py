@@ -136,24 +136,14 @@ class Dispatch:
         return tuple(found)
 
     def __call__(self, event: str, learn: Any) -> None:
-        "Call all listeners of `event` in order. An exception gets a note naming the callback and the event."
-        methods = self.table.get(event)
-        if methods is None: raise _unknown_event(f"learn.callback({event!r})", event, self.events)
-        if event in self.cleanups: return self._clean_up(methods, event, learn)
-        method = None
-        try:
-            for method in methods: method(learn)
-        except BaseException as e:
-            self._add_note(e, method, event)
-            raise
-
-    def _clean_up(self, methods: tuple, event: str, learn: Any) -> None:
-        "Run every cleanup, even after one has failed; then raise the most severe failure."
+        "Call all listeners of `event` in order. Cleanups all run, even after one has failed."
+        if event not in self.table: raise _unknown_event(f"learn.callback({event!r})", event, self.events)
         failed = False
-        for method in methods:
+        for method in self.table[event]:
             try: method(learn)
             except BaseException as e:
                 self._add_note(e, method, event)
+                if event not in self.cleanups: raise
                 learn.ended_by, failed = _more_severe(learn.ended_by, e), True
         if failed: raise learn.ended_by
 

@@ -140,8 +140,7 @@ class Learner:
             if params: self.opt = self.opt_func(params, lr)
 
     def callback(self, method_nm: str) -> None:
-        """Call the method `method_nm` of every callback that has it, in rising `order`.
-        AttributeError if it is not an event of this Learner."""
+        "Call the method `method_nm` of every callback, in rising `order`. AttributeError if it is not an event."
         dispatch = self._dispatch or self._listen(method_nm)
         if method_nm not in dispatch.silent: dispatch(method_nm, self)
 
@@ -170,10 +169,7 @@ class Learner:
         at = [i for i, other in enumerate(self.cbs) if other is cb]
         if at: del self.cbs[at[-1]]
 
-    @property
-    def training(self) -> bool:
-        "Is the model in training mode?"
-        return self.model.training
+    training = property(lambda self: self.model.training, doc="Is the model in training mode?")
 
     def __repr__(self) -> str:
         params = sum(p.numel() for p in self.model.parameters())

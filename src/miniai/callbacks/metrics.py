@@ -69,7 +69,7 @@ class MetricsCB(Callback):
         self.metrics = {nm: _as_metric(nm, m) for nm, m in named}
         self.loss, self.row, self.displayed = Mean(), {}, False
         self.all_metrics = self.metrics | dict(loss=self.loss)
-        self._n_inp, self._device, self._started = 1, None, 0.
+        self._n_inp, self._placed, self._started = 1, False, 0.
 
     def _log(self, d: dict[str, str]) -> None:
         if not self.displayed: PlainDisplay().row(self.row)
@@ -78,27 +78,27 @@ class MetricsCB(Callback):
 
     def before_epoch(self, learn: Any) -> None:
         for m in self.all_metrics.values(): m.reset()
-        self._n_inp, self._device, self._started = n_inputs(learn), None, time.perf_counter()
+        self._n_inp, self._placed, self._started = n_inputs(learn), False, time.perf_counter()
 
     def after_batch(self, learn: Any) -> None:
         if is_number(learn.loss): self.loss.update(learn.loss, batch_size(learn.batch))
         if not self.metrics: return
+        if not self._placed: self._place_metrics(learn)
+        preds, targets = detached(learn.preds), detached(learn.batch[self._n_inp])
+        for m in self._here: m.update(preds, targets)
+        for m in self._on_cpu: m.update(to_cpu(preds), to_cpu(targets))
+
+    def _place_metrics(self, learn: Any) -> None:
+        "Metrics that can move go where the predictions are; the others get predictions on the CPU. Once an epoch."
         if len(checked(learn.batch)) <= self._n_inp:
             raise ValueError(f"metrics {list(self.metrics)} need targets, but the batch has none: "
                              f"all of its {len(learn.batch)} item(s) are inputs")
-        preds, targets = detached(learn.preds), detached(learn.batch[self._n_inp])
-        first = first_tensor(preds)
+        first, self._here, self._on_cpu, self._placed = first_tensor(learn.preds), [], [], True
         device = torch.device('cpu') if first is None else first.device
-        if device != self._device: self._move(device)
-        for m in self.metrics.values():
-            if device.type == 'cpu' or isinstance(m, FunctionMetric) or hasattr(m, 'to'): m.update(preds, targets)
-            else: m.update(to_cpu(preds), to_cpu(targets))
-
-    def _move(self, device: torch.device) -> None:
-        "Metrics that can move go where the predictions are; the others get predictions on the CPU."
-        self._device = device
         for m in self.metrics.values():
             if hasattr(m, 'to'): m.to(device)
+            follows = device.type == 'cpu' or isinstance(m, FunctionMetric) or hasattr(m, 'to')
+            (self._here if follows else self._on_cpu).append(m)
 
     def after_epoch(self, learn: Any) -> None:
         phase, seconds = 'train' if learn.training else 'eval', time.perf_counter() - self._started

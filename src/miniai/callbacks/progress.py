@@ -66,7 +66,9 @@ class ProgressCB(Callback):
         self._show_bar(self._first, '')
 
     def before_batch(self, learn: Any) -> None:
-        if learn.iter == self._first or time.perf_counter() < self._next_bar: return
+        if learn.iter != self._first and time.perf_counter() >= self._next_bar: self._move_bar(learn)
+
+    def _move_bar(self, learn: Any) -> None:
         loss = f'{to_scalar(learn.loss):.3f}' if is_number(learn.loss) else ''
         comment = getattr(learn.dl, 'comment', loss)
         self._show_bar(learn.iter, comment() if callable(comment) else str(comment))

@@ -29,11 +29,15 @@ class TrainCB(Callback):
 def checked(batch: Any) -> tuple | list:
     "The batch, if it is a tuple or list; TypeError otherwise."
     if isinstance(batch, (tuple, list)): return batch
+    raise _not_a_tuple(batch)
+
+
+def _not_a_tuple(batch: Any) -> TypeError:
     if isinstance(batch, torch.Tensor): found = f"a bare tensor of shape {tuple(batch.shape)}"
     elif isinstance(batch, dict): found = f"a {type(batch).__name__} with keys {list(batch)}"
     else: found = f"a {type(batch).__name__}"
-    raise TypeError(f"a batch must be a tuple (inputs, targets), got {found}: let the loader's dataset return pairs, "
-                    f"or turn each batch into a tuple with BatchTransformCB or the loader's collate_fn")
+    return TypeError(f"a batch must be a tuple (inputs, targets), got {found}: let the loader's dataset return pairs, "
+                     f"or turn each batch into a tuple with BatchTransformCB or the loader's collate_fn")
 
 
 def inputs_of(batch: Any, n_inp: int) -> tuple | list:
@@ -47,9 +51,13 @@ def n_inputs(learn: Any) -> int:
 
 
 def loss_of(learn: Any, targets: tuple | list) -> Any:
-    """`learn.loss_func(preds, *targets)`. Without targets a loss of predictions alone is used if `loss_func` is one;
-    otherwise there is no loss: None in validation, ValueError in training."""
+    "The loss of the predictions and `targets`. ValueError if a loss that needs targets has none in training."
     if targets and learn.loss_func is not None: return learn.loss_func(learn.preds, *targets)
+    return _loss_without_targets(learn)
+
+
+def _loss_without_targets(learn: Any) -> Any:
+    "The loss if it takes predictions alone. Otherwise there is none: None in validation, ValueError in training."
     if learn.loss_func is None and not learn.trains: return None
     if _takes_predictions_alone(learn.loss_func): return learn.loss_func(learn.preds)
     if not learn.trains: return None
@@ -94,16 +102,16 @@ class FiniteLossCB(Callback):
     def after_loss(self, learn: Any) -> None:
         loss = learn.loss
         if not learn.training or not is_number(loss): learn.skip_backward = False
-        elif not isinstance(loss, torch.Tensor): learn.skip_backward = not math.isfinite(loss)
-        elif loss.is_cpu: learn.skip_backward = not math.isfinite(loss.item())
-        else: self._unread.append((learn.iter, loss.detach()))
+        elif isinstance(loss, torch.Tensor) and not loss.is_cpu: self._unread.append((learn.iter, loss.detach()))
+        else: learn.skip_backward = not math.isfinite(loss)
 
     def after_batch(self, learn: Any) -> None:
-        if learn.skip_backward:
-            learn.skip_backward = False
-            loss = float(to_scalar(learn.loss))
-            self._fail(learn, learn.iter, loss, "The weights are as they were before this batch.")
+        if learn.skip_backward: self._stop_before_the_step(learn)
         if self._unread and time.perf_counter() >= self._due: self.read(learn)
+
+    def _stop_before_the_step(self, learn: Any) -> None:
+        learn.skip_backward = False
+        self._fail(learn, learn.iter, float(to_scalar(learn.loss)), "The weights are as they were before this batch.")
 
     def after_epoch(self, learn: Any) -> None: self.read(learn)
 
