@@ -103,7 +103,7 @@ class FiniteLossCB(Callback):
         loss = learn.loss
         if not learn.training or not is_number(loss): learn.skip_backward = False
         elif isinstance(loss, torch.Tensor) and not loss.is_cpu: self._unread.append((learn.iter, loss.detach()))
-        else: learn.skip_backward = not math.isfinite(loss)
+        else: learn.skip_backward = not math.isfinite(to_scalar(loss))
 
     def after_batch(self, learn: Any) -> None:
         if learn.skip_backward: self._stop_before_the_step(learn)
