@@ -15,6 +15,7 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from miniai.activations import ActivationStats, HooksCallback
+from miniai.callbacks.metrics import accuracy
 from miniai.datasets import DataLoaders
 from miniai.learner import (
     Callback,
@@ -697,3 +698,32 @@ def test_history_is_of_the_last_fit():
     learn.fit(2)
     learn.fit(1)
     assert [(r['epoch'], r['phase']) for r in learn.history] == [(0, 'train'), (0, 'eval')]
+
+
+# What it says of itself
+
+def test_a_learner_and_its_callbacks_say_what_they_are():
+    from miniai.accel import AccumulateCB
+    learn = learner([MetricsCB(), AccumulateCB(4)])
+    said = repr(learn)
+    for part in ('TrainLearner', 'Sequential', '67 parameters', 'cross_entropy', 'SGD', 'MetricsCB, AccumulateCB',
+                 repr(learn.dls)): assert part in said
+    assert repr(AccumulateCB(4)) == 'AccumulateCB(n=4)'
+    assert repr(learner(opt_func=None)).count('None') == 1
+
+
+@pytest.mark.parametrize('event', ['before_fit', 'before_epoch'])
+def test_a_fit_that_fails_before_its_first_epoch_leaves_history_and_optimizer(event):
+    learn = learner(MetricsCB())
+    learn.fit(1)
+    history, opt = learn.history, learn.opt
+    with pytest.raises(ValueError, match='oh'): learn.fit(1, cbs=Heard({event: raising(ValueError('oh'))}))
+    assert (learn.history is history) == (learn.opt is opt) == (event == 'before_fit')
+
+
+def test_without_progress_a_fit_prints_a_plain_line_for_each_epoch_and_phase(capsys):
+    learner(MetricsCB(accuracy=accuracy)).fit(2)
+    lines = [line.split('  ') for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines] == [[f'epoch {n}', f'phase {p}'] for n in (1, 2) for p in ('train', 'valid')]
+    assert all([x.split()[0] for x in line[2:]] == ['accuracy', 'loss', 'seconds'] for line in lines)
+

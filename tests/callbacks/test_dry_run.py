@@ -1,11 +1,12 @@
 "Looking at a Learner leaves all that it and its callbacks recorded; mistakes in callbacks are said, not swallowed."
 import gc
 import weakref
+from contextlib import ExitStack
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import nn, optim
 
 from miniai import (
     ActivationStats,
@@ -19,9 +20,12 @@ from miniai import (
     accuracy,
 )
 from miniai.accel import MixedPrecision
+from miniai.callbacks.dry_run import dry_run, patch
 from miniai.data import MemoryLoader
-from miniai.learner import CancelBatchException, Learner
+from miniai.learner import CancelBatchException, Learner, MomentumLearner
 from miniai.sgd import EpochSchedCB
+from small import copied, equal, everything, same, weights
+from small import learner as small_learner
 
 
 def loaders(n=4): return DataLoaders(*[[(torch.randn(8, 5), torch.randint(3, (8,))) for _ in range(n)] for _ in 'tv'])
@@ -174,3 +178,96 @@ def test_a_rate_finder_puts_back_buffers_that_are_not_saved():
     learn = TrainLearner(model, loaders(), F.cross_entropy, 0.1)
     learn.lr_find()
     assert model.seen == 0
+
+
+# What is put back
+
+def net(): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize('own_optimizer', [False, True])
+@pytest.mark.parametrize('fails', [False, True])
+def test_after_training_inside_it_model_optimizer_and_history_are_as_they_were(own_optimizer, fails):
+    learn = small_learner(MetricsCB(), model=net(), opt_func=optim.Adam)
+    learn.fit(1)
+    if own_optimizer: learn.opt_func = None
+    learn.model[0].eval()
+    learn.model[0].weight.grad = torch.ones_like(learn.model[0].weight)
+    before, opt, history, metrics = copied(everything(learn)), learn.opt, learn.history, learn.metrics
+    def train():
+        learn.fit(2)
+        assert not same(before[0], weights(learn))
+        if fails: raise KeyError('oh')
+    if fails:
+        with pytest.raises(KeyError, match='oh'), dry_run(learn, trains=True): train()
+    else:
+        with dry_run(learn, trains=True): train()
+    assert equal(everything(learn), before)
+    assert learn.opt is opt
+    assert (learn.history, learn.metrics) == (history, metrics)
+
+
+def test_the_gradient_that_momentum_learner_keeps_stays():
+    learn = small_learner(cls=MomentumLearner)
+    learn.fit(1)
+    before = copied(everything(learn))
+    with dry_run(learn, trains=True): learn.fit(1)
+    assert equal(everything(learn), before)
+    assert before[1][0].abs().sum() > 0
+
+
+def test_what_callbacks_replace_inside_it_is_put_back():
+    learn = small_learner(MetricsCB())
+    kept = learn.dls, learn.lr, learn.opt_func, learn.model, learn.cbs, list(learn.cbs)
+    with dry_run(learn, trains=True):
+        learn.cbs.append(MetricsCB())
+        learn.dls, learn.lr, learn.opt_func, learn.model = None, 7., None, nn.Linear(4, 3)
+    assert (learn.dls, learn.lr, learn.opt_func, learn.model, learn.cbs, list(learn.cbs)) == kept
+
+
+def test_an_optimizer_without_state_dict_is_taken():
+    class Bare:
+        def step(self): pass
+        def zero_grad(self): pass
+    learn = small_learner(opt_func=None)
+    learn.opt = bare = Bare()
+    with dry_run(learn, trains=True): learn.fit(1)
+    assert learn.opt is bare
+
+
+def test_a_model_that_is_moved_to_another_type_inside_it_comes_back_with_its_gradients():
+    learn = small_learner()
+    learn.model[0].weight.grad = torch.ones(8, 4)
+    before = weights(learn)
+    with dry_run(learn, trains=True): learn.model.double()
+    assert {k: v.float().equal(before[k]) for k, v in weights(learn).items()} == dict.fromkeys(before, True)
+    assert learn.model[0].weight.grad.float().equal(torch.ones(8, 4))
+
+
+def test_an_object_with_a_snapshot_decides_what_is_put_back():
+    class Counts(Callback):
+        def __init__(self): self.kept = self.counted = 0
+        def before_fit(self, learn): self.kept, self.counted = self.kept + 1, self.counted + 1
+        def snapshot(self):
+            kept = self.kept
+            def put_back(): self.kept = kept
+            return put_back
+    cb = Counts()
+    learn = small_learner(cb)
+    with dry_run(learn):
+        assert learn.dry_run
+        learn.fit(1)
+    assert (cb.kept, cb.counted, learn.dry_run) == (0, 1, False)
+
+
+def test_an_attribute_is_put_back_unless_somebody_has_set_it_since():
+    class Thing: there = 'class'
+    for own in ({}, dict(there='own')):
+        o = Thing()
+        vars(o).update(own)
+        with ExitStack() as undo: patch(undo, o, 'there', 'patched')
+        assert vars(o) == own
+        with ExitStack() as undo:
+            patch(undo, o, 'there', 'patched')
+            o.there = 'set since'
+        assert o.there == 'set since'

@@ -40,7 +40,7 @@ class ProgressCB(Callback):
     the loss. Rows come from MetricsCB; without one they show the loss."""
     order = MetricsCB.order + 1
     def __init__(self, plot: bool = False) -> None:
-        self.plot, self.mbar, self._own_metrics = plot, None, None
+        self.plot, self.mbar, self._own_metrics, self._epoch_done = plot, None, None, False
         self._losses, self.val_losses = DeferredScalars(), []
 
     @property
@@ -85,13 +85,22 @@ class ProgressCB(Callback):
 
     def after_epoch(self, learn: Any) -> None:
         if self._own_metrics: self._own_metrics.after_epoch(learn)
-        all_metrics = [cb for cb in learn.cbs if isinstance(cb, MetricsCB)] or [self._own_metrics]
-        row = {k: v for metrics in all_metrics for k, v in metrics.row.items()}
-        self._log(row | dict(seconds=row.pop('seconds', '')))  # as the last column
+        self._epoch_done = True
         if not learn.training:
-            self.val_losses.append(float(all_metrics[0].loss.compute()))
+            self.val_losses.append(float(self._all_metrics(learn)[0].loss.compute()))
             self._val_batches.append(len(self._losses))
         if self.plot: self._draw_curves()
+
+    def _all_metrics(self, learn: Any) -> list[MetricsCB]:
+        return [cb for cb in learn.cbs if isinstance(cb, MetricsCB)] or [self._own_metrics]
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        if not self.mbar: return
+        if self._epoch_done:  # shown here, as a MetricsCB may have a later order
+            row = {k: v for metrics in self._all_metrics(learn) for k, v in metrics.row.items()}
+            self._log(row | dict(seconds=row.pop('seconds', '')))  # as the last column
+        self._epoch_done = False
+        self.mbar.display.end_bar()
 
     def _log(self, d: dict[str, str]) -> None:
         self.mbar.display.end_bar()
@@ -105,9 +114,6 @@ class ProgressCB(Callback):
         if self.losses: self.mbar.update_graph(*zip(*drawn, strict=True))
         now = time.perf_counter()
         self._next_curve = now + max(1., 20*(now - started))
-
-    def cleanup_epoch(self, learn: Any) -> None:
-        if self.mbar: self.mbar.display.end_bar()
 
     def cleanup_fit(self, learn: Any) -> None:
         if self.mbar: self.mbar.display.close()
