@@ -1,4 +1,4 @@
-"Configurations: what they accept, refuse and say, and TOML there and back."
+"Configurations: what they accept, refuse and say, and TOML in both directions."
 import copy
 import math
 import tomllib
@@ -9,16 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
+from miniai.jobs.config import JOBS, ConfigError, LRFindConfig, ProveConfig, TrainConfig, check_text, suggestion
+from miniai.jobs.registry import MODELS, OPTIMIZERS, SCHEDULES
 
-COMMON = dict(data=st.text(), model=st.sampled_from(['simple', 'resnet']),
-              optimizer=st.sampled_from(['sgd', 'momentum', 'rmsprop', 'adam', 'adamw']),
-              batch_size=st.integers(1), seed=st.integers(0, 2**64 - 1), device=st.text(), out=st.text(),
-              precision=st.sampled_from(['float32', 'bfloat16', 'float16']), compile=st.booleans(),
+COMMON = dict(data=st.text(), model=st.sampled_from([*MODELS]), optimizer=st.sampled_from([*OPTIMIZERS]),
+              schedule=st.sampled_from([*SCHEDULES]), batch_size=st.integers(1), seed=st.integers(0, 2**64 - 1),
+              device=st.text(), precision=st.sampled_from(['float32', 'bfloat16', 'float16']), compile=st.booleans(),
               layout=st.sampled_from(['auto', 'channels-first', 'channels-last']))
 lrs = st.just('auto') | st.floats(0, exclude_min=True, allow_infinity=False) | st.integers(1, 10**300)
-trains = st.builds(TrainConfig, **COMMON, epochs=st.integers(1), lr=lrs, profile=st.booleans(),
-                   schedule=st.sampled_from(['onecycle', 'cosine', 'constant']))
+trains = st.builds(TrainConfig, **COMMON, epochs=st.integers(1), lr=lrs, profile=st.booleans(), stats=st.booleans())
 lr_finds = st.builds(LRFindConfig, **COMMON)
 
 
@@ -36,11 +35,25 @@ def test_a_configuration_written_as_toml_is_read_back_the_same(file, config):
     assert read(file, config.to_toml(), type(config)) == replace(config, config=file)
 
 
-@given(trains | lr_finds)
-def test_the_toml_says_every_option_but_config(config):
-    said = tomllib.loads(config.to_toml())
-    assert {'config', *said} == {f.name for f in fields(config)}
-    assert all(said[k] == getattr(config, k) for k in said)
+def test_the_toml_has_every_option_but_those_that_place_and_resume_the_run():
+    config = TrainConfig(out='elsewhere', resume=True)
+    saved = tomllib.loads(config.to_toml())
+    assert {*saved, 'config', 'out', 'resume'} == {f.name for f in fields(config)}
+    assert all(saved[name] == getattr(config, name) for name in saved)
+
+
+@pytest.mark.parametrize('cls', JOBS.values())
+def test_jobs_can_share_a_file(file, cls):
+    config = read(file, TrainConfig().to_toml() + 'batches = 4\nout = "x"\nresume = false\n', cls)
+    assert config == cls(config=file, **{name: value for name, value in dict(batches=4, out='x').items()
+                                         if name in {f.name for f in fields(cls)}})
+    with pytest.raises(ConfigError, match="unknown option 'batchs'"): read(file, 'batchs = 4\n', cls)
+
+
+def test_a_file_from_before_an_option_existed_is_read(file):
+    lines = TrainConfig(optimizer='lion').to_toml().splitlines()
+    older = '\n'.join(line for line in lines if not line.startswith(('stats', 'compile')))
+    assert read(file, older) == TrainConfig(optimizer='lion', config=file)
 
 
 @pytest.mark.parametrize('text', ['\x7f', '\U0001f600', '"\\\b\f\n\r\t\x1b', "'", 'é\u2028', '# = ["'])
@@ -69,40 +82,34 @@ def test_what_a_file_sets_is_taken_and_the_rest_stays_at_its_default(file):
 @pytest.mark.parametrize(('key', 'near'), [
     ('epoch', 'epochs'), ('batch-size', 'batch_size'), ('batchsize', 'batch_size'), ('optimiser', 'optimizer'),
     ('schedul', 'schedule'), ('devise', 'device'), ('LR', None), ('zzz', None), ('config', None)])
-def test_an_unknown_key_is_refused_with_the_file_and_the_nearest_name_or_all(file, key, near):
+def test_an_unknown_option_is_refused_with_the_file_and_the_nearest_name_or_all(file, key, near):
     with pytest.raises(ConfigError) as e: read(file, f'{key} = 1\n')
-    hint = f"did you mean '{near}'?" if near else ('known are data, model, optimizer, batch_size, seed, device, '
-                                                   'precision, layout, compile, schedule, lr, epochs, out, resume, '
-                                                   'profile')
-    assert str(e.value) == f"{file}: unknown key {key!r}; {hint}"
+    names = [f.name for f in fields(TrainConfig) if f.name != 'config']
+    hint = f"did you mean '{near}'?" if near else f"known options: {', '.join(names)}"
+    assert str(e.value) == f"{file}: unknown option {key!r}; {hint}"
 
 
-@pytest.mark.parametrize('key', ['lr', 'epochs', 'schedule', 'profile'])
-def test_lr_find_refuses_what_only_train_knows(file, key):
-    with pytest.raises(ConfigError, match=f"unknown key '{key}'; "): read(file, f'{key} = 1\n', LRFindConfig)
+def test_a_section_is_an_unknown_option(file):
+    with pytest.raises(ConfigError, match="unknown option 'train'; known options: "): read(file, '[train]\nepochs = 2\n')
 
 
-def test_a_section_is_an_unknown_key(file):
-    with pytest.raises(ConfigError, match="unknown key 'train'; known are data"): read(file, '[train]\nepochs = 2\n')
-
-
-WRONG = [('epochs', '"2"', "epochs must be int, got '2'"), ('epochs', '2.0', r'epochs must be int, got 2\.0'),
-         ('epochs', 'true', 'epochs must be int, got True'), ('seed', '[1]', r'seed must be int, got \[1\]'),
-         ('batch_size', '1e3', r'batch_size must be int, got 1000\.0'), ('out', '3', 'out must be str, got 3'),
-         ('data', '2020-01-01', r'data must be str, got datetime\.date'),
-         ('device', '{}', r'device must be str, got \{'), ('model', '1', 'model must be simple or resnet, got 1'),
+WRONG = [('epochs', '"2"', "epochs must be a whole number, got '2'"), ('epochs', '2.0', r'epochs must be a whole number, got 2\.0'),
+         ('epochs', 'true', 'epochs must be a whole number, got True'), ('seed', '[1]', r'seed must be a whole number, got \[1\]'),
+         ('batch_size', '1e3', r'batch_size must be a whole number, got 1000\.0'), ('out', '3', 'out must be text, got 3'),
+         ('data', '2020-01-01', r'data must be text, got datetime\.date'),
+         ('device', '{}', r'device must be text, got \{'), ('model', '1', 'model must be simple or resnet, got 1'),
          ('model', '"vgg"', "model must be simple or resnet, got 'vgg'"),
-         ('optimizer', '"sgdd"', "optimizer must be sgd or momentum or rmsprop or adam or adamw, got 'sgdd'"),
-         ('schedule', '"1cycle"', "schedule must be onecycle or cosine or constant, got '1cycle'"),
-         ('compile', '1', 'compile must be bool, got 1'), ('compile', '"yes"', "compile must be bool, got 'yes'"),
-         ('precision', '"half"', "precision must be float32 or bfloat16 or float16, got 'half'"),
-         ('layout', '"nhwc"', "layout must be auto or channels-first or channels-last, got 'nhwc'"),
-         ('lr', '"fast"', "lr must be auto or float or int, got 'fast'"), ('lr', 'false', 'lr must be .*, got False'),
-         *(('profile', v, f'profile must be bool, got {said}') for v, said in (('1', 1), ('0', 0), ('"yes"', "'yes'"))),
+         ('optimizer', '"sgdd"', "optimizer must be sgd, .*, nadamw or lion, got 'sgdd'; did you mean 'sgd'"),
+         ('schedule', '"1cycle"', "schedule must be onecycle, cosine or constant, got '1cycle'; did you mean 'onecycle'"),
+         ('compile', '1', 'compile must be true or false, got 1'), ('compile', '"yes"', "compile must be true or false, got 'yes'"),
+         ('precision', '"half"', "precision must be float32, bfloat16 or float16, got 'half'"),
+         ('layout', '"nhwc"', "layout must be auto, channels-first or channels-last, got 'nhwc'"),
+         ('lr', '"fast"', "lr must be auto or a number, got 'fast'"), ('lr', 'false', 'lr must be .*, got False'),
+         *(('profile', v, f'profile must be true or false, got {said}') for v, said in (('1', 1), ('0', 0), ('"yes"', "'yes'"))),
          ('epochs', '0', 'epochs must be 1 or more, got 0'), ('epochs', '-3', 'epochs must be 1 or more, got -3'),
-         ('batch_size', '0', 'batch_size must be 1 or more, got 0'), ('seed', '-1', 'seed must be 0 or more.*got -1'),
-         ('seed', str(2**64), rf'seed must be 0 or more, and below 2\*\*64, got {2**64}'),
-         *(('lr', lr, 'lr must be above 0, got ') for lr in ('0', '0.0', '-1e-3', '-2', 'inf', '-inf', 'nan'))]
+         ('batch_size', '0', 'batch_size must be 1 or more, got 0'), ('seed', '-1', 'seed must be from 0 to .*got -1'),
+         ('seed', str(2**64), rf'seed must be from 0 to 2\*\*64 - 1, got {2**64}'),
+         *(('lr', lr, 'lr must be finite and above 0, got ') for lr in ('0', '0.0', '-1e-3', '-2', 'inf', '-inf', 'nan'))]
 
 
 @pytest.mark.parametrize(('key', 'value', 'said'), WRONG, ids=[f'{k}={v}' for k, v, _ in WRONG])
@@ -112,14 +119,14 @@ def test_a_wrong_type_or_range_is_refused_with_the_file_the_option_and_what_it_m
 
 def test_options_given_in_python_are_checked_alike_without_a_file():
     with pytest.raises(ConfigError, match=r'^epochs must be 1 or more, got 0'): TrainConfig(epochs=0)
-    with pytest.raises(ConfigError, match=r"^config must be Path, got 'a"): TrainConfig(config='a.toml')
+    with pytest.raises(ConfigError, match=r"^config must be a path, got 'a"): TrainConfig(config='a.toml')
     assert TrainConfig(config=Path('a.toml')).config == Path('a.toml')
     assert issubclass(ConfigError, ValueError)
 
 
 @pytest.mark.parametrize('lr', [math.nan, math.inf, -math.inf, 0, -1])
 def test_a_rate_is_a_finite_number_above_zero(lr):
-    with pytest.raises(ConfigError, match='lr must be above 0'): TrainConfig(lr=lr)
+    with pytest.raises(ConfigError, match='lr must be finite and above 0'): TrainConfig(lr=lr)
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(tmp_path):
@@ -135,7 +142,28 @@ def test_a_file_that_is_not_toml_is_named_with_the_reason(file, raw):
     with pytest.raises(ConfigError, match=f'^{file} is not valid TOML: .'): TrainConfig.from_toml(file)
 
 
-# Options of a run that goes on
+# Text from the command line
+
+@pytest.mark.parametrize(('name', 'text'), [('epochs', '3'), ('lr', '0.1'), ('lr', '1e-3'), ('lr', '2'), ('lr', 'auto'),
+                                            ('data', 'any'), ('config', 'a.toml'), ('optimizer', 'lion')])
+def test_valid_text_passes(name, text): check_text(TrainConfig, name, text)
+
+
+@pytest.mark.parametrize(('name', 'text', 'message'), [
+    ('epochs', 'two', "epochs must be a whole number, got 'two'"), ('epochs', '1.5', "whole number, got '1.5'"),
+    ('epochs', '0', 'epochs must be 1 or more, got 0'), ('lr', 'fast', "lr must be auto or a number, got 'fast'"),
+    ('lr', 'nan', 'lr must be finite and above 0, got nan'), ('optimizer', 'lyon', "did you mean 'lion'?")])
+def test_invalid_text_gets_the_message_of_the_configuration(name, text, message):
+    with pytest.raises(ConfigError) as e: check_text(TrainConfig, name, text)
+    assert message in str(e.value)
+
+
+def test_a_suggestion_is_the_nearest_name_or_nothing():
+    assert suggestion('tran', ['train', 'lr-find']) == "did you mean 'train'?"
+    assert suggestion('zzz', ['train', 'lr-find']) == ''
+
+
+# Resuming
 
 RUN = TrainConfig(batch_size=64, epochs=10, lr=.25, device='cpu', layout='channels-last', precision='bfloat16')
 
@@ -143,32 +171,42 @@ RUN = TrainConfig(batch_size=64, epochs=10, lr=.25, device='cpu', layout='channe
 @given(st.fixed_dictionaries({}, optional=dict(batch_size=st.sampled_from([64, 1024]), epochs=st.sampled_from([5, 12]),
                                                optimizer=st.sampled_from(['adamw', 'sgd']), profile=st.booleans(),
                                                seed=st.sampled_from([42, 1]), out=st.just('x'))))
-def test_what_was_given_to_a_run_that_goes_on_is_its_own_or_refused_were_it_the_default(options):
+def test_a_given_option_must_be_the_runs_own_even_if_it_is_the_default_but_epochs_may_change(options):
     asked = TrainConfig(**options, resume=True)
     assert asked.given == {*options, 'resume'}
-    own = dict(batch_size=64, optimizer='adamw', seed=42)
-    other = sorted(k for k in own if options.get(k, own[k]) != own[k])
-    if other:
-        with pytest.raises(ConfigError, match=f'goes on with {other[0]} = {own[other[0]]!r}, and '): asked.of_run(RUN)
-    else:
-        assert asked.of_run(RUN) == replace(RUN, resume=True, epochs=options.get('epochs', 10),
-                                            profile=options.get('profile', False))
+    own = dict(batch_size=64, optimizer='adamw', seed=42, profile=False)
+    differing = sorted(name for name in own if options.get(name, own[name]) != own[name])
+    if differing:
+        with pytest.raises(ConfigError, match=f'^cannot resume with {differing[0]} = .*the run has '):
+            asked.for_resume(RUN)
+    else: assert asked.for_resume(RUN) == replace(RUN, resume=True, epochs=options.get('epochs', 10))
+
+
+def test_what_the_run_chose_stays():
+    run = replace(RUN, profile=True, stats=False)
+    resumed = TrainConfig(resume=True).for_resume(run)
+    assert (resumed.profile, resumed.stats) == (True, False)
 
 
 @pytest.mark.parametrize('option', ['lr', 'device', 'layout', 'data'])
 def test_auto_leaves_the_choice_to_the_run(option):
-    assert TrainConfig(**{option: 'auto'}).of_run(RUN) == replace(RUN, resume=True)
+    assert TrainConfig(**{option: 'auto'}).for_resume(RUN) == replace(RUN, resume=True)
 
 
-def test_float16_given_on_a_cpu_is_the_bfloat16_that_it_became():
+def test_float16_on_a_cpu_matches_the_bfloat16_that_it_became():
     asked = TrainConfig(precision='float16')
-    assert asked.of_run(RUN).precision == 'bfloat16'
+    assert asked.for_resume(RUN).precision == 'bfloat16'
     for run in (replace(RUN, device='cuda'), replace(RUN, precision='float32')):
-        with pytest.raises(ConfigError, match="'float16' was asked for"): asked.of_run(run)
+        with pytest.raises(ConfigError, match="cannot resume with precision = 'float16'"): asked.for_resume(run)
 
 
-def test_what_a_file_sets_and_what_replace_makes_is_given(file):
+def test_given_are_the_options_in_a_file_and_those_of_replace(file):
     assert read(file, 'batch_size = 1024\n').given == {'batch_size', 'config'}
     assert replace(TrainConfig()).given == {f.name for f in fields(TrainConfig)}
-    assert replace(RUN, resume=True).of_run(RUN) == replace(RUN, resume=True)
+    assert replace(RUN, resume=True).for_resume(RUN) == replace(RUN, resume=True)
     assert copy.copy(TrainConfig(epochs=5)).given == {'epochs'}
+
+
+def test_a_proof_has_no_folder_and_at_least_two_batches():
+    assert {f.name for f in fields(ProveConfig)}.isdisjoint(('out', 'resume', 'profile'))
+    with pytest.raises(ConfigError, match='batches must be 2 or more, got 1'): ProveConfig(batches=1)

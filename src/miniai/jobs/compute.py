@@ -1,4 +1,4 @@
-"How a job computes: precision, layout, compilation, each settled for the machine. Knows configurations and callbacks."
+"How a job computes: precision, memory layout and compilation, chosen for the machine."
 import warnings
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,38 +15,31 @@ Config = TypeVar('Config', bound=JobConfig)
 
 
 def resolve(config: Config, device: str) -> Config:
-    """The configuration with `device`, the precision that will be used on it, and the layout that is quicker there. A
-    warning says why a precision is slow, or another than asked for."""
-    precision = _precision_on(config.precision, device)
-    return replace(config, device=device, precision=precision, layout=_layout_on(config.layout, device, precision))
-
-
-def _precision_on(precision: str, device: str) -> str:
-    if precision == 'float16' and device.startswith('cpu'):
-        warnings.warn("precision float16 is many times slower than float32 on a CPU, so bfloat16 is used", stacklevel=3)
+    """The configuration with the device, precision and layout that will be used. Warns where the precision is slow on
+    this device, or has to be replaced."""
+    on_cpu, precision, layout = device.startswith('cpu'), config.precision, config.layout
+    if precision == 'float16' and on_cpu:
+        warnings.warn("float16 is many times slower than float32 on a CPU: using bfloat16 instead", stacklevel=2)
         precision = 'bfloat16'
     if precision == 'bfloat16' and not _has_bfloat16(device):
-        warnings.warn(f"precision bfloat16: this {device} has no instructions for it and computes it by others, so "
-                      f"that float32 may be quicker", stacklevel=3)
-    return precision
+        warnings.warn(f"{device} has no bfloat16 instructions and emulates them: float32 may be faster", stacklevel=2)
+    if layout == 'auto':  # convolutions are faster with channels last on CPUs, and on tensor cores
+        last = on_cpu or (device.startswith('cuda') and precision != 'float32')
+        layout = 'channels-last' if last else 'channels-first'
+    return replace(config, device=device, precision=precision, layout=layout)
 
 
 def _has_bfloat16(device: str) -> bool:
-    "Does the device compute bfloat16 by its own instructions? True where it does not tell."
+    "Whether the device has instructions for bfloat16; True if torch cannot tell."
     if device.startswith('cuda'): return torch.cuda.is_bf16_supported(including_emulation=False)
     if not device.startswith('cpu'): return True
-    asked = [getattr(torch.cpu, f'_is_{what}_supported', None) for what in ('avx512_bf16', 'amx_tile')]
-    return None in asked or any(f() for f in asked)
-
-
-def _layout_on(layout: str, device: str, precision: str) -> str:
-    if layout != 'auto': return layout
-    quicker = device.startswith('cpu') or (device.startswith('cuda') and precision != 'float32')
-    return 'channels-last' if quicker else 'channels-first'
+    checks = [getattr(torch.cpu, f'_is_{feature}_supported', None) for feature in ('avx512_bf16', 'amx_tile')]
+    return None in checks or any(supported() for supported in checks)
 
 
 def build_computing(config: JobConfig) -> list[Any]:
-    "The callbacks that compute as a settled configuration says: the phases of a batch, layout and compilation."
-    phases = TrainCB() if config.precision == 'float32' else MixedPrecision(dtype=getattr(torch, config.precision))
-    layout = [ChannelsLastCB()] if config.layout == 'channels-last' else []
-    return [phases, *layout, *([CompileCB()] if config.compile else [])]
+    "The callbacks for a resolved configuration: the phases of a batch, memory layout and compilation."
+    cbs = [TrainCB() if config.precision == 'float32' else MixedPrecision(dtype=getattr(torch, config.precision))]
+    if config.layout == 'channels-last': cbs.append(ChannelsLastCB())
+    if config.compile: cbs.append(CompileCB())
+    return cbs

@@ -1,126 +1,135 @@
-"What a job can be told: options with their defaults, checked, read from TOML and written back. Knows no training."
+"The options of every job: defaults, checks, and reading from and writing to TOML."
 import json
 import math
 import tomllib
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Self, get_args, get_origin
 
-__all__ = ['ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig', 'TrainingConfig']
+from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES
+
+__all__ = ['JOBS', 'ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig', 'TrainingConfig',
+           'check_text', 'suggestion']
 
 
 class ConfigError(ValueError):
-    "A configuration that cannot be meant: an unknown key, a wrong type, a value out of range."
+    "An invalid option: an unknown name, a wrong type, or a value out of range."
+
+
+def _option(default: str, about: str, rows: Mapping[str, Any]) -> Any:
+    "A field with a help text that lists the rows of a registry table."
+    lines = [f'{name}: {row.about}.' for name, row in rows.items()]
+    return field(default=default, metadata=dict(help=' '.join([about, *lines])))
 
 
 @dataclass(kw_only=True)
 class JobConfig:
-    "What every job can be told."
+    "The options of every job."
     config: Path | None = None
-    """A TOML file with any of these options, underscores for dashes. What the command line says wins over it."""
-    data: str = 'auto'
-    """A folder with Fashion-MNIST's files, 'hub' or 'sample'. auto: MINIAI_DATA, Debian's package, else the sample."""
-    model: Literal['simple', 'resnet'] = 'simple'
-    """simple: five convolutions, 30 thousand parameters. resnet: five residual blocks, 300 thousand."""
-    optimizer: Literal['sgd', 'momentum', 'rmsprop', 'adam', 'adamw'] = 'adamw'
+    """A TOML file with options, such as a run's config.toml. Options on the command line override it."""
+    data: str = _option('auto', "A folder with the files of Fashion-MNIST, or a name.", DATA)
+    model: Literal[tuple(MODELS)] = _option('simple', 'The network.', MODELS)
+    optimizer: Literal[tuple(OPTIMIZERS)] = 'adamw'
     """The update rule."""
+    schedule: Literal[tuple(SCHEDULES)] = _option('onecycle', 'The learning rate over the run.', SCHEDULES)
     batch_size: int = 1024
-    """Images in a training batch. Validation takes twice as many."""
+    """Images per training batch. Validation batches are twice as large."""
     seed: int = 42
-    """Seeds the weights, the order of the images, and everything random."""
+    """Seed for the weights, the order of the images, and everything else that is random."""
     device: str = 'auto'
-    """Where to train: cpu, cuda, mps. auto: the best there is."""
+    """cpu, cuda or mps. auto: the fastest one available."""
     precision: Literal['float32', 'bfloat16', 'float16'] = 'float32'
-    """What the forward pass computes in; weights stay in float32. On a CPU float16 becomes bfloat16."""
+    """Precision of the forward pass; weights stay in float32. float16 becomes bfloat16 on a CPU."""
     layout: Literal['auto', 'channels-first', 'channels-last'] = 'auto'
-    """How images lie in memory. auto: channels-last where convolutions are quicker so."""
+    """Memory layout of the images. auto: the faster one on this device."""
     compile: bool = False
-    """Compile the model, which takes seconds to minutes; where that fails, a warning says why."""
+    """Compile the model with torch.compile. Takes seconds to minutes at the start."""
 
     def __post_init__(self) -> None:
-        for f in fields(self): _check_type(f.name, f.type, getattr(self, f.name))
+        for f in fields(self): _check(f.name, f.type, getattr(self, f.name))
         if self.batch_size < 1: raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
-        if not 0 <= self.seed < 2**64: raise ConfigError(f"seed must be 0 or more, and below 2**64, got {self.seed}")
+        if not 0 <= self.seed < 2**64: raise ConfigError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
 
     @classmethod
     def from_toml(cls, path: Path) -> Self:
-        """The options that a TOML file sets, the rest at their defaults. ConfigError, naming the file, for a key or
-        value that cannot be meant."""
-        try: given = tomllib.loads(Path(path).read_text('utf-8'))
+        """The options in a TOML file, the others at their defaults. Options of other jobs are ignored, so that jobs can
+        share a file. ConfigError, naming the file, for an unknown or invalid option."""
+        try: found = tomllib.loads(Path(path).read_text('utf-8'))
         except OSError as e: raise ConfigError(f"cannot read the config file {path}: {e.strerror}") from e
         except ValueError as e: raise ConfigError(f"{path} is not valid TOML: {e}") from e
-        names = [f.name for f in fields(cls) if f.name != 'config']
-        for key in given: _check_key(key, names, path)
-        try: return cls(**given, config=Path(path))
+        own = [f.name for f in fields(cls) if f.name != 'config']
+        others = {f.name for job in JOBS.values() for f in fields(job)} - {'config', *own}
+        for name in found:
+            if name in own or name in others: continue
+            raise ConfigError(f"{path}: unknown option {name!r}; "
+                              f"{suggestion(name.replace('-', '_'), own) or 'known options: ' + ', '.join(own)}")
+        try: return cls(**{name: value for name, value in found.items() if name in own}, config=Path(path))
         except ConfigError as e: raise ConfigError(f"{path}: {e}") from e
 
     def to_toml(self) -> str:
-        "All options but `config`, as TOML that `from_toml` reads back."
-        return ''.join(f'{k} = {_toml(v)}\n' for k, v in asdict(self).items() if k != 'config')
+        """The options that make the run what it is, as TOML for `from_toml`. `config`, `out` and `resume` are left out,
+        so that `--config` with this file starts the same run in a new folder."""
+        return ''.join(f'{name} = {_toml(value)}\n' for name, value in asdict(self).items()
+                       if name not in ('config', 'out', 'resume'))
 
 
 @dataclass(kw_only=True)
 class FolderConfig:
-    "What a job that leaves something can be told."
+    "The options of a job that writes a run folder."
     out: str = 'runs/{time}-{job}'
-    """The run folder, new or empty."""
+    """The run folder. It must be new or empty."""
 
 
 @dataclass(kw_only=True)
 class TrainingConfig(JobConfig):
-    "What a job that trains for epochs can be told."
-    schedule: Literal['onecycle', 'cosine', 'constant'] = 'onecycle'
-    """How the learning rate moves, batch by batch."""
+    "The options of a job that trains for epochs."
     lr: float | Literal['auto'] = 'auto'
-    """The learning rate, the highest one of a schedule. auto: one that suits optimizer and schedule."""
+    """The learning rate, the highest one of the schedule. auto: a good one for optimizer and schedule."""
     epochs: int = 5
-    """How often to go through the training images."""
+    """Number of passes over the training images."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.epochs < 1: raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
-        if self.lr != 'auto' and not 0 < self.lr < math.inf: raise ConfigError(f"lr must be above 0, got {self.lr}")
+        if self.lr != 'auto' and not 0 < self.lr < math.inf:
+            raise ConfigError(f"lr must be finite and above 0, got {self.lr}")
 
 
 @dataclass(kw_only=True)
 class TrainConfig(FolderConfig, TrainingConfig):
-    "Train a classifier of Fashion-MNIST; leave its weights, figures and pictures."
-    resume: bool = False
-    """Go on with the run in --out, or with the last one, with its own options but for --epochs where that is given."""
+    "Train an image classifier and save the results in a run folder."
+    stats: bool = True
+    """Record activation statistics for activations.png, which makes training about 6 % slower."""
     profile: bool = False
-    """Say where the time went: a table at the end, and profile.json and profile.png in the run folder."""
+    """Measure where the time goes: prints a table, saves profile.json and profile.png."""
+    resume: bool = False
+    """Resume the run in --out, or the latest run, with its own options. Only --epochs may change."""
 
     def __new__(cls, **given: Any) -> Self:
         config = super().__new__(cls)
-        config.given = frozenset(given)
+        config.given = frozenset(given)  # the options that the user chose, even if they equal the defaults
         return config
 
-    def of_run(self, saved: Self) -> Self:
-        """The options of a run that goes on: those of its note, `saved`, with the number of epochs that was given, if
-        any. ConfigError for another option that was given and is not the run's, though 'auto' leaves it to the run.
-        `given` names what was: on the command line or in the file; in Python the keywords of the call that made this,
-        were they the defaults, and so all of them where that was `dataclasses.replace`."""
-        for nm in sorted(self.given - {'config', 'epochs', 'out', 'resume', 'profile'}):
-            now, then = getattr(self, nm), getattr(saved, nm)
-            if _means(now, then, saved.device): continue
-            raise ConfigError(f"the run goes on with {nm} = {then!r}, and {now!r} was asked for: leave it out")
-        epochs = self.epochs if 'epochs' in self.given else saved.epochs
-        return replace(saved, epochs=epochs, resume=True, profile=self.profile)
-
-
-def _means(given: Any, settled: Any, device: str) -> bool:
-    "May an option that was given have been settled so? 'auto' as anything, and float16 on a CPU as bfloat16."
-    half = (given, settled) == ('float16', 'bfloat16') and device.startswith('cpu')
-    return half or given in ('auto', settled)
+    def for_resume(self, run: Self) -> Self:
+        """The options to resume a run that started with `run`: its own, but the `epochs` given here. ConfigError if
+        another option is given here and differs from the run's; 'auto' never differs."""
+        for name in sorted(self.given - {'config', 'epochs', 'out', 'resume'}):
+            here, there = getattr(self, name), getattr(run, name)
+            became_bfloat16 = (here, there) == ('float16', 'bfloat16') and run.device.startswith('cpu')
+            if here in ('auto', there) or became_bfloat16: continue
+            raise ConfigError(f"cannot resume with {name} = {here!r}, as the run has {there!r}: leave that option out")
+        return replace(run, epochs=self.epochs if 'epochs' in self.given else run.epochs, resume=True)
 
 
 @dataclass(kw_only=True)
 class ProveConfig(TrainingConfig):
-    "Prove that a run can be resumed: kill it, go on, compare; exit with 1 if not."
+    "Check that runs resume exactly: train, kill, resume, compare. Exits with 1 if not."
     batches: int = 6
-    """Training batches of a run. It is killed in the middle of its first epoch, and in its last if that is another."""
+    """Training batches of the run. It is killed halfway through its first epoch, and in its last if it has several."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,32 +138,48 @@ class ProveConfig(TrainingConfig):
 
 @dataclass(kw_only=True)
 class LRFindConfig(FolderConfig, JobConfig):
-    "Raise the learning rate until the loss explodes; draw that, and suggest a rate."
+    "Suggest a learning rate: raise it until the loss explodes, and plot the loss."
+
+
+JOBS = {'train': TrainConfig, 'lr-find': LRFindConfig, 'prove-resume': ProveConfig}
+
+
+def suggestion(name: str, known: Iterable[str], form: str = '{!r}') -> str:
+    "'did you mean ...?' with the name in `known` that is most like `name`; '' if none is."
+    near = get_close_matches(name, list(known), n=1)
+    return f'did you mean {form.format(near[0])}?' if near else ''
 
 
 def _toml(value: str | float | bool) -> str:
-    "JSON's notation, which is TOML's too but for characters outside the 16-bit range and the one named DEL."
+    "JSON is valid TOML, except for characters beyond 16 bits as escapes and for DEL."
     return json.dumps(value, ensure_ascii=False).replace('\x7f', r'\u007f')
 
 
-def _check_key(key: str, names: list[str], path: Path) -> None:
-    if key in names: return
-    near = get_close_matches(key.replace('-', '_'), names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-    raise ConfigError(f"{path}: unknown key {key!r}; {hint}")
+TYPE_NAMES = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', Path: 'a path'}
 
 
-def _check_type(name: str, wanted: Any, value: Any) -> None:
-    types, words = _types_and_words(wanted)
-    if value in words or (isinstance(value, types) and (bool in types or not isinstance(value, bool))): return
-    expected = [*words, *(t.__name__ for t in types if t is not NoneType)]
-    raise ConfigError(f"{name} must be {' or '.join(expected)}, got {value!r}")
+def _check(name: str, annotation: Any, value: Any) -> None:
+    types, words = _accepted(annotation)
+    right = bool in types if isinstance(value, bool) else isinstance(value, types)
+    if value in words or right or (float in types and type(value) is int): return
+    *first, last = [*words, *(TYPE_NAMES[t] for t in types if t is not NoneType)]
+    near = suggestion(value, words) if isinstance(value, str) else ''
+    raise ConfigError(f"{name} must be {', '.join(first)}{' or ' if first else ''}{last}, got {value!r}"
+                      f"{'; ' if near else ''}{near}")
 
 
-def _types_and_words(wanted: Any) -> tuple[tuple[type, ...], tuple[str, ...]]:
-    "The types and the literal words that an annotation accepts; a float may be written as an int."
-    if get_origin(wanted) is Literal: return (), get_args(wanted)
-    if get_args(wanted):
-        parts = [_types_and_words(a) for a in get_args(wanted)]
-        return sum((t for t, _ in parts), ()), sum((w for _, w in parts), ())
-    return ((float, int) if wanted is float else (wanted,)), ()
+def check_text(cls: type[JobConfig], name: str, text: str) -> None:
+    "ConfigError if `text`, from the command line, is not a valid value of the option `name`."
+    types, _ = _accepted(next(f.type for f in fields(cls) if f.name == name))
+    value: Any = text
+    for kind in {int, float, Path}.intersection(types):
+        with suppress(ValueError): value = kind(text)
+    cls(**{name: value})
+
+
+def _accepted(annotation: Any) -> tuple[tuple[type, ...], tuple[str, ...]]:
+    "The types and the words that an annotation accepts."
+    if get_origin(annotation) is Literal: return (), get_args(annotation)
+    parts = [_accepted(a) for a in get_args(annotation)]
+    if not parts: return (annotation,), ()
+    return sum((types for types, _ in parts), ()), sum((words for _, words in parts), ())

@@ -1,9 +1,10 @@
-"The job that looks for a learning rate and draws what it saw. Knows the parts and where they go."
+"The job that suggests a learning rate."
 import torch.nn.functional as F
 
-from miniai.jobs.build import OPTIMIZERS, build_data, build_device, build_model
+from miniai.jobs.build import auto_lr, build_data, build_device, build_model
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import LRFindConfig
+from miniai.jobs.registry import OPTIMIZERS
 from miniai.jobs.run_folder import RunFolder, as_json
 from miniai.learner import DeviceCB, Learner, LRFinderCB, ProgressCB
 
@@ -11,24 +12,36 @@ __all__ = ['lr_find_job']
 
 
 def lr_find_job(config: LRFindConfig) -> float | None:
-    """Run the job: prints and returns the suggested rate. The run folder gets `lr_find.png`, and its figures as
-    `lr_find.json`, which an error or Ctrl-C does not prevent."""
+    """Run the job: print and return the suggested learning rate, None if there is none. The run folder gets the curve
+    as `lr_find.png` and its values as `lr_find.json`, also after an error or Ctrl-C."""
     device, dls, finder = build_device(config), build_data(config), LRFinderCB()
     folder, config = RunFolder(config.out, 'lr-find'), resolve(config, device)
     folder.write('config.toml', config.to_toml())
     folder.write_environment(device, dls.train.source)
     cbs = [DeviceCB(device), *build_computing(config), ProgressCB()]
-    learn = Learner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer])
+    learn = Learner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer].build)
+    auto = auto_lr(config.optimizer, config.schedule)
     try: learn.fit(100, valid=False, lr=1e-5, cbs=finder)
-    finally: _leave(folder, finder)
-    print(f'suggested learning rate for {config.optimizer}: {finder.suggestion:.2g}' if finder.suggestion else
-          'no suggestion: the loss never fell clearly')
-    print(f'the curve is in {folder.path}/lr_find.png')
+    finally:
+        if finder.ax: _save(folder, finder, auto)
+    print(_report(config, finder.suggestion, auto))
+    print(f'curve: {folder.path}/lr_find.png')
     return finder.suggestion
 
 
-def _leave(folder: RunFolder, finder: LRFinderCB) -> None:
-    if not finder.ax: return
-    figures = dict(suggestion=finder.suggestion, lrs=finder.lrs, losses=finder.losses)
-    folder.write('lr_find.json', as_json(figures) + '\n')
+def _save(folder: RunFolder, finder: LRFinderCB, auto: float) -> None:
+    values = dict(suggestion=finder.suggestion, auto=auto, lrs=finder.lrs, losses=finder.losses)
+    folder.write('lr_find.json', as_json(values) + '\n')
+    finder.ax.axvline(auto, ls=':', color='C2', label=f'--lr auto: {auto:.1e}')
+    finder.ax.legend()
     folder.picture('lr_find.png', finder.ax.figure)
+
+
+def _report(config: LRFindConfig, suggestion: float | None, auto: float) -> str:
+    lines = [f'suggested learning rate for {config.optimizer}: {suggestion:.2g}' if suggestion else
+             'no suggestion: the loss never fell clearly',
+             f'--lr auto with the {config.schedule} schedule: {auto:.2g}']
+    if suggestion and not 1/3 <= suggestion/auto <= 3:
+        lines += ["The suggestion is where the loss falls fastest in a short",
+                  "ramp; --lr auto is the highest rate of a whole run."]
+    return '\n'.join(lines)

@@ -1,15 +1,14 @@
-"""The job that proves that a configuration's runs, as `miniai train` makes them, can be resumed. Knows configurations
-and the proof."""
+"The job that checks that runs of `miniai train` resume exactly."
 from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
 
-from miniai.jobs.build import build_data, build_device, rate_of
+from miniai.jobs.build import build_data, build_device, learning_rate
 from miniai.jobs.compute import resolve
 from miniai.jobs.config import ConfigError, ProveConfig
 from miniai.jobs.recording import Recording
 from miniai.jobs.run_folder import RunFolder
-from miniai.jobs.train import learner_of
+from miniai.jobs.train import build_learner
 from miniai.learner import Learner
 from miniai.resume.prove import prove_learner
 from miniai.resume.signals import terminable
@@ -18,25 +17,21 @@ __all__ = ['prove_resume']
 
 
 def prove_resume(config: ProveConfig) -> bool:
-    """Run the job: prints what it does and finds, and returns whether a run killed and gone on with has everything the
-    same to the bit as one left alone. ConfigError where the epochs have fewer batches, ProofError where a run fails."""
+    """Run the job: print what it does and finds; return whether a killed and resumed run equals an uninterrupted one,
+    bit for bit. ConfigError if the epochs have too few batches, ProofError if a run fails."""
     per_epoch = len(build_data(config).train)
-    _check_batches(config, per_epoch)
-    config = resolve(replace(config, lr=rate_of(config)), build_device(config))
+    if config.batches > config.epochs*per_epoch:
+        raise ConfigError(f"batches is {config.batches}, but {config.epochs} epoch(s) of this data have only "
+                          f"{config.epochs*per_epoch}: use fewer batches or more epochs")
+    config = resolve(replace(config, lr=learning_rate(config)), build_device(config))
     with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
         proof = prove_learner(partial(_learner, config, folder), config.epochs, config.batches)
     print(proof)
     if config.batches <= per_epoch and config.epochs > 1:
-        print(f'all batches were of one epoch: --batches {per_epoch + 2} kills the run in a second one too')
+        print(f'only one epoch was tested: --batches {per_epoch + 2} also kills the run in a second one')
     return proof.same
 
 
-def _check_batches(config: ProveConfig, per_epoch: int) -> None:
-    there = config.epochs*per_epoch
-    if config.batches <= there: return
-    raise ConfigError(f"{config.epochs} epoch(s) of this set have {there} batches, and {config.batches} were asked for")
-
-
 def _learner(config: ProveConfig, folder: str) -> Learner:
-    "What `miniai train` trains and records with, into a new folder within `folder`."
-    return learner_of(config, build_data(config), Recording(RunFolder(f'{folder}/{{time}}', 'prove')).cbs)
+    "The Learner of `miniai train`, with a new run folder inside `folder`."
+    return build_learner(config, build_data(config), Recording(RunFolder(f'{folder}/{{time}}', 'prove')).cbs)

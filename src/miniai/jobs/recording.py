@@ -1,39 +1,50 @@
-"What records a run as it goes, and what its folder gets of that. Knows callbacks, pictures and the folder."
+"Records a run and saves what was recorded in its folder."
 from typing import Any
 
-from miniai.activations import ActivationStats
+from torch import nn
+
+from miniai.activations import ActivationStats, get_hist
 from miniai.diagnosis.profile import ProfileCB
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from miniai.learner import ProgressCB
 from miniai.models.layers import GeneralRelu
-from miniai.report.pictures import activations_figure, curves_figure, profile_figure
+from miniai.report.pictures import activations_figure, curves_figure
 from miniai.sgd import RecorderCB
 
 __all__ = ['Recording']
 
 
 class Recording:
-    """The callbacks, `cbs`, that record a run for its folder: progress, activations, learning rates, rows of figures,
-    and, with `profile`, where the time goes."""
-    def __init__(self, folder: RunFolder, profile: bool = False) -> None:
-        self.folder, self.progress, self.stats = folder, ProgressCB(), ActivationStats(_is_activation)
-        self.rates, self.profile = RecorderCB(lr=lambda cb: cb.pg['lr']), ProfileCB(quiet=True)
-        self.cbs = [self.progress, self.stats, self.rates, HistoryFileCB(folder), *([self.profile] if profile else [])]
+    """The callbacks, `cbs`, that record a run: progress, metrics, learning rates, with `stats` activation statistics,
+    and with `profile` where the time goes."""
+    def __init__(self, folder: RunFolder, stats: bool = True, profile: bool = False) -> None:
+        self.folder, self.progress, self.rates = folder, ProgressCB(), RecorderCB(lr=lambda cb: cb.pg['lr'])
+        self.stats = ActivationStats(_is_activation) if stats else None
+        self.profile = ProfileCB(quiet=True) if profile else None
+        cbs = [self.progress, self.stats, self.rates, HistoryFileCB(folder), self.profile]
+        self.cbs = [cb for cb in cbs if cb is not None]
 
-    def leave(self, learn: Any) -> None:
-        "Leave the model and, of batches that there were, the pictures."
+    def save(self, learn: Any) -> None:
+        "Save the model, and the pictures if at least one batch was trained; print and save the profile."
         self.folder.save_model(learn.model)
-        if not self.progress.losses: return
-        losses, lrs = self.progress.losses, self.rates.recs['lr']
-        self.folder.picture('curves.png', curves_figure(learn.history, losses, lrs, len(learn.dls.train)))
-        self.folder.picture('activations.png', activations_figure(self.stats))
+        if self.progress.losses:
+            rates = self.rates.recs['lr']
+            figure = curves_figure(learn.history, self.progress.losses, rates, len(learn.dls.train))
+            self.folder.picture('curves.png', figure)
+            if self.stats: self.folder.picture('activations.png', activations_figure(self._histograms(learn.model)))
+        if self.profile and self.profile.rows: self._save_profile()
 
-    def leave_profile(self) -> None:
-        "Print and leave where the time went, if that was recorded."
-        if not self.profile.rows: return
+    def _histograms(self, model: nn.Module) -> dict[str, Any]:
+        names = [f'{name} {type(m).__name__}' for name, m in model.named_modules() if _is_activation(m)]
+        return {name: get_hist(hook).expm1() for name, hook in zip(names, self.stats, strict=True)}
+
+    def _save_profile(self) -> None:
+        from matplotlib.figure import Figure
         print(f'\n{self.profile.table()}\n')
         self.folder.write('profile.json', as_json(self.profile.rows, indent=1) + '\n')
-        self.folder.picture('profile.png', profile_figure(self.profile))
+        figure = Figure(figsize=(12, 4.5), layout='constrained')
+        self.profile.plot(figure)
+        self.folder.picture('profile.png', figure)
 
 
 def _is_activation(m: Any) -> bool: return isinstance(m, GeneralRelu)

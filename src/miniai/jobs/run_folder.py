@@ -1,4 +1,4 @@
-"What a run leaves in its folder: configuration, environment, figures as they come, model, pictures. Knows files alone."
+"The folder of a run: made once, never overwritten, every file complete."
 import glob
 import json
 import math
@@ -20,12 +20,12 @@ from miniai.events import Callback
 
 __all__ = ['RunFolder', 'HistoryFileCB', 'as_json']
 
-_CLOCK, _TIME = '%Y-%m-%d_%H%M%S', r'(\d{4}-\d\d-\d\d_\d{6})'
-_PACKAGES = ('miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm')
+TIME_FORMAT, TIME_PATTERN = '%Y-%m-%d_%H%M%S', r'(\d{4}-\d\d-\d\d_\d{6})'
+PACKAGES = ('miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm')
 
 
 def as_json(x: Any, **kwargs: Any) -> str:
-    "`x` as JSON, null for numbers that are not finite: JSON has none such."
+    "`x` as JSON, with null for NaN and infinity, which JSON does not have."
     return json.dumps(_finite(x), allow_nan=False, **kwargs)
 
 
@@ -36,27 +36,26 @@ def _finite(x: Any) -> Any:
 
 
 class RunFolder:
-    """A new folder, `{time}` and `{job}` in its name filled in, with a number where that one exists. FileExistsError
-    where there is something in a folder of a plain name already: a run is never written over."""
+    """A new folder at `path`. `{time}` and `{job}` in its name are filled in; if a folder with that time exists, a
+    number is added. FileExistsError if a name without `{time}` is taken: a run is never overwritten."""
     def __init__(self, name: str, job: str) -> None:
-        path = Path(name.replace('{time}', time.strftime(_CLOCK)).replace('{job}', job))
-        self.path = _numbered(path) if '{time}' in name else _new_or_empty(path)
+        path = Path(name.replace('{time}', time.strftime(TIME_FORMAT)).replace('{job}', job))
+        self.path = _make_numbered(path) if '{time}' in name else _make(path)
 
     @classmethod
-    def of_run(cls, name: str, job: str) -> 'RunFolder':
-        """The folder of a run that there is: of that name, or, where it has `{time}` in it, the one made last, by the
-        time in its name and then by its number, whatever was written there since. FileNotFoundError where there is
-        none."""
+    def find(cls, name: str, job: str) -> 'RunFolder':
+        """The folder of an existing run. With `{time}` in the name, the latest one: by the time in its name, then by
+        its number. FileNotFoundError if there is none."""
         name = name.replace('{job}', job)
-        named = _with_times(name) if '{time}' in name else {Path(name): ()}
-        made = {p: when for p, when in named.items() if (p/'config.toml').is_file()}
-        if not made: raise FileNotFoundError(f"there is no run to go on with at {name}: name its folder with --out")
+        found = _with_times(name) if '{time}' in name else {Path(name): ()}
+        runs = {path: when for path, when in found.items() if (path/'config.toml').is_file()}
+        if not runs: raise FileNotFoundError(f"no run to resume at {name}: name its folder with --out")
         folder = cls.__new__(cls)
-        folder.path = max(made, key=made.get)
+        folder.path = max(runs, key=runs.get)
         return folder
 
     def write(self, name: str, text: str) -> None:
-        "Write a text file whole, or leave the old one."
+        "Write a text file completely, or leave the old one."
         self._replace(name, lambda p: p.write_text(text, 'utf-8'))
 
     def save_model(self, model: nn.Module) -> None:
@@ -64,9 +63,9 @@ class RunFolder:
         from safetensors.torch import save_model
         self._replace('model.safetensors', lambda p: save_model(model, str(p)))
 
-    def picture(self, name: str, fig: Any) -> None:
+    def picture(self, name: str, figure: Any) -> None:
         "Write a matplotlib figure as PNG."
-        self._replace(name, lambda p: fig.savefig(p, format='png', dpi=100))
+        self._replace(name, lambda p: figure.savefig(p, format='png', dpi=100))
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         part = self.path/f'.{name}.part'
@@ -76,44 +75,45 @@ class RunFolder:
         finally: part.unlink(missing_ok=True)
 
     def write_environment(self, device: str, data: str = '') -> None:
-        "Write `environment.json`: versions, machine and command, so that the run can be understood later."
-        self.write('environment.json', as_json(_environment(device, data), indent=1) + '\n')
+        """Write `environment.json`: versions, machine and command, so that the run can be understood later. If it
+        exists, because this process resumes the run, write `environment-2.json`, or the next free number."""
+        n = 1 + len(list(self.path.glob('environment*.json')))
+        environment = dict(
+            python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
+            cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, data=data, command=sys.argv,
+            gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
+            versions={package: version_of(package) for package in PACKAGES})
+        self.write(f'environment-{n}.json' if n > 1 else 'environment.json', as_json(environment, indent=1) + '\n')
 
 
-def _numbered(path: Path) -> Path:
-    "A new folder of that name, else with a number; made, not looked for, so that two runs at once have two folders."
+def _make_numbered(path: Path) -> Path:
+    "A new folder with that name, or with a number after it. Two runs that start together get a folder each."
     for p in (path, *(path.with_name(f'{path.name}-{n}') for n in range(2, 1000))):
         with suppress(FileExistsError):
             p.mkdir(parents=True)
             return p
-    raise FileExistsError(f"no folder could be made at {path}, nor with a number: name another with --out")
+    raise FileExistsError(f"cannot make a folder at {path}, even with a number: choose another name with --out")
 
 
-def _with_times(name: str) -> dict[Path, tuple[str, int]]:
-    "What there is by a name with `{time}` in it, each with the time and the number that it was made with."
-    parts = Path(name).as_posix().split('{time}')
-    made = re.compile(_TIME.join(map(re.escape, parts)) + r'(?:-(\d+))?')
-    found = (made.fullmatch(Path(p).as_posix()) for p in glob.glob('*'.join(map(glob.escape, parts)) + '*'))
-    return {Path(m[0]): (m[1], int(m[made.groups] or 1)) for m in found if m}
-
-
-def _new_or_empty(path: Path) -> Path:
+def _make(path: Path) -> Path:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"the run folder {path} is not empty, and a run is never written over: "
-                              f"name another with --out")
+        raise FileExistsError(f"the run folder {path} is not empty, and runs are never overwritten: "
+                              f"choose another one with --out")
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def _environment(device: str, data: str) -> dict[str, Any]:
-    return dict(python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
-                cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, data=data, command=sys.argv,
-                gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
-                versions={p: version_of(p) for p in _PACKAGES})
+def _with_times(name: str) -> dict[Path, tuple[str, int]]:
+    "The existing folders of a name with `{time}`, each with its time and number."
+    parts = Path(name).as_posix().split('{time}')
+    pattern = re.compile(TIME_PATTERN.join(map(re.escape, parts)) + r'(?:-(\d+))?')
+    paths = glob.glob('*'.join(map(glob.escape, parts)) + '*')
+    found = (pattern.fullmatch(Path(p).as_posix()) for p in paths)
+    return {Path(m[0]): (m[1], int(m[pattern.groups] or 1)) for m in found if m}
 
 
 class HistoryFileCB(Callback):
-    "Keeps `learn.history` in a file of a run folder, a line of JSON an epoch and phase, as rows come."
+    "Writes `learn.history` to a file of the run folder after each epoch and phase: one row as JSON per line."
     order = 2
     def __init__(self, folder: RunFolder, name: str = 'metrics.jsonl') -> None: self.folder, self.name = folder, name
     def after_epoch(self, learn: Any) -> None:

@@ -1,9 +1,8 @@
-"The main job: train a classifier of Fashion-MNIST and leave a run folder. Knows the parts and where they go."
+"The main job: train an image classifier."
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from shlex import quote
 from typing import Any
 
@@ -11,85 +10,74 @@ import torch.nn.functional as F
 
 from miniai.callbacks.metrics import accuracy
 from miniai.events import Callback
-from miniai.jobs.build import OPTIMIZERS, build_data, build_device, build_model, build_schedule, rate_of
+from miniai.jobs.build import build_data, build_device, build_model, build_schedule, learning_rate
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import TrainConfig, TrainingConfig
 from miniai.jobs.recording import Recording
+from miniai.jobs.registry import OPTIMIZERS
 from miniai.jobs.run_folder import RunFolder
 from miniai.learner import DeviceCB, Learner, MetricsCB
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
 
-__all__ = ['train', 'learner_of']
+__all__ = ['train', 'build_learner']
 
 
 def train(config: TrainConfig) -> Learner:
-    """Run the job and return its Learner. The run folder gets its configuration and environment before training,
-    figures and checkpoints as they come, and the model and pictures at the end, which an error or Ctrl-C does
-    not prevent. With `resume` the run in the folder goes on, with its own options (see `TrainConfig.of_run`); one that
-    is refused changes nothing. A run that SIGTERM or SIGINT stops says how to go on with it."""
-    old = RunFolder.of_run(config.out, 'train') if config.resume else None
-    if old: config = _gone_on_with(old, config)
-    device, dls, lr = build_device(config), build_data(config), rate_of(config)
-    folder, config = old or RunFolder(config.out, 'train'), resolve(replace(config, lr=lr), device)
-    begun = BegunCB(partial(folder.write_environment, device, dls.train.source))
-    if not old:
-        _note_options(folder, config)
-        begun.begin()
-    recording = Recording(folder, config.profile)
-    learn = learner_of(config, dls, [*recording.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), begun])
-    print(f'{config.model} model of {_size(learn.model)} parameters, {config.optimizer}, {config.schedule}, '
-          f'lr {lr:g}, on {device}')
-    try: _fit(learn, config, recording, begun)
-    except SystemExit:
-        print(f'stopped: miniai train --resume --out {quote(str(folder.path))} goes on with it', file=sys.stderr)
-        raise
+    """Run the job and return its Learner.
+
+    The run folder gets `config.toml` and `environment.json` before training, `metrics.jsonl` and checkpoints during it,
+    and the model and pictures at its end, also after an error or Ctrl-C. With `resume`, the run in the folder continues
+    with its own options (`TrainConfig.for_resume`); each process that resumes it adds `environment-2.json`, `-3` and so
+    on. A resume that is refused changes no file."""
+    old = RunFolder.find(config.out, 'train') if config.resume else None
+    if old:
+        print(f'resuming {old.path}')
+        config = config.for_resume(TrainConfig.from_toml(old.path/'config.toml'))
+    device, dls = build_device(config), build_data(config)
+    folder, config = old or RunFolder(config.out, 'train'), resolve(replace(config, lr=learning_rate(config)), device)
+
+    def write_options() -> None:
+        folder.write('config.toml', config.to_toml())
+        folder.write_environment(device, dls.train.source)
+
+    recording, accepted = Recording(folder, config.stats, config.profile), AcceptedCB(write_options)
+    if not old: accepted.accept()
+    learn = build_learner(config, dls, [*recording.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted])
+    size = sum(p.numel() for p in learn.model.parameters())
+    print(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '
+          f'lr {config.lr:g}; {device}')
+    started, how = time.perf_counter(), 'stopped'
+    try:
+        learn.fit(config.epochs, resume=config.resume)
+        how = 'finished'
+    finally:
+        if accepted.done:
+            recording.save(learn)
+            print(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
+        if isinstance(sys.exception(), SystemExit):  # stopped by SIGTERM or SIGINT, with a checkpoint
+            print(f'to continue: miniai train --resume --out {quote(str(folder.path))}', file=sys.stderr)
     return learn
 
 
-def _gone_on_with(run: RunFolder, config: TrainConfig) -> TrainConfig:
-    print(f'going on with {run.path}')
-    return config.of_run(TrainConfig.from_toml(run.path/'config.toml'))
-
-
-def _fit(learn: Learner, config: TrainConfig, recording: Recording, begun: 'BegunCB') -> None:
-    "Train, and leave what there is to leave, whatever happens."
-    started = time.perf_counter()
-    try:
-        learn.fit(config.epochs, resume=config.resume)
-        _note_options(recording.folder, config)
-    finally:
-        if begun.begun: recording.leave(learn)
-        recording.leave_profile()
-        if begun.begun: print(f'{time.perf_counter() - started:.1f} s; the run is in {recording.folder.path}')
-
-
-class BegunCB(Callback):
-    """Calls `then` once, at the latest when every callback before it has accepted the fit: one that is refused has not
-    begun. Says so where a run that goes on has done its epochs already."""
+class AcceptedCB(Callback):
+    "Calls `then()` once the callbacks before it have accepted the fit: a resume that they refuse never gets there."
     order = CheckpointCB.order
-    def __init__(self, then: Callable[[], None]) -> None: self.then, self.begun = then, False
+    def __init__(self, then: Callable[[], None]) -> None: self.then, self.done = then, False
 
     def before_fit(self, learn: Any) -> None:
-        if not learn.epochs: print(f'the run has done its {learn.n_epochs} epoch(s) already')
-        self.begin()
+        if not len(learn.epochs): print(f'nothing to train: all {learn.n_epochs} epochs are done')
+        if not self.done: self.accept()
 
-    def begin(self) -> None:
-        "Say that it has begun."
-        if not self.begun: self.then()
-        self.begun = True
+    def accept(self) -> None:
+        "The fit is accepted."
+        self.then()
+        self.done = True
 
 
-def learner_of(config: TrainingConfig, dls: Any, cbs: list) -> Learner:
-    "The Learner that a settled configuration says, with `cbs`."
+def build_learner(config: TrainingConfig, dls: Any, cbs: list) -> Learner:
+    "The Learner for a resolved configuration, with `cbs` added."
     schedule = build_schedule(config, config.epochs*len(dls.train))
-    given = [DeviceCB(config.device), *build_computing(config), MetricsCB(accuracy=accuracy), *cbs]
-    return Learner(build_model(config), dls, F.cross_entropy, config.lr, [*given, BatchSchedCB(schedule)],
-                   OPTIMIZERS[config.optimizer])
-
-
-def _note_options(folder: RunFolder, config: TrainConfig) -> None:
-    folder.write('config.toml', replace(config, resume=False).to_toml())
-
-
-def _size(model: Any) -> str: return f'{sum(p.numel() for p in model.parameters()):,}'
+    first = [DeviceCB(config.device), *build_computing(config), MetricsCB(accuracy=accuracy)]
+    return Learner(build_model(config), dls, F.cross_entropy, config.lr, [*first, *cbs, BatchSchedCB(schedule)],
+                   OPTIMIZERS[config.optimizer].build)

@@ -1,50 +1,52 @@
-"Pictures of a run, for its folder. Knows figures and what was recorded, no training."
-from collections.abc import Sequence
+"Figures of a finished run, drawn from what it recorded."
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from miniai.activations import ActivationStats
-from miniai.diagnosis.profile import ProfileCB
+import numpy as np
 
-__all__ = ['curves_figure', 'activations_figure', 'profile_figure']
+__all__ = ['curves_figure', 'activations_figure']
 
 
 def curves_figure(history: Sequence[dict[str, Any]], losses: Sequence[float], lrs: Sequence[float],
                   per_epoch: int) -> Any:
-    "Loss by batch with the validation losses, `per_epoch` batches apart, accuracy by epoch, and the learning rate."
+    """Three panels: loss, accuracy and learning rate. `history` is the Learner's; `losses` and `lrs` have a value per
+    training batch, `per_epoch` of them to an epoch."""
     from matplotlib.figure import Figure
     fig = Figure(figsize=(13, 3.8), layout='constrained')
     loss, acc, lr = fig.subplots(1, 3)
+    train, valid = ([row for row in history if row['phase'] == phase] for phase in ('train', 'eval'))
     loss.plot(losses, label='train', lw=1)
-    evals = [r for r in history if r['phase'] == 'eval']
-    loss.plot([per_epoch*(i + 1) - 1 for i in range(len(evals))], [r['loss'] for r in evals], 'o-', label='eval')
-    for phase in ('train', 'eval'):
-        rows = [r for r in history if r['phase'] == phase]
-        acc.plot([r['epoch'] + 1 for r in rows], [r['accuracy'] for r in rows], 'o-', label=phase)
+    loss.plot([per_epoch*(row['epoch'] + 1) - 1 for row in valid], [row['loss'] for row in valid], 'o-', label='valid')
+    loss.set_ylim(0, min(loss.get_ylim()[1], 3))  # a loss that exploded must not flatten the rest
+    for rows, label in ((train, 'train'), (valid, 'valid')):
+        acc.plot([row['epoch'] + 1 for row in rows], [row['accuracy'] for row in rows], 'o-', label=label)
     lr.plot(lrs)
-    loss.set(title='loss', xlabel='batch')
-    acc.set(title='accuracy', xlabel='epoch')
-    lr.set(title='learning rate', xlabel='batch')
-    loss.set_ylim(0, min(loss.get_ylim()[1], 3))
-    for ax in (loss, acc, lr): ax.xaxis.get_major_locator().set_params(integer=True)
+    for ax, title, xlabel in ((loss, 'loss', 'batch'), (acc, 'accuracy', 'epoch'), (lr, 'learning rate', 'batch')):
+        ax.set(title=title, xlabel=xlabel)
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        ax.grid(alpha=0.3)
     for ax in (loss, acc): ax.legend()
     return fig
 
 
-def activations_figure(stats: ActivationStats) -> Any:
-    "The colour picture of every layer's activations, with what it shows in words."
-    import matplotlib.pyplot as plt
-    stats.color_dim()
-    fig = plt.gcf()
-    for i, ax in enumerate(fig.axes[:len(stats)], 1): ax.set_title(f'layer {i}')
-    fig.suptitle('Activations, batch by batch: sizes from 0 at the bottom to 10, brighter where there are more')
-    fig.set_layout_engine('constrained')
-    plt.close(fig)
-    return fig
-
-
-def profile_figure(profile: ProfileCB) -> Any:
-    "Where the time of a batch went, in training and in validation."
+def activations_figure(histograms: Mapping[str, Any]) -> Any:
+    """A panel per layer shows how large its activations were in each batch. `histograms` maps the name of a layer to an
+    array of counts: 40 bins for sizes from 0 to 10, by batches."""
+    from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(12, 4.5), layout='constrained')
-    profile.plot(fig)
+    columns = min(4, len(histograms))
+    rows = -(-len(histograms)//columns)
+    fig = Figure(figsize=(3*columns + 1, 2.4*rows + .6), layout='constrained')
+    axs = fig.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for ax in axs.flat[len(histograms):]: ax.set_axis_off()
+    for ax, (name, counts) in zip(axs.flat, histograms.items(), strict=False):
+        counts = np.asarray(counts)
+        shares = counts / np.maximum(counts.sum(0), 1)
+        image = ax.imshow(np.maximum(shares, 1e-9), norm=LogNorm(1e-4, 1), origin='lower', aspect='auto',
+                          extent=(0, counts.shape[1], 0, 10))
+        ax.set_title(name, fontsize='medium')
+        ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    fig.colorbar(image, ax=axs, label='share of activations', extend='min', pad=0.02)
+    fig.supxlabel('batch', fontsize='medium')
+    fig.supylabel('size of activation', fontsize='medium')
     return fig

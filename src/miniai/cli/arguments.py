@@ -1,0 +1,86 @@
+"From command-line arguments to a job's configuration."
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+from miniai.jobs.checkpoint import ShowConfig, VerifyConfig
+from miniai.jobs.config import JOBS, ConfigError, JobConfig, TrainConfig, check_text, suggestion
+
+__all__ = ['parse']
+
+ABOUT = """Train PyTorch models with accelerated SGD.
+
+Options can also come from a TOML file: miniai train --config FILE.toml
+
+miniai --version prints the version."""
+CHECKPOINT_COMMANDS = {'verify': VerifyConfig, 'show': ShowConfig}
+
+
+def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
+    "The configuration of the job that `args` ask for. ConfigError or SystemExit(2) for what they get wrong."
+    try:
+        import tyro
+    except ImportError: raise ConfigError("the command line needs tyro: pip install 'miniai-torch[cli]'") from None
+    if os.environ.get('NO_COLOR'): tyro._experimental_options['ansi_codes'] = False
+    defaults, given = {name: cls() for name, cls in JOBS.items()}, frozenset()
+    command, *rest = args or ['--help']
+    if not command.startswith('-'): _check_word('command', command, [*JOBS, 'checkpoint'])
+    if command == 'checkpoint' and rest and not rest[0].startswith('-'):
+        _check_word('checkpoint command', rest[0], CHECKPOINT_COMMANDS)
+    if command in JOBS:
+        texts = _option_texts(rest)
+        _check_options(command, texts)
+        if texts.get('config'): defaults[command] = JOBS[command].from_toml(Path(texts['config']))
+        given = frozenset(name.removeprefix('no_') for name in texts)
+    config = tyro.cli(_commands(defaults), args=args or ['--help'], prog='miniai', description=ABOUT, config=(
+        tyro.conf.OmitSubcommandPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone))
+    if isinstance(config, TrainConfig): config.given = defaults['train'].given | given
+    return config
+
+
+def _check_word(what: str, word: str, known: Iterable[str]) -> None:
+    if word in known: return
+    raise ConfigError(f"unknown {what} {word!r}; {suggestion(word, known) or 'choose from ' + ', '.join(known)}")
+
+
+def _option_texts(args: Sequence[str]) -> dict[str, str | None]:
+    "The options in `args`, with underscores in their names, and the text that follows each. The last one wins."
+    texts = {}
+    for arg, following in pairwise([*args, None]):
+        if not arg.startswith('--'): continue
+        name, equals, text = arg[2:].partition('=')
+        if not equals: text = None if (following or '--').startswith('--') else following
+        texts[name.replace('-', '_')] = text
+    return texts
+
+
+def _check_options(command: str, texts: dict[str, str | None]) -> None:
+    "ConfigError for an unknown option or an invalid value, in our words and with a suggestion, before tyro sees it."
+    cls = JOBS[command]
+    flags = {f.name for f in fields(cls) if f.type is bool}
+    known = {f.name for f in fields(cls)} | {f'no_{name}' for name in flags}
+    for name, text in texts.items():
+        if name == 'help': continue
+        if name not in known:
+            near = suggestion(name.replace('_', '-'), [nm.replace('_', '-') for nm in known], '--{}')
+            raise ConfigError(f"miniai {command} has no option --{name.replace('_', '-')}; "
+                              f"{near or f'see miniai {command} --help'}")
+        if text is not None and name.removeprefix('no_') not in flags: check_text(cls, name, text)
+
+
+def _commands(defaults: dict[str, JobConfig]) -> Any:
+    "The type that tells tyro all commands and their options."
+    import tyro
+    jobs = [Annotated[type(config), tyro.conf.subcommand(name, default=config)] for name, config in defaults.items()]
+    train, lr_find, prove = jobs
+    files = tyro.conf.arg(metavar='PATH [PATH ...]', help='The checkpoints.', help_behavior_hint='(required)')
+    def verify_config(path: Annotated[tuple[Path, ...], files]) -> VerifyConfig: return VerifyConfig(path)
+    about = dict(description=VerifyConfig.__doc__, constructor=verify_config)
+    verify = Annotated[VerifyConfig, tyro.conf.subcommand('verify', **about)]
+    show = Annotated[ShowConfig, tyro.conf.subcommand('show')]
+    checkpoint = Annotated[verify | show, tyro.conf.subcommand('checkpoint', description=(
+        'Verify checkpoints, or show what is in one.'))]
+    return train | lr_find | prove | checkpoint

@@ -1,0 +1,77 @@
+"What a job can choose from: data sets, models, optimizers, schedules. One row makes a choice available to every job."
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.optim import Optimizer, lr_scheduler
+
+from miniai.data import ImageSet, fashion_mnist
+from miniai.models.convnet import get_model
+from miniai.models.layers import act_gr
+from miniai.models.resnet import get_resnet
+from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
+
+__all__ = ['DATA', 'MODELS', 'OPTIMIZERS', 'SCHEDULES', 'DataRow', 'ModelRow', 'OptimizerRow', 'ScheduleRow']
+
+
+class DataRow(NamedTuple):
+    "`load()` returns an ImageSet. `about` is for the help."
+    load: Callable[[], ImageSet]
+    about: str
+
+
+class ModelRow(NamedTuple):
+    "`build()` returns a model for grey images of 28x28 and 10 classes. `about` is for the help."
+    build: Callable[[], nn.Module]
+    about: str
+
+
+class OptimizerRow(NamedTuple):
+    """`build(params, lr)` returns the optimizer. `lrs` has the learning rates of `--lr auto` by schedule: the highest
+    rate of the schedule. A schedule without one gets the rate for 'constant'."""
+    build: Callable[..., Optimizer]
+    lrs: Mapping[str, float]
+
+
+class ScheduleRow(NamedTuple):
+    "`build(optimizer, lr=, steps=)` returns a torch scheduler. `lr` is its highest rate. `about` is for the help."
+    build: Callable[..., Any]
+    about: str
+
+
+def _onecycle(opt: Optimizer, lr: float, steps: int) -> Any:
+    has_momentum = 'momentum' in opt.defaults or 'betas' in opt.defaults
+    return lr_scheduler.OneCycleLR(opt, max_lr=lr, total_steps=steps, cycle_momentum=has_momentum)
+
+
+def _cosine(opt: Optimizer, lr: float, steps: int) -> Any: return lr_scheduler.CosineAnnealingLR(opt, T_max=steps)
+def _constant(opt: Optimizer, lr: float, steps: int) -> Any: return lr_scheduler.ConstantLR(opt, factor=1.)
+
+
+DATA = {
+    'auto':   DataRow(fashion_mnist, "the folder in MINIAI_DATA, else Debian's package, else the sample"),
+    'hub':    DataRow(partial(fashion_mnist, source='hub'), 'Fashion-MNIST from the Hugging Face hub'),
+    'sample': DataRow(partial(fashion_mnist, source='sample'), '10,000 training images inside miniai'),
+}
+MODELS = {
+    'simple': ModelRow(partial(get_model, act_gr, norm=nn.BatchNorm2d), 'five convolutions, 30 thousand parameters'),
+    'resnet': ModelRow(partial(get_resnet, act_gr), 'five residual blocks, 300 thousand parameters'),
+}
+OPTIMIZERS = {
+    'sgd':       OptimizerRow(SGD,       dict(constant=0.4,  cosine=0.8,  onecycle=1.)),
+    'momentum':  OptimizerRow(Momentum,  dict(constant=1.5,  cosine=2.,   onecycle=3.)),
+    'heavyball': OptimizerRow(HeavyBall, dict(constant=0.15, cosine=0.2,  onecycle=0.3)),
+    'nesterov':  OptimizerRow(Nesterov,  dict(constant=0.15, cosine=0.2,  onecycle=0.3)),
+    'rmsprop':   OptimizerRow(RMSProp,   dict(constant=3e-3, cosine=6e-3, onecycle=1e-2)),
+    'adagrad':   OptimizerRow(Adagrad,   dict(constant=2e-2, cosine=3e-2, onecycle=6e-2)),
+    'adam':      OptimizerRow(Adam,      dict(constant=6e-3, cosine=2e-2, onecycle=6e-2)),
+    'adamw':     OptimizerRow(AdamW,     dict(constant=6e-3, cosine=2e-2, onecycle=6e-2)),
+    'nadamw':    OptimizerRow(NAdamW,    dict(constant=6e-3, cosine=2e-2, onecycle=6e-2)),
+    'lion':      OptimizerRow(Lion,      dict(constant=6e-4, cosine=2e-3, onecycle=6e-3)),
+}
+SCHEDULES = {
+    'onecycle': ScheduleRow(_onecycle, 'rises to lr, then falls to almost 0'),
+    'cosine':   ScheduleRow(_cosine,   'falls from lr to 0'),
+    'constant': ScheduleRow(_constant, 'stays at lr'),
+}
