@@ -13,6 +13,7 @@ from miniai.jobs.build import auto_lr, build_data, build_device, build_model, bu
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
 from tiny import write_tiny
 
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory): return write_tiny(tmp_path_factory.mktemp('fmnist'), 41, 9)
 

@@ -1,4 +1,4 @@
-"The job that looks for a rate: what it finds, says and leaves."
+"The job that suggests a learning rate: what it finds, says and saves."
 import json
 import math
 from dataclasses import replace
@@ -6,10 +6,12 @@ from dataclasses import replace
 import pytest
 
 from miniai.jobs import lr_find as job
+from miniai.jobs.build import auto_lr
 from miniai.jobs.config import LRFindConfig
 from miniai.jobs.lr_find import lr_find_job
+from miniai.jobs.registry import OPTIMIZERS, OptimizerRow
 from miniai.learner import CancelFitException
-from tiny import colours, write_tiny
+from tiny import colours, files, write_tiny
 
 
 @pytest.fixture(scope='module')
@@ -20,35 +22,47 @@ def data(tmp_path_factory): return str(write_tiny(tmp_path_factory.mktemp('fmnis
 def config(data, tmp_path): return LRFindConfig(data=data, out=str(tmp_path/'run'), batch_size=64, device='cpu')
 
 
-def files(folder): return sorted(p.name for p in folder.iterdir())
-def figures(folder): return json.loads((folder/'lr_find.json').read_text(), parse_constant=pytest.fail)
+def values(folder): return json.loads((folder/'lr_find.json').read_text(), parse_constant=pytest.fail)
 
 
-def test_it_suggests_a_rate_that_trains_says_so_and_leaves_curve_and_figures(config, tmp_path, capsys):
+def test_it_suggests_a_rate_and_leaves_curve_and_values(config, tmp_path, capsys):
     rate = lr_find_job(config)
     assert 1e-4 < rate < 1e-1
     said = capsys.readouterr().out.splitlines()
-    assert said[-2] == f'suggested learning rate for adamw: {rate:.2g}'
-    assert said[-1] == f'the curve is in {tmp_path}/run/lr_find.png'
+    assert f'suggested learning rate for adamw: {rate:.2g}' in said
+    assert '--lr auto with the onecycle schedule: 0.06' in said
+    assert said[-1] == f'curve: {tmp_path}/run/lr_find.png'
     assert files(tmp_path/'run') == ['config.toml', 'environment.json', 'lr_find.json', 'lr_find.png']
     assert colours(tmp_path/'run'/'lr_find.png') > 10
+    saved = values(tmp_path/'run')
+    n = len(saved['lrs'])
+    assert saved['lrs'] == pytest.approx([1e-5*1.3**i for i in range(n)])
+    assert len(saved['losses']) == n > 10
+    assert (saved['suggestion'], saved['auto']) == (rate, 0.06)
+    assert any(math.isclose(rate, lr) for lr in saved['lrs'])
 
 
-def test_the_figures_are_rates_from_1e_5_each_1_3_times_the_last_with_their_losses(config, tmp_path):
-    rate = lr_find_job(config)
-    left = figures(tmp_path/'run')
-    n = len(left['lrs'])
-    assert left['lrs'] == pytest.approx([1e-5*1.3**i for i in range(n)])
-    assert len(left['losses']) == n > 10
-    assert left['suggestion'] == rate
-    assert rate in left['lrs'] or any(math.isclose(rate, lr) for lr in left['lrs'])
+def test_the_picture_marks_both_rates_with_labels(config, monkeypatch):
+    figures = []
+    monkeypatch.setattr(job.RunFolder, 'picture', lambda self, name, figure: figures.append(figure))
+    rate = lr_find_job(replace(config, optimizer='lion', schedule='constant'))
+    ax, = figures[0].axes
+    marks = {line.get_label(): line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2}
+    assert [*marks.values()] == [rate, auto_lr('lion', 'constant')]
+    assert [t.get_text() for t in ax.get_legend().texts] == [*marks]
+    assert [*marks][1] == '--lr auto: 6.0e-04'
 
 
-def test_the_configuration_left_is_the_one_that_ran(config, tmp_path):
+@pytest.mark.parametrize(('suggestion', 'explained'), [(0.061, False), (0.021, False), (0.019, True), (0.19, True)])
+def test_it_says_why_the_rates_differ_where_they_differ_by_more_than_3(suggestion, explained):
+    assert ('steepest' in job._report(LRFindConfig(), suggestion, 0.06)) is explained
+
+
+def test_the_saved_configuration_is_the_one_that_ran(config, tmp_path):
     lr_find_job(replace(config, device='auto'))
-    left = LRFindConfig.from_toml(tmp_path/'run'/'config.toml')
-    assert 'auto' not in (left.device, left.layout)
-    assert replace(left, config=None, device='cpu', layout='auto') == config
+    saved = LRFindConfig.from_toml(tmp_path/'run'/'config.toml')
+    assert 'auto' not in (saved.device, saved.layout)
+    assert replace(saved, config=None, device='cpu', layout='auto', out=config.out) == config
 
 
 class Finder(job.LRFinderCB):
@@ -63,24 +77,24 @@ def test_where_the_loss_never_fell_it_says_so_and_leaves_the_curve(config, tmp_p
     monkeypatch.setattr(job, 'LRFinderCB', Finder)
     assert lr_find_job(config) is None
     assert 'no suggestion: the loss never fell clearly' in capsys.readouterr().out
-    assert figures(tmp_path/'run')['suggestion'] is None
+    assert values(tmp_path/'run')['suggestion'] is None
     assert (tmp_path/'run'/'lr_find.png').is_file()
 
 
 def test_ctrl_c_leaves_the_curve_so_far(config, tmp_path, monkeypatch):
     monkeypatch.setattr(job, 'LRFinderCB', type('Stopped', (Finder,), dict(how=KeyboardInterrupt())))
     with pytest.raises(KeyboardInterrupt): lr_find_job(config)
-    assert len(figures(tmp_path/'run')['losses']) == 3
+    assert len(values(tmp_path/'run')['losses']) == 3
     assert colours(tmp_path/'run'/'lr_find.png') > 2
 
 
 def test_an_error_before_the_first_batch_leaves_no_curve(config, tmp_path, monkeypatch):
-    monkeypatch.setitem(job.OPTIMIZERS, 'adamw', lambda params, lr: 1/0)
+    monkeypatch.setitem(job.OPTIMIZERS, 'adamw', OptimizerRow(lambda params, lr: 1/0, dict(constant=1, onecycle=1)))
     with pytest.raises(ZeroDivisionError): lr_find_job(config)
     assert files(tmp_path/'run') == ['config.toml', 'environment.json']
 
 
-def test_a_loss_that_is_not_finite_ends_the_search_and_is_null_in_the_figures(config, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_the_search_and_is_null_in_the_values(config, tmp_path, monkeypatch):
     class AtOnce(job.LRFinderCB):
         def before_fit(self, learn):
             super().before_fit(learn)
@@ -88,10 +102,10 @@ def test_a_loss_that_is_not_finite_ends_the_search_and_is_null_in_the_figures(co
             self.max_mult = math.inf
     monkeypatch.setattr(job, 'LRFinderCB', AtOnce)
     lr_find_job(replace(config, optimizer='sgd'))
-    assert figures(tmp_path/'run')['losses'][-1] is None
+    assert values(tmp_path/'run')['losses'][-1] is None
 
 
-@pytest.mark.parametrize('optimizer', ['sgd', 'momentum', 'rmsprop', 'adam'])
+@pytest.mark.parametrize('optimizer', [name for name in OPTIMIZERS if name != 'adamw'])
 def test_every_optimizer_gets_a_suggestion(config, capsys, optimizer):
     assert 1e-5 < lr_find_job(replace(config, optimizer=optimizer)) < 10
     assert f'suggested learning rate for {optimizer}: ' in capsys.readouterr().out

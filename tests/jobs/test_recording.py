@@ -1,53 +1,65 @@
-"What records a run: callbacks that are there, and what is left of them."
+"What records a run: its callbacks, and what they save."
 import pytest
+from torch import nn
 
+from miniai.activations import ActivationStats
 from miniai.diagnosis.profile import ProfileCB
+from miniai.jobs import recording as module
 from miniai.jobs.recording import Recording
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder
 from miniai.models.layers import GeneralRelu
 from small import learner
-from tiny import colours
+from tiny import colours, files
 
 
 @pytest.fixture
 def folder(tmp_path): return RunFolder(str(tmp_path/'run'), 'train')
 
 
-def files(folder): return sorted(p.name for p in folder.path.iterdir())
-
-
-def recorded(folder, profile=False, epochs=1):
-    recording = Recording(folder, profile)
-    learn = learner(recording.cbs)
-    learn.model[1] = GeneralRelu()
+def recorded(folder, epochs=1, **options):
+    recording = Recording(folder, **options)
+    learn = learner(recording.cbs, model=nn.Sequential(nn.Linear(4, 8), GeneralRelu(), nn.Linear(8, 3)))
     for _ in range(epochs): learn.fit(1)
+    for row in learn.history: row['accuracy'] = .5
     return recording, learn
 
 
-def test_a_profile_is_taken_where_it_is_asked_for(folder):
-    kinds = [[type(cb) for cb in Recording(folder, profile).cbs] for profile in (False, True)]
-    assert kinds[1] == [*kinds[0], ProfileCB]
-    assert HistoryFileCB in kinds[0]
+def test_statistics_and_profile_are_recorded_where_asked_for(folder):
+    kinds = {(s, p): [type(cb) for cb in Recording(folder, s, p).cbs] for s in (True, False) for p in (True, False)}
+    assert all((ActivationStats in k, ProfileCB in k) == options for options, k in kinds.items())
+    assert all(HistoryFileCB in k for k in kinds.values())
 
 
 def test_a_run_without_a_batch_leaves_the_model_alone(folder, capsys):
-    recording, learn = recorded(folder, profile=True, epochs=0)
-    recording.leave(learn)
-    recording.leave_profile()
-    assert files(folder) == ['model.safetensors']
+    recording, learn = recorded(folder, epochs=0, profile=True)
+    recording.save(learn)
+    assert files(folder.path) == ['model.safetensors']
     assert capsys.readouterr().out == ''
 
 
-def test_the_profile_is_printed_and_left_as_rows_and_picture(folder, capsys):
-    recording, _ = recorded(folder, profile=True)
+def test_curves_activations_and_profile_are_saved_and_the_profile_is_printed(folder, capsys):
+    recording, learn = recorded(folder, profile=True)
     capsys.readouterr()
-    recording.leave_profile()
-    assert files(folder) == ['metrics.jsonl', 'profile.json', 'profile.png']
+    recording.save(learn)
+    pictures = ['activations.png', 'curves.png', 'profile.png']
+    assert files(folder.path) == sorted([*pictures, 'metrics.jsonl', 'model.safetensors', 'profile.json'])
+    assert all(colours(folder.path/name) > 10 for name in pictures)
     assert 'train: 4 batches, ' in capsys.readouterr().out
-    assert colours(folder.path/'profile.png') > 10
 
 
-def test_the_rates_and_activations_of_every_batch_are_there(folder):
-    recording, _ = recorded(folder)
+def test_without_statistics_there_is_no_picture_of_activations(folder):
+    recording, learn = recorded(folder, stats=False)
+    recording.save(learn)
+    assert files(folder.path) == ['curves.png', 'metrics.jsonl', 'model.safetensors']
+
+
+def test_the_activations_of_every_batch_are_drawn_under_the_name_of_their_module(folder, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, 'activations_figure', lambda histograms: drawn.append(histograms))
+    monkeypatch.setattr(RunFolder, 'picture', lambda self, name, figure: None)
+    recording, learn = recorded(folder)
+    recording.save(learn)
     assert recording.rates.recs['lr'] == [.1]*4
-    assert [len(h.stats[0]) for h in recording.stats] == [4]
+    (name, counts), = drawn[0].items()
+    assert name == '1 GeneralRelu'
+    assert counts.sum(0).tolist() == pytest.approx([6*8]*4)  # 6 samples of 8 activations in each of 4 batches

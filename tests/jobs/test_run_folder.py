@@ -1,4 +1,4 @@
-"A run folder: never written over, whole files only, and what is needed to understand the run."
+"A run folder: never overwritten, complete files only, and what is needed to understand the run."
 import json
 import math
 import os
@@ -19,17 +19,14 @@ from torch import nn
 
 from miniai.jobs import run_folder
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
-from tiny import colours
+from tiny import colours, files
 
 
 @pytest.fixture
 def folder(tmp_path): return RunFolder(str(tmp_path/'run'), 'train')
 
 
-def files(folder): return sorted(p.name for p in folder.path.iterdir())
-
-
-# Never written over
+# Never overwritten
 
 def test_a_folder_is_made_with_its_parents(tmp_path):
     assert RunFolder(str(tmp_path/'a'/'b'), 'train').path == tmp_path/'a'/'b'
@@ -42,14 +39,14 @@ def test_an_empty_folder_may_be_used(tmp_path): assert RunFolder(str(tmp_path), 
 @pytest.mark.parametrize('hidden', ['x', '.x'])
 def test_a_folder_with_anything_in_it_is_refused_and_stays_as_it_was(tmp_path, hidden):
     (tmp_path/hidden).write_text('mine')
-    with pytest.raises(FileExistsError, match=f'run folder {tmp_path} is not empty.*never written over.*--out'):
+    with pytest.raises(FileExistsError, match=f'run folder {tmp_path} is not empty.*never overwritten.*--out'):
         RunFolder(str(tmp_path), 'train')
     assert [p.read_text() for p in tmp_path.iterdir()] == ['mine']
 
 
 def test_a_file_in_the_folders_place_is_refused_and_stays_as_it_was(tmp_path):
     (tmp_path/'run').write_text('mine')
-    with pytest.raises(FileExistsError, match='never written over'): RunFolder(str(tmp_path/'run'), 'train')
+    with pytest.raises(FileExistsError, match='never overwritten'): RunFolder(str(tmp_path/'run'), 'train')
     assert (tmp_path/'run').read_text() == 'mine'
 
 
@@ -76,16 +73,16 @@ def test_runs_that_start_together_get_a_folder_each(tmp_path, monkeypatch):
 def test_where_no_number_is_free_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.time, 'strftime', lambda f: 'now')
     (tmp_path/'gone').symlink_to(tmp_path/'nowhere')
-    with pytest.raises(FileExistsError, match=r'no folder could be made at .*now.*name another with --out'):
+    with pytest.raises(FileExistsError, match=r'cannot make a folder at .*now.*choose another name with --out'):
         RunFolder(str(tmp_path/'gone'/'{time}'), 'train')
 
 
-# Whole files only
+# Complete files only
 
 def test_what_is_written_is_read_and_replaces_the_old(folder):
     for text in ('one', 'zwei ü'): folder.write('a.txt', text)
     assert (folder.path/'a.txt').read_text('utf-8') == 'zwei ü'
-    assert files(folder) == ['a.txt']
+    assert files(folder.path) == ['a.txt']
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_part(folder):
@@ -95,7 +92,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(folder):
             raise OSError('disk full')
     folder.write('a.png', 'old')
     with pytest.raises(OSError, match='disk full'): folder.picture('a.png', Broken())
-    assert files(folder) == ['a.png']
+    assert files(folder.path) == ['a.png']
     assert (folder.path/'a.png').read_text() == 'old'
 
 
@@ -104,7 +101,7 @@ def test_a_picture_is_a_png_with_something_on_it(folder):
     fig.add_subplot().plot([1, 2])
     folder.picture('a.png', fig)
     assert colours(folder.path/'a.png') > 2
-    assert files(folder) == ['a.png']
+    assert files(folder.path) == ['a.png']
 
 
 def a_model(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
@@ -117,7 +114,7 @@ def test_a_model_loads_with_weights_and_buffers_identical(folder):
     folder.save_model(model)
     assert load_model(other, folder.path/'model.safetensors') == (set(), [])
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
-    assert files(folder) == ['model.safetensors']
+    assert files(folder.path) == ['model.safetensors']
 
 
 def test_a_model_with_tied_weights_is_saved(folder):
@@ -143,6 +140,16 @@ def test_the_environment_has_versions_machine_device_and_command(folder):
     assert env['command'] == sys.argv
 
 
+def test_a_process_that_resumes_the_run_adds_an_environment_and_keeps_the_first(folder, monkeypatch):
+    for command in ('first', 'second', 'third'):
+        monkeypatch.setattr(sys, 'argv', [command])
+        folder.write_environment('cpu')
+    names = ['environment.json', 'environment-2.json', 'environment-3.json']
+    assert files(folder.path) == sorted(names)
+    commands = [json.loads((folder.path/name).read_text())['command'] for name in names]
+    assert commands == [['first'], ['second'], ['third']]
+
+
 def test_a_gpu_is_named(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'H100')
     folder.write_environment('cuda:0')
@@ -150,7 +157,7 @@ def test_a_gpu_is_named(folder, monkeypatch):
 
 
 def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
-    monkeypatch.setattr(run_folder, '_PACKAGES', ('no-such-package',))
+    monkeypatch.setattr(run_folder, 'PACKAGES', ('no-such-package',))
     folder.write_environment('cpu')
     assert json.loads((folder.path/'environment.json').read_text())['versions'] == {'no-such-package': None}
 
@@ -180,12 +187,12 @@ def make_runs(folder, *names):
 
 
 def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'there is no run to go on with at .*: name its folder'):
-        RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train')
+    with pytest.raises(FileNotFoundError, match=r'no run to resume at .*: name its folder with --out'):
+        RunFolder.find(str(tmp_path/'{time}-{job}'), 'train')
     make_runs(tmp_path, '2026-01-02_000000-train', '2026-01-01_235959-train', '2026-01-03_000000-lr-find', 'z-train')
     (tmp_path/'2026-01-04_000000-train').mkdir()
-    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-02_000000-train'
-    assert RunFolder.of_run(str(tmp_path/'2026-01-01_235959-train'), 'train').path.name == '2026-01-01_235959-train'
+    assert RunFolder.find(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-02_000000-train'
+    assert RunFolder.find(str(tmp_path/'2026-01-01_235959-train'), 'train').path.name == '2026-01-01_235959-train'
 
 
 @given(st.lists(st.tuples(st.datetimes(datetime(2020, 1, 1), datetime(2020, 1, 3)), st.integers(1, 120)), min_size=1,
@@ -197,18 +204,18 @@ def test_of_many_runs_the_one_made_last_is_found_by_time_then_number_whatever_wa
     def named(when, n): return name.replace('{time}', when.strftime(shown)).replace('{job}', 'train') + f'-{n}'*(n > 1)
     make_runs(folder, *(named(*m) for m in made))
     last = max(made, key=lambda m: (m[0].replace(microsecond=0), m[1]))
-    assert RunFolder.of_run(str(folder/name), 'train').path == folder/named(*last)
+    assert RunFolder.find(str(folder/name), 'train').path == folder/named(*last)
 
 
 def test_a_folder_made_by_the_time_is_found_by_the_time(tmp_path):
     made = [RunFolder(str(tmp_path/'{time}-{job}'), 'train').path for _ in range(2)]
     for p in made: (p/'config.toml').write_text('')
-    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path == max(made, key=lambda p: p.name)
+    assert RunFolder.find(str(tmp_path/'{time}-{job}'), 'train').path == max(made, key=lambda p: p.name)
 
 
 def test_the_folder_of_a_run_is_found_with_a_number_and_whatever_its_name(tmp_path, monkeypatch):
     make_runs(tmp_path, '2026-01-01_000000-train', '2026-01-01_000000-train-2', 'a[1]')
-    assert RunFolder.of_run(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train-2'
-    assert RunFolder.of_run(str(tmp_path/'a[1]'), 'train').path.name == 'a[1]'
+    assert RunFolder.find(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train-2'
+    assert RunFolder.find(str(tmp_path/'a[1]'), 'train').path.name == 'a[1]'
     monkeypatch.chdir(tmp_path/'a[1]')
-    assert RunFolder.of_run('.', 'train').path.resolve() == tmp_path/'a[1]'
+    assert RunFolder.find('.', 'train').path.resolve() == tmp_path/'a[1]'

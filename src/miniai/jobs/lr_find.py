@@ -42,6 +42,6 @@ def _report(config: LRFindConfig, suggestion: float | None, auto: float) -> str:
              'no suggestion: the loss never fell clearly',
              f'--lr auto with the {config.schedule} schedule: {auto:.2g}']
     if suggestion and not 1/3 <= suggestion/auto <= 3:
-        lines += ["The suggestion is where the loss falls fastest in a short",
-                  "ramp; --lr auto is the highest rate of a whole run."]
+        lines += ['They differ because one is the steepest point of a short',
+                  'ramp, and the other is the highest rate of a whole run.']
     return '\n'.join(lines)
