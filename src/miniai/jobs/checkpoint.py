@@ -11,7 +11,7 @@ __all__ = ['VerifyConfig', 'ShowConfig', 'verify_files', 'show_file']
 
 @dataclass
 class VerifyConfig:
-    "Check that each file is a complete, undamaged checkpoint. Exits with 1 if one is not."
+    "Check that files are complete, undamaged checkpoints; exit 1 if one is not."
     path: tuple[Path, ...]
 
 
@@ -37,5 +37,6 @@ def verify_files(config: VerifyConfig) -> bool:
 
 def show_file(config: ShowConfig) -> None:
     "Print what is in the file. CheckpointError if it is not a checkpoint or cannot be read."
-    try: print(describe(inspect(config.path)))
+    try: text = describe(inspect(config.path))
     except OSError as e: raise CheckpointError(config.path, e.strerror or str(e)) from e
+    print(text)

@@ -127,7 +127,7 @@ class TrainConfig(FolderConfig, TrainingConfig):
 
 @dataclass(kw_only=True)
 class ProveConfig(TrainingConfig):
-    "Check that runs resume exactly: train, kill, resume, compare. Exits with 1 if not."
+    "Check that runs resume exactly: train, kill, resume, compare; exit 1 if not."
     batches: int = 6
     """Training batches of the run. It is killed halfway through its first epoch, and in its last if it has several."""
 
