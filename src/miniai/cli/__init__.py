@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any
 
-from miniai.callbacks.checks import NonFiniteLossError
+from miniai.callbacks.train import NonFiniteLossError
 from miniai.checkpoint.describe import printable
 from miniai.checkpoint.errors import CheckpointError, FolderInUseError
 from miniai.cli.arguments import parse

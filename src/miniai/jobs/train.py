@@ -66,7 +66,7 @@ class AcceptedCB(Callback):
     def __init__(self, then: Callable[[], None]) -> None: self.then, self.done = then, False
 
     def before_fit(self, learn: Any) -> None:
-        if not len(learn.epochs): print(f'nothing to train: all {learn.n_epochs} epochs are done')
+        if not learn.epochs: print(f'nothing to train: all {learn.n_epochs} epochs are done')
         if not self.done: self.accept()
 
     def accept(self) -> None:
