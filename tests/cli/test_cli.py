@@ -70,8 +70,8 @@ def test_a_run_exits_with_0_and_prints_a_line_per_epoch_and_phase(here, capsys):
     source, model, *rows, last = out.splitlines()
     assert (err, source.startswith('Fashion-MNIST')) == ('', True)
     assert model == 'simple model, 30,274 parameters; adamw, onecycle, lr 0.06; cpu'
-    assert [re.sub(r'\d+\.\d{3}', 'x', r) for r in rows] == [f'accuracy x  loss x  epoch {e}  train {phase}'
-                                                             for e in (0, 1) for phase in ('train', 'eval')]
+    assert [re.sub(r'\d+\.\d+', 'x', r) for r in rows] == [
+        f'epoch {e}  phase {phase}  accuracy x  loss x  seconds x' for e in (1, 2) for phase in ('train', 'valid')]
     folder, = (here/'runs').iterdir()
     assert re.fullmatch(r'finished after [\d.]+ s; results in runs/\d{4}-\d\d-\d\d_\d{6}-train', last)
     assert last.endswith(folder.name)
@@ -305,7 +305,7 @@ def terminals(data, tmp_path_factory):
                          'plain help': script('--help', before="os.environ['NO_COLOR'] = '1'")}, [80, 60])
 
 
-ROW = r' +\d\.\d{3} +\d+\.\d{3} +%d +%s'
+ROW = r' +%d +%s +\d\.\d{3} +\d+\.\d{3} +\d+\.\d'
 
 
 @pytest.mark.parametrize('width', [80, 60])
@@ -313,13 +313,13 @@ def test_in_a_terminal_a_bar_comes_and_goes_and_rows_stay(terminals, width):
     text = terminals['train', width]
     bars = re.findall(r'\r(epoch \d+/[^\r\n]*\d/\d[^\r\n]*)', text)
     labels = {re.match(r'epoch \d/\d \w+', bar)[0] for bar in bars}
-    assert labels == {f'epoch {e}/2 {phase}' for e in (1, 2) for phase in ('train', 'eval')}
+    assert labels == {f'epoch {e}/2 {phase}' for e in (1, 2) for phase in ('train', 'valid')}
     assert max(map(len, bars)) < width
     assert any(re.search(r' \d+/30 (\[.*\] )?\d\.\d{3} *$', bar) for bar in bars)
     seen = Screen(width).feed(text).seen
-    header = next(i for i, line in enumerate(seen) if line.split() == ['accuracy', 'loss', 'epoch', 'train'])
+    header = next(i for i, line in enumerate(seen) if line.split() == ['epoch', 'phase', 'accuracy', 'loss', 'seconds'])
     rows = seen[header + 1:header + 5]
-    assert all(re.fullmatch(ROW % (i//2, ('train', 'eval')[i % 2]), row) for i, row in enumerate(rows))
+    assert all(re.fullmatch(ROW % (i//2 + 1, ('train', 'valid')[i % 2]), row) for i, row in enumerate(rows))
     assert len({len(row) for row in seen[header:header + 5]}) == 1
     assert seen[header + 5].startswith('finished after ')
     assert not any('| ' in line for line in seen)

@@ -78,8 +78,8 @@ def test_a_profile_is_printed_and_saved_also_if_the_run_is_stopped(config, tmp_p
     learn = train(replace(config, profile=True))
     assert files(tmp_path/'run') == sorted([*RUN_FILES, 'profile.json', 'profile.png'])
     rows = json.loads((tmp_path/'run'/'profile.json').read_text())
-    for phase in ('train', 'eval'):
-        parts = {r['part']: r['seconds'] for r in rows if r['phase'] == phase}
+    for phase, shown in (('train', 'train'), ('eval', 'valid')):
+        parts = {r['part']: r['seconds'] for r in rows if r['phase'] == shown}
         assert {'waiting for data', 'copying', 'forward', 'loss', 'MetricsCB', 'loop'} < parts.keys()
         measured = next(r['seconds'] for r in learn.history if r['phase'] == phase)
         assert measured <= sum(parts.values()) < measured + 1
