@@ -1,7 +1,12 @@
 "miniai: train PyTorch models with accelerated SGD. The names that a user types first."
+from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
+from miniai.callbacks.average import AverageCB as AverageCB
+from miniai.callbacks.batch import BatchTransformCB as BatchTransformCB
 from miniai.callbacks.early_stopping import EarlyStoppingCB as EarlyStoppingCB
 from miniai.callbacks.metrics import MetricsCB as MetricsCB
 from miniai.callbacks.metrics import accuracy as accuracy
+from miniai.callbacks.mix import MixUpCB as MixUpCB
+from miniai.callbacks.precision import MixedPrecision as MixedPrecision
 from miniai.callbacks.progress import ProgressCB as ProgressCB
 from miniai.callbacks.record import RecorderCB as RecorderCB
 from miniai.callbacks.schedule import BatchSchedCB as BatchSchedCB
@@ -11,23 +16,32 @@ from miniai.callbacks.train import TrainCB as TrainCB
 from miniai.data.fmnist import fashion_mnist as fashion_mnist
 from miniai.data.fmnist import image_loaders as image_loaders
 from miniai.data.loaders import DataLoaders as DataLoaders
+from miniai.data.memory import MemoryLoader as MemoryLoader
 from miniai.data.seeded import SeededSamples as SeededSamples
 from miniai.diagnosis.activations import ActivationStats as ActivationStats
 from miniai.diagnosis.profile import ProfileCB as ProfileCB
 from miniai.events import Callback as Callback
+from miniai.events import CancelBatchException as CancelBatchException
+from miniai.events import CancelEpochException as CancelEpochException
+from miniai.events import CancelFitException as CancelFitException
 from miniai.learner import Learner as Learner
 from miniai.learner import TrainLearner as TrainLearner
+from miniai.optim import SGD as SGD
+from miniai.optim import Adam as Adam
+from miniai.optim import AdamW as AdamW
+from miniai.optim import Lion as Lion
+from miniai.optim import Momentum as Momentum
+from miniai.optim import RMSProp as RMSProp
 from miniai.optim import optimizer as optimizer
-from miniai.optim.classes import SGD as SGD
-from miniai.optim.classes import Adam as Adam
-from miniai.optim.classes import Momentum as Momentum
-from miniai.optim.classes import RMSProp as RMSProp
-from miniai.optim.schedules import plot_schedule as plot_schedule
+from miniai.optim import plot_schedule as plot_schedule
+from miniai.randomness import set_seed as set_seed
 from miniai.resume.checkpoint import CheckpointCB as CheckpointCB
 from miniai.resume.state import ResumeError as ResumeError
 
 __version__ = '0.1.0'
-__all__ = ['Learner', 'TrainLearner', 'Callback', 'TrainCB', 'DeviceCB', 'MetricsCB', 'ProgressCB', 'ProfileCB',
-           'CheckpointCB', 'ResumeError', 'EarlyStoppingCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB',
-           'ActivationStats', 'DataLoaders', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'accuracy', 'SGD',
-           'Momentum', 'RMSProp', 'Adam', 'optimizer', 'plot_schedule']
+__all__ = [
+    'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
+    'TrainCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'ProgressCB', 'RecorderCB',
+    'BatchSchedCB', 'EpochSchedCB', 'plot_schedule', 'EarlyStoppingCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB',
+    'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'DataLoaders', 'MemoryLoader', 'SeededSamples',
+    'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
