@@ -1,12 +1,20 @@
-"The pages of docs/ run from top to bottom, each as one program."
+"The pages of docs/ run from top to bottom, each as one program, and docs/learner.md names all there is."
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from miniai.resume.prove import Proof
+import miniai
+from miniai import Callback, DataLoaders, MetricsCB, TrainLearner
+from miniai.events import EVENTS, PHASES
+from miniai.learner import Learner
 
-PAGES = sorted((Path(__file__).resolve().parents[1]/'docs').glob('*.md'))
+DOCS = Path(__file__).resolve().parents[1]/'docs'
+PAGES = sorted(p for p in DOCS.glob('*.md') if p.stem != 'architecture')  # which has no code
 
 
 def cells(text):
@@ -14,42 +22,35 @@ def cells(text):
 
 
 def run(page, names):
-    "Run the cells of a page in the namespace `names`, its timings once."
-    for cell in cells(page.read_text()):
+    "Run the cells of a page in the namespace `names`, timing each step once."
+    for cell in cells((DOCS/f'{page}.md').read_text()):
         short = re.sub(r'^repeats = \d+', 'repeats = 1', cell, flags=re.M)
-        exec(compile(short, page.name, 'exec'), names)
+        exec(compile(short, page, 'exec'), names)
 
 
-@pytest.fixture(params=PAGES, ids=lambda page: page.stem)
-def page(request): return request.param
-
-
-def test_the_cells_of_a_page_run_in_order_in_one_namespace(page):
-    assert cells(page.read_text())
-    run(page, {'__name__': page.stem})
-
-
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_a_page_is_a_notebook_that_jupytext_can_open(page):
     text = page.read_text()
     assert text.startswith('---\njupytext:\n')
     assert 'format_name: myst' in text
-    assert text.count('```') == 2*len(cells(text))
+    assert text.count('```') == 2*len(cells(text)) > 0
+
+
+def test_every_page_runs_in_a_test():
+    assert [p.stem for p in PAGES] == ['checkpoints', 'learner', 'your_own_rule']
 
 
 def test_the_page_on_checkpoints_shows_an_exact_resume_and_a_refusal(capsys):
-    page = next(page for page in PAGES if page.stem == 'checkpoints')
-    run(page, {})
+    run('checkpoints', {})
     out = capsys.readouterr().out
     assert '\nTrue\n' in out
-    assert "model 0.weight was '(32, 20) float32' in the checkpoint and is '(40, 20) float32' here" in out
+    assert re.search(r"0\.weight was '\(32, 20\) float32' .* is '\(40, 20\) float32'", out)
     assert "['best.safetensors', 'checkpoint-00003-3-00000000.safetensors']" in out
-    shown = re.search(r'^    the same to the bit: (.*)$', page.read_text(), re.M)
-    assert shown[0].strip() == str(Proof([], shown[1], {}))
 
 
 def test_the_rules_of_the_page_learn_and_what_they_may_not_do_is_said(capsys):
     names = {}
-    run(next(page for page in PAGES if page.stem == 'your_own_rule'), names)
+    run('your_own_rule', names)
     for name in ('SGD', 'Momentum', 'Adam', 'Accord'):
         first, last = names['curves'][name][0], names['curves'][name][-1]
         assert last < first/5, name
@@ -57,3 +58,49 @@ def test_the_rules_of_the_page_learn_and_what_they_may_not_do_is_said(capsys):
     assert 'write where(condition, a, b) in place of if' in out
     assert 'rule cannot be traced' in out
     assert 'the model is small' in out
+
+
+def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):
+    names = {'__name__': 'learner'}
+    run('learner', names)
+    out = capsys.readouterr().out
+    assert names['flat'].norms[-1] < 0.1 <= min(names['flat'].norms[:-1])
+    assert 'stopped in epoch' in out
+    assert '[] torch.Size([200, 1])' in out  # a dry run left no trace
+    assert 'the largest weight is' in out
+
+
+# The tables of docs/learner.md
+
+def column(header):
+    "The first cells of the table with that header."
+    table = (DOCS/'learner.md').read_text().split(f'\n| {header} |')[1].split('\n\n')[0]
+    return [row.split('|')[1] for row in table.split('\n')[2:]]
+
+
+def names_in(text): return re.findall(r'`(\w+)`', text)
+
+
+def test_the_page_names_every_attribute_of_a_learner_and_no_other():
+    learn = TrainLearner(nn.Linear(2, 1), DataLoaders.from_arrays(torch.zeros(10, 2), torch.zeros(10, 1), bs=5),
+                         cbs=[MetricsCB()])
+    learn.fit(1)
+    public = {nm for nm in (*vars(Learner), *vars(learn)) if not nm.startswith('_')}
+    attributes = {nm for nm in public if not callable(getattr(Learner, nm, None))}
+    assert set(names_in(' '.join(column('attribute')))) == attributes
+
+
+def test_the_page_names_every_event_and_no_other():
+    listed = names_in(' '.join(column('event')))
+    assert sorted(listed) == sorted((*EVENTS, *PHASES))
+
+
+def test_the_page_names_the_order_of_every_callback():
+    text = (DOCS/'learner.md').read_text().split('\n| order |')[1].split('\n\n')[0]
+    listed = {nm: float(row.split('|')[1]) for row in text.split('\n')[2:] for nm in names_in(row.split('|')[2])}
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(miniai.__path__, 'miniai.')
+               if m.name.split('.')[1] in ('events', 'callbacks', 'diagnosis', 'resume')]
+    found = {nm: getattr(m, nm) for m in modules for nm in getattr(m, '__all__', ())}
+    callbacks = {nm: cb for nm, cb in found.items() if isinstance(cb, type) and issubclass(cb, Callback)}
+    assert {nm: callbacks[nm].order for nm in listed} == listed
+    assert {nm for nm, cb in callbacks.items() if cb.order} <= set(listed)
