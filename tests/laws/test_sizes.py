@@ -27,3 +27,10 @@ def test_nine_functions_in_ten_have_at_most_25_lines_and_none_has_more_than_45()
     lengths = sorted((body_length(f), place) for f, place in nodes(ast.FunctionDef))
     assert lengths[len(lengths)*9//10][0] <= 25, lengths[len(lengths)*9//10:]
     assert lengths[-1][0] <= 45, lengths[-1]
+
+
+def test_each_source_file_has_a_test_file_at_the_mirrored_place():
+    sources = [path.relative_to(SRC) for path in FILES if path.stem not in ('__init__', '__main__')]
+    mirrored = [f"tests/{path.with_name(f'test_{path.name}')}" for path in sources]
+    missing = [path for path in mirrored if not (ROOT/path).exists()]
+    assert not missing, f"write {', '.join(missing)}"

@@ -26,7 +26,7 @@ def dry_run(learn: Any, trains: bool = False) -> Iterator[None]:
     try: yield
     finally:
         for put_back in reversed(undo): put_back()
-        learn.cbs = learn.cbs  # its listeners are looked up anew
+        learn.cbs = learn.cbs  # its listeners are looked up again
 
 
 def snapshot_of(o: Any) -> Undo:
@@ -62,7 +62,7 @@ def _tensors(model: nn.Module) -> Undo:
 
 
 def _optimizer(learn: Any) -> Undo:
-    "The state of an optimizer that the next fit goes on with, as there is no `opt_func` to make a new one."
+    "The state of an optimizer that the next fit keeps using, because there is no `opt_func` to make a new one."
     opt = learn.opt
     if learn.opt_func is not None or not hasattr(opt, 'state_dict'): return lambda: None
     state = deepcopy(opt.state_dict())

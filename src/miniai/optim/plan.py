@@ -18,7 +18,7 @@ __all__ = ['Plan', 'current_plan', 'hypers_of']
 
 
 def current_plan(opt: Any) -> 'Plan':
-    "The optimizer's plan, with all addresses read anew; a new plan if the old one no longer fits."
+    "The optimizer's plan, after it has read all addresses again, or a new plan if the old one no longer fits."
     if opt._plan is None or not opt._plan.refresh(opt): opt._plan = Plan(opt)
     return opt._plan
 
@@ -44,7 +44,7 @@ class Plan:
             raise RuntimeError("parameters changed during a step: call an optimizer's step from one thread only")
 
     def refresh(self, opt: Any) -> bool:
-        "Read all addresses anew. False if parameters, gradients, states or groups are not those planned for."
+        "Read all addresses again. False if parameters, gradients, states or groups are not those planned for."
         parts = _parts(opt)
         if len(parts) != len(self.parts) or not all(map(is_, parts, self.parts)): return False
         if any(p.grad is not None for p in self.idle): return False

@@ -1,4 +1,4 @@
-"Parameters that one kernel call steps: their addresses, read anew at each step, and the numbers that the kernel needs."
+"Parameters that one kernel call steps: their addresses, read again at each step, and the numbers the kernel needs."
 from collections.abc import Callable
 from itertools import groupby
 from operator import is_
@@ -55,7 +55,7 @@ class Table:
         return np.zeros((len(self.slots), len(trace.hosts)), dtype)
 
     def refresh(self) -> bool:
-        "Read every address anew. False if a tensor is no longer of the kind that the table was made for."
+        "Read every address again. False if a tensor is no longer of the kind that the table was made for."
         grads, staying = [p.grad for p in self.params], self.staying
         if self.where is not None:
             if any(placement(x) != self.where for x in (*grads, *staying)): return False
