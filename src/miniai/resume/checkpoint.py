@@ -183,7 +183,7 @@ class _Run:
 
     def _protect_workers(self, learn: Any) -> None:
         "Let the loaders' workers outlive a signal that reaches them too."
-        if not self.watch.old: return
+        if not self.watch.old_handlers: return
         for dl in loaders_of(learn):
             if isinstance(dl, DataLoader) and dl.num_workers:
                 patch(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
@@ -245,6 +245,6 @@ class _Run:
         """Wait for what is being written, unless a second signal came; then leave if one came. A run that failed in its
         first batch leaves no checkpoint."""
         with self._end:
-            if failed and self.unproven and not self.watch.hastens: self.files.remove_all()
-            self.files.close(in_haste=self.watch.hastens)
+            if failed and self.unproven and not self.watch.forced: self.files.remove_all()
+            self.files.close(wait=not self.watch.forced)
         self.watch.leave()

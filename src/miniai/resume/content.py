@@ -1,4 +1,4 @@
-"What lies in the arrays of a loader, as a digest of samples of it: data in another order do not go unnoticed."
+"A digest of the arrays behind a loader, so that data that changed or moved are noticed."
 import hashlib
 from typing import Any
 
@@ -13,45 +13,40 @@ from miniai.data.seeded import SeededSamples
 
 __all__ = ['describe_content']
 
-_ROWS, _NUMBERS = 64, 1024  # looked at, of each array and of each row
+_ROWS, _NUMBERS = 64, 1024  # sampled from each array, and from each row
 
 
 def describe_content(dl: Any) -> dict[str, str | None]:
-    """What of the data in memory must be the same for a run to go on: 16 hex digits over dtypes, shapes and some 64
-    rows of each array, of up to 1,024 numbers each. None where samples would have to be made to be looked at. Takes a
-    few milliseconds."""
-    arrays = _of_loader(dl)
-    return dict(content=_digest(arrays) if arrays else None)
+    """What must be the same about data in memory for a run to resume: 16 hex digits over the dtypes, shapes and up to 64
+    rows of each array, up to 1,024 numbers each. None if looking at the data would mean making samples. Takes a few
+    milliseconds."""
+    if isinstance(dl, MemoryLoader):
+        arrays = [*dl.tensors, *([] if dl.rows is None else [dl.rows]), dl.scaling.mean, dl.scaling.std]
+    else: arrays = _arrays_of(getattr(dl, 'dataset', None))
+    if not arrays: return dict(content=None)
+    digest = hashlib.sha256()
+    for t in arrays:
+        digest.update(f'{t.dtype} {tuple(t.shape)};'.encode())
+        if t.numel(): digest.update(_sample(t).view(torch.uint8).numpy().tobytes())
+    return dict(content=digest.hexdigest()[:16])
 
 
-def _of_loader(dl: Any) -> list[Tensor]:
-    if not isinstance(dl, MemoryLoader): return _of_dataset(getattr(dl, 'dataset', None))
-    rows = [] if dl.rows is None else [dl.rows]
-    return [*dl.tensors, *rows, dl.scaling.mean, dl.scaling.std]
-
-
-def _of_dataset(ds: Any) -> list[Tensor]:
-    "The arrays that samples are taken from as they are; none where one is no array."
-    if isinstance(ds, SeededSamples): return _of_dataset(ds.dataset)
-    if type(ds) is Subset: return [*inner, torch.as_tensor(ds.indices)] if (inner := _of_dataset(ds.dataset)) else []
+def _arrays_of(ds: Any) -> list[Tensor]:
+    "The arrays that a dataset takes its samples from, unchanged; none if one of them is not an array of numbers."
+    if isinstance(ds, SeededSamples): return _arrays_of(ds.dataset)
+    if type(ds) is Subset:
+        inner = _arrays_of(ds.dataset)
+        return [*inner, torch.as_tensor(ds.indices)] if inner else []
     arrays = ds.tensors if type(ds) is TensorDataset else (ds.x, ds.y) if type(ds) is Dataset else ()
-    return as_tensors(*arrays) if arrays and all(map(_of_numbers, arrays)) else []
+    return as_tensors(*arrays) if arrays and all(map(_is_numeric, arrays)) else []
 
 
-def _of_numbers(a: Any) -> bool:
+def _is_numeric(a: Any) -> bool:
     return isinstance(a, Tensor) or (isinstance(a, np.ndarray) and a.dtype.kind in 'biufc')
 
 
-def _digest(arrays: list[Tensor]) -> str:
-    h = hashlib.sha256()
-    for t in arrays:
-        h.update(f'{t.dtype} {tuple(t.shape)};'.encode())
-        if t.numel(): h.update(_sample(t).view(torch.uint8).numpy().tobytes())
-    return h.hexdigest()[:16]
-
-
 def _sample(t: Tensor) -> Tensor:
-    "Evenly spread numbers of evenly spread rows, the first and the last among them; on the CPU."
+    "Evenly spread numbers of evenly spread rows, including the first and the last; on the CPU."
     rows = [t[i].reshape(-1) for i in _spread(len(t), _ROWS)] if t.ndim else [t.reshape(1)]
     numbers = torch.tensor(_spread(len(rows[0]), _NUMBERS), device=t.device)
     return torch.stack([row[numbers] for row in rows]).cpu()

@@ -1,4 +1,4 @@
-"Where two nests of plain values and tensors differ, to the bit, by name. Knows torch and numpy alone."
+"Where two nested structures of plain values and tensors differ, to the bit."
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -11,14 +11,14 @@ __all__ = ['differences', 'leaves']
 
 
 def differences(a: Any, b: Any, leave_out: Collection[str] = ()) -> dict[str, str]:
-    """Where nests of mappings, lists, tuples, tensors, arrays and plain values are not the same to the bit: by name,
-    which is keys and numbers joined by spaces, what is there in `a` and in `b`. A list of plain values is one place,
-    and what mappings have by a key in `leave_out` is passed over."""
+    """Where two nests of mappings, lists, tuples, tensors, arrays and plain values differ to the bit: from each place,
+    its keys and indices joined by spaces, to a description of both values. A list of plain values is one place; what
+    mappings hold under a key in `leave_out` is skipped."""
     return dict(_walk(a, b, leave_out, ()))
 
 
 def leaves(x: Any, leave_out: Collection[str] = ()) -> Iterator[Any]:
-    "The tensors and values of a nest, which `differences` compares."
+    "The tensors and values in a nest that `differences` compares."
     if isinstance(x, Mapping): x = [v for k, v in x.items() if k not in leave_out]
     if not isinstance(x, list | tuple): yield x
     else:
@@ -33,34 +33,32 @@ _NOTHING = _Nothing()
 
 
 def _walk(a: Any, b: Any, leave_out: Collection[str], path: tuple) -> Iterator[tuple[str, str]]:
-    parts = _parts(a, b, leave_out)
-    for k, x, y in parts or (): yield from _walk(x, y, leave_out, (*path, k))
-    said = _said(a, b) if parts is None else ''
-    if said: yield ' '.join(map(str, path)), said
-
-
-def _parts(a: Any, b: Any, leave_out: Collection[str]) -> list | None:
-    "What is to be compared one by one, with its name in both; None where `a` and `b` are to be compared as they are."
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return [(k, a.get(k, _NOTHING), b.get(k, _NOTHING)) for k in {**a, **b} if k not in leave_out]
-    alike = isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b)
-    return list(zip(range(len(a)), a, b, strict=True)) if alike and any(map(_has_parts, [*a, *b])) else None
+        parts = [(k, a.get(k, _NOTHING), b.get(k, _NOTHING)) for k in {**a, **b} if k not in leave_out]
+    elif (isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b)
+          and any(map(_has_parts, [*a, *b]))): parts = zip(range(len(a)), a, b, strict=True)
+    else:
+        parts, description = (), _difference(a, b)
+        if description: yield ' '.join(map(str, path)), description
+    for k, x, y in parts: yield from _walk(x, y, leave_out, (*path, k))
 
 
 def _has_parts(x: Any) -> bool: return isinstance(x, Mapping | list | tuple | Tensor | np.ndarray)
+def _is_row(x: Any) -> bool: return isinstance(x, list | tuple) and not any(map(_has_parts, x))
 
 
-def _said(a: Any, b: Any) -> str:
-    "In what two differ; '' where they are the same."
+def _difference(a: Any, b: Any) -> str:
+    "A description of how two leaves or lists of plain values differ; '' if they are the same."
     if _is_row(a) and _is_row(b) and type(a) is type(b) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
-        return next((f'number {i}: {_brief(x)} and {_brief(y)}' for i, (x, y) in pairs if not _same(x, y)), '')
+        return next((f'item {i}: {_brief(x)} and {_brief(y)}' for i, (x, y) in pairs if not _same(x, y)), '')
     if _same(a, b): return ''
-    tensors = isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)
-    return _apart(a, b) if tensors else f'{_brief(a)} and {_brief(b)}'
-
-
-def _is_row(x: Any) -> bool: return isinstance(x, list | tuple) and not any(map(_has_parts, x))
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)):
+        return f'{_brief(a)} and {_brief(b)}'
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    gaps = (a.detach().cpu().to(wide) - b.detach().cpu().to(wide)).abs()
+    n = int((gaps != 0).sum())
+    return f'{n:,} of {gaps.numel():,} numbers differ, by up to {gaps.max():.2g}' if n else 'zeros differ in sign'
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -76,13 +74,6 @@ def _bytes(t: Tensor) -> Tensor:
 def _bits(x: Any) -> Any:
     if isinstance(x, np.ndarray | np.generic): return x.dtype, x.shape, x.tobytes()
     return struct.pack('d', x) if isinstance(x, float) else x
-
-
-def _apart(a: Tensor, b: Tensor) -> str:
-    wide = torch.complex128 if a.is_complex() else torch.float64
-    gaps = (a.detach().cpu().to(wide) - b.detach().cpu().to(wide)).abs()
-    n = int((gaps != 0).sum())
-    return f'{n:,} of {gaps.numel():,} numbers differ, by up to {gaps.max():.2g}' if n else 'zeros of another sign'
 
 
 def _brief(x: Any) -> str:

@@ -1,5 +1,4 @@
-"""The checkpoints of one run in its folder: names that say where it stood, and so in which order; what is written, when
-it counts, and which ones stay. Knows files and positions, no state."""
+"A run's folder of checkpoints: their names, their order, and which of them are kept."
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,13 +15,13 @@ _PHASES = dict(train=1, valid=2, done=3)
 
 
 def file_name(position: dict[str, Any]) -> str:
-    "The name of the checkpoint at `position`: its phase, epoch and batch."
+    "The name of the checkpoint at `position`: epoch, phase and batch."
     return f"checkpoint-{position['epoch']:05}-{_PHASES[position['phase']]}-{position['batch']:08}.safetensors"
 
 
 def place_of(name: str) -> tuple | None:
-    """What orders the names of one run's checkpoints; None for any other name. A run that was done and then goes on for
-    more epochs stands, when done, before the next epoch's first batch."""
+    """A key that sorts the names of a run's checkpoints; None for any other name. A finished run's last checkpoint comes
+    before the next epoch's first batch, since the run may be continued for more epochs."""
     found = _NAME.fullmatch(name)
     if not found: return None
     epoch, phase, batch = map(int, found.groups())
@@ -30,80 +29,79 @@ def place_of(name: str) -> tuple | None:
 
 
 def files_of(folder: Path) -> list[Path]:
-    "The checkpoints in `folder`, in the order of the run, whatever clocks said; other files are left out."
+    "The checkpoints in `folder`, in the order of the run, regardless of their dates."
     there = [p for p in folder.glob('checkpoint-*') if place_of(p.name)]
     return sorted(there, key=lambda p: place_of(p.name))
 
 
 def is_between_epochs(path: Path) -> bool:
-    "Is it a checkpoint after which no epoch has to be taken up in its middle?"
+    "Was this checkpoint saved before the first batch of training or of validation?"
     return place_of(path.name)[2] == 0
 
 
 class RunFiles:
-    """The folder of a run under way, locked from its making to `close()`. The last `keep` checkpoints stay; with
-    `between`, the last one between epochs besides. Those beyond the position gone on from were passed over: they stay
-    too, and do not count. With `background` they are written beside the caller."""
-    def __init__(self, folder: Path, keep: int, between: bool, background: bool) -> None:
-        self.folder, self.keep, self.between, self.background = folder, keep, between, background
-        self._saver, self._writing, self._passed, self._end = Saver(), None, set(), ExitStack()
-        if folder.is_file(): raise NotADirectoryError(f"checkpoints go to a folder, and {folder} is a file")
+    """The folder of a run, locked until `close()`. Keeps the last `keep` checkpoints, and with `between_epochs` also the
+    last one between epochs. Files beyond the position that the run resumed from were skipped: they stay and do not
+    count. With `background`, files are written while the caller goes on."""
+    def __init__(self, folder: Path, keep: int, between_epochs: bool, background: bool) -> None:
+        self.folder, self.keep, self.between_epochs, self.background = folder, keep, between_epochs, background
+        self._saver, self._writing, self._skipped, self._end = Saver(), None, set(), ExitStack()
+        if folder.is_file(): raise NotADirectoryError(f"checkpoints need a folder, but {folder} is a file")
         folder.mkdir(parents=True, exist_ok=True)
         self._end.enter_context(FolderLock(folder))
         remove_stale(folder, locked=True)
 
     def start_from(self, position: dict[str, Any]) -> None:
-        "The run goes on from there: what lies beyond was passed over."
+        "Note that the run resumes from `position`: files beyond it were skipped."
         here = place_of(file_name(position))
-        self._passed = {p for p in files_of(self.folder) if place_of(p.name) > here}
+        self._skipped = {p for p in files_of(self.folder) if place_of(p.name) > here}
 
     def has(self, phase: str, epoch: int, batch: int) -> bool:
-        "Is there a checkpoint of that position?"
+        "Is there a checkpoint of this position?"
         return (self.folder/file_name(dict(phase=phase, epoch=epoch, batch=batch))).exists()
 
     def has_best(self) -> bool:
-        "Is there a best epoch's checkpoint?"
+        "Is there a checkpoint of the best epoch?"
         return (self.folder/BEST).exists()
 
     def reserve(self, state: dict[str, Any]) -> None:
-        "Take the memory for saving such a state beside the caller, before one is due."
+        "Allocate the memory for saving such a state in the background, before the first save is due."
         if self.background: self._saver.reserve(state)
 
     def save(self, state: dict[str, Any], best: bool) -> None:
-        "Save the state under the name of its position, and where it is the `best` under that name too."
-        self._settle(self._saver.wait)
-        path = self.folder/file_name(state['position'])
-        self._writing, also = path, [self.folder/BEST] if best else []
-        beside = self.background
-        self._settle(lambda: self._saver.save(path, state, also=also, background=beside) or not beside)
+        "Save `state` under the name of its position, and if it is the `best` under that name too."
+        self._finish(self._saver.wait)
+        self._writing = path = self.folder/file_name(state['position'])
+        also = [self.folder/BEST] if best else []
+        def write() -> bool:
+            self._saver.save(path, state, also=also, background=self.background)
+            return not self.background
+        self._finish(write)
 
     def check_background(self) -> None:
-        "Raise what went wrong beside the caller; where a save is on the disk to stay, let old ones go."
-        self._settle(self._saver.done)
+        "Raise what went wrong in the background; if the new file is safely on disk, remove old ones."
+        self._finish(self._saver.done)
 
-    def _settle(self, is_done: Callable[[], bool | None]) -> None:
+    def _finish(self, is_done: Callable[[], bool | None]) -> None:
         try: done = is_done()
         except BaseException:
-            self._writing = None  # it may be there, and not to stay: no old one goes for it
+            self._writing = None  # the new file may be there, but is not safe: remove nothing for it
             raise
         if self._writing is None or done is False: return
-        self._passed.discard(self._writing)
+        self._skipped.discard(self._writing)
         self._writing = None
-        self._remove_old()
-
-    def _remove_old(self) -> None:
-        there = [p for p in files_of(self.folder) if p not in self._passed]
-        kept = there[-self.keep:] + ([p for p in there if is_between_epochs(p)][-1:] if self.between else [])
+        there = [p for p in files_of(self.folder) if p not in self._skipped]
+        kept = there[-self.keep:] + ([p for p in there if is_between_epochs(p)][-1:] if self.between_epochs else [])
         for old in there:
             if old not in kept: old.unlink(missing_ok=True)
 
     def remove_all(self) -> None:
-        "Let every checkpoint go."
-        self._settle(self._saver.wait)
+        "Remove every checkpoint."
+        self._finish(self._saver.wait)
         for p in files_of(self.folder): p.unlink()
 
-    def close(self, in_haste: bool = False) -> None:
-        "Wait for what is being written, unless `in_haste`, and let the folder go. Raises what went wrong."
+    def close(self, wait: bool = True) -> None:
+        "Unlock the folder, after waiting for what is being written unless `wait` is False. Raises what went wrong."
         with self._end:
-            if in_haste: self._saver.abandon()
-            else: self._settle(self._saver.wait)
+            if wait: self._finish(self._saver.wait)
+            else: self._saver.abandon()

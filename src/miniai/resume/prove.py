@@ -1,5 +1,4 @@
-"""Proof that runs of a Learner can be resumed: one is killed and gone on with, one is not, and all that they have is
-compared to the bit. Knows Learners, checkpoints and processes, not what is trained."""
+"Proof that a Learner's runs resume exactly: a run that is killed and resumed, compared with one that is not."
 import os
 import pickle
 import signal
@@ -7,7 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,115 +24,91 @@ from miniai.resume.state import run_state
 
 __all__ = ['prove_learner', 'Proof', 'ProofError']
 
-Place = tuple[int, int]  # an epoch, counted from 0, and how many of its training batches are done
-_SHOWN = 5
+Place = tuple[int, int]  # an epoch, from 0, and how many of its training batches are done
+_SHOWN = 5  # differences, or last lines of output
 
 
 class ProofError(RuntimeError):
-    """A run of a proof failed by itself, so that nothing is proved. The message has its own last words, and a note its
-    traceback."""
+    "A run of a proof failed, so nothing is proved. The message has its last output; its traceback is a note."
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What a proof found: where it killed (epochs counted from 0, training batches done in them), what it compared, and
-    what differed, by name. As text it says all that."""
+    """The outcome of a proof: where runs were killed (epoch from 0, training batches done), what was compared, and what
+    differs, by name. As text it says all this."""
     kills: list[Place]
     compared: str
     differs: dict[str, str]
     suspects: dict[str, str] = field(default_factory=dict)
-    "Attributes that no checkpoint keeps, of callbacks without a `state_dict` and of modules, and that differed."
+    "Attributes of modules, and of callbacks without a `state_dict`, that differ and that no checkpoint holds."
     repeats: bool = True
-    "Whether two runs left alone were the same; looked at where the one gone on with was not."
+    "Are two uninterrupted runs the same? Looked at only if the resumed one differs."
 
     @property
     def same(self) -> bool:
-        "Was everything the same to the bit?"
+        "Is everything the same to the bit?"
         return not self.differs
 
     def __str__(self) -> str:
-        if self.same: return f'the same to the bit: {self.compared}'
-        found = f'NOT the same, left alone and gone on with: {_listed(self.differs)}\ncompared were {self.compared}'
-        if not self.repeats: return (f"{found}\ntwo runs left alone differ as well, so that none can be gone on with "
-                                     f"exactly: something is drawn without a seed, or computed in no fixed order")
-        kept = f'\nnot the same either, and kept by no checkpoint: {_listed(self.suspects)}' if self.suspects else ''
-        return f'{found}{kept}'
+        if self.same: return f'identical to the bit: {self.compared}'
+        text = f'NOT identical: {_first_of(self.differs)}\ncompared: {self.compared}'
+        if not self.repeats: return (f"{text}\ntwo uninterrupted runs differ too, so no run can be resumed exactly: "
+                                     f"something is drawn without a seed, or computed in no fixed order")
+        return text + (f'\nalso different, and in no checkpoint: {_first_of(self.suspects)}' if self.suspects else '')
 
 
-def _listed(differs: dict[str, str]) -> str:
-    shown = '; '.join(f'{nm} ({said})' for nm, said in list(differs.items())[:_SHOWN])
+def _first_of(differs: dict[str, str]) -> str:
+    shown = '; '.join(f'{nm} ({values})' for nm, values in list(differs.items())[:_SHOWN])
     return shown + (f'; and {len(differs) - _SHOWN:,} more' if len(differs) > _SHOWN else '')
 
 
 def prove_learner(make: Callable[[], Any], n_epochs: int = 2, batches: int | None = None,
                   kills: Sequence[Place] | None = None, leave_out: Collection[str] = ('seconds',),
                   say: Callable[[str], Any] = print, lr: float | None = None, valid: bool = True) -> Proof:
-    """Prove, or disprove, that runs of the Learner that `make()` gives can be resumed exactly:
-
-        def make():                                          # in a module or a script, by a name of its own
-            return TrainLearner(net(), loaders(workers=2), F.cross_entropy, 1e-3, [MetricsCB(), sched()], AdamW)
-
-        if __name__ == '__main__':
-            proof = prove_learner(make, n_epochs=2)
-            assert proof.same, proof
-
-    `learn.fit(n_epochs, lr=lr, valid=valid)` runs to its end, or for so many training `batches`, in a process of its
-    own; then again with a CheckpointCB, killed at each of `kills`, pairs (epoch counted from 0, training batches done
-    in it), and each time gone on with in a fresh process; by default in the middle of the first epoch and of the last,
-    or between epochs where one batch of the last is all that is asked for. Everything that `run_state` gives is then
-    compared: model, optimizer, schedules, history, records of callbacks, random states; but not what stands there by a
-    name in `leave_out`, as times do. `make` sets all that a run depends on, threads and flags of torch too, and adds no
-    CheckpointCB; it is called with everything seeded. `say` hears what is being done.
-
-    TypeError for a `make` that no fresh process can import, ValueError for counts that are no whole numbers above 0 and
-    for a run too short to be killed as asked, ProofError for one that fails by itself, or that refuses to be gone on
-    with. Ctrl-C and SIGTERM, which raises SystemExit(143), leave neither processes nor files."""
-    _check_counts(n_epochs=n_epochs, batches=1 if batches is None else batches)
-    task = _pickled(make)
-    with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
-        runs = _Runs(task, dict(n_epochs=n_epochs, lr=lr, valid=valid), batches, Path(folder), say)
-        say(f'a run of {f"{batches} batches" if batches else f"{n_epochs} epoch(s)"}, left alone …')
-        whole = runs.alone()
-        kills = _kills_among(whole['places']) if kills is None else _checked(kills, whole['places'], batches)
-        rest = runs.resumed(kills, whole['places'][-1])
-        found = differences(whole['state'], rest['state'], leave_out)
-        if found: say('not the same; one more left alone, to see whether two of these are …')
-        repeats = not found or not differences(whole['state'], runs.alone()['state'], leave_out)
-    return Proof(list(kills), _compared(whole['state'], leave_out), found,
-                 differences(whole['unkept'], rest['unkept']) if found else {}, repeats)
-
-
-def _check_counts(**counts: Any) -> None:
-    for nm, n in counts.items():
+    """Prove, or disprove, that runs of the Learner that `make()` returns resume exactly. `learn.fit(n_epochs, lr=lr,
+    valid=valid)` runs in a fresh process, to its end or for `batches` training batches; then again with a CheckpointCB,
+    killed at each of `kills` and resumed in another process. By default it is killed in the middle of the first and of
+    the last epoch. Everything in `run_state` is compared, except names in `leave_out`. docs/checkpoints.md has an
+    example. TypeError if a fresh process cannot import `make`; ValueError for impossible counts and places; ProofError
+    if a run fails or refuses to resume. Ctrl-C and SIGTERM leave neither processes nor files behind."""
+    for nm, n in (('n_epochs', n_epochs), ('batches', 1 if batches is None else batches)):
         if isinstance(n, bool) or not isinstance(n, SupportsIndex) or n < 1:
             raise ValueError(f"{nm} must be a whole number above 0, got {n!r}")
-
-
-def _pickled(make: Callable[[], Any]) -> bytes:
-    try: return pickle.dumps(make)
+    try: task = pickle.dumps(make)
     except Exception as e:
-        raise TypeError(f"fresh processes must be able to import make: give a function that stands in a module by a "
-                        f"name of its own, or a functools.partial of one ({e})") from e
+        raise TypeError(f"fresh processes must be able to import make: give a function defined at the top level of a "
+                        f"module or script, or a functools.partial of one ({e})") from e
+    with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
+        runs = _Runs(task, dict(n_epochs=n_epochs, lr=lr, valid=valid), batches, Path(folder), say)
+        say(f'running {f"{batches} batches" if batches else f"{n_epochs} epoch(s)"} without interruption …')
+        whole = runs.uninterrupted()
+        kills = _default_kills(whole['places']) if kills is None else _checked(kills, whole['places'], batches)
+        resumed = runs.resumed(kills, whole['places'][-1])
+        found = differences(whole['state'], resumed['state'], leave_out)
+        if found: say('not identical; one more run without interruption, to see whether two of these are …')
+        repeats = not found or not differences(whole['state'], runs.uninterrupted()['state'], leave_out)
+    return Proof(list(kills), _compared(whole['state'], leave_out), found,
+                 differences(whole['unsaved'], resumed['unsaved']) if found else {}, repeats)
 
 
 def _compared(state: dict[str, Any], leave_out: Collection[str]) -> str:
-    "What a state has, counted."
+    "What a state holds, counted."
     there = {k: list(leaves(x, leave_out)) for k, x in state.items()}
     tensors = sum(isinstance(x, Tensor) for xs in there.values() for x in xs)
     values = sum(map(len, there.values())) - tensors
-    return (f"{tensors:,} tensors and {values:,} other values, of {', '.join(k for k, xs in there.items() if xs)}"
+    return (f"{tensors:,} tensors and {values:,} other values in {', '.join(k for k, xs in there.items() if xs)}"
             f"{'; left out: ' if leave_out else ''}{', '.join(leave_out)}")
 
 
 # Where to kill
 
-def _kills_among(places: list[Place]) -> list[Place]:
-    "The middle of the first epoch, and of the last; between two epochs where the last has but one batch."
+def _default_kills(places: list[Place]) -> list[Place]:
+    "The middle of the first epoch and of the last; before the last epoch if the run does only one batch of it."
     last = places[-1][0]
     first = [p for p in places if p[0] == 0 and p[1]][:-1]
     later = [p for p in places[:-1] if p[0] == last > 0]
     found = [ps[at] for ps, at in ((first, (len(first) - 1)//2), (later, len(later)//2)) if ps]
-    if not found: raise ValueError("a run of one training batch has no place to be killed at: ask for two or more")
+    if not found: raise ValueError("a run of one training batch has no place to kill it: ask for two or more")
     return found
 
 
@@ -147,125 +122,108 @@ def _checked(kills: Sequence[Place], places: list[Place], batches: int | None) -
 def _batches_in(places: list[Place]) -> int: return sum(1 for _, done in places if done)
 
 
-def _said(place: Place) -> str:
-    epoch, done = place
-    return f'after {done} {"batch" if done == 1 else "batches"} of epoch {epoch}' if done else f'before epoch {epoch}'
-
-
-# The runs, each in a process of its own
+# The runs, each in its own process
 
 @dataclass(frozen=True)
 class _Part:
-    "A run, or a part of one: where it saves and goes on from, where it ends and how, and where its result goes."
+    "A run or part of a run: the fit's arguments, where its result and its checkpoints go, and where and how it ends."
     fit: dict[str, Any]
     result: Path
-    saves: Path | None = None
+    checkpoints: Path | None = None
     batches: int | None = None
     end: Place | None = None
     kill: bool = False
 
 
 class _Runs:
-    "Runs of one Learner, in processes of their own, and what they leave."
+    "Runs of one Learner, each in its own process, and their results."
     def __init__(self, task: bytes, fit: dict, batches: int | None, folder: Path, say: Callable) -> None:
         self.task, self.fit, self.batches, self.folder, self.say = task, fit, batches, folder, say
 
-    def alone(self) -> dict[str, Any]:
-        "What is left of a run that nobody disturbs."
-        result = self._run('left alone', _Part(self.fit, self.folder/'alone', batches=self.batches))
-        there = _batches_in(result['places'])
-        if there >= (self.batches or 1): return result
-        raise ValueError(f"{self.fit['n_epochs']} epoch(s) have {there} batches, and {self.batches} were asked for")
+    def uninterrupted(self) -> dict[str, Any]:
+        "The result of a run without interruption."
+        result = self._run('uninterrupted', _Part(self.fit, self.folder/'uninterrupted', batches=self.batches))
+        n = _batches_in(result['places'])
+        if n >= (self.batches or 1): return result
+        raise ValueError(f"{self.batches} batches were asked for, but {self.fit['n_epochs']} epoch(s) have only {n}")
 
     def resumed(self, kills: Sequence[Place], last: Place) -> dict[str, Any]:
-        "What is left of the same run, killed and gone on with."
-        for i, kill in enumerate(kills):
-            self.say(f'{"gone on with, and" if i else "the same,"} killed {_said(kill)} …')
-            self._run('gone on with' if i else 'that is killed', self._saving(kill, True), -signal.SIGKILL)
-        self.say('gone on with to its end …')
-        return self._run('gone on with', self._saving(last if self.batches else None))
+        "The result of a run that is killed at each of `kills`, and resumed."
+        part = _Part(self.fit, self.folder/'resumed', self.folder/'checkpoints')
+        for i, (epoch, done) in enumerate(kills):
+            place = f'after {done} {"batch" if done == 1 else "batches"} of epoch {epoch}' if done else (
+                f'before epoch {epoch}')
+            self.say(f'{"resumed, and" if i else "the same run,"} killed {place} …')
+            self._run('resumed' if i else 'first', replace(part, end=(epoch, done), kill=True), -signal.SIGKILL)
+        self.say('resumed to the end …')
+        return self._run('resumed', replace(part, end=last if self.batches else None))
 
-    def _saving(self, end: Place | None, kill: bool = False) -> _Part:
-        return _Part(self.fit, self.folder/'resumed', self.folder/'checkpoints', end=end, kill=kill)
-
-    def _run(self, what: str, part: _Part, wanted: int = 0) -> Any:
+    def _run(self, name: str, part: _Part, expected: int = 0) -> Any:
+        "The result of a part in its own process, which must end with the exit code `expected`."
         log = self.folder/'log'
         for p in (part.result, log): p.unlink(missing_ok=True)  # of the run before
-        given = self.task, part, log, get_start_method()
-        code = _exit_code_of(get_context('spawn').Process(target=_child, args=given))
-        if code != wanted or not (wanted or part.result.exists()): raise _failure(what, code, part.result, log)
-        return None if wanted else load(part.result)
+        args = self.task, part, log, get_start_method()
+        code = _exit_code_of(get_context('spawn').Process(target=_child, args=args))
+        if code != expected or not (expected or part.result.exists()): raise _failure(name, code, part.result, log)
+        return None if expected else load(part.result)
 
 
 def _exit_code_of(process: Any) -> int:
     try:
-        with held(): process.start()  # amid it nobody could end the process yet
+        with held(): process.start()  # a signal must not come before there is a process to end
         process.join()
         return process.exitcode
     finally:
-        if process.pid: _end(process)
+        if process.pid:
+            process.kill()  # after Ctrl-C or SIGTERM it is still running
+            process.join()
 
 
-def _end(process: Any) -> None:
-    process.kill()  # it still runs after Ctrl-C or SIGTERM
-    process.join()
-
-
-def _failure(what: str, code: int, result: Path, log: Path) -> ProofError:
+def _failure(name: str, code: int, result: Path, log: Path) -> ProofError:
     if result.exists():
-        said = load(result)
-        e = ProofError(f"the run {what} failed: {said.get('error', 'it came to its end')}")
-        e.add_note(said.get('traceback', ''))
+        report = load(result)
+        e = ProofError(f"the {name} run failed: {report.get('error', 'it ended before it could be killed')}")
+        e.add_note(report.get('traceback', ''))
         return e
-    words = _last_words(log) if log.exists() else _UNHEARD
-    return ProofError(f"the run {what} ended by {_ending(code)}: {words}")
-
-
-def _last_words(log: Path) -> str:
-    lines = [ln for ln in log.read_text(errors='replace').split('\n') if ln.strip()]
-    return '\n'.join(lines[-_SHOWN:]) or 'it said nothing'
-
-
-_UNHEARD = ("it never began; what it said is above. A script that calls prove_learner does so beneath "
-            "if __name__ == '__main__', and make stands in a file")
-
-
-def _ending(code: int) -> str: return f'signal {signal.Signals(-code).name}' if code < 0 else f'exit code {code}'
+    end = f'was ended by {signal.Signals(-code).name}' if code < 0 else f'exited with code {code}'
+    if log.exists():
+        lines = [ln for ln in log.read_text(errors='replace').split('\n') if ln.strip()]
+        output = '\n'.join(lines[-_SHOWN:]) or 'it printed nothing'
+    else: output = ("it did not start; its output is above. A script must call prove_learner under `if __name__ == "
+                    "'__main__':`, and make must be defined in a file")
+    return ProofError(f"the {name} run {end}: {output}")
 
 
 # In the process
 
 def _child(task: bytes, part: _Part, log: Path, start_method: str) -> None:
-    set_start_method(start_method, force=True)  # of loaders' workers: theirs would be this process's own
+    set_start_method(start_method, force=True)  # for the loaders' workers, as in the process of the user
     with log.open('w') as f:
         for fd in (1, 2): os.dup2(f.fileno(), fd)
-    if sys.stdout: sys.stdout.reconfigure(errors='backslashreplace')  # a name it cannot take is no failure of the run
+    if sys.stdout: sys.stdout.reconfigure(errors='backslashreplace')  # a name that it cannot encode is no failure
     try:
-        set_seed(0)  # which make may do anew
-        _fit(_learner_of(pickle.loads(task)), part)
+        set_seed(0)
+        learn = pickle.loads(task)()
+        if not callable(getattr(learn, 'fit', None)):
+            raise TypeError(f"make() must return a Learner, got {type(learn).__name__}")
+        if any(isinstance(cb, CheckpointCB) for cb in learn.cbs):
+            raise ValueError("make() returns a Learner with a CheckpointCB: leave it out, the proof adds its own")
+        _fit(learn, part)
     except Exception as e:
         save(part.result, dict(error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc()))
         sys.exit(1)
 
 
-def _learner_of(make: Callable[[], Any]) -> Any:
-    learn = make()
-    if not callable(getattr(learn, 'fit', None)):
-        raise TypeError(f"make() must give a Learner, and gave {type(learn).__name__}")
-    if not any(isinstance(cb, CheckpointCB) for cb in learn.cbs): return learn
-    raise ValueError("make() gives a Learner with a CheckpointCB: leave it out, the proof adds its own")
-
-
 def _fit(learn: Any, part: _Part) -> None:
-    ends = _EndCB(part.batches, part.end, part.kill)
-    saving = [CheckpointCB(part.saves, batches=1)] if part.saves else []
-    warnings.filterwarnings('error', 'passed over|skipped')  # where it was killed it is to go on, not somewhere before
-    learn.fit(**part.fit, cbs=[*saving, ends], resume=bool(part.saves))
-    save(part.result, dict(state=run_state(learn), places=ends.places, unkept=_unkept(learn)))
+    ending = _EndCB(part.batches, part.end, part.kill)
+    saving = [CheckpointCB(part.checkpoints, batches=1)] if part.checkpoints else []
+    warnings.filterwarnings('error', 'skipped')  # it must resume where it was killed, not before
+    learn.fit(**part.fit, cbs=[*saving, ending], resume=bool(saving))
+    save(part.result, dict(state=run_state(learn), places=ending.places, unsaved=_unsaved_attributes(learn)))
 
 
 class _EndCB(Callback):
-    "Notes the places of a run, and ends it after so many batches or at a place: kills its process, or cancels the fit."
+    "Notes the places of a run, and ends it after `batches` batches or at `end`: kills its process or cancels the fit."
     order = CheckpointCB.order
     def __init__(self, batches: int | None, end: Place | None, kill: bool) -> None:
         self.batches, self.end, self.kill, self.places = batches, end, kill, []
@@ -285,8 +243,8 @@ class _EndCB(Callback):
         raise CancelFitException()
 
 
-def _unkept(learn: Any) -> dict[str, Any]:
-    "Plain attributes that nothing saves: those of modules, and of callbacks without a `state_dict`, ours aside."
+def _unsaved_attributes(learn: Any) -> dict[str, Any]:
+    "Plain attributes of modules, and of users' callbacks without a `state_dict`."
     kinds = [type(cb) for cb in learn.cbs]
     named = {f'{kind.__name__} {kinds[:i + 1].count(kind)}': learn.cbs[i] for i, kind in enumerate(kinds)
              if not kind.__module__.startswith('miniai.') and not callable(getattr(kind, 'state_dict', None))}

@@ -1,5 +1,4 @@
-"""Signals that ask a run to stop: the first waits for a good moment, the second does not; a loader's workers outlast
-it. Knows signals alone."""
+"Signals that ask a run to stop: the first lets it finish a batch and save, the second stops it at once."
 import os
 import signal
 import sys
@@ -12,117 +11,106 @@ from typing import Any, Self
 
 __all__ = ['stop_signals', 'terminable', 'held', 'SignalWatch', 'OutlastSignals']
 
+_GRACE = 30  # seconds
+
 
 def stop_signals() -> list[int]:
-    """SIGTERM and SIGINT, as far as they can be handled here: neither from another thread than the main one, and none
-    that is ignored, so that it stays so in processes started meanwhile."""
+    """SIGTERM and SIGINT, if they can be handled here: only in the main thread, and not if they are ignored, since
+    processes started in the meantime should ignore them too."""
     if threading.current_thread() is not threading.main_thread(): return []
     return [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within the block the first SIGTERM raises SystemExit(143), so that what cleans up after Ctrl-C does so after it
-    too; later ones change nothing. The handler is put back at the end. From another thread than the main one, and
-    where SIGTERM is ignored or handled already, it does nothing."""
+    """Within the block the first SIGTERM raises SystemExit(143), so that cleanup runs as it does after Ctrl-C; later
+    ones do nothing. No effect outside the main thread, or if SIGTERM is ignored or has a handler already."""
     if signal.SIGTERM not in stop_signals() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL: return (yield)
-    signal.signal(signal.SIGTERM, _leave)
+    def leave(number: int, frame: Any) -> None:
+        signal.signal(number, lambda number, frame: None)
+        raise SystemExit(128 + number)
+    signal.signal(signal.SIGTERM, leave)
     try: yield
     finally: signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _leave(number: int, frame: Any) -> None:
-    signal.signal(number, lambda number, frame: None)
-    raise SystemExit(128 + number)
-
-
 @contextmanager
 def held() -> Iterator[None]:
-    "Within the block SIGTERM and SIGINT wait, and do at its end what they would have done; from the main thread alone."
-    old, heard = {}, []
+    "Hold SIGTERM and SIGINT back until the end of the block. No effect outside the main thread."
+    old, received = {}, []
     try:
-        for s in stop_signals(): old[s] = signal.signal(s, lambda number, frame: heard.append(number))
+        for s in stop_signals(): old[s] = signal.signal(s, lambda number, frame: received.append(number))
         yield
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
-        for s in heard: signal.raise_signal(s)
-
-
-_GRACE = 30  # seconds
+        for s in received: signal.raise_signal(s)
 
 
 class SignalWatch:
-    """Notes the first SIGTERM or SIGINT as `signal`; a second one `hastens` and does what it would have done before. It
-    watches from its making to `close()`, which puts the old handlers back; from another thread than the main one, or
-    where `on` is False, it does nothing, and a signal that is ignored stays so. A process forked meanwhile lets SIGINT
-    pass, which a terminal's Ctrl-C sends to it too; SIGTERM does what it would have done before."""
+    """Notes the first SIGTERM or SIGINT in `signal`; a second one sets `forced` and takes its usual effect at once.
+    Watches until `close()`, which restores the old handlers; not outside the main thread, not with `on` False, and not
+    signals that are ignored. Forked processes ignore SIGINT, because Ctrl-C in a terminal reaches them too; SIGTERM has
+    its usual effect on them."""
     def __init__(self, on: bool = True) -> None:
-        self.signal, self.hastens, self._left, self.old, self.pid = None, False, False, {}, os.getpid()
-        if on: self.old = {s: signal.signal(s, self._note) for s in stop_signals()}
+        self.signal, self.forced, self._left, self.pid = None, False, False, os.getpid()
+        self.old_handlers = {s: signal.signal(s, self._note) for s in stop_signals()} if on else {}
 
     def _note(self, number: int, frame: Any) -> None:
-        if os.getpid() != self.pid: return self._note_in_a_fork(number)
-        if self.signal is not None: return self._at_once(number)
+        forked = os.getpid() != self.pid
+        if forked and number == signal.SIGINT: return
+        if forked or self.signal is not None:
+            self.forced = True
+            self.close()
+            return signal.raise_signal(number)
         self.signal = number
+        try: clear_line = f"\r{' '*(os.get_terminal_size(2).columns - 1)}\r"  # there may be a progress bar
+        except OSError: clear_line = '\n'
         name = signal.Signals(number).name
-        os.write(2, f'{_clear()}{name}: finishing the batch and saving; once more to leave at once\n'.encode())
-
-    def _note_in_a_fork(self, number: int) -> None:
-        if number != signal.SIGINT: self._at_once(number)
-
-    def _at_once(self, number: int) -> None:
-        self.hastens = True
-        self.close()
-        signal.raise_signal(number)
+        os.write(2, f'{clear_line}{name}: finishing this batch and saving; send it again to stop at once\n'.encode())
 
     def leave(self) -> None:
-        "Leave, once, where a signal was noted: by KeyboardInterrupt in a notebook, else SystemExit with 143 or 130."
+        "If a signal was noted, raise KeyboardInterrupt in a notebook, else SystemExit with 143 or 130; only once."
         if not self.signal or self._left: return
         self._left = True
         raise KeyboardInterrupt() if _in_notebook() else SystemExit(128 + self.signal)
 
     def close(self) -> None:
-        "Put the old handlers back; a second call does nothing."
-        old, self.old = self.old, {}
+        "Restore the old handlers. A second call does nothing."
+        old, self.old_handlers = self.old_handlers, {}
         for s, handler in old.items(): signal.signal(s, handler)
-
-
-class OutlastSignals:
-    """A DataLoader's `worker_init_fn`, of which `then` is the user's own. Its workers let SIGINT pass, and within its
-    `with` block they outlast the first SIGTERM by 30 seconds: both come to them too where a terminal or a batch system
-    asks a whole group of processes to stop, and the run still wants the batches that they are at. Workers that stay
-    beyond the block end at once, as multiprocessing wants of them when the process exits."""
-    def __init__(self, then: Callable[[int], None] | None) -> None: self.then, self.blocks = then, _blocks()
-
-    def __enter__(self) -> Self:
-        self.blocks.value += 1
-        return self
-
-    def __exit__(self, *error: object) -> None: self.blocks.value -= 1
-
-    def __call__(self, worker: int) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, 'alarm'): signal.signal(signal.SIGTERM, self._linger)
-        if self.then is not None: self.then(worker)
-
-    def _linger(self, number: int, frame: Any) -> None:
-        if not self.blocks.value: os._exit(0)  # as torch's own workers do; another code is an error to their loader
-        signal.signal(number, signal.SIG_DFL)
-        signal.alarm(_GRACE)
-
-
-@cache
-def _blocks() -> Any:
-    "How many `with` blocks are open: a number that workers see too, those of an earlier block as well."
-    return RawValue('i', 0)
-
-
-def _clear() -> str:
-    "What clears the line of a terminal, on which a bar may be drawn; elsewhere a new line."
-    try: return f"\r{' '*(os.get_terminal_size(2).columns - 1)}\r"
-    except OSError: return '\n'
 
 
 def _in_notebook() -> bool:
     shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
     return shell is not None
+
+
+class OutlastSignals:
+    """A DataLoader's `worker_init_fn` that lets workers survive a signal, for use in a `with` block; `then` is the
+    user's own `worker_init_fn`. A terminal or a batch system signals all processes of a run, but the run still needs
+    the batches that its workers are making: they ignore SIGINT, and within the block live on for 30 seconds after a
+    first SIGTERM. After the block SIGTERM ends them at once, as multiprocessing expects when a process exits."""
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self.then, self.open_blocks = then, _count_of_open_blocks()
+
+    def __enter__(self) -> Self:
+        self.open_blocks.value += 1
+        return self
+
+    def __exit__(self, *error: object) -> None: self.open_blocks.value -= 1
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if hasattr(signal, 'alarm'): signal.signal(signal.SIGTERM, self._outlast)
+        if self.then is not None: self.then(worker)
+
+    def _outlast(self, number: int, frame: Any) -> None:
+        if not self.open_blocks.value: os._exit(0)  # as torch's own workers do; to their loader other codes are errors
+        signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_GRACE)
+
+
+@cache
+def _count_of_open_blocks() -> Any:
+    "A number in shared memory, so that workers see it change, also those that a later block did not start."
+    return RawValue('i', 0)
