@@ -20,8 +20,8 @@ def file_name(position: dict[str, Any]) -> str:
 
 
 def place_of(name: str) -> tuple | None:
-    """A key that sorts the names of a run's checkpoints; None for any other name. A finished run's last checkpoint comes
-    before the next epoch's first batch, since the run may be continued for more epochs."""
+    """A key that sorts the names of a run's checkpoints; None for any other name. The last one of a finished run sorts
+    before the next epoch's first batch, since the run may go on for more epochs."""
     found = _NAME.fullmatch(name)
     if not found: return None
     epoch, phase, batch = map(int, found.groups())
@@ -40,9 +40,9 @@ def is_between_epochs(path: Path) -> bool:
 
 
 class RunFiles:
-    """The folder of a run, locked until `close()`. Keeps the last `keep` checkpoints, and with `between_epochs` also the
-    last one between epochs. Files beyond the position that the run resumed from were skipped: they stay and do not
-    count. With `background`, files are written while the caller goes on."""
+    """The folder of a run, locked until `close()`. Keeps the last `keep` checkpoints, and with `between_epochs` also
+    the last one between epochs. Files beyond the position that the run resumed from were skipped: they stay and do not
+    count. With `background`, files are written while the caller continues."""
     def __init__(self, folder: Path, keep: int, between_epochs: bool, background: bool) -> None:
         self.folder, self.keep, self.between_epochs, self.background = folder, keep, between_epochs, background
         self._saver, self._writing, self._skipped, self._end = Saver(), None, set(), ExitStack()

@@ -40,8 +40,8 @@ def _describe(x: Any) -> str:
 # Taken once, when a fit starts
 
 def first_fingerprint(learn: Any, with_workers: bool = False) -> dict[str, Any]:
-    """What must be the same about data in memory, hyperparameters, schedules and records. Only the start of a fit can be
-    compared: later they have changed. `with_workers` adds the number of workers."""
+    """What must be the same about data in memory, hyperparameters, schedules and records when a fit starts; training
+    changes them. `with_workers` adds the number of workers."""
     schedules = [cb.schedo for cb in learn.cbs if getattr(cb, 'schedo', None) is not None]
     workers = {f'{nm}: number of workers': getattr(dl, 'num_workers', 0) for nm, dl in named_loaders(learn)}
     names = {id(p): nm for nm, p in learn.model.named_parameters()}
@@ -144,8 +144,10 @@ def _extras(state: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     "Descriptions of the loss's module, and of the modules and optimizers of the Learner that both states have."
     things = {'the loss': state['loss']} | {f"the Learner's {nm}": x for nm, x in state['extras'].items()
                                             if nm in other['extras']}
-    return {nm: {'': x['kind']} | (_describe_all(x['state']) if 'training' in x else {
-        'parameters per group': [len(g['params']) for g in x['state']['param_groups']]}) for nm, x in things.items() if x}
+    def describe(x: dict[str, Any]) -> dict[str, Any]:
+        if 'training' in x: return _describe_all(x['state'])
+        return {'parameters per group': [len(g['params']) for g in x['state']['param_groups']]}
+    return {nm: {'': x['kind']} | describe(x) for nm, x in things.items() if x}
 
 
 def _trained(state: dict[str, Any]) -> dict[str, Any]:

@@ -24,17 +24,17 @@ _MAX_ITEMS, _MAX_OBJECTS = 100, 10_000  # per container, in all
 
 
 def is_generator(x: Any) -> bool:
-    """Is `x` a generator with a state: torch's Generator, numpy's Generator or RandomState, or Python's Random? Python's
-    SystemRandom has none."""
+    """Is `x` a generator with a state: torch's Generator, numpy's Generator or RandomState, or Python's Random?
+    SystemRandom has no state."""
     if isinstance(x, random.Random): return type(x).getstate is random.Random.getstate
     return isinstance(x, Generator | np.random.Generator | np.random.RandomState)
 
 
 def generators_of(o: Any, objects: bool = False, without: Iterable[Any] = ()) -> Iterator[tuple[str, Any]]:
-    """Every generator inside `o`, once, with its path. Looks into `o`'s attributes, and from there into modules, lists,
-    tuples, dicts (their first 100 items) and callables; with `objects` into all other objects too, such as a dataset's
-    transforms. Stops after some 10,000 objects, nearest first. The global generators, and everything in `without`, are
-    left out."""
+    """Every generator inside `o`, once, with its path. Looks into the attributes of `o`, and from there into modules,
+    lists, tuples, dicts (their first 100 items) and callables; with `objects` into all other objects too, such as a
+    dataset's transforms. Stops after some 10,000 objects, nearest first. The global generators, and everything in
+    `without`, are left out."""
     seen, queue = {id(g): g for g in (*_GLOBAL, *without)}, deque([('', o)])
     while queue:
         name, x = queue.popleft()

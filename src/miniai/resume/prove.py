@@ -66,11 +66,12 @@ def prove_learner(make: Callable[[], Any], n_epochs: int = 2, batches: int | Non
                   kills: Sequence[Place] | None = None, leave_out: Collection[str] = ('seconds',),
                   say: Callable[[str], Any] = print, lr: float | None = None, valid: bool = True) -> Proof:
     """Prove, or disprove, that runs of the Learner that `make()` returns resume exactly. `learn.fit(n_epochs, lr=lr,
-    valid=valid)` runs in a fresh process, to its end or for `batches` training batches; then again with a CheckpointCB,
-    killed at each of `kills` and resumed in another process. By default it is killed in the middle of the first and of
-    the last epoch. Everything in `run_state` is compared, except names in `leave_out`. docs/checkpoints.md has an
-    example. TypeError if a fresh process cannot import `make`; ValueError for impossible counts and places; ProofError
-    if a run fails or refuses to resume. Ctrl-C and SIGTERM leave neither processes nor files behind."""
+    valid=valid)` runs in a fresh process, to its end or for `batches` training batches; then again with checkpoints,
+    killed at each of `kills` (by default in the middle of the first and of the last epoch) and resumed. Everything in
+    `run_state` is compared, except names in `leave_out`. A script calls it under `if __name__ == '__main__':`.
+
+    TypeError if a fresh process cannot import `make`; ValueError for impossible counts and places; ProofError if a run
+    fails or refuses to resume. Ctrl-C and SIGTERM leave neither processes nor files behind."""
     for nm, n in (('n_epochs', n_epochs), ('batches', 1 if batches is None else batches)):
         if isinstance(n, bool) or not isinstance(n, SupportsIndex) or n < 1:
             raise ValueError(f"{nm} must be a whole number above 0, got {n!r}")
