@@ -1,6 +1,7 @@
-"A small run with all that could make a resume resume_blockers, and a digest of everything that is left of it."
+"A small run with everything that could keep it from resuming exactly, and what tests of resuming share."
 import hashlib
 import random
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -21,7 +22,7 @@ from miniai.resume.state import run_state
 
 
 class Noisy:
-    "Images and labels; each image is given with noise of its own, drawn when it is asked for."
+    "Images and labels; an image gets new random noise each time it is asked for."
     def __init__(self, n=40):
         g = torch.Generator().manual_seed(5)
         self.x, self.y = torch.randn(n, 1, 8, 8, generator=g), torch.randint(0, 3, (n,), generator=g)
@@ -32,7 +33,7 @@ class Noisy:
 
 
 class CropCB(Callback):
-    "Crops training batches by a generator of its own."
+    "Crops training batches, with its own random generator."
     def __init__(self): self.crop = RandCrop(1, generator=torch.Generator().manual_seed(9))
     def before_batch(self, learn):
         if learn.training: learn.batch = self.crop(learn.batch[0]), learn.batch[1]
@@ -42,12 +43,39 @@ class Quiet(MetricsCB):
     def _log(self, d): pass
 
 
+class Stopped(RuntimeError): pass
+
+
 class StopCB(Callback):
-    "Ends a fit by an error after one batch, of training or validation."
+    "Ends a fit with an error after one batch of training or validation."
     order = float('inf')
     def __init__(self, epoch, batch, training=True): self.at = epoch, batch, training
     def cleanup_batch(self, learn):
-        if (learn.epoch, learn.iter, learn.training) == self.at: raise RuntimeError('stopped by a test')
+        if (learn.epoch, learn.iter, learn.training) == self.at: raise Stopped('stopped by a test')
+
+
+def fit_until_stopped(learn, n_epochs=2, **kwargs):
+    with suppress(Stopped):
+        learn.fit(n_epochs, **kwargs)
+        raise AssertionError('the run was not stopped')
+
+
+def assert_resumes_exactly(make, folder, stops=((0, 2), (1, 1)), n_epochs=2):
+    """`make(folder, *cbs)` returns a Learner. Run it without interruption; then stop it after each of some batches, resume
+    it under another seed, and compare everything."""
+    whole = make(folder/'whole')
+    whole.fit(n_epochs)
+    for at in stops:
+        fit_until_stopped(make(folder/str(at), StopCB(*at)), n_epochs)
+        resumed = make(folder/str(at))
+        torch.manual_seed(99)
+        resumed.fit(n_epochs, resume=True)
+        assert digest(resumed) == digest(whole), f'stopped after {at}'
+
+
+def checkpoints(folder):
+    "The checkpoints in a folder: epoch, phase and batch, as in their names."
+    return sorted(p.name[11:-12] for p in folder.glob('checkpoint-*'))
 
 
 def loaders(kind):
@@ -67,7 +95,7 @@ def net():
 
 
 def run(folder=None, kind='memory', cbs=(), n_epochs=2, model=None, sched_steps=None, **saving):
-    "A Learner: shuffling, dropout, BatchNorm, random crops, AdamW, 1cycle, accumulation, a weight average."
+    "A Learner with shuffling, dropout, BatchNorm, random crops, AdamW, 1cycle, accumulation and averaged weights."
     set_seed(0)
     dls, model = loaders(kind), model or net()
     steps = sched_steps or n_epochs*len(dls.train)
@@ -79,7 +107,7 @@ def run(folder=None, kind='memory', cbs=(), n_epochs=2, model=None, sched_steps=
 
 
 def digest(learn):
-    "sha256 of everything: weights, gradients, optimizer, records, history, all random states."
+    "A sha256 of a run's whole state: weights, gradients, optimizer, records, history, all random states."
     h = hashlib.sha256()
     def walk(x):
         if isinstance(x, torch.Tensor): h.update(x.detach().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -1,31 +1,34 @@
-"The order of a run's checkpoints is that of the run, by names alone; what else lies in the folder is left out."
+"A run's folder: names sort as the run went, other files are left alone, old files go when new ones are safe."
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miniai.checkpoint import SaveError, disk
 from miniai.resume.files import RunFiles, file_name, files_of, is_between_epochs, place_of
+from resuming import checkpoints, run
 
 
 def at(epoch, phase, batch): return file_name(dict(epoch=epoch, phase=phase, batch=batch))
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**7), st.booleans(), st.integers(0, 10**9)), min_size=2))
-def test_names_order_as_the_run_went(steps):
+def test_names_sort_as_the_run_went(steps):
     names = [at(e, 'valid' if valid else 'train', 0 if valid else b) for e, valid, b in steps]
     went = [(e, valid, 0 if valid else b) for e, valid, b in steps]
     assert [place_of(nm)[:3] for nm in names] == went
 
 
-def test_a_run_that_was_done_stands_before_the_batches_of_more_epochs():
+def test_a_finished_run_comes_before_the_batches_of_more_epochs():
     order = [at(1, 'train', 9), at(1, 'valid', 0), at(2, 'train', 0), at(2, 'done', 0), at(2, 'train', 1),
              at(99_999, 'done', 0), at(100_000, 'train', 0)]
     assert sorted(set(order), key=place_of) == order
     assert order[3] == 'checkpoint-00002-3-00000000.safetensors'
 
 
-def test_files_of_other_names_are_left_out(tmp_path):
+def test_files_with_other_names_are_ignored(tmp_path):
     for nm in ('checkpoint-keep.safetensors', 'best.safetensors', 'checkpoint-00001-1-00000000.safetensors.bak',
                'checkpoint-00001-4-00000000.safetensors', 'checkpoint-1-1-00000000.safetensors', at(0, 'train', 7)):
         (tmp_path/nm).write_text('x')
@@ -33,12 +36,43 @@ def test_files_of_other_names_are_left_out(tmp_path):
     assert files_of(tmp_path/'none') == []
 
 
-def test_a_run_removes_what_an_earlier_life_left_though_another_process_has_its_number_now(tmp_path):
+def test_between_epochs_means_that_no_batch_is_done():
+    files = [Path(at(*p)) for p in ((1, 'train', 0), (1, 'valid', 0), (1, 'train', 3))]
+    assert [is_between_epochs(p) for p in files] == [True, True, False]
+
+
+def test_a_run_removes_temporary_files_of_earlier_processes_even_if_the_pid_is_in_use_again(tmp_path):
     (tmp_path/f'.{at(0, "train", 7)}.{os.getppid()}.0123abcd.part').write_text('x')
-    RunFiles(tmp_path, keep=1, between=False, background=False).close()
+    RunFiles(tmp_path, keep=1, between_epochs=False, background=False).close()
     assert os.listdir(tmp_path) == ['.miniai.lock']
 
 
-def test_between_epochs_is_no_batch_done():
-    files = [Path(at(*p)) for p in ((1, 'train', 0), (1, 'valid', 0), (1, 'train', 3))]
-    assert [is_between_epochs(p) for p in files] == [True, True, False]
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(NotADirectoryError, match=r'checkpoints need a folder, but .*file is a file'):
+        RunFiles(tmp_path/'file', keep=1, between_epochs=False, background=False)
+
+
+# Old checkpoints stay until the new one is safe
+
+def test_an_old_checkpoint_stays_if_the_new_one_may_not_be_on_disk(tmp_path, monkeypatch):
+    def no_links(a, b): raise OSError(1, 'no second names')
+    def unsure(fd): raise OSError(5, 'input/output error')
+    class FailSync:
+        def before_batch(self, learn):
+            if learn.iter != 3: return
+            monkeypatch.setattr(disk, 'link', no_links)
+            monkeypatch.setattr(disk, 'fsync_dir', unsure)
+    with pytest.raises(SaveError, match='input/output error'): run(tmp_path, cbs=[FailSync()], keep=1).fit(1)
+    assert checkpoints(tmp_path) == ['00000-1-00000003', '00000-1-00000004']
+
+
+def test_an_old_checkpoint_stays_until_the_new_one_is_on_disk(tmp_path, monkeypatch):
+    seen, real = [], disk.fsync_dir
+    def watched(fd):
+        seen.append(sum(p.stat().st_size > 0 for p in tmp_path.glob('checkpoint-*')))
+        return real(fd)
+    monkeypatch.setattr(disk, 'fsync_dir', watched)
+    run(tmp_path, keep=1, background=True).fit(1)
+    assert min(seen[2:-1]) >= 2
+    assert len(checkpoints(tmp_path)) == 1
