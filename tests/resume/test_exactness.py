@@ -1,140 +1,36 @@
-"What nobody can draw again is told, and looking for it opens and draws nothing in this process."
+"Reasons why a loader cannot be resumed mid-epoch are found, without opening files or drawing numbers in this process."
+import multiprocessing
 import os
 import random
 from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
     Sampler,
+    Subset,
     TensorDataset,
     default_collate,
     get_worker_info,
 )
 
-from miniai import CheckpointCB, DataLoaders, SeededSamples, TrainLearner
+from miniai import DataLoaders, SeededSamples
 from miniai.randomness import random_states, same_states
 from miniai.resume.exactness import loader_resume_blocker
-from resuming import StopCB
-from small import mlp
+from miniai.resume.loader import loader_state
+from resuming import Noisy
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
 
 X = torch.arange(24.)
+TENSORS = TensorDataset(X)
 
 
-class Opens:
-    "A file that each process opens for itself, by the number of its worker."
-    def __init__(self, path): self.path, self.pid = path, None
-    def __len__(self): return 24
-    def __getitem__(self, i):
-        self.pid, worker = self.pid or os.getpid(), get_worker_info().id
-        return torch.tensor([float(i), worker, self.pid])
-
-
-@pytest.mark.parametrize('context', ['fork', 'spawn'])
-def test_samples_are_looked_at_in_a_worker_and_never_here(context, tmp_path):
-    ds = Opens(tmp_path)
-    assert loader_resume_blocker(DataLoader(ds, 4, num_workers=2, multiprocessing_context=context)) == ''
-    assert ds.pid is None
-    pids = torch.cat([b[:, 2] for b in DataLoader(ds, 4, num_workers=2)]).unique()
-    assert len(pids) == 2
-    assert os.getpid() not in pids.tolist()
-
-
-def test_nothing_is_drawn_here_and_no_process_stays():
-    import multiprocessing
-    before = random_states()
-    assert loader_resume_blocker(DataLoader(Sometimes(), 4, shuffle=True, num_workers=2))
-    assert same_states(random_states(), before)
-    assert not multiprocessing.active_children()
-
-
-class Sometimes:
-    "Draws for odd samples alone."
-    def __len__(self): return 24
-    def __getitem__(self, i): return X[i] + torch.rand(()) if i % 2 else X[i]
-
-
-class ByTheBatch(TensorDataset):
-    "Draws where it is asked for several samples at once."
-    def __getitems__(self, indices): return [(X[i] + random.random(),) for i in indices]
-
-
-class Eight(TensorDataset):
-    "What only whole batches can be put together of."
-def eights(samples): return default_collate(samples)[0].view(2, 16)
-
-
-def test_a_batch_is_looked_at_whole():
-    whole = DataLoader(Eight(X.repeat(4)), 32, drop_last=True, num_workers=2, collate_fn=eights)
-    assert loader_resume_blocker(whole) == ''
-    assert loader_resume_blocker(DataLoader(Eight(X), batch_sampler=[range(4), range(4, 8)], num_workers=1)) == ''
-
-
-def noisy(samples, factor=1.): return default_collate(samples)[0] + factor*torch.rand(1)
-
-
-@pytest.mark.parametrize(('ds', 'collate', 'says'), [
-    (Sometimes(), None, 'its dataset draws random numbers in 2 worker'),
-    (ByTheBatch(X), None, 'its dataset draws random numbers in 2 worker'),
-    (TensorDataset(X), noisy, 'its collate_fn draws random numbers in 2 worker'),
-    (SeededSamples(TensorDataset(X)), partial(noisy, factor=2.), 'its collate_fn draws random numbers in 2 worker')])
-def test_what_draws_in_workers_is_found(ds, collate, says):
-    assert says in loader_resume_blocker(DataLoader(ds, 4, num_workers=2, collate_fn=collate))
-    stays = loader_resume_blocker(DataLoader(ds, 4, num_workers=2, collate_fn=collate, persistent_workers=True))
-    assert 'between epochs too: use persistent_workers=False' in stays
-    assert loader_resume_blocker(DataLoader(ds, 4, collate_fn=collate)) == ''
-
-
-def test_a_generator_that_a_callback_draws_from_too_is_told_where_turns_matter():
-    g = torch.Generator()
-    ds, others = TensorDataset(X), [('DrawsCB.mine', g)]
-    with_workers = DataLoader(ds, 4, shuffle=True, generator=g, num_workers=2)
-    says = 'it draws its order from a generator that DrawsCB.mine draws from too'
-    assert says in loader_resume_blocker(with_workers, others)
-    in_turns = DataLoader(ds, 4, sampler=RandomSampler(ds, True, generator=g))
-    assert says in loader_resume_blocker(in_turns, others)
-    assert loader_resume_blocker(DataLoader(ds, 4, shuffle=True, generator=g), others) == ''
-    assert loader_resume_blocker(with_workers, [('DrawsCB.mine', torch.Generator())]) == ''
-
-
-def test_an_order_drawn_from_the_default_generator_is_told_where_training_draws_in_between():
-    ds, g = TensorDataset(X), torch.default_generator
-    for sampler in (RandomSampler(ds, True, generator=g), RandomSampler(ds, num_samples=len(X) + 1, generator=g)):
-        assert 'training draws from that too' in loader_resume_blocker(DataLoader(ds, 4, sampler=sampler))
-    assert loader_resume_blocker(DataLoader(ds, 4, sampler=RandomSampler(ds, generator=g))) == ''
-    assert loader_resume_blocker(DataLoader(ds, 4, sampler=RandomSampler(ds, True))) == ''
-
-
-class Counts(Sampler):
-    "Shuffles by a count of its passes."
-    def __init__(self, n): self.n, self.generator, self.passes = n, torch.Generator(), 0
-    def __len__(self): return self.n
-    def __iter__(self):
-        self.generator.manual_seed(self.passes)
-        self.passes += 1
-        yield from torch.randperm(self.n, generator=self.generator).tolist()
-
-
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_sampler_that_counts_its_passes_is_looked_at_by_a_copy_and_goes_on_by_its_count(workers, tmp_path):
-    def make(folder, *cbs):
-        torch.manual_seed(1)
-        ds = TensorDataset(torch.randn(24, 4), torch.arange(24) % 3)
-        dls = DataLoaders(DataLoader(ds, 4, sampler=Counts(24), num_workers=workers), DataLoader(ds, 8))
-        saves = [CheckpointCB(folder, batches=1)] if folder else []
-        return TrainLearner(mlp(), dls, F.cross_entropy, .1, [*saves, *cbs])
-    def weights(learn): return [p.tolist() for p in learn.model.parameters()]
-    alone = make(None)
-    alone.fit(3)
-    for at in ((0, 2), (1, 3), (1, 5)):
-        with pytest.raises(RuntimeError, match='stopped'): make(tmp_path/str(at), StopCB(*at)).fit(3)
-        again = make(tmp_path/str(at))
-        again.fit(3, resume=True)
-        assert weights(again) == weights(alone)
+def blocker(ds=TENSORS, bs=4, workers=2, others=(), **kwargs):
+    return loader_resume_blocker(DataLoader(ds, bs, num_workers=workers, **kwargs), others)
 
 
 class Wrap:
@@ -147,10 +43,191 @@ class Stream(IterableDataset):
     def __iter__(self): return iter(X)
 
 
-def test_workers_that_stay_are_told_wherever_they_are():
+class Sometimes:
+    "Draws only for odd samples."
+    def __len__(self): return 24
+    def __getitem__(self, i): return X[i] + torch.rand(()) if i % 2 else X[i]
+
+
+class Batchwise(TensorDataset):
+    "Draws when it is asked for several samples at once."
+    def __getitems__(self, indices): return [(X[i] + random.random(),) for i in indices]
+
+
+class Moved:
+    def __init__(self, transform): self.transform = transform
+    def __len__(self): return 24
+    def __getitem__(self, i): return self.transform(X[i])
+
+
+class Jitter:
+    def __init__(self): self.rngs = [random.Random(1), torch.Generator()]
+    def __call__(self, x): return x + self.rngs[0].random() + torch.rand((), generator=self.rngs[1])
+
+
+# What can be resumed
+
+@pytest.mark.parametrize('dl', [
+    [1], Wrap(DataLoader(TENSORS)), DataLoaders.from_arrays(X, X, valid=.2, bs=4).train,
+    DataLoader(TENSORS, 4, shuffle=True), DataLoader(Moved(Jitter()), 4), DataLoader(Sometimes(), 4)])
+def test_in_memory_data_lists_wrappers_and_loaders_without_workers_can_be_resumed(dl):
+    assert loader_resume_blocker(dl) == ''
+
+
+class Named:
+    def __getitem__(self, name): return dict(a=1., b=2.)[name]
+
+
+@pytest.mark.parametrize('kwargs', [
+    {}, dict(shuffle=True), dict(shuffle=True, persistent_workers=True), dict(sampler=range(24)),
+    dict(sampler=torch.arange(24)), dict(shuffle=True, generator=torch.Generator()),
+    dict(ds=SeededSamples(Noisy(4))), dict(ds=Named(), sampler=['b', 'a']), dict(ds=[], sampler=[])])
+def test_workers_that_draw_nothing_or_by_seeded_samples_can_be_resumed(kwargs): assert blocker(**kwargs) == ''
+
+
+# What cannot
+
+def test_iterators_streams_and_datasets_of_batches_cannot():
+    assert 'an iterator, which can be used only once' in loader_resume_blocker(iter([1]))
+    assert 'its dataset is an IterableDataset' in blocker(Stream(), workers=0)
+    assert 'its dataset makes whole batches' in blocker(bs=None, workers=0)
+
+
+class Unknown(Sampler):
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __iter__(self): return (random.randrange(self.n) for _ in range(self.n))
+
+
+class Known(Unknown):
+    generator = torch.Generator()
+
+
+def test_a_sampler_needs_a_known_random_source():
+    for sampler in (Unknown(23), iter(range(23)), (i for i in range(23))):
+        says = f"the sampler's random source is unknown: let {type(sampler).__name__} draw only from a generator"
+        assert says in blocker(sampler=sampler, workers=0)
+    assert 'let Unknown draw' in loader_resume_blocker(DataLoader(TENSORS, batch_sampler=Unknown(23)))
+    assert blocker(sampler=Known(23), workers=0) == ''
+    assert loader_resume_blocker(DataLoader(TENSORS, batch_sampler=[[1, 2], [3]])) == ''
+
+
+def test_an_order_must_not_share_a_generator_with_a_callback_if_it_is_drawn_bit_by_bit():
+    g = torch.Generator()
+    others = [('DrawsCB.mine', g)]
+    says = 'its order comes from a generator that DrawsCB.mine draws from too: give each its own'
+    bit_by_bit = RandomSampler(TENSORS, True, generator=g)
+    assert blocker(others=others, shuffle=True, generator=g) == says
+    assert blocker(others=others, sampler=bit_by_bit, workers=0) == says
+    assert blocker(others=others, shuffle=True, generator=g, workers=0) == ''
+    assert blocker(others=[('DrawsCB.mine', torch.Generator())], shuffle=True, generator=g) == ''
+
+
+def test_an_order_must_not_come_from_the_default_generator_if_it_is_drawn_bit_by_bit():
+    g, says = torch.default_generator, "torch's default generator, which training draws from too"
+    bit_by_bit = RandomSampler(TENSORS, True, generator=g), RandomSampler(X, num_samples=len(X) + 1, generator=g)
+    for sampler in bit_by_bit: assert says in blocker(sampler=sampler, workers=0)
+    assert says in blocker(shuffle=True, generator=g)
+    for sampler in (RandomSampler(TENSORS, generator=g), RandomSampler(TENSORS, True)):
+        assert blocker(sampler=sampler, workers=0) == ''
+
+
+def test_batches_must_come_in_order():
+    assert 'use in_order=True' in blocker(in_order=False)
+    assert blocker(workers=1, in_order=False) == ''
+
+
+# What workers draw
+
+def noisy(samples, factor=1.): return default_collate(samples)[0] + factor*torch.rand(1)
+
+
+@pytest.mark.parametrize(('ds', 'collate', 'says'), [
+    (Sometimes(), None, 'its dataset draws random numbers in 2 worker'),
+    (Batchwise(X), None, 'its dataset draws random numbers in 2 worker'),
+    (SeededSamples(TENSORS), partial(noisy, factor=2.), 'its collate_fn draws random numbers in 2 worker')])
+def test_draws_from_global_generators_in_workers_are_found(ds, collate, says):
+    assert says in blocker(ds, collate_fn=collate)
+    assert 'between epochs is not exact either' in blocker(ds, collate_fn=collate, persistent_workers=True)
+    assert blocker(ds, collate_fn=collate, workers=0) == ''
+
+
+@pytest.mark.parametrize('wrap', [SeededSamples, lambda ds: Subset(ds, range(4))])
+def test_draws_from_generators_in_the_dataset_are_found_and_named(wrap):
+    dl = DataLoader(wrap(Moved(Jitter())), num_workers=2)
+    before = loader_state(dl)
+    why = loader_resume_blocker(dl)
+    assert 'transform.rngs.0 and ' in why
+    assert "global generator instead, and wrap the dataset in miniai.SeededSamples(dataset)" in why
+    assert same_states(loader_state(dl), before)
+
+
+def test_persistent_workers_do_not_help_seeded_samples():
+    assert 'use persistent_workers=False' in blocker(SeededSamples(Noisy(4)), persistent_workers=True)
+
+
+def test_a_global_generator_in_an_attribute_counts_as_global():
+    ds = Moved(lambda x: x + random.random())
+    ds.rng = random.getstate.__self__
+    assert 'SeededSamples' in blocker(ds, workers=1)
+    assert blocker(SeededSamples(ds), workers=1) == ''
+    assert loader_state(DataLoader(ds))['data_generators'] == []
+
+
+@pytest.mark.parametrize('make', [
+    lambda **kwargs: Wrap(DataLoader(TENSORS, **kwargs)), lambda **kwargs: DataLoader(Stream(), **kwargs),
+    lambda **kwargs: DataLoader(TENSORS, batch_size=None, **kwargs)])
+def test_persistent_workers_are_named_as_a_problem_wherever_they_are(make):
     says = 'use persistent_workers=False'
-    def loader(ds, stays, **kwargs): return DataLoader(ds, num_workers=1, persistent_workers=stays, **kwargs)
-    for make in (lambda stays: Wrap(loader(TensorDataset(X), stays)), lambda stays: loader(Stream(), stays),
-                 lambda stays: loader(TensorDataset(X), stays, batch_size=None)):
-        assert says in loader_resume_blocker(make(True))
-        assert says not in loader_resume_blocker(make(False))
+    assert says in loader_resume_blocker(make(num_workers=1, persistent_workers=True))
+    assert says not in loader_resume_blocker(make(num_workers=1))
+
+
+# How they are looked at
+
+class Opens:
+    "A file that each process opens for itself, by the number of its worker."
+    def __init__(self): self.pid = None
+    def __len__(self): return 24
+    def __getitem__(self, i):
+        self.pid, worker = self.pid or os.getpid(), get_worker_info().id
+        return torch.tensor([float(i), worker, self.pid])
+
+
+@pytest.mark.parametrize('context', ['fork', 'spawn'])
+def test_samples_are_made_in_a_worker_and_never_in_this_process(context):
+    ds = Opens()
+    assert blocker(ds, multiprocessing_context=context) == ''
+    assert ds.pid is None
+    pids = torch.cat([b[:, 2] for b in DataLoader(ds, 4, num_workers=2)]).unique()
+    assert len(pids) == 2
+    assert os.getpid() not in pids.tolist()
+
+
+def test_nothing_is_drawn_in_this_process_and_no_process_is_left():
+    dl = DataLoader(Sometimes(), 4, shuffle=True, num_workers=2, generator=torch.Generator())
+    before = random_states(), loader_state(dl)
+    assert loader_resume_blocker(dl)
+    assert same_states((random_states(), loader_state(dl)), before)
+    assert not multiprocessing.active_children()
+
+
+class CountsPasses(Known):
+    passes = 0
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_a_copy_of_a_users_sampler_is_asked_for_indices():
+    sampler = CountsPasses(24)
+    assert blocker(sampler=sampler) == ''
+    assert sampler.passes == 0
+
+
+def eights(samples): return default_collate(samples)[0].view(2, 16)
+
+
+def test_whole_batches_are_made():
+    assert blocker(TensorDataset(X.repeat(4)), 32, drop_last=True, collate_fn=eights) == ''
+    assert loader_resume_blocker(DataLoader(TENSORS, batch_sampler=[range(4), range(4, 8)], num_workers=1)) == ''

@@ -1,4 +1,4 @@
-"Generators in objects: all are found, and their states restored."
+"Random generators inside objects are found, and their states saved and restored."
 import random
 import weakref
 from functools import partial
@@ -34,7 +34,7 @@ KINDS |= {kind.__name__: lambda kind=kind: np.random.Generator(kind(3)) for kind
 
 
 def drawn(g):
-    "A few numbers: floats, normal ones in pairs, small integers that share a word."
+    "A few numbers: floats, normal ones (made in pairs), small integers (several per word)."
     if isinstance(g, torch.Generator): return [torch.rand(3, generator=g).tolist(), torch.randn(1, generator=g).item()]
     if isinstance(g, random.Random): return [g.random(), g.gauss(0, 1), g.randrange(9)]
     if isinstance(g, np.random.RandomState): return [g.rand(), g.randn(), g.randint(9)]
@@ -42,7 +42,7 @@ def drawn(g):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_every_kind_is_found_and_put_back_from_a_file_too(kind, tmp_path):
+def test_every_kind_is_found_saved_and_restored(kind, tmp_path):
     g, o = KINDS[kind](), type('O', (), {})()
     o.g = g
     assert found(o) == dict(g=g)
@@ -58,29 +58,29 @@ def test_every_kind_is_found_and_put_back_from_a_file_too(kind, tmp_path):
     assert not same_states(before, state_of(g))
 
 
-def test_no_two_kinds_have_one_name_and_none_takes_the_state_of_another():
+def test_kinds_have_different_names_and_refuse_each_others_states():
     all_kinds = [make() for make in KINDS.values()]
     assert len({kind_of(g) for g in all_kinds}) == len(KINDS)
     for g, h in pairwise(all_kinds):
-        with pytest.raises(ValueError, match=f'the state of a {kind_of(g)} was given to a {kind_of(h)}'):
+        with pytest.raises(ValueError, match=f'the state of a {kind_of(g)} does not fit a {kind_of(h)}'):
             set_state_of(h, state_of(g))
 
 
-def test_what_has_no_state_is_no_generator_and_the_global_ones_are_no_ones():
+def test_generators_without_a_state_and_global_generators_are_left_out():
     o = type('O', (), {})()
     o.a, o.b, o.c = random.SystemRandom(), torch.default_generator, np.random.mtrand._rand
     assert not is_generator(o.a)
     assert list(generators_of(o)) == []
 
 
-def test_a_weak_reference_whose_object_is_gone_holds_nothing():
+def test_a_weak_reference_to_a_deleted_object_is_left_out():
     o, gone = type('O', (), {})(), nn.Linear(1, 1)
     o.gone, o.g = weakref.proxy(gone), torch.Generator()
     del gone
     assert found(o) == dict(g=o.g)
 
 
-def test_what_is_left_out_is_not_looked_into():
+def test_objects_in_without_are_left_out():
     o, p = type('O', (), {})(), type('P', (), {})()
     o.p, o.mine, p.theirs = p, torch.Generator(), torch.Generator()
     assert found(o, objects=True) == {'mine': o.mine, 'p.theirs': p.theirs}
@@ -99,7 +99,7 @@ class Called(Held):
     def __call__(self, b): return b
 
 
-def test_generators_are_found_in_what_functions_were_given():
+def test_generators_are_found_in_defaults_closures_partials_and_globals_of_functions():
     g = [random.Random(i) for i in range(6)]
     late = lambda b: later  # noqa: E731, F821
     def make():
@@ -113,14 +113,14 @@ def test_generators_are_found_in_what_functions_were_given():
     assert {id(x) for x in found(o).values()} == {id(G), id(CROP.generator)}
 
 
-def test_objects_of_other_kinds_are_looked_into_where_asked_alone():
+def test_other_objects_are_searched_only_if_asked():
     inner, o = Held(random.Random(1)), type('O', (), {})()
     o.dataset, o.here = Held([Held(inner)]), Held(inner)
     assert found(o) == {}
     assert found(o, objects=True) == {'here.rng.rng': inner.rng}
 
 
-def test_of_long_lists_the_first_hundred_items_are_looked_into_and_of_all_things_the_nearest_ten_thousand():
+def test_the_search_covers_100_items_per_list_and_the_nearest_10_000_objects():
     near = rng = random.Random(1)
     assert found(dict(wide=[*range(99), rng])) == {'wide.99': rng}
     assert found(dict(wide=[*range(100), rng])) == {}

@@ -1,27 +1,37 @@
-"A pass from any batch on: the batches that the whole pass gives, and the numbers drawn after it."
-import copy
+"The rest of a pass from any batch on: the batches that the whole pass gives, and the random numbers drawn after it."
 import random
-from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, Subset, TensorDataset
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from miniai import Callback, CheckpointCB, TrainLearner
 from miniai.data import DataLoaders, SeededSamples
 from miniai.randomness import random_states, same_states
-from miniai.resume.exactness import loader_resume_blocker
 from miniai.resume.loader import (
     RemainingBatches,
     describe_loader,
     length_of,
     loader_state,
+    sampler_state,
     set_loader_state,
+    set_sampler_state,
     set_workers,
 )
-from resuming import Noisy, Quiet
+from resuming import Noisy, Quiet, StopCB, Stopped, assert_resumes_exactly, fit_until_stopped
 from small import mlp
 
 X = torch.arange(23.)
@@ -32,7 +42,7 @@ class Stream(IterableDataset):
 
 
 class Jitter:
-    "A transform with generators of its own, one of each kind."
+    "A transform with its own generators, one of each kind."
     def __init__(self):
         self.torchs, self.pythons = torch.Generator().manual_seed(1), random.Random(4)
         self.numpys = [np.random.default_rng(2), np.random.RandomState(3)]
@@ -42,51 +52,59 @@ class Jitter:
         return x + torch.rand((), generator=self.torchs) + a.random() + b.rand() + self.pythons.gauss(0, 1)
 
 
-class Held:
-    "Samples moved by a transform."
+class Jittered:
     def __init__(self, n, transform=None): self.n, self.transform = n, transform or Jitter()
     def __len__(self): return self.n
     def __getitem__(self, i): return self.transform(X[i]), i
 
 
-def shared(n):
-    "A loader whose order and samples are drawn from one generator."
-    g = torch.Generator().manual_seed(6)
-    return DataLoader(Held(n, lambda x: x + torch.rand((), generator=g)), 4, sampler=Owned(n, g))
+class OneByOne(Sampler):
+    "Draws each index from its generator when it is asked for."
+    def __init__(self, n, generator): self.n, self.generator = n, generator
+    def __len__(self): return self.n
+    def __iter__(self): return (int(torch.randint(self.n, (), generator=self.generator)) for _ in range(self.n))
+
+
+def seeded(seed=3): return torch.Generator().manual_seed(seed)
 
 
 def loader(kind, workers=0):
+    tensors = TensorDataset(X)
     if kind == 'memory': return DataLoaders.from_arrays(X, X, valid=(X, X), bs=4, seed=2).train
     if kind == 'memory in order': return DataLoaders.from_arrays(X, X, valid=(X, X), bs=2, seed=2).valid
-    if kind == 'cached': return DataLoaders(DataLoader(TensorDataset(X), 4, shuffle=True), [1]).cached().train
+    if kind == 'cached': return DataLoaders(DataLoader(tensors, 4, shuffle=True), [1]).cached().train
     if kind == 'stream': return DataLoader(Stream(), 4)
-    if kind == 'held': return DataLoader(Held(23), 4, shuffle=True)
-    if kind == 'shared': return shared(23)
+    if kind == 'jittered': return DataLoader(Jittered(23), 4, shuffle=True)
+    if kind == 'one generator':  # for order and samples
+        g = seeded()
+        return DataLoader(Jittered(23, lambda x: x + torch.rand((), generator=g)), 4, sampler=OneByOne(23, g))
     if kind == 'own generator':
-        g = torch.Generator().manual_seed(3)
-        return DataLoader(TensorDataset(X), 4, sampler=RandomSampler(X, generator=g), generator=g,
-                          num_workers=workers)
+        g = seeded()
+        return DataLoader(tensors, 4, sampler=RandomSampler(X, generator=g), generator=g, num_workers=workers)
     if kind == 'replacement':
-        return DataLoader(TensorDataset(X), 1, sampler=RandomSampler(X, True, 70, torch.Generator().manual_seed(3)),
-                          num_workers=workers)
+        return DataLoader(tensors, 1, sampler=RandomSampler(X, True, 70, seeded()), num_workers=workers)
     if kind == 'batch_sampler':
-        inner = RandomSampler(X, generator=torch.Generator().manual_seed(3))
-        return DataLoader(TensorDataset(X), batch_sampler=BatchSampler(inner, 4, False), num_workers=workers)
-    if kind == 'in order': return DataLoader(TensorDataset(X), 4, drop_last=True)
+        inner = RandomSampler(X, generator=seeded())
+        return DataLoader(tensors, batch_sampler=BatchSampler(inner, 4, False), num_workers=workers)
+    if kind == 'in order': return DataLoader(tensors, 4, drop_last=True)
     if kind == 'list': return [(X[i:i + 4],) for i in range(0, 23, 4)]
-    return DataLoader(TensorDataset(X) if kind == 'tensors' else Noisy(23), 4, shuffle=True)
+    return DataLoader(tensors if kind == 'tensors' else Noisy(23), 4, shuffle=True)
+
+
+def states(dl): return random_states(), loader_state(dl)
 
 
 def whole_pass(dl):
-    "Every batch of a pass, with the states before it and those after each batch."
-    begun, out = (random_states(), loader_state(dl)), []
-    for batch in dl: out.append((batch[0], (random_states(), loader_state(dl))))
-    return begun, out
+    "The states before a pass, and its batches, each with the states after it."
+    return states(dl), [(batch[0], states(dl)) for batch in dl]
 
 
-@pytest.mark.parametrize('kind', ['memory', 'memory in order', 'cached', 'tensors', 'noisy', 'own generator',
-                                  'in order', 'list', 'stream', 'held', 'shared'])
-def test_from_every_batch_on_a_pass_gives_what_the_whole_one_gave_and_leaves_the_same_states(kind):
+KINDS = ['memory', 'memory in order', 'cached', 'tensors', 'noisy', 'own generator', 'in order', 'list', 'stream',
+         'jittered', 'one generator']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_from_every_batch_on_the_rest_of_a_pass_and_the_states_after_it_are_the_same(kind):
     torch.manual_seed(5)
     dl = loader(kind)
     for _ in dl: pass
@@ -105,15 +123,15 @@ def test_from_every_batch_on_a_pass_gives_what_the_whole_one_gave_and_leaves_the
 
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('kind', ['own generator', 'replacement', 'batch_sampler'])
-def test_a_loaders_own_generators_end_as_after_the_whole_pass_and_a_further_pass_is_the_same(kind, workers):
+def test_a_loaders_own_generators_end_as_after_the_whole_pass_so_the_next_pass_is_the_same(kind, workers):
     torch.manual_seed(5)
     dl = loader(kind, workers)
     begun, seen = whole_pass(dl)
-    after, further = (random_states(), loader_state(dl)), torch.cat([b[0] for b in dl])
+    after, further = states(dl), torch.cat([b[0] for b in dl])
     assert after[1]['generators']
-    for start in range(1, len(seen) + 1, 1 if workers == 0 else 2 if len(seen) < 10 else 23):
+    for start in range(1, len(seen) + 1, 1 if workers == 0 else 3 if len(seen) < 10 else 40):
         assert sum(1 for _ in RemainingBatches(dl, start, begun, seen[start - 1][1])) == len(seen) - start
-        assert same_states((random_states(), loader_state(dl)), after)
+        assert same_states(states(dl), after)
         assert torch.equal(torch.cat([b[0] for b in dl]), further)
 
 
@@ -121,94 +139,77 @@ class Hundredfold(DataLoader):
     def __iter__(self): return ([100*b[0]] for b in super().__iter__())
 
 
-def test_a_loader_with_a_way_of_its_own_keeps_it():
-    dl = Hundredfold(TensorDataset(X), 4)
-    begun, seen = whole_pass(dl)
-    assert torch.equal(torch.cat([b[0] for b in RemainingBatches(dl, 2, begun, seen[1][1])]), 100*X[8:])
-
-
 class Listed:
-    "Keeps its batches in an attribute of a name that is a method of ours."
+    "Has an attribute `batches` that is not a method."
     def __init__(self): self.batches = [(X[:4],), (X[4:8],)]
     def __iter__(self): return iter(self.batches)
     def __len__(self): return 2
 
 
-def test_a_list_named_batches_is_no_method():
-    dl = Listed()
+@pytest.mark.parametrize('dl', [Hundredfold(TensorDataset(X), 4), Listed()])
+def test_a_loader_with_its_own_iter_is_iterated_by_it(dl):
     begun, seen = whole_pass(dl)
-    assert [b[0].tolist() for b in RemainingBatches(dl, 1, begun, seen[0][1])] == [[4, 5, 6, 7]]
-    assert loader_resume_blocker(dl) == ''
-    assert describe_loader(dl)['batches'] == 2
+    assert [b[0].tolist() for b in RemainingBatches(dl, 1, begun, seen[0][1])] == [b.tolist() for b, _ in seen[1:]]
 
 
-def test_what_is_asked_of_a_rest_is_asked_of_its_loader():
-    dl = loader('tensors')
-    rest = RemainingBatches(dl, 1, *[(random_states(), loader_state(dl))]*2)
-    assert (rest.batch_size, rest.dataset) == (4, dl.dataset)
-    assert copy.copy(rest).dl is dl
-    with pytest.raises(AttributeError, match='colour'): rest.colour  # noqa: B018
+class Eager(BatchSampler):
+    "Draws its order when it is asked for an iterator, which a DataLoader with workers does twice."
+    def __init__(self): self.generator = seeded(8)
+    def __len__(self): return 6
+    def __iter__(self): return iter(torch.randperm(23, generator=self.generator).split(4))
 
 
-def test_what_cannot_be_taken_up_exactly_says_why():
-    for dl in (loader('memory'), loader('tensors'), [1]): assert loader_resume_blocker(dl) == ''
-    assert 'gives its batches once' in loader_resume_blocker(iter([1]))
-    assert 'batches of its own' in loader_resume_blocker(DataLoader(Stream(), batch_size=None))
-    assert 'stream' in loader_resume_blocker(DataLoader(Stream(), batch_size=2))
-    assert 'draws random numbers in 2 worker(s)' in loader_resume_blocker(DataLoader(Noisy(4), 2, num_workers=2))
-    assert loader_resume_blocker(DataLoader(SeededSamples(Noisy(4)), 2, num_workers=2)) == ''
-    before = torch.get_rng_state()
-    loader_resume_blocker(DataLoader(Noisy(4), 2, num_workers=2))
-    assert torch.equal(torch.get_rng_state(), before)
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_sampler_that_draws_early_is_started_as_often_as_in_the_whole_pass(workers):
+    dl = DataLoader(TensorDataset(X), batch_sampler=Eager(), num_workers=workers)
+    begun, seen = whole_pass(dl)
+    got = [b[0] for b in RemainingBatches(dl, 2, begun, seen[1][1])]
+    assert all(map(torch.equal, got, [b for b, _ in seen[2:]]))
+    assert same_states(loader_state(dl), seen[-1][1][1])
 
 
-class Lazy(Sampler):
-    "Draws each index when it is asked for."
-    def __init__(self, n): self.n = n
-    def __len__(self): return self.n
-    def __iter__(self): return (random.randrange(self.n) for _ in range(self.n))
+@pytest.mark.parametrize('dl', [[1, 2], DataLoader(TensorDataset(X), 12)])
+def test_a_pass_that_is_shorter_now_cannot_be_resumed_after_its_end(dl):
+    with pytest.raises(ValueError, match='cannot resume a pass after 3 batches: the loader gives only 2 now'):
+        list(RemainingBatches(dl, 3, states(dl), states(dl)))
 
 
-class Owned(Lazy):
-    def __init__(self, n, generator): self.n, self.generator = n, generator
-    def __iter__(self): return (int(torch.randint(self.n, (), generator=self.generator)) for _ in range(self.n))
+class Ahead:
+    "Makes four batches at once, with random numbers in them."
+    def __len__(self): return 6
+    def __iter__(self):
+        made = []
+        for i in range(6):
+            if not made: made = [X[4*k:4*k + 3].view(3, 1) + torch.randn(1, 4) for k in range(i, min(i + 4, 6))]
+            yield made.pop(0), torch.tensor([0, 1, 2])
 
 
-def test_a_sampler_that_draws_from_nobody_knows_where_says_so_and_one_with_a_generator_is_replayed():
-    for sampler in (Lazy(23), iter(range(23)), (i for i in range(23))):
-        assert 'its attribute `generator`' in loader_resume_blocker(DataLoader(TensorDataset(X), 4, sampler=sampler))
-    assert 'class Lazy' in loader_resume_blocker(DataLoader(TensorDataset(X), batch_sampler=Lazy(23)))
-    for sampler in (list(range(23)), range(23), torch.arange(23), Owned(23, torch.Generator())):
-        assert loader_resume_blocker(DataLoader(TensorDataset(X), 4, sampler=sampler)) == ''
-    assert loader_resume_blocker(DataLoader(TensorDataset(X), batch_sampler=[[1, 2], [3]])) == ''
+class Lazily:
+    def __len__(self): return 6
+    def __iter__(self): return ((torch.randn(3, 4), torch.tensor([0, 1, 2])) for _ in range(6))
 
 
-class Named:
-    def __getitem__(self, name): return dict(a=1., b=2.)[name]
+@pytest.mark.parametrize('dl', [Ahead(), Lazily()])
+def test_a_warning_says_that_a_loader_which_draws_ahead_will_not_resume_exactly(dl, tmp_path):
+    def learner(*cbs): return TrainLearner(mlp(), DataLoaders(dl, Lazily()), F.cross_entropy, .1,
+                                           [CheckpointCB(tmp_path, batches=1), *cbs])
+    fit_until_stopped(learner(StopCB(0, 4)), 1)
+    says = f'loads the 5 batches .*{type(dl).__name__} draws .* only if it draws them for one batch at a time'
+    with pytest.warns(UserWarning, match=says): learner().fit(1, resume=True)
 
 
-def test_workers_that_cannot_be_started_anew_say_so_and_a_dataset_is_asked_for_an_index_that_it_has():
-    def why(ds=None, workers=2, **kwargs):
-        return loader_resume_blocker(DataLoader(TensorDataset(X) if ds is None else ds, num_workers=workers, **kwargs))
-    assert why(persistent_workers=True) == ''
-    for ds in (Noisy(4), SeededSamples(Noisy(4)), Held(4)):
-        assert 'use persistent_workers=False' in why(ds, persistent_workers=True)
-    assert 'give it one of its own' in why(shuffle=True, generator=torch.default_generator)
-    assert why(shuffle=True, generator=torch.default_generator, workers=0) == ''
-    assert why(Named(), sampler=['b', 'a']) == why([], sampler=[]) == ''
-    dl = loader('own generator', 2)
-    before = random_states(), loader_state(dl)
-    assert loader_resume_blocker(dl) == ''
-    assert same_states((random_states(), loader_state(dl)), before)
+# Descriptions
+
+def test_loaders_are_described_by_what_decides_their_batches():
+    other = dict(workers=False, persistent_workers=False, seeded_samples=False)
+    assert describe_loader(loader('memory')) == dict(batches=6, samples=23, batch_size=4, seed=2, drop_last=False,
+                                                     order=True, **other)
+    assert describe_loader(loader('in order')) == dict(batches=5, samples=23, batch_size=4, seed=None, drop_last=True,
+                                                       order='SequentialSampler', **other)
+    assert describe_loader(Listed())['batches'] == 2
 
 
-@pytest.mark.skipif(not hasattr(loader('in order'), 'in_order'), reason="this torch gives batches in order alone")
-def test_workers_out_of_order_say_so():
-    assert 'use in_order=True' in loader_resume_blocker(DataLoader(TensorDataset(X), num_workers=2, in_order=False))
-    assert loader_resume_blocker(DataLoader(TensorDataset(X), num_workers=1, in_order=False)) == ''
-
-
-def test_workers_and_seeded_samples_are_part_of_a_loaders_description():
+def test_workers_and_seeded_samples_are_part_of_a_description_and_the_number_of_workers_is_not():
     def described(ds, workers):
         found = describe_loader(DataLoader(ds, num_workers=workers))
         return found['workers'], found['seeded_samples']
@@ -218,16 +219,7 @@ def test_workers_and_seeded_samples_are_part_of_a_loaders_description():
     assert described(SeededSamples(ds), 1) == described(SeededSamples(ds), 2) == (True, True)
 
 
-def test_loaders_are_described_by_what_decides_their_batches():
-    assert describe_loader(loader('memory')) == dict(batches=6, samples=23, batch_size=4, seed=2, drop_last=False,
-                                                     order=True, workers=False, persistent_workers=False,
-                                                     seeded_samples=False)
-    assert describe_loader(loader('in order')) == dict(batches=5, samples=23, batch_size=4, seed=None, drop_last=True,
-                                                       order='SequentialSampler', workers=False,
-                                                       persistent_workers=False, seeded_samples=False)
-
-
-def test_only_plain_values_describe_a_loader():
+def test_only_plain_values_are_in_a_description():
     class Odd:
         bs, seed = [torch.ones(2)], torch.ones(2)
         def __len__(self): return 3
@@ -236,110 +228,174 @@ def test_only_plain_values_describe_a_loader():
     assert set(found.values()) == {None, False}
 
 
-def test_the_length_of_what_does_not_know_it_is_none():
-    got = [length_of(x) for x in ([], (1, 2), DataLoader(range(5), 2), iter('ab'), DataLoader(Stream(), 2), None)]
-    assert got == [0, 2, 3, None, None, None]
+# A loader's state
 
-
-def test_a_loaders_state_is_put_back():
-    dl = loader('own generator')
-    state = loader_state(dl)
-    first = [b[0] for b in dl]
-    set_loader_state(dl, state)
-    assert all(map(torch.equal, [b[0] for b in dl], first))
-
-
-def test_a_pass_that_has_become_shorter_cannot_be_taken_up():
-    for dl in ([1, 2], DataLoader(TensorDataset(X), 12)):
-        states = random_states(), loader_state(dl)
-        with pytest.raises(ValueError, match='was left after 3 batches cannot be taken up there: it has 2 now'):
-            list(RemainingBatches(dl, 3, states, states))
-
-
-# Samplers that draw as soon as they begin
-
-class Eager(BatchSampler):
-    "Draws its order when it is asked to begin, which a DataLoader with workers does twice."
-    def __init__(self): self.generator = torch.Generator().manual_seed(8)
-    def __len__(self): return 6
-    def __iter__(self): return iter(torch.randperm(23, generator=self.generator).split(4))
-
-
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_sampler_that_draws_early_begins_as_often_as_in_the_whole_pass(workers):
-    dl = DataLoader(TensorDataset(X), batch_sampler=Eager(), num_workers=workers)
-    begun, seen = whole_pass(dl)
-    got = [b[0] for b in RemainingBatches(dl, 2, begun, seen[1][1])]
-    assert all(map(torch.equal, got, [b for b, _ in seen[2:]]))
-    assert same_states(loader_state(dl), seen[-1][1][1])
-
-
-# Generators that a dataset holds
-
-def test_generators_held_by_a_dataset_through_wrappers_and_by_collate_functions_are_part_of_a_loaders_state():
-    def kinds(dl): return sorted(s['kind'] for s in loader_state(dl)['held'])
-    every = ["numpy's Generator of PCG64", "numpy's RandomState of MT19937", 'random.Random of version 3',
-             'torch.Generator on cpu']
-    assert kinds(DataLoader(SeededSamples(Subset(Held(4), [1, 2])))) == every
-    rng = random.Random(1)
-    assert kinds(DataLoader(TensorDataset(X), collate_fn=lambda b: rng.sample(b, len(b)))) == every[2:3]
-    assert kinds(loader('shared')) == kinds(loader('own generator')) == kinds(loader('memory')) == []
+def test_a_loaders_state_is_restored():
     class Own:
         def __init__(self): self.rng = np.random.default_rng(3)
-        def __iter__(self): return iter([self.rng.random()])
-    dl = Own()
-    state = loader_state(dl)
-    first = list(dl)
-    set_loader_state(dl, state)
-    assert list(dl) == first
+        def __iter__(self): return iter([[torch.tensor(self.rng.random())]])
+    for dl in (loader('own generator'), Own()):
+        state = loader_state(dl)
+        first = [b[0] for b in dl]
+        set_loader_state(dl, state)
+        assert all(map(torch.equal, [b[0] for b in dl], first))
 
 
-def test_workers_with_copies_of_a_generator_say_whose_and_what_to_do():
-    for wrap in (lambda ds: ds, SeededSamples, lambda ds: Subset(ds, range(4))):
-        dl = DataLoader(wrap(Held(4)), num_workers=2)
-        before = loader_state(dl)
-        why = loader_resume_blocker(dl)
-        assert 'transform.numpys.0 and ' in why
-        assert "let it draw from torch's, numpy's or Python's global generator, and wrap its dataset in" in why
-        assert same_states(loader_state(dl), before)
-        assert loader_resume_blocker(DataLoader(wrap(Held(4)))) == ''
-    g = torch.Generator()
-    dl = DataLoader(Held(4, lambda x: x + torch.rand((), generator=g)), sampler=Owned(4, g), num_workers=1)
-    assert 'that it holds, dataset.transform.' in loader_resume_blocker(dl)
+def test_generators_in_wrapped_datasets_and_collate_functions_are_part_of_the_state():
+    def kinds(dl): return sorted(s['kind'] for s in loader_state(dl)['data_generators'])
+    every = ["numpy's Generator of PCG64", "numpy's RandomState of MT19937", 'random.Random of version 3',
+             'torch.Generator on cpu']
+    assert kinds(DataLoader(SeededSamples(Subset(Jittered(4), [1, 2])))) == every
+    rng = random.Random(1)
+    assert kinds(DataLoader(TensorDataset(X), collate_fn=lambda b: rng.sample(b, len(b)))) == every[2:3]
+    for kind in ('one generator', 'own generator', 'memory'): assert kinds(loader(kind)) == []
 
 
-def test_the_global_generators_under_another_name_are_the_global_ones():
-    def transform(x): return x + random.random()
-    ds = Held(4, transform)
-    ds.rng = random.getstate.__self__
-    dl = DataLoader(ds, num_workers=1)
-    assert 'SeededSamples' in loader_resume_blocker(dl)
-    assert loader_resume_blocker(DataLoader(SeededSamples(ds), num_workers=1)) == ''
-    assert loader_state(dl)['held'] == []
+# Attributes that change from pass to pass
+
+X4, Y = torch.randn(24, 4, generator=seeded()), torch.arange(24) % 3
 
 
-# Workers that stay from pass to pass
+class Loader:
+    "Six batches of four, in the order of `indices()`."
+    def __len__(self): return 6
+    def __iter__(self):
+        order = torch.tensor([*self.indices()])
+        for i in range(6): yield X4[order[4*i:4*i + 4]], Y[order[4*i:4*i + 4]]
+
+
+class ByCount(Loader):
+    def __init__(self): self.passes = 0
+    def indices(self):
+        self.passes += 1
+        return torch.randperm(24, generator=seeded(self.passes)).tolist()
+
+
+class ByList(Loader):
+    def __init__(self): self.order = list(range(24))
+    def indices(self):
+        random.shuffle(self.order)
+        return self.order
+
+
+class ByTensor(Loader):
+    def __init__(self): self.order = torch.arange(24)
+    def indices(self):
+        self.order = self.order[torch.randperm(24)]
+        return self.order
+
+
+class Shuffler(Sampler):
+    def __init__(self): self.generator, self.order = np.random.default_rng(1), np.arange(24)
+    def __len__(self): return 24
+    def __iter__(self):
+        self.generator.shuffle(self.order)
+        return iter(self.order.tolist())
+
+
+class CountsPasses(Sampler):
+    "Shuffles by its number of passes."
+    def __init__(self): self.generator, self.passes = torch.Generator(), 0
+    def __len__(self): return 24
+    def __iter__(self):
+        self.generator.manual_seed(self.passes)
+        self.passes += 1
+        yield from torch.randperm(24, generator=self.generator).tolist()
+
+
+class Growing(DataLoader):
+    "Multiplies its batches by its number of passes."
+    passes = 0
+    def __iter__(self):
+        self.passes = self.passes + 1
+        for xb, yb in super().__iter__(): yield xb*self.passes, yb
+
+
+def sampled(sampler, **kwargs): return DataLoader(TensorDataset(X4, Y), 4, sampler=sampler, **kwargs)
+
+
+@pytest.mark.parametrize('make', [
+    ByCount, ByList, ByTensor, lambda: sampled(Shuffler()), lambda: sampled(Shuffler(), num_workers=1),
+    lambda: sampled(CountsPasses()), lambda: sampled(CountsPasses(), num_workers=2),
+    lambda: Growing(TensorDataset(X4, Y), 4)])
+def test_attributes_that_loaders_and_samplers_change_from_pass_to_pass_are_restored(make, tmp_path):
+    def learner(folder, *cbs):
+        torch.manual_seed(1)
+        random.seed(1)
+        saves = CheckpointCB(folder, batches=1)
+        return TrainLearner(mlp(), DataLoaders(make(), [(X4, Y)]), F.cross_entropy, .1, [saves, *cbs])
+    assert_resumes_exactly(learner, tmp_path, ((0, 3), (1, 1)), 3)
+
+
+class Holder: "Has attributes."
+
+
+def holding(**kwargs):
+    x = Holder()
+    vars(x).update(kwargs)
+    return x
+
+
+ORDERS = st.lists(st.integers(0, 50), min_size=2, max_size=9, unique=True)
+
+
+@given(ORDERS, st.sampled_from([list, np.array, torch.tensor]), st.data())
+def test_an_order_is_restored_in_its_own_memory(order, kind, data):
+    there = kind(order)
+    x = holding(order=there)
+    state = sampler_state(x)
+    moved = data.draw(st.permutations(order))
+    there[:] = kind(moved)
+    assert [int(i) for i in state['order']] == order
+    set_sampler_state(x, state)
+    assert x.order is there
+    assert [int(i) for i in there] == order
+    there[:] = kind(moved)
+    assert [int(i) for i in state['order']] == order
+
+
+def test_plain_values_and_orders_are_saved_but_not_labels_data_and_options():
+    x = holding(n=3, rate=.5, root='/here', done=True, none=None, order=[2, 0, 1], labels=[1, 1, 0], words=['a', 'b'],
+                flags=[True, False], y=torch.tensor([1, 1]), images=np.eye(3, dtype=int), weights=torch.rand(3),
+                z=torch.tensor([1j, 2]), empty=[], loader=DataLoader([1]), num_workers=4, batch_size=7,
+                sparse=torch.eye(3, dtype=torch.int64).to_sparse(),
+                meta=torch.ones(3, dtype=torch.int64, device='meta'), pixels=torch.ones(2, 3, dtype=torch.uint8),
+                nested=torch.nested.nested_tensor([torch.arange(2)], layout=torch.jagged), point=torch.tensor(3))
+    assert {*sampler_state(x)} == {'n', 'rate', 'done', 'none', 'order'}
+    assert 'indices' not in sampler_state(SubsetRandomSampler([3, 1, 2]))  # torch's own never change theirs
+
+
+def test_an_order_that_does_not_fit_or_cannot_be_written_is_replaced():
+    ids = np.array([3, 1, 2])
+    ids.flags.writeable = False
+    x = holding(ids=ids, longer=np.arange(3), shorter=[1, 2], kind=torch.arange(2))
+    set_sampler_state(x, dict(ids=np.array([1, 2, 3]), longer=np.arange(5), shorter=[3, 1, 2], kind=[1, 0]))
+    assert (x.ids.tolist(), ids.tolist()) == ([1, 2, 3], [3, 1, 2])
+    assert (x.longer.tolist(), x.shorter, x.kind) == ([0, 1, 2, 3, 4], [3, 1, 2], [1, 0])
+
+
+# Persistent workers
 
 @pytest.fixture
-def stay():
-    "Makes loaders of 2 workers that stay, and lets these go at the end."
+def persistent():
+    "Makes loaders with 2 persistent workers, and stops these at the end."
     made = []
     def make(*args, **kwargs):
         made.append(DataLoader(*args, num_workers=2, persistent_workers=True, **kwargs))
         return made[-1]
     yield make
-    for dl in made: set_workers(dl, dict(workers_up=False))
+    for dl in made: set_workers(dl, dict(workers_running=False))
 
 
 def pids(dl): return [w.pid for w in dl._iterator._workers]
 
 
-def test_workers_are_started_without_loading_anything_stay_where_they_are_up_and_are_let_go(stay):
-    dl = stay(TensorDataset(X), 4)
-    up, down = dict(workers_up=True), dict(workers_up=False)
-    assert loader_state(dl)['workers_up'] is False
+def test_persistent_workers_are_started_without_loading_kept_if_alive_and_stopped(persistent):
+    dl = persistent(TensorDataset(X), 4)
+    up, down = dict(workers_running=True), dict(workers_running=False)
+    assert loader_state(dl)['workers_running'] is False
     set_workers(dl, up)
-    assert loader_state(dl)['workers_up'] is True
+    assert loader_state(dl)['workers_running'] is True
     assert dl._iterator._send_idx == 0
     first = pids(dl)
     set_workers(dl, up)
@@ -350,58 +406,61 @@ def test_workers_are_started_without_loading_anything_stay_where_they_are_up_and
     assert pids(dl) != first
     gone = dl._iterator._workers
     set_workers(dl, down)
-    assert loader_state(dl)['workers_up'] is False
+    assert loader_state(dl)['workers_running'] is False
     assert not any(w.is_alive() for w in gone)
     set_workers(loader('tensors'), up)
     set_workers([1], up)
 
 
-@pytest.mark.parametrize('generator', [False, True])
-@pytest.mark.parametrize('passes', [0, 1])
-def test_a_pass_of_workers_that_stay_is_taken_up_whether_they_were_up_when_it_began(passes, generator, stay):
-    def made(): return stay(TensorDataset(X), 4, shuffle=True,
-                            generator=torch.Generator().manual_seed(7) if generator else None)
+@pytest.mark.parametrize(('passes', 'generator'), [(0, False), (1, False), (1, True)])
+def test_a_pass_with_persistent_workers_resumes_whether_or_not_they_were_running_before_it(passes, generator,
+                                                                                          persistent):
+    def made(): return persistent(TensorDataset(X), 4, shuffle=True, generator=seeded(7) if generator else None)
     torch.manual_seed(5)
     dl = made()
     for _ in range(passes): list(dl)
     begun, seen = whole_pass(dl)
-    after, further = (random_states(), loader_state(dl)), torch.cat([b[0] for b in dl])
+    after, further = states(dl), torch.cat([b[0] for b in dl])
     last = random_states()
-    for start in (1, len(seen)):
-        for other in (dl, made()):
-            got = [b[0] for b in RemainingBatches(other, start, begun, seen[start - 1][1])]
-            assert all(map(torch.equal, got, [b for b, _ in seen[start:]]))
-            assert len(got) == len(seen) - start
-            assert same_states((random_states(), loader_state(other)), after)
-            assert torch.equal(torch.cat([b[0] for b in other]), further)
-            assert same_states(random_states(), last)
+    for start, other in ((1, made()), (len(seen), dl)):
+        got = [b[0] for b in RemainingBatches(other, start, begun, seen[start - 1][1])]
+        assert all(map(torch.equal, got, [b for b, _ in seen[start:]]))
+        assert len(got) == len(seen) - start
+        assert same_states(states(other), after)
+        assert torch.equal(torch.cat([b[0] for b in other]), further)
+        assert same_states(random_states(), last)
 
 
 class LogCB(Callback):
-    "Notes which batches the run saw, and stops it after one of them, or between the epochs."
+    "Notes the batches of a run, and stops it after one of them, or between epochs."
     order = float('inf')
     def __init__(self, seen, stop=None): self.seen, self.stop = seen, stop
     def before_batch(self, learn): self.seen.append((learn.epoch, learn.training, learn.batch[1].tolist()))
     def cleanup_batch(self, learn): self._stop(learn.epoch, learn.training and learn.iter)
     def cleanup_epoch(self, learn): self._stop(learn.epoch, 'valid' if not learn.training else None)
     def _stop(self, *at):
-        if at == self.stop: raise KeyError('stopped by a test')
+        if at == self.stop: raise Stopped('stopped by a test')
 
 
-@pytest.mark.parametrize('stop', [(0, 2), (0, 'valid'), (1, 0), (1, 'valid'), (2, 3)])
 @pytest.mark.parametrize('same', [False, True])
-def test_a_run_whose_workers_stay_goes_on_to_the_bit_with_its_own_loaders_and_with_new_ones(same, stop, stay, tmp_path):
+def test_a_run_with_persistent_workers_resumes_exactly_with_its_own_loaders_and_with_new_ones(same, persistent,
+                                                                                             tmp_path):
     x, y = torch.randn(20, 4), torch.arange(20) % 3
-    def dls(): return DataLoaders(stay(TensorDataset(x, y), 5, shuffle=True), stay(TensorDataset(x, y), 10))
-    def fit(dls, folder, seen, stop=None, resume=False):
-        torch.manual_seed(88 if resume else 2)
-        learn = TrainLearner(mlp(), dls, F.cross_entropy, .1,
-                             [CheckpointCB(tmp_path/folder, batches=1), Quiet(), LogCB(seen, stop)])
-        with suppress(KeyError): learn.fit(3, resume=resume)
-        return [p.tolist() for p in learn.model.parameters()], torch.get_rng_state().tolist()
-    all_seen, seen, first = [], [], dls()
-    want = fit(dls(), 'whole', all_seen)
-    fit(first, 'run', seen, stop)
-    assert len(seen) < len(all_seen)
-    assert fit(first if same else dls(), 'run', seen, resume=True) == want
-    assert seen == all_seen
+    def dls(): return DataLoaders(persistent(TensorDataset(x, y), 5, shuffle=True), persistent(TensorDataset(x, y), 10))
+    def make(dls, folder, seen, seed, stop=None):
+        torch.manual_seed(seed)
+        cbs = [CheckpointCB(tmp_path/folder, batches=1), Quiet(), LogCB(seen, stop)]
+        return TrainLearner(mlp(), dls, F.cross_entropy, .1, cbs)
+    def end(learn): return [p.tolist() for p in learn.model.parameters()], torch.get_rng_state().tolist()
+    all_seen, whole = [], None
+    whole = make(dls(), 'whole', all_seen, 2)
+    whole.fit(3)
+    want = end(whole)
+    for stop in ((0, 'valid'), (1, 0)):
+        seen, first = [], dls()
+        fit_until_stopped(make(first, str(stop), seen, 2, stop), 3)
+        assert len(seen) < len(all_seen)
+        learn = make(first if same else dls(), str(stop), seen, 88)
+        learn.fit(3, resume=True)
+        assert end(learn) == want
+        assert seen == all_seen
