@@ -1,4 +1,4 @@
-"What a run is made of: whatever a later step depends on is saved, and put back to the bit."
+"The state of a run: everything that later steps depend on is saved and restored to the bit."
 from copy import deepcopy
 from functools import partial
 
@@ -9,33 +9,22 @@ import torch.nn.functional as F
 from torch import nn, optim
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
-from miniai import Callback, DataLoaders, TrainLearner
+from miniai import ActivationStats, Callback, DataLoaders, TrainLearner
 from miniai.accel import AccumulateCB
-from miniai.resume import state as run_state
+from miniai.callbacks.metrics import accuracy
 from miniai.resume.checkpoint import CheckpointCB
-from miniai.resume.state import ResumeError
-from resuming import StopCB, digest
+from miniai.resume.state import ResumeError, _unpacked, generators_in_callbacks
+from resuming import Quiet, StopCB, assert_resumes_exactly, fit_until_stopped, net, run
 from small import batches, learner
-
-
-def wherever_it_stops_it_ends_the_same(make, tmp_path, stops=((0, 0), (0, 2), (1, 1))):
-    "`make(folder, *cbs)` gives a Learner; it is stopped after a batch, and another goes on under another seed."
-    alone = make(tmp_path/'alone')
-    alone.fit(2)
-    for at in stops:
-        with pytest.raises(RuntimeError, match='stopped'): make(tmp_path/str(at), StopCB(*at)).fit(2)
-        again = make(tmp_path/str(at))
-        torch.manual_seed(99)
-        again.fit(2, resume=True)
-        if digest(again) != digest(alone): return False
-    return True
 
 
 def saved(folder, *cbs, **kwargs): return learner([*cbs, CheckpointCB(folder, batches=1, keep=100)], **kwargs)
 
 
+# The loss, and parameters beside the model
+
 class Sliding(nn.Module):
-    "A loss that is weighed by a running mean of itself, in a buffer."
+    "A loss divided by a running mean of itself, in a buffer."
     def __init__(self, persistent):
         super().__init__()
         self.register_buffer('mean', torch.ones(()), persistent=persistent)
@@ -43,17 +32,30 @@ class Sliding(nn.Module):
     def forward(self, preds, targets):
         loss = F.cross_entropy(preds, targets)
         self.mean.mul_(.7).add_(.3*loss.detach())
-        return loss*self.mean
+        return loss/self.mean
 
-@pytest.mark.parametrize('form', [lambda m: m, lambda m: m.forward, lambda m: partial(m.forward)])
-@pytest.mark.parametrize('persistent', [True, False])
-def test_the_module_of_a_loss_goes_on_in_whatever_form_it_is_given(form, persistent, tmp_path):
+
+@pytest.mark.parametrize(('form', 'persistent'), [
+    (lambda m: m, True), (lambda m: m, False), (lambda m: m.forward, True), (lambda m: partial(m.forward), True)])
+def test_the_module_of_a_loss_is_restored_in_whatever_form_it_is_given(form, persistent, tmp_path):
     make = lambda folder, *cbs: saved(folder, *cbs, loss_func=form(Sliding(persistent)))  # noqa: E731
-    assert wherever_it_stops_it_ends_the_same(make, tmp_path)
+    assert_resumes_exactly(make, tmp_path)
 
+
+def test_parameters_that_the_optimizer_trains_beside_the_model_are_restored(tmp_path):
+    def make(folder, *cbs):
+        learn = run(folder, cbs=cbs)
+        warmth, plain = nn.Parameter(torch.ones(())), learn.opt_func
+        learn.loss_func = lambda preds, y: F.cross_entropy(preds*warmth, y)
+        learn.opt_func = lambda ps, lr: plain([*ps, warmth], lr)
+        return learn
+    assert_resumes_exactly(make, tmp_path, ((1, 1),))
+
+
+# Other modules and optimizers
 
 class Two(TrainLearner):
-    "A second net with an optimizer of its own, which learns to guess the first one's loss and scales it."
+    "A second net, with its own optimizer, learns to predict the loss and scales it."
     def __init__(self, *args, lr=.1, **kwargs):
         super().__init__(*args, lr=lr, **kwargs)
         self.critic = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
@@ -66,53 +68,15 @@ class Two(TrainLearner):
 
     def step(self):
         super().step()
-        self.critic_opt.step()
+        if self.iter % 2: self.critic_opt.step()
 
     def zero_grad(self):
         super().zero_grad()
-        self.critic_opt.zero_grad()
+        if self.iter % 2: self.critic_opt.zero_grad()
 
 
-def test_modules_and_optimizers_that_a_learner_has_besides_go_on(tmp_path):
-    assert wherever_it_stops_it_ends_the_same(partial(saved, cls=Two), tmp_path)
-
-
-def test_their_gradients_wait_for_a_step_too(tmp_path):
-    class Seldom(Two):
-        def step(self):
-            TrainLearner.step(self)
-            if self.iter % 2: self.critic_opt.step()
-        def zero_grad(self):
-            TrainLearner.zero_grad(self)
-            if self.iter % 2: self.critic_opt.zero_grad()
-    assert wherever_it_stops_it_ends_the_same(partial(saved, cls=Seldom), tmp_path)
-
-
-class Wider(Two):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.critic[2] = nn.Linear(8, 2)
-
-
-class More(Two):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.critic_opt = optim.AdamW(self.critic.parameters(), .01)
-
-
-class Fewer(Two):
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.critic_opt = optim.Adam(self.critic[2].parameters(), .01)
-
-
-@pytest.mark.parametrize(('cls', 'says'), [
-    (Wider, r"the Learner's critic 2.weight was '\(1, 8\) float32' in the checkpoint and is '\(2, 8\) float32' here"),
-    (More, r"the Learner's critic_opt was 'Adam' in the checkpoint and is 'AdamW' here"),
-    (Fewer, r"the Learner's critic_opt parameters of groups was \[6\] in the checkpoint and is \[2\] here")])
-def test_where_they_are_others_the_run_is_refused_with_both(cls, says, tmp_path):
-    saved(tmp_path, cls=Two).fit(1)
-    with pytest.raises(ResumeError, match=says): saved(tmp_path, cls=cls).fit(2, resume=True)
+def test_a_learners_other_modules_and_optimizers_and_their_gradients_are_restored(tmp_path):
+    assert_resumes_exactly(partial(saved, cls=Two), tmp_path, ((0, 0), (0, 1), (1, 1)))
 
 
 class BestCB(Callback):
@@ -120,20 +84,22 @@ class BestCB(Callback):
     def after_epoch(self, learn): learn.best_model = deepcopy(learn.model)
 
 
-def test_one_that_came_on_the_way_is_told_and_left_out_and_one_that_is_new_stays(tmp_path):
+def test_a_module_added_during_the_run_is_left_out_with_a_warning_and_a_new_one_stays(tmp_path):
     make = partial(learner, cls=Two)
     alone = make([BestCB(), CheckpointCB(tmp_path/'alone')])
     alone.fit(3)
     make([BestCB(), CheckpointCB(tmp_path/'run')]).fit(2)
     again = make([BestCB(), CheckpointCB(tmp_path/'run')])
     again.probe = nn.Linear(2, 2)
-    with pytest.warns(UserWarning, match='has not as its fit begins, and leaves out: best_model'):
-        again.fit(3, resume=True)
+    says = "the checkpoint has the Learner's best_model, but .* this will not be restored"
+    with pytest.warns(UserWarning, match=says): again.fit(3, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), alone.model.parameters(), strict=True))
 
 
+# Modes, frozen parameters, buffers
+
 class SwitchCB(Callback):
-    "Ends the critic's training, and that of the loss's module, after the first epoch."
+    "After the first epoch, ends the training of the critic and of the loss's module."
     def after_epoch(self, learn):
         if learn.training: return
         learn.critic.eval()
@@ -155,22 +121,43 @@ class Judged(Two):
         self.loss = self.loss + self.loss_func(self.preds, self.batch[1])
 
 
-def test_modes_and_frozen_parameters_of_what_is_beside_the_model_go_on(tmp_path):
+def test_modes_and_frozen_parameters_of_other_modules_are_restored(tmp_path):
     make = lambda folder, *cbs: saved(folder, SwitchCB(), *cbs, cls=Judged, loss_func=Dropped())  # noqa: E731
-    assert wherever_it_stops_it_ends_the_same(make, tmp_path, ((0, 2), (1, 0), (1, 2)))
+    assert_resumes_exactly(make, tmp_path, ((0, 2), (1, 0)))
 
 
-def test_another_loss_module_is_refused_with_both(tmp_path):
-    saved(tmp_path, loss_func=nn.CrossEntropyLoss(torch.ones(3))).fit(1)
-    again = saved(tmp_path, loss_func=nn.CrossEntropyLoss())
-    before = again.model[0].weight.tolist()
-    with pytest.raises(ResumeError, match=r"the loss weight was '\(3,\) float32' .* and is nothing here"):
-        again.fit(2, resume=True)
-    assert again.model[0].weight.tolist() == before
+class ChangeModelCB(Callback):
+    "Freezes a weight for the first epoch, and stops the training of BatchNorm in each."
+    def before_fit(self, learn): learn.model[0].weight.requires_grad_(False)
+    def after_epoch(self, learn): learn.model[0].weight.requires_grad_(True)
+    def after_batch(self, learn):
+        if learn.training and learn.iter == 1: learn.model[1].eval()
 
+
+def test_modes_and_frozen_parameters_that_callbacks_change_are_restored(tmp_path):
+    assert_resumes_exactly(lambda folder, *cbs: run(folder, cbs=[ChangeModelCB(), *cbs]), tmp_path, ((0, 3), (1, 3)))
+
+
+class Remembering(nn.Module):
+    def forward(self, x):
+        self.register_buffer('seen', x.detach().mean() + getattr(self, 'seen', 0.), persistent=False)
+        return x + 1e-3*self.seen
+
+    def get_extra_state(self): return dict(words=['sea'])
+    def set_extra_state(self, state): self.words = state['words']
+
+
+def test_buffers_made_by_a_forward_and_states_that_are_not_tensors_are_restored(tmp_path):
+    def make(folder, *cbs):
+        torch.manual_seed(0)
+        return run(folder, cbs=cbs, model=nn.Sequential(Remembering(), net()))
+    assert_resumes_exactly(make, tmp_path, ((1, 1),))
+
+
+# Generators and gradients
 
 class Noise:
-    "An object of nobody's class that moves what it is given, by a generator of its own."
+    "Adds noise, with its own generator."
     def __init__(self): self.rng = np.random.default_rng(3)
     def __call__(self, x): return x + float(self.rng.standard_normal())
 
@@ -181,22 +168,22 @@ class Moves:
 
 
 class NoiseCB(Callback):
-    "Holds a generator deep inside, and the Learner and its loader, whose generators are not its own."
+    "Has a generator deep inside; those of the Learner and its loader do not count as its own."
     def __init__(self): self.inside = dict(moves=Moves())
     def before_fit(self, learn): self.learn, self.dl, self.sampler = learn, learn.dls.train, learn.dls.train.sampler
     def before_batch(self, learn): learn.batch = self.inside['moves'].apply(learn.batch[0]), learn.batch[1]
 
 
-def test_generators_that_callbacks_hold_however_deep_go_on_and_those_of_the_learner_are_not_theirs(tmp_path):
+def test_generators_deep_inside_callbacks_are_restored_and_those_of_the_learner_are_not_theirs(tmp_path):
     def make(folder, *cbs):
         g = torch.Generator().manual_seed(1)
         ds = TensorDataset(torch.cat([x for x, _ in batches()]), torch.cat([y for _, y in batches()]))
         dl = DataLoader(ds, 6, sampler=RandomSampler(ds, True, generator=g))
         return saved(folder, NoiseCB(), *cbs, dls=DataLoaders(dl, dl))
-    assert wherever_it_stops_it_ends_the_same(make, tmp_path)
+    assert_resumes_exactly(make, tmp_path)
     learn = make(tmp_path/'names')
     NoiseCB.before_fit(learn.cbs[0], learn)
-    assert [nm for nm, _ in run_state.generators_in_callbacks(learn)] == ['NoiseCB.inside.moves.noise.rng']
+    assert [nm for nm, _ in generators_in_callbacks(learn)] == ['NoiseCB.inside.moves.noise.rng']
 
 
 def words(n=4, bs=6):
@@ -212,13 +199,49 @@ class Bag(nn.Module):
     def forward(self, x): return self.out(self.words(x).mean(1))
 
 
-def test_sparse_gradients_that_wait_for_a_step_go_on(tmp_path):
+def test_sparse_gradients_that_wait_for_a_step_are_restored(tmp_path):
     def make(folder, *cbs):
         torch.manual_seed(2)
         return saved(folder, AccumulateCB(2), *cbs, model=Bag(), dls=DataLoaders(words(), words(2)), opt_func=optim.SGD)
-    assert wherever_it_stops_it_ends_the_same(make, tmp_path, ((0, 0), (0, 1), (1, 2)))
+    assert_resumes_exactly(make, tmp_path, ((0, 0), (0, 1)))
 
 
 def test_a_sparse_gradient_with_an_index_beyond_its_shape_is_refused():
     g = dict(indices=torch.tensor([[10**9]]), values=torch.ones(1, 4), shape=[30, 4], coalesced=True)
-    with pytest.raises(RuntimeError, match='size is inconsistent with indices'): run_state._unpacked(g)
+    with pytest.raises(RuntimeError, match='size is inconsistent with indices'): _unpacked(g)
+
+
+# Callbacks
+
+class FussyCB(Callback):
+    "Has a state, and may refuse a saved one."
+    def __init__(self, refuses=False): self.word, self.refuses = 'new', refuses
+    def before_fit(self, learn): self.word = 'begun'
+    def after_batch(self, learn): self.word = 'saved'
+    def state_dict(self): return dict(word=self.word)
+    def load_state_dict(self, state):
+        self.word = state['word']
+        if self.refuses and self.word == 'saved': raise KeyError('flavour')
+
+
+def test_if_one_callback_refuses_its_saved_state_all_keep_theirs(tmp_path):
+    fit_until_stopped(run(tmp_path, cbs=[FussyCB(), FussyCB(), StopCB(0, 2)]), 1)
+    first, second = FussyCB(), FussyCB(refuses=True)
+    learn = run(tmp_path, cbs=[first, second])
+    before = [p.tolist() for p in learn.model.parameters()]
+    with pytest.raises(ResumeError, match="cannot resume: FussyCB 2 refuses its saved state: KeyError: 'flavour'"):
+        learn.fit(1, resume=True)
+    assert (first.word, second.word) == ('begun', 'begun')
+    assert [p.tolist() for p in learn.model.parameters()] == before
+
+
+def hooked(*kinds): return ActivationStats(lambda m: isinstance(m, kinds))
+
+
+@pytest.mark.parametrize(('before', 'after', 'says'), [
+    (lambda: Quiet(a=accuracy), lambda: Quiet(a=accuracy, b=accuracy), r"Quiet 2 .*metrics \['a', 'loss'\]"),
+    (lambda: hooked(nn.Conv2d), lambda: hooked(nn.Conv2d, nn.Linear), 'ActivationStats 1 .*statistics of 1 modules'),
+    (lambda: AccumulateCB(2), lambda: AccumulateCB(4), 'AccumulateCB 2 .*n was 2 in the checkpoint and is 4')])
+def test_records_of_other_metrics_modules_or_steps_are_refused(before, after, says, tmp_path):
+    fit_until_stopped(run(tmp_path, cbs=[before(), StopCB(0, 2)]))
+    with pytest.raises(ResumeError, match=says): run(tmp_path, cbs=[after()]).fit(2, resume=True)
