@@ -61,8 +61,8 @@ def fit_until_stopped(learn, n_epochs=2, **kwargs):
 
 
 def assert_resumes_exactly(make, folder, stops=((0, 2), (1, 1)), n_epochs=2):
-    """`make(folder, *cbs)` returns a Learner. Run it without interruption; then stop it after each of some batches, resume
-    it under another seed, and compare everything."""
+    """`make(folder, *cbs)` returns a Learner. Run it without interruption; then stop it after each of some batches,
+    resume it under another seed, and compare everything."""
     whole = make(folder/'whole')
     whole.fit(n_epochs)
     for at in stops:

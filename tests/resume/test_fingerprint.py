@@ -76,7 +76,7 @@ def test_another_model_data_optimizer_schedule_or_version_is_refused(change, say
 
 @pytest.mark.parametrize(('saved', 'says'), [
     (dict(cuda=[torch.zeros(16, dtype=torch.uint8)]), 'random state: CUDA generators was 1 .* and is 0 now'),
-    (dict(numpy=['PCG64', {}]), "random state: numpy's generator was 'PCG64' .* and is 'MT19937' now"),
+    (dict(numpy=dict(bit_generator='PCG64')), "random state: numpy's generator was 'PCG64' .* and is 'MT19937' now"),
     (dict(python=[2, torch.zeros(1), None]), "random state: version of Python's generator was 2 .* and is 3 now")])
 def test_random_states_of_other_generators_are_refused(saved, says, stopped, monkeypatch):
     def load(path, real=resume.load):
@@ -159,8 +159,8 @@ def test_a_parameter_group_added_during_the_run_is_warned_of_when_saved_and_refu
     def make(*cbs): return learner([CheckpointCB(tmp_path, batches=1), *cbs], opt_func=weights_only)
     changed = r'parameters in group 1 was missing at the start and is 1 now\. Make this change before the fit'
     with pytest.warns(UserWarning, match=changed): fit_until_stopped(make(AddGroupCB(), StopCB(1, 1)), 3)
-    refuses(make(AddGroupCB()), r'parameters in group 1 was 1 in the checkpoint and is missing now\. The optimizer must '
-                                'have all its parameters when the fit starts', 3)
+    says = 'parameters in group 1 was 1 in the checkpoint and is missing now. The optimizer must have all its param'
+    refuses(make(AddGroupCB()), says, 3)
 
 
 def test_a_stateful_callback_that_leaves_during_the_run_is_warned_of_when_saved(tmp_path):
@@ -239,7 +239,7 @@ def test_schedules_inside_another_are_compared(tmp_path):
 
 
 def test_tensors_among_hyperparameters_are_compared(tmp_path):
-    def make(lr): return learner([CheckpointCB(tmp_path)], opt_func=lambda ps, _: torch.optim.Adam(ps, torch.tensor(lr)))
+    def make(x): return learner([CheckpointCB(tmp_path)], opt_func=lambda ps, lr: torch.optim.Adam(ps, torch.tensor(x)))
     make(.25).fit(1)
     refuses(make(.5), r'group 0: lr was 0\.25 .* and is 0\.5')
 

@@ -3,7 +3,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 
 import pytest
 from torch.utils.data import DataLoader

@@ -207,19 +207,24 @@ class _Run:
         "Note the random state. In a pass that is resumed, restore what callbacks have just started anew."
         self._resumed_dls.close()
         resumed = self.point.state if self.point.batch else None
+        if resumed and self.remaining.taken: self._refuse_replaced_loader()
         if resumed: restore(learn, resumed)
         self.begun = resumed['begun'] if resumed else random_state(learn)
         self.first_batch = self.point.batch if resumed else 0
         self.point.state = None
         learn.dl = WrappedLoader(learn.dl, at_end=self._note_end)
+        learn.dl.first_batch = self.first_batch  # a callback's own wrapper may not pass it on
 
     def _note_end(self) -> None: self.pass_done = True
 
-    def count_batch(self, learn: Any) -> None:
-        if self.remaining is not None and not self.remaining.taken: raise ResumeError(
-            f"the run cannot resume within a pass: a callback, or the Learner's own one_epoch, replaced learn.dl, so "
-            f"its order is unknown. Move away the checkpoints that are not between epochs: "
+    def _refuse_replaced_loader(self) -> None:
+        raise ResumeError(
+            f"cannot resume within a pass: a callback, or the Learner's own one_epoch, replaced learn.dl, so its order "
+            f"is unknown. Move away the checkpoints that are not between epochs: "
             f"{[p.name for p in files_of(self.files.folder) if not is_between_epochs(p)]}")
+
+    def count_batch(self, learn: Any) -> None:
+        if self.remaining is not None and not self.remaining.taken: self._refuse_replaced_loader()
         self.remaining, self.unproven = None, False
         self.batches += learn.training
         if not self._reserved: self.files.reserve(run_state(learn))  # the optimizer has its state now

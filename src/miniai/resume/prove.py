@@ -218,7 +218,7 @@ def _child(task: bytes, part: _Part, log: Path, start_method: str) -> None:
 def _fit(learn: Any, part: _Part) -> None:
     ending = _EndCB(part.batches, part.end, part.kill)
     saving = [CheckpointCB(part.checkpoints, batches=1)] if part.checkpoints else []
-    warnings.filterwarnings('error', 'skipped')  # it must resume where it was killed, not before
+    warnings.filterwarnings('error', 'skipped .*checkpoint-')  # it must resume where it was killed, not before
     learn.fit(**part.fit, cbs=[*saving, ending], resume=bool(saving))
     save(part.result, dict(state=run_state(learn), places=ending.places, unsaved=_unsaved_attributes(learn)))
 
