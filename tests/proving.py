@@ -1,4 +1,4 @@
-"Functions that make Learners, for fresh processes to import: some that can be gone on with, and many that cannot."
+"Functions that make Learners, for fresh processes to import: some resume exactly, many do not."
 import os
 import time
 from functools import partial
@@ -18,7 +18,7 @@ from miniai.resume.checkpoint import CheckpointCB
 
 
 class OddSampler:
-    "An order that nobody knows how to draw again."
+    "An order whose random source is unknown."
     def __len__(self): return 8
     def __iter__(self): return iter(torch.randperm(8).tolist())
 
@@ -40,7 +40,7 @@ def whole(cbs=(), workers=0, model=None, bs=2, **kwargs):
 
 
 def with_workers():
-    "Their loader can be started by fork alone: its collate_fn cannot be sent."
+    "Its loader can only be started by fork: its collate_fn cannot be pickled."
     return whole(workers=2, shuffle=True, collate_fn=lambda b: default_collate(b))
 
 
@@ -62,7 +62,7 @@ def ends_in_words():
 
 
 class DriftCB(Callback):
-    "Makes the loss larger by the batch, and tells no checkpoint by how much."
+    "Multiplies the loss by more with each batch, and has no state_dict to say by how much."
     def __init__(self): self.n = 0
     def after_loss(self, learn):
         self.n += learn.training
@@ -73,7 +73,7 @@ def forgets(): return whole([DriftCB(), DriftCB()])
 
 
 class Counting(nn.Linear):
-    "A layer that counts its batches in an attribute that no checkpoint keeps, and gives less by each."
+    "A layer that counts its batches in a plain attribute, and outputs less with each."
     calls = 0
     def forward(self, x):
         self.calls += self.training

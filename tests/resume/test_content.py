@@ -1,4 +1,4 @@
-"Data of other content have another digest, whichever of the numbers looked at differ; the same have the same."
+"Different data have different digests, whichever of the sampled numbers differ; equal data have equal ones."
 import numpy as np
 import pytest
 import torch
@@ -20,7 +20,7 @@ def content(dl): return describe_content(dl)['content']
 
 
 @pytest.mark.parametrize('kind', LOADERS)
-def test_data_in_another_order_of_another_dtype_or_shape_are_told_apart_and_copies_are_not(kind):
+def test_another_order_dtype_or_shape_changes_the_digest_and_a_copy_does_not(kind):
     make = LOADERS[kind]
     one = content(make(X, Y))
     assert len(one) == 16
@@ -30,7 +30,7 @@ def test_data_in_another_order_of_another_dtype_or_shape_are_told_apart_and_copi
     assert len({one, *map(content, others)}) == len(others) + 1
 
 
-def test_batches_are_as_they_were_after_a_look():
+def test_looking_at_the_data_draws_and_advances_nothing():
     dl = LOADERS['memory'](X, Y)
     before = dl.epoch, torch.get_rng_state()
     content(dl)
@@ -38,7 +38,7 @@ def test_batches_are_as_they_were_after_a_look():
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
-def test_another_selection_and_another_scaling_are_other_content():
+def test_another_selection_or_scaling_changes_the_digest():
     def rows(*rows): return content(MemoryLoader(X, Y, bs=4, rows=torch.tensor(rows)))
     assert len({rows(1, 2), rows(2, 1), content(MemoryLoader(X, Y, bs=4))}) == 3
     assert content(MemoryLoader(X, bs=4, mean=1., std=2.)) != content(MemoryLoader(X, bs=4, mean=1., std=3.))
@@ -47,7 +47,7 @@ def test_another_selection_and_another_scaling_are_other_content():
 
 
 @pytest.mark.parametrize('n', [1, 2, 63, 64, 65, 1000])
-def test_the_first_and_the_last_number_are_looked_at_and_all_of_small_arrays(n):
+def test_the_first_and_last_number_count_and_all_of_small_arrays(n):
     def changed(i, k):
         x = torch.zeros(n, 3000)
         x[i, k] = 1
@@ -64,7 +64,7 @@ def test_the_first_and_the_last_number_are_looked_at_and_all_of_small_arrays(n):
 def test_arrays_of_any_kind_have_a_digest(x): assert len(content(MemoryLoader(x, bs=4))) == 16
 
 
-def test_what_would_have_to_be_made_to_be_looked_at_has_none():
+def test_data_whose_samples_must_be_made_have_no_digest():
     class Mine(TensorDataset):
         def __getitem__(self, i): raise AssertionError('a sample was asked for')
     for dl in (DataLoader(Noisy(4)), DataLoader(Mine(X)), DataLoader(Subset(Noisy(4), [1])), [1, 2], iter([1]), None,
