@@ -194,7 +194,7 @@ def test_a_warning_says_that_a_loader_which_draws_ahead_will_not_resume_exactly(
     def learner(*cbs): return TrainLearner(mlp(), DataLoaders(dl, Lazily()), F.cross_entropy, .1,
                                            [CheckpointCB(tmp_path, batches=1), *cbs])
     fit_until_stopped(learner(StopCB(0, 4)), 1)
-    says = f'loads the 5 batches .*{type(dl).__name__} draws .* only if it draws them for one batch at a time'
+    says = f'first 5 batches were loaded again .*{type(dl).__name__} drew .* only if it draws for one batch at a time'
     with pytest.warns(UserWarning, match=says): learner().fit(1, resume=True)
 
 

@@ -175,8 +175,8 @@ class RemainingBatches:
         before = host_states()
         _skip(batches, self.first_batch, 1)
         if not same_states(before, host_states()): warnings.warn(
-            f"resuming loads the {self.first_batch} batches that were done again, and {type(self.dl).__name__} draws "
-            f"random numbers as it does: the rest will be the same only if it draws them for one batch at a time",
+            f"the first {self.first_batch} batches were loaded again to resume, and {type(self.dl).__name__} drew "
+            f"random numbers for them: the rest will be the same only if it draws for one batch at a time",
             stacklevel=2)
         self._restore(self.now)
         return batches
