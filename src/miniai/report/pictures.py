@@ -46,6 +46,7 @@ def activations_figure(histograms: Mapping[str, Any]) -> Any:
                           extent=(0, counts.shape[1], 0, 10))
         ax.set_title(name, fontsize='medium')
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    for ax in axs.flat[len(histograms) - columns:len(histograms)]: ax.tick_params(labelbottom=True)
     fig.colorbar(image, ax=axs, label='share of activations', extend='min', pad=0.02)
     fig.supxlabel('batch', fontsize='medium')
     fig.supylabel('size of activation', fontsize='medium')
