@@ -159,12 +159,15 @@ def cost(mb):
 def found_in(counts, *names): return ', '.join(f'{counts[nm]} {nm.replace("_", " ")}' for nm in names)
 
 
+def ended_wrong(counts): return counts['different'] + counts['failed']
+
+
 def boundaries():
     once = stopping.every_boundary('boundaries', 5 if QUICK else 1)
     thrice = stopping.three_in_a_row('boundaries, three in a row', many(45))
     done = (f'{once["runs"]} runs stopped after one batch, each of training and validation in two epochs; '
             f'{thrice["runs"]} after three')
-    return done, f'{once["different"]}; {thrice["different"]} ended differently', not (once + thrice)['different']
+    return done, f'{ended_wrong(once)}; {ended_wrong(thrice)} ended differently', not ended_wrong(once + thrice)
 
 
 def boundaries_control():
@@ -172,15 +175,16 @@ def boundaries_control():
     each = {nm: stopping.every_boundary(nm, 5 if QUICK else 2, nm) for nm in left_out}
     found = ', '.join(f'{nm} {c["different"]} of {c["runs"]}' for nm, c in each.items())
     return 'the same, control: resumes that leave something out', f'{found} ended differently', \
-        all(c['different'] for c in each.values())
+        all(c['different'] and not c['failed'] for c in each.values())
 
 
 def run_kills():
     out = stopping.kills(many(200), 'kills of runs')
-    done = (f'{out["kills"]} SIGKILLs of training runs, {out["amid"]} amid a write, {out["none_yet"]} before the first '
-            f'checkpoint, {out["again"]} of a run gone on with; {out["fresh"]} of {out["runs"]} runs in fresh '
-            f'interpreters, the rest forked')
-    return done, found_in(out, 'corrupt', 'stale', 'different'), not out['corrupt'] + out['stale'] + out['different']
+    done = (f'{out["kills"]} SIGKILLs of training runs, {out["while_writing"]} while a file was written, '
+            f'{out["none_yet"]} before the first checkpoint, {out["again"]} of a resumed run; {out["fresh"]} of '
+            f'{out["runs"]} runs in fresh interpreters, the rest forked')
+    wrong = 'corrupt', 'stale', 'different', 'failed'
+    return done, found_in(out, *wrong), not sum(out[nm] for nm in wrong)
 
 
 def run_kills_control():
@@ -191,16 +195,13 @@ def run_kills_control():
     return done, found, resumed['different'] and saved['corrupt']
 
 
-WRONG = 'wrong_code', 'untidy', 'corrupt', 'lost', 'stale', 'different'
-
-
 def signals():
     out = stopping.signals(many(500), 'signals')
-    phases = found_in(out, *(f'in {nm}' for nm in stopping.AIMS))
+    phases = ', '.join(f'{out[nm]} {nm}' for nm in stopping.AIMS)
     done = (f'{out["signals"]} SIGTERMs and SIGINTs: {phases}; {out["writing"]} while a file was written, '
-            f'{out["second"]} with a second one, {out["ignored"]} ignored by Python itself amid a fork; '
+            f'{out["second"]} with a second one, {out["ignored"]} ignored by Python itself during a fork; '
             f'{out["fresh"]} in fresh interpreters, the rest forked')
-    return done, found_in(out, *WRONG), not sum(out[nm] for nm in WRONG)
+    return done, found_in(out, *stopping.WRONG), not sum(out[nm] for nm in stopping.WRONG)
 
 
 def signals_control():

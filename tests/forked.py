@@ -1,8 +1,8 @@
-"""A training run as a process that tells where it is: fresh, or forked from a server that has imported everything, and
-then building all anew from the job's words. Either way it ends as any Python program does.
+"""A training run in its own process that reports where it is. The process is a fresh interpreter, or is forked from a
+server that has imported everything and trained nothing.
 
-    python tests/forked.py JOB     the job, a dict as JSON, in this process
-    python tests/forked.py         a server: forks a process for each line of stdin that holds a job
+    python tests/forked.py JOB     run the job, a dict as JSON, in this process
+    python tests/forked.py         a server: forks a process for each job, one per line of stdin
 """
 import gc
 import json
@@ -20,33 +20,30 @@ import torch
 import crash
 from miniai import Callback
 from miniai.accel import AccumulateCB
-from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.checkpoint import durable
-from miniai.resume import loader as position
-from miniai.resume import signals
-from miniai.resume import start as resume
-from miniai.resume import state as run_state
+from miniai.resume import loader, signals, start, state
 from miniai.resume.checkpoint import CheckpointCB
 from resuming import StopCB, digest, run
 
-PHASES = ('starting', 'fitting', 'validating', 'finding a rate', 'saving', 'calling back', 'over')
-SIZE = 8  # bytes that are watched
+PHASES = ('starting', 'training', 'validating', 'finding a rate', 'saving', 'in a callback', 'done')
+SIZE = 8  # bytes of shared memory
+HANG = 600  # seconds, after which a run counts as hanging
 
 
 class Watch:
-    "A few bytes that a run and those who watch it share."
+    "A few bytes in which a run reports to those who watch it: its phase, whether it writes a file, batches done."
     def __init__(self, path):
         with open(path, 'r+b') as f: self.memory = mmap.mmap(f.fileno(), SIZE)
 
     def _phase(self): return PHASES[self.memory[0]]
-    def _tell_phase(self, x): self.memory[0] = PHASES.index(x)
+    def _set_phase(self, x): self.memory[0] = PHASES.index(x)
     def _writing(self): return bool(self.memory[1])
-    def _tell_writing(self, x): self.memory[1] = x
-    def _done(self): return int.from_bytes(self.memory[4:], 'little')
-    def _tell_done(self, x): self.memory[4:] = x.to_bytes(4, 'little')
+    def _set_writing(self, x): self.memory[1] = x
+    def _batches(self): return int.from_bytes(self.memory[4:], 'little')
+    def _set_batches(self, x): self.memory[4:] = x.to_bytes(4, 'little')
 
-    phase, writing = property(_phase, _tell_phase), property(_writing, _tell_writing)
-    done = property(_done, _tell_done, doc="training batches done")
+    phase, writing = property(_phase, _set_phase), property(_writing, _set_writing)
+    batches = property(_batches, _set_batches, doc="training batches done")
 
     @contextmanager
     def within(self, phase):
@@ -57,55 +54,54 @@ class Watch:
 
 # The run's side
 
-class TellCB(Callback):
-    "Tells where the run is. Its callbacks' work, a nap, is part of what a signal may meet."
+class ReportCB(Callback):
+    "Reports where the run is. The work of this callback, a nap, is one of the things that a signal may interrupt."
     def __init__(self, watch): self.watch = watch
-    def before_epoch(self, learn): self.watch.phase = self._phase(learn)
     def before_batch(self, learn): self._nap()
 
+    def before_epoch(self, learn):
+        self.watch.phase = 'finding a rate' if learn.dry_run else 'training' if learn.training else 'validating'
+
     def after_batch(self, learn):
-        if learn.training: self.watch.done = learn.epoch*len(learn.dls.train) + learn.iter + 1
+        if learn.training: self.watch.batches = learn.epoch*len(learn.dls.train) + learn.iter + 1
         self._nap()
 
     def _nap(self):
         if self.watch.phase == 'finding a rate': return
-        with self.watch.within('calling back'): time.sleep(.002)
-
-    def _phase(self, learn):
-        if any(isinstance(cb, LRFinderCB) for cb in learn.cbs): return 'finding a rate'
-        return 'fitting' if learn.training else 'validating'
+        with self.watch.within('in a callback'): time.sleep(.002)
 
 
-class OverCB(Callback):
-    "Tells when a fit's signal handlers are gone; stands after CheckpointCB."
+class DoneCB(Callback):
+    "Reports when a fit's signal handlers are gone; comes after CheckpointCB."
     order = CheckpointCB.order
     def __init__(self, watch): self.watch = watch
-    def cleanup_fit(self, learn): self.watch.phase = 'starting' if learn.n_epochs > 2 else 'over'
+    def cleanup_fit(self, learn): self.watch.phase = 'starting' if learn.dry_run else 'done'
 
 
-def _tell_of_saving(watch):
+def _report_saves(watch):
     save, write = CheckpointCB.save, durable._Writer.write
-    def told_save(self, *args, **kwargs):
+    def reporting_save(self, *args, **kwargs):
         with watch.within('saving'): return save(self, *args, **kwargs)
-    def told_write(self, *args):
+    def reporting_write(self, *args):
         watch.writing = True
         try: return write(self, *args)
         finally: watch.writing = False
-    CheckpointCB.save, durable._Writer.write = told_save, told_write
+    CheckpointCB.save, durable._Writer.write = reporting_save, reporting_write
 
 
-# Negative controls: ways to make a save or a resume worse
+# Controls: saving and resuming with something left out, which tests must notice
 
-class FromStart(position.RemainingBatches):
-    "As many batches as are left, from the first on."
+class FromStart(loader.RemainingBatches):
+    "As many batches as remain, but from the first one."
     def __iter__(self):
-        left, self.start = len(self) - self.start, 0
-        return islice(super().__iter__(), left)
+        remaining, self.first_batch = len(self) - self.first_batch, 0
+        return islice(super().__iter__(), remaining)
 
 
-def _no_random_states(): run_state.set_random_states = position.set_random_states = lambda states: None
-def _no_position(): resume.RemainingBatches = FromStart
-def _no_group(): AccumulateCB.load_state_dict = lambda self, state: vars(self).update(_zeroing_is_known=True)
+def _no_random_states(): state.set_random_states = loader.set_random_states = lambda states: None
+def _no_position(): start.RemainingBatches = FromStart
+def _no_group(): AccumulateCB.load_state_dict = lambda self, state: vars(self).update(_zeroing_checked=True)
+def _no_records(): start.restore_callbacks = lambda learn, state: None
 def _no_handler(): signals.stop_signals = lambda: []
 
 
@@ -121,34 +117,31 @@ def _no_save():
     CheckpointCB.save = lambda self, *args, **kwargs: None if self._run.watch.signal else save(self, *args, **kwargs)
 
 
-def _no_records(): resume.restore_callbacks = lambda learn, state: None
-
-
 LEFT_OUT = {'random states': _no_random_states, 'loader position': _no_position, 'accumulated group': _no_group,
             'temporary file': _no_temporary, 'handler': _no_handler, 'save at a signal': _no_save,
             'records': _no_records}
 
 
 def train(job):
-    """Do the run of `job`, from its folder's checkpoint where there is one: its digest goes to `job['end']`, what it
-    says to `job['log']`."""
+    """Run `job`, from its folder's checkpoint if there is one. A digest of its end goes to the file `job['end']`, its
+    output to `job['log']`."""
     os.setpgid(0, 0)
     with open(job['log'], 'ab') as f: os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
     torch.set_num_threads(1)
     watch = Watch(job['watch'])
     if job['leave_out']: LEFT_OUT[job['leave_out']]()
-    _tell_of_saving(watch)
+    _report_saves(watch)
     stop = [StopCB(*job['stop'])] if job['stop'] else []
-    learn = run(job['folder'], job['kind'], [TellCB(watch), OverCB(watch), *stop], batches=job['batches'],
+    learn = run(job['folder'], job['kind'], [ReportCB(watch), DoneCB(watch), *stop], batches=job['batches'],
                 minutes=job['minutes'], background=job['background'], keep=job['keep'])
     if job['find']: learn.lr_find()
     learn.fit(2, resume=True)
     with open(job['end'], 'w') as f: f.write(digest(learn))
-    os._exit(0)  # an interpreter's own end takes as long as all of the run; those that are stopped have it
+    os._exit(0)  # a normal exit takes as long as the run itself; runs that are stopped have one
 
 
 def _warm():
-    "Have all that a run needs in memory, with no thread started: a fork has none but its own."
+    "Load everything that a run needs, without starting a thread, since forked processes do not get them."
     import matplotlib.pyplot  # noqa: F401
     torch.set_num_threads(1)
     learn = run()
@@ -156,22 +149,22 @@ def _warm():
     for p in learn.model.parameters(): p.grad = torch.ones_like(p)
     opt.step()
     gc.collect()
-    gc.freeze()  # forks then neither look at it nor copy its pages when they end
+    gc.freeze()  # so that forked processes do not copy these pages when they exit
 
 
 def serve():
-    "Fork a process for each job read, which returns it; None, in the server, when there are no more."
+    "Fork a process for each job that is read. Returns the job in that process, and None in the server at the end."
     _warm()
     for line in sys.stdin:
         pid = os.fork()
         if not pid: return json.loads(line)
         print(pid, flush=True)
-        sys.stdin.readline()  # until its starter asks, it is kept from having a successor of its number
+        sys.stdin.readline()  # until it is asked for, so that no other process gets the same pid before
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
     return None
 
 
-# The watcher's side
+# The side of those who watch
 
 class Server:
     "Starts runs by forking, one at a time."
@@ -200,7 +193,7 @@ class Server:
 
 
 class Fresh:
-    "Starts runs in fresh interpreters, with `Server`'s methods."
+    "Starts runs in fresh interpreters; has the methods of Server."
     def start(self, job):
         self.process = subprocess.Popen([sys.executable, __file__, json.dumps(job)])
         return self.process.pid
@@ -209,16 +202,16 @@ class Fresh:
 
 
 def send(pid, number, group=False):
-    "Send a signal, which may come too late."
+    "Send a signal, perhaps too late."
     with suppress(ProcessLookupError): (os.killpg if group else os.kill)(pid, number)
 
 
-def wait_until(reached, seconds=60):
-    until = time.monotonic() + seconds
+def wait_until(reached):
+    "Wait as long as it takes; the limit is for runs that hang."
+    until = time.monotonic() + HANG
     while not reached():
-        if time.monotonic() > until: return False
+        assert time.monotonic() < until, 'a run hangs'
         time.sleep(1e-4)
-    return True
 
 
 if __name__ == '__main__':
