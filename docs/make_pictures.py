@@ -12,7 +12,7 @@ import torch
 
 from miniai import DataLoaders, TrainLearner, fashion_mnist
 from miniai.augment import CutMixCB, MixUpCB, mirror, rand_copy, rand_crop, rand_erase, rand_flip, rand_translate
-from miniai.callbacks.capture import first_train_batch
+from miniai.diagnosis.capture import first_train_batch
 from miniai.jobs.config import TrainConfig
 from miniai.jobs.train import train
 from miniai.show.plots import show_image, subplots
@@ -28,8 +28,7 @@ def training():
 
 def mixed(x, cb):
     learn = TrainLearner(torch.nn.Identity(), DataLoaders([(x, x)], []))
-    first_train_batch(learn, 'before_batch', [cb])
-    return learn.batch[0]
+    return first_train_batch(learn, 'before_batch', [cb])[0]
 
 
 def augmentations():

@@ -9,7 +9,7 @@ def test_the_names_are_those_of_the_library():
         'images': 'mirror rand_flip RandFlip rand_crop RandCrop rand_translate RandTranslate rand_erase RandErase '
                   'rand_copy RandCopy',
         'callbacks.mix': 'MixUpCB CutMixCB', 'callbacks.train_loss': 'TrainLossCB LabelSmoothingCB',
-        'callbacks.capture': 'CapturePreds capture_preds show_image_batch', 'callbacks.tta': 'tta',
+        'diagnosis.capture': 'CapturePreds capture_preds show_image_batch', 'diagnosis.tta': 'tta',
         'diagnosis.summary': 'summary'})
 
 

@@ -1,13 +1,13 @@
 "Augmentation, and looks at data, model and predictions, by the names that notebooks import."
-from miniai.callbacks.capture import CapturePreds as CapturePreds
-from miniai.callbacks.capture import capture_preds as capture_preds
-from miniai.callbacks.capture import show_image_batch as show_image_batch
 from miniai.callbacks.mix import CutMixCB as CutMixCB
 from miniai.callbacks.mix import MixUpCB as MixUpCB
 from miniai.callbacks.train_loss import LabelSmoothingCB as LabelSmoothingCB
 from miniai.callbacks.train_loss import TrainLossCB as TrainLossCB
-from miniai.callbacks.tta import tta as tta
+from miniai.diagnosis.capture import CapturePreds as CapturePreds
+from miniai.diagnosis.capture import capture_preds as capture_preds
+from miniai.diagnosis.capture import show_image_batch as show_image_batch
 from miniai.diagnosis.summary import summary as summary
+from miniai.diagnosis.tta import tta as tta
 from miniai.images import RandCopy as RandCopy
 from miniai.images import RandCrop as RandCrop
 from miniai.images import RandErase as RandErase

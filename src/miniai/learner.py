@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn, optim
 
-from miniai.callbacks.capture import capture_preds, show_image_batch
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
@@ -21,9 +20,10 @@ from miniai.callbacks.train import (
     checked,
     loss_of,
 )
-from miniai.callbacks.tta import tta
 from miniai.device import to_cpu
+from miniai.diagnosis.capture import capture_preds, show_image_batch
 from miniai.diagnosis.summary import summary
+from miniai.diagnosis.tta import tta
 from miniai.events import (
     EVENTS,
     PHASES,

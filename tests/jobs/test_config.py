@@ -69,7 +69,7 @@ def test_an_empty_file_means_the_defaults(file):
 def test_the_defaults_are_five_epochs_of_adamw_with_1cycle_on_the_simple_model():
     config = TrainConfig()
     assert (config.epochs, config.optimizer, config.schedule, config.model) == (5, 'adamw', 'onecycle', 'simple')
-    assert (config.lr, config.data, config.device, config.batch_size) == ('auto', 'auto', 'auto', 1024)
+    assert (config.lr, config.data, config.device, config.batch_size) == ('auto', 'auto', 'auto', 128)
 
 
 def test_what_a_file_sets_is_taken_and_the_rest_stays_at_its_default(file):

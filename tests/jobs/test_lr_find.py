@@ -50,12 +50,14 @@ def test_the_picture_marks_both_rates_with_labels(config, monkeypatch):
     marks = {line.get_label(): line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 2}
     assert [*marks.values()] == [rate, auto_lr('lion', 'constant')]
     assert [t.get_text() for t in ax.get_legend().texts] == [*marks]
-    assert [*marks][1] == '--lr auto: 6.0e-04'
+    assert [*marks][1] == '--lr auto: 1.5e-03'
 
 
-@pytest.mark.parametrize(('suggestion', 'explained'), [(0.061, False), (0.021, False), (0.019, True), (0.19, True)])
+@pytest.mark.parametrize(('suggestion', 'explained'), [(0.031, False), (0.011, False), (0.009, True), (0.1, True)])
 def test_it_says_why_the_rates_differ_where_they_differ_by_more_than_3(suggestion, explained):
-    assert ('steepest' in job._report(LRFindConfig(), suggestion, 0.06)) is explained
+    said = job._report(LRFindConfig(), suggestion, 0.03)
+    assert ('for a constant rate, for which auto is 0.003' in said) is explained
+    assert ('only briefly' in said) is explained
 
 
 def test_the_saved_configuration_is_the_one_that_ran(config, tmp_path):

@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from miniai.callbacks.capture import first_train_batch
 from miniai.device import first_tensor
+from miniai.diagnosis.capture import first_train_batch
 from miniai.diagnosis.hooks import Hooks
 
 __all__ = ['Summary', 'SummaryRow', 'summary']

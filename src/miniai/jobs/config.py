@@ -36,7 +36,7 @@ class JobConfig:
     optimizer: Literal[tuple(OPTIMIZERS)] = 'adamw'
     """The update rule."""
     schedule: Literal[tuple(SCHEDULES)] = _option('onecycle', 'The learning rate over the run.', SCHEDULES)
-    batch_size: int = 1024
+    batch_size: int = 128
     """Images per training batch. Validation batches are twice as large."""
     seed: int = 42
     """Seed for the weights, the order of the images, and everything else that is random."""

@@ -41,7 +41,14 @@ def _report(config: LRFindConfig, suggestion: float | None, auto: float) -> str:
     lines = [f'suggested learning rate for {config.optimizer}: {suggestion:.2g}' if suggestion else
              'no suggestion: the loss never fell clearly',
              f'--lr auto with the {config.schedule} schedule: {auto:.2g}']
-    if suggestion and not 1/3 <= suggestion/auto <= 3:
-        lines += ['They differ because one is the steepest point of a short',
-                  'ramp, and the other is the highest rate of a whole run.']
+    if suggestion and not 1/3 <= suggestion/auto <= 3: lines.append(_why_they_differ(config))
     return '\n'.join(lines)
+
+
+def _why_they_differ(config: LRFindConfig) -> str:
+    if config.schedule == 'constant':
+        return ('They differ because the suggestion is where the loss falls fastest within a few batches,\n'
+                'and auto is the rate with the best accuracy after five epochs.')
+    constant = auto_lr(config.optimizer, 'constant')
+    return (f'They differ because the suggestion is for a constant rate, for which auto is {constant:.2g}.\n'
+            f'The {config.schedule} schedule is at its highest rate only briefly, so it can go several times higher.')

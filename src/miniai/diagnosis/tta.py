@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from miniai.callbacks.capture import capture_preds
 from miniai.device import detached, map_tensors, tensors_in
+from miniai.diagnosis.capture import capture_preds
 from miniai.events import Callback, as_list
 from miniai.images import mirror
 
