@@ -15,17 +15,18 @@ __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
 class LRFinderCB(Callback):
     """Multiplies the learning rate of every group by `gamma` after each batch that steps, and records `lrs` and
     `losses`. Stops the fit at a loss that is NaN or `max_mult` times the best, then plots loss over learning rate;
-    `suggestion` is the suggested rate. The fit is a dry run: no checkpoints are saved."""
+    `suggestion` is the suggested constant rate and `peak` the suggested highest rate of a schedule that is there only
+    briefly, such as one-cycle or cosine. The fit is a dry run: no checkpoints are saved."""
     _was_dry_run: bool | None = None  # None outside a fit
 
     def __init__(self, gamma: float = 1.3, max_mult: float = 3) -> None:
         if gamma <= 1: raise ValueError(f"LRFinderCB: gamma must be above 1, so that the rate rises, got {gamma}")
-        self.gamma, self.max_mult, self.suggestion, self.ax = gamma, max_mult, None, None
+        self.gamma, self.max_mult, self.suggestion, self.peak, self.ax = gamma, max_mult, None, None, None
         self.lrs, self.losses, self.sched = [], [], None
 
     def before_fit(self, learn: Any) -> None:
         self._was_dry_run, learn.dry_run = getattr(learn, 'dry_run', False), True
-        self.lrs, self.losses, self.suggestion, self.best = [], [], None, math.inf
+        self.lrs, self.losses, self.suggestion, self.peak, self.best = [], [], None, None, math.inf
         if learn.trains and not isinstance(learn.opt, torch.optim.Optimizer):
             raise TypeError(f"LRFinderCB changes the learning rate of a torch.optim.Optimizer, and learn.opt is a "
                             f"{type(learn.opt).__name__}: use an optimizer of torch.optim or miniai.optim")
@@ -46,23 +47,26 @@ class LRFinderCB(Callback):
         learn.dry_run, self._was_dry_run = self._was_dry_run, None
         if self.sched is None or not self.losses: return
         self.sched = None
-        self.suggestion = suggest_lr(self.lrs, self.losses)
+        self.suggestion, self.peak = (suggest_lr(self.lrs, self.losses, part) for part in (0.5, 0.95))
         self.ax = self.plot()
 
     def plot(self, ax: Any = None) -> Any:
-        "Plot loss over learning rate, with the suggestion, on `ax`, by default a new axis. Returns the axis."
+        "Plot loss over learning rate, with both suggestions, on `ax`, by default a new axis. Returns the axis."
         if ax is None:
             from miniai.show.plots import subplots
             ax = subplots(figsize=(6, 4), layout='constrained')[1][0]
         ax.plot(self.lrs, self.losses)
-        if self.suggestion: ax.axvline(self.suggestion, ls='--', color='C1', label=f'suggested: {self.suggestion:.1e}')
-        if self.suggestion: ax.legend()
+        if self.suggestion:
+            ax.axvline(self.suggestion, ls='--', color='C1', label=f'suggested: {self.suggestion:.1e}')
+            ax.axvline(self.peak, ls='-.', color='C3', label=f'peak of a schedule: {self.peak:.1e}')
+            ax.legend()
         ax.set(xscale='log', xlabel='learning rate', ylabel='loss')
         return ax
 
 
-def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The learning rate at which the smoothed loss falls most steeply over the log of the rate, before its minimum.
+def suggest_lr(lrs: Sequence[float], losses: Sequence[float], part: float = 0.5) -> float | None:
+    """The learning rate at which the smoothed loss has fallen by `part` of the way to its minimum. Half suits constant
+    rates; almost all of it is the highest rate that still helps, which Smith (2015) takes for the peak of a cycle.
     None if the loss does not fall by more than its noise."""
     ok = np.isfinite(losses)
     x, raw = np.log(np.asarray(lrs)[ok]), np.asarray(losses)[ok]
@@ -71,7 +75,8 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float | None:
     end = int(smooth.argmin()) + 1
     noise = np.std((raw - smooth)[:end])
     if end < 3 or smooth[0] - smooth[end - 1] <= 2*noise: return None
-    return float(np.exp(x[np.gradient(smooth[:end], x[:end]).argmin()]))
+    fall = smooth[0] - smooth[:end]
+    return float(np.exp(x[(fall >= part*fall[-1]).argmax()]))
 
 
 def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float = 1e-5,

@@ -24,31 +24,25 @@ def lr_find_job(config: LRFindConfig) -> float | None:
     try: learn.fit(100, valid=False, lr=1e-5, cbs=finder)
     finally:
         if finder.ax: _save(folder, finder, auto)
-    print(_report(config, finder.suggestion, auto))
+    print(_report(config, finder.suggestion, finder.peak, auto))
     print(f'curve: {folder.path}/lr_find.png')
     return finder.suggestion
 
 
 def _save(folder: RunFolder, finder: LRFinderCB, auto: float) -> None:
-    values = dict(suggestion=finder.suggestion, auto=auto, lrs=finder.lrs, losses=finder.losses)
+    values = dict(suggestion=finder.suggestion, peak=finder.peak, auto=auto, lrs=finder.lrs, losses=finder.losses)
     folder.write('lr_find.json', as_json(values) + '\n')
     finder.ax.axvline(auto, ls=':', color='C2', label=f'--lr auto: {auto:.1e}')
     finder.ax.legend()
     folder.picture('lr_find.png', finder.ax.figure)
 
 
-def _report(config: LRFindConfig, suggestion: float | None, auto: float) -> str:
-    lines = [f'suggested learning rate for {config.optimizer}: {suggestion:.2g}' if suggestion else
-             'no suggestion: the loss never fell clearly',
+def _report(config: LRFindConfig, constant: float | None, peak: float | None, auto: float) -> str:
+    if constant is None: return 'no suggestion: the loss never fell clearly'
+    lines = [f'suggested learning rate for {config.optimizer}: {constant:.2g} if constant, '
+             f'{peak:.2g} as the peak of a schedule',
              f'--lr auto with the {config.schedule} schedule: {auto:.2g}']
-    if suggestion and not 1/3 <= suggestion/auto <= 3: lines.append(_why_they_differ(config))
+    suggested = constant if config.schedule == 'constant' else peak
+    if not 1/3 <= suggested/auto <= 3:
+        lines.append("They differ: auto was tuned for the simple model in batches of 128, the suggestion is this run's.")
     return '\n'.join(lines)
-
-
-def _why_they_differ(config: LRFindConfig) -> str:
-    if config.schedule == 'constant':
-        return ('They differ because the suggestion is where the loss falls fastest within a few batches,\n'
-                'and auto is the rate with the best accuracy after five epochs.')
-    constant = auto_lr(config.optimizer, 'constant')
-    return (f'They differ because the suggestion is for a constant rate, for which auto is {constant:.2g}.\n'
-            f'The {config.schedule} schedule is at its highest rate only briefly, so it can go several times higher.')

@@ -58,17 +58,17 @@ MODELS = {
     'simple': ModelRow(partial(get_model, act_gr, norm=nn.BatchNorm2d), 'five convolutions, 30 thousand parameters'),
     'resnet': ModelRow(partial(get_resnet, act_gr), 'five residual blocks, 300 thousand parameters'),
 }
-OPTIMIZERS = {  # learning rates tuned on held-out training images, for batches of 128
-    'sgd':       OptimizerRow(SGD,       dict(constant=0.05,  cosine=1.,    onecycle=1.5)),
-    'momentum':  OptimizerRow(Momentum,  dict(constant=0.4,   cosine=2.5,   onecycle=2.)),
-    'heavyball': OptimizerRow(HeavyBall, dict(constant=0.04,  cosine=0.25,  onecycle=0.4)),
-    'nesterov':  OptimizerRow(Nesterov,  dict(constant=0.016, cosine=0.2,   onecycle=0.35)),
-    'rmsprop':   OptimizerRow(RMSProp,   dict(constant=5e-4,  cosine=0.012, onecycle=0.02)),
-    'adagrad':   OptimizerRow(Adagrad,   dict(constant=0.015, cosine=0.05,  onecycle=0.15)),
-    'adam':      OptimizerRow(Adam,      dict(constant=3e-3,  cosine=0.025, onecycle=0.03)),
-    'adamw':     OptimizerRow(AdamW,     dict(constant=3e-3,  cosine=0.03,  onecycle=0.03)),
-    'nadamw':    OptimizerRow(NAdamW,    dict(constant=7e-4,  cosine=0.03,  onecycle=0.03)),
-    'lion':      OptimizerRow(Lion,      dict(constant=1.5e-3, cosine=5e-3, onecycle=8e-3)),
+OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model and batches of 128
+    'sgd':       OptimizerRow(SGD,       dict(constant=5e-2,   cosine=0.8,  onecycle=0.8)),
+    'momentum':  OptimizerRow(Momentum,  dict(constant=0.3,    cosine=2.,   onecycle=2.)),
+    'heavyball': OptimizerRow(HeavyBall, dict(constant=3e-2,   cosine=0.2,  onecycle=0.2)),
+    'nesterov':  OptimizerRow(Nesterov,  dict(constant=2e-2,   cosine=0.2,  onecycle=0.2)),
+    'rmsprop':   OptimizerRow(RMSProp,   dict(constant=8e-4,   cosine=1e-2, onecycle=1e-2)),
+    'adagrad':   OptimizerRow(Adagrad,   dict(constant=1.5e-2, cosine=5e-2, onecycle=8e-2)),
+    'adam':      OptimizerRow(Adam,      dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
+    'adamw':     OptimizerRow(AdamW,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
+    'nadamw':    OptimizerRow(NAdamW,    dict(constant=8e-4,   cosine=2e-2, onecycle=2e-2)),
+    'lion':      OptimizerRow(Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
 SCHEDULES = {
     'onecycle': ScheduleRow(_onecycle, 'rises to lr, then falls to almost 0'),
