@@ -94,7 +94,9 @@ def test_a_fit_that_fails_before_the_finder_starts_plots_nothing():
 def test_plot_uses_the_given_axis():
     finder, ax = find(valley), plt.subplots()[1]
     assert finder.plot(ax) is ax
-    assert len(ax.lines) == 2
+    marks = [line.get_xdata()[0] for line in ax.lines[1:]]
+    assert marks == [finder.suggestion, finder.peak]
+    assert finder.suggestion < finder.peak
 
 
 @pytest.mark.parametrize('gamma', [1, .5])

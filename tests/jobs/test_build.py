@@ -88,7 +88,7 @@ def test_the_weights_are_kaimings_for_a_leak_of_a_tenth():
 # Learning rate and schedule
 
 def test_auto_is_the_rate_in_the_registry_and_a_number_is_itself():
-    assert learning_rate(TrainConfig()) == 6e-2
+    assert learning_rate(TrainConfig()) == 2e-2
     assert learning_rate(TrainConfig(optimizer='adam', schedule='cosine')) == auto_lr('adam', 'cosine') == 2e-2
     assert learning_rate(TrainConfig(optimizer='lion', lr=0.123)) == 0.123
 

@@ -44,5 +44,5 @@ def _report(config: LRFindConfig, constant: float | None, peak: float | None, au
              f'--lr auto with the {config.schedule} schedule: {auto:.2g}']
     suggested = constant if config.schedule == 'constant' else peak
     if not 1/3 <= suggested/auto <= 3:
-        lines.append("They differ: auto was tuned for the simple model in batches of 128, the suggestion is this run's.")
+        lines.append("They differ: auto was tuned for the simple model and batches of 128, not for this run.")
     return '\n'.join(lines)
