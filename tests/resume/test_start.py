@@ -37,13 +37,11 @@ def whole():
 
 # The same end
 
-STOPS = [(0, 0, True), (0, 4, True), (0, 6, True), (0, 0, False), (0, 1, False), (1, 1, True), (1, 6, True),
-         (1, 0, False)]
+STOPS = [(0, 0, True), (0, 1, False), (0, 6, True), (1, 4, True), (1, 0, False)]  # bench/faults.py stops everywhere
 
 
-@pytest.mark.parametrize(('kind', 'stops'), [('memory', STOPS), ('0', STOPS[1::3]), ('2', STOPS[1::4])])
+@pytest.mark.parametrize(('kind', 'stops'), [('memory', STOPS), ('0', STOPS[1::2]), ('2', STOPS[3:])])
 def test_a_run_resumed_from_any_batch_of_training_or_validation_ends_the_same(kind, stops, tmp_path):
-    # bench/faults.py stops runs after every batch
     assert_resumes_exactly(lambda folder, *cbs: run(folder, kind, cbs, minutes=ALWAYS), tmp_path, stops)
 
 
