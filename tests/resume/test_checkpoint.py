@@ -24,6 +24,8 @@ from miniai.resume.state import ResumeError
 from resuming import Quiet, StopCB, assert_resumes_exactly, checkpoints, digest, fit_until_stopped, run
 from small import learner, off_cpu
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
+
 BOTH = signal.SIGINT, signal.SIGTERM
 
 

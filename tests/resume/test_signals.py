@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 from miniai.resume import signals
 from miniai.resume.signals import OutlastSignals, SignalWatch, held, terminable
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
+
 BOTH = signal.SIGTERM, signal.SIGINT
 
 
@@ -118,7 +120,6 @@ def send_to_itself(pipe):
     pipe.send('still alive')
 
 
-@pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
 def test_a_forked_process_ignores_sigint_silently_and_dies_of_sigterm(watch, capfd):
     here, there = multiprocessing.Pipe()
     child = multiprocessing.get_context('fork').Process(target=send_to_itself, args=(there,))
@@ -142,11 +143,9 @@ def start(worker): os.environ['STARTED'] = 'yes'
 
 
 WAYS = pytest.mark.parametrize('way', ['fork', 'spawn'])
-FORKS = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
 
 
 @WAYS
-@FORKS
 def test_a_loaders_worker_survives_sigint_and_a_first_sigterm(way):
     with OutlastSignals(start) as outlast:
         batches = iter(DataLoader(Workers(), 1, num_workers=1, multiprocessing_context=way, worker_init_fn=outlast))
@@ -189,7 +188,6 @@ def ended_by_sigterm(process):
 
 
 @WAYS
-@FORKS
 def test_in_a_block_a_worker_survives_the_first_sigterm_and_after_it_none(way, worker):
     with OutlastSignals(None) as outlast: (one, _), (two, pipe) = worker(outlast, way), worker(outlast, way)
     assert ended_by_sigterm(one) == 0
@@ -200,7 +198,6 @@ def test_in_a_block_a_worker_survives_the_first_sigterm_and_after_it_none(way, w
         assert ended_by_sigterm(two) == -signal.SIGTERM
 
 
-@FORKS
 def test_a_worker_that_survived_sigterm_ends_after_a_while(monkeypatch, worker):
     monkeypatch.setattr(signals, '_GRACE', 1)
     with OutlastSignals(None) as outlast: assert ended_by_sigterm(worker(outlast)[0]) == -signal.SIGALRM
