@@ -22,7 +22,7 @@ train: $(READY)  ## train Fashion-MNIST: a bar, a table, and a run folder in run
 	$(BIN)/miniai train $(ARGS)
 
 test: $(READY)  ## all tests but the slow ones' long versions
-	$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
 
 bench: $(READY) $(PEERS)  ## all benchmarks, into bench/results/
 	$(VENV)-bench/bin/python bench/loop_overhead.py

@@ -4,6 +4,7 @@ import sys
 
 os.environ['MPLBACKEND'] = 'agg'
 os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['OMP_NUM_THREADS'] = '1'  # tests run side by side: more threads than cores wait for one another
 
 import pytest
 import torch
