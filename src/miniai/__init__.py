@@ -38,7 +38,7 @@ from miniai.randomness import set_seed as set_seed
 from miniai.resume.checkpoint import CheckpointCB as CheckpointCB
 from miniai.resume.state import ResumeError as ResumeError
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
     'TrainCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'ProgressCB', 'RecorderCB',
