@@ -52,7 +52,7 @@ def test_a_state_without_tensors_or_values_has_one_table(path):
 
 def test_verify_prints_a_line_a_file_and_exits_0_if_all_are_whole(path, capsys):
     assert run('checkpoint', 'verify', path, path) == 0
-    assert capsys.readouterr().out == f'{path}: whole, sha256 {inspect(path).sha256}\n'*2
+    assert capsys.readouterr().out == f'{path}: intact, sha256 {inspect(path).sha256}\n'*2
 
 
 def test_verify_exits_1_if_one_is_not_and_says_why(path, capsys):
@@ -60,12 +60,12 @@ def test_verify_exits_1_if_one_is_not_and_says_why(path, capsys):
     assert run('checkpoint', 'verify', 'b', 'none', path) == 1
     first, second, third = capsys.readouterr().out.splitlines()
     assert (first[:13], second) == ('b: truncated:', 'none: No such file or directory')
-    assert third.startswith('a.safetensors: whole, ')
+    assert third.startswith('a.safetensors: intact, ')
 
 
 def test_verify_wants_a_file(path, capsys):
     assert run('checkpoint', 'verify') == 2
-    assert 'name one checkpoint or more' in capsys.readouterr().err
+    assert 'name at least one checkpoint' in capsys.readouterr().err
 
 
 def test_show_prints_the_description(path, capsys):

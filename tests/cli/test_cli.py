@@ -69,7 +69,7 @@ def test_a_run_exits_with_0_and_prints_a_line_per_epoch_and_phase(here, capsys):
     out, err = capsys.readouterr()
     source, model, *rows, last = out.splitlines()
     assert (err, source.startswith('Fashion-MNIST')) == ('', True)
-    assert model == 'simple model, 30,274 parameters; adamw, onecycle, lr 0.06; cpu'
+    assert model == 'simple model, 30,274 parameters; adamw, onecycle, lr 0.02; cpu'
     assert [re.sub(r'\d+\.\d+', 'x', r) for r in rows] == [
         f'epoch {e}  phase {phase}  accuracy x  loss x  seconds x' for e in (1, 2) for phase in ('train', 'valid')]
     folder, = (here/'runs').iterdir()
@@ -329,8 +329,9 @@ def test_in_a_terminal_a_bar_comes_and_goes_and_rows_stay(terminals, width):
 def test_a_search_ends_with_the_rates_and_the_curve(terminals, width):
     seen = Screen(width).feed(terminals['lr-find', width]).seen
     first = next(i for i, line in enumerate(seen) if line.startswith('suggested learning rate for adamw: '))
-    assert seen[first + 1] == '--lr auto with the onecycle schedule: 0.06'
-    assert any(line.startswith('curve: ') for line in seen[first + 2:])
+    assert seen[first + 1].startswith('or, as the peak of a schedule: ')
+    assert seen[first + 2] == '--lr auto with the onecycle schedule: 0.02'
+    assert any(line.startswith('curve: ') for line in seen[first + 3:])
 
 
 def test_no_color_is_honoured(terminals):

@@ -35,7 +35,7 @@ def test_it_proves_what_train_runs(config, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(job, 'build_learner', note)
     train(TrainConfig(**{f.name: getattr(config, f.name) for f in fields(config) if f.name != 'batches'},
                       out=str(tmp_path/'run')))
-    proved = prove._learner(replace(config, lr=.06, layout='channels-last'), str(tmp_path))
+    proved = prove._learner(replace(config, lr=.02, layout='channels-last'), str(tmp_path))
     kinds = [type(cb).__name__ for cb in seen[0].cbs]
     assert [k for k in kinds if k not in ('CheckpointCB', 'AcceptedCB')] == [type(cb).__name__ for cb in proved.cbs]
     assert {'RecorderCB', 'ActivationStats', 'ProgressCB', 'HistoryFileCB'} < set(kinds)

@@ -58,7 +58,7 @@ def test_the_pictures_show_something(done):
 def test_the_saved_configuration_has_auto_filled_in_and_gives_the_same_run_again(done, data, tmp_path):
     out, learn = done
     saved = TrainConfig.from_toml(out/'config.toml')
-    assert saved == TrainConfig(data=data, epochs=2, batch_size=64, device='cpu', lr=6e-2, layout='channels-last',
+    assert saved == TrainConfig(data=data, epochs=2, batch_size=64, device='cpu', lr=2e-2, layout='channels-last',
                                 config=out/'config.toml')
     assert 'auto' not in tomllib.loads((out/'config.toml').read_text()).values()
     again = train(replace(saved, out=str(tmp_path/'again')))
@@ -69,7 +69,7 @@ def test_the_saved_configuration_has_auto_filled_in_and_gives_the_same_run_again
 def test_it_says_what_it_trains_and_where_the_results_are(config, capsys):
     train(config)
     said = capsys.readouterr().out.splitlines()
-    assert said[1] == 'simple model, 30,274 parameters; adamw, onecycle, lr 0.06; cpu'
+    assert said[1] == 'simple model, 30,274 parameters; adamw, onecycle, lr 0.02; cpu'
     assert said[-1].startswith('finished after ')
     assert said[-1].endswith(f' s; results in {config.out}')
 

@@ -51,9 +51,9 @@ for epoch in range(2):
     for i in range(5): display.bar('epoch %d/2 train' % (epoch + 1), i, TOTAL, '0.693')
     display.end_bar()
     display.row({ROW} | dict(epoch=str(epoch)))
-display.bar('epoch 2/2 eval', 0, TOTAL, '')
+display.bar('epoch 2/2 valid', 0, TOTAL, '')
 display.text('a line above the bar ' + 'and more of it '*20)
-display.bar('epoch 2/2 eval', 1, TOTAL, '')
+display.bar('epoch 2/2 valid', 1, TOTAL, '')
 display.row(dict(other='7'))
 display.bar('unfinished', 1, TOTAL, '')
 display.close()
@@ -159,7 +159,7 @@ def test_a_fit_in_a_terminal_leaves_its_table_for_any_loader_and_however_it_ends
     for fit in fits[:3]:
         head, *rows = fit.splitlines()
         assert {'accuracy', 'loss', 'epoch'} <= set(head.split())
-        assert [w for r in rows for w in r.split() if w in ('train', 'eval')] == ['train', 'eval']*2
+        assert [w for r in rows for w in r.split() if w in ('train', 'valid')] == ['train', 'valid']*2
         assert {len(r) for r in rows} == {len(head)}
     assert fits[3].splitlines() == ['interrupted']
     assert 'at batch 2' in text
@@ -190,7 +190,7 @@ learner([MetricsCB(accuracy=accuracy), ProgressCB(plot=True)]).fit(2)'''
     images = [o for o in outputs if 'image/png' in o.get('data', {})]
     assert page.count('<tr>') == 1 + 4
     for name in ('accuracy', 'loss', 'epoch'): assert f'<th>{name}</th>' in page
-    assert page.count('<td>eval</td>') == 2
+    assert page.count('<td>valid</td>') == 2
     assert '<progress' not in page
     assert len(images) == 1
     assert len(outputs) == 2

@@ -39,10 +39,11 @@ def _save(folder: RunFolder, finder: LRFinderCB, auto: float) -> None:
 
 def _report(config: LRFindConfig, constant: float | None, peak: float | None, auto: float) -> str:
     if constant is None: return 'no suggestion: the loss never fell clearly'
-    lines = [f'suggested learning rate for {config.optimizer}: {constant:.2g} if constant, '
-             f'{peak:.2g} as the peak of a schedule',
+    lines = [f'suggested learning rate for {config.optimizer}: {constant:.2g}',
+             f'or, as the peak of a schedule: {peak:.2g}',
              f'--lr auto with the {config.schedule} schedule: {auto:.2g}']
     suggested = constant if config.schedule == 'constant' else peak
     if not 1/3 <= suggested/auto <= 3:
-        lines.append("They differ: auto was tuned for the simple model and batches of 128, not for this run.")
+        lines += ['They differ: auto was tuned for the simple model',
+                  'and batches of 128, not for this run.']
     return '\n'.join(lines)
