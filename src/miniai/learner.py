@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn, optim
+from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
@@ -20,6 +21,7 @@ from miniai.callbacks.train import (
     checked,
     loss_of,
 )
+from miniai.callbacks.wrapped import first_batch_of
 from miniai.device import to_cpu
 from miniai.diagnosis.capture import capture_preds, show_image_batch
 from miniai.diagnosis.summary import summary
@@ -82,7 +84,7 @@ class Learner:
 
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
-        start = getattr(self.dl, 'first_batch', 0)  # above 0 in an epoch that is resumed
+        start = first_batch_of(self.dl)  # above 0 in an epoch that is resumed
         if start: self.iter = start - 1
         for self.iter, self.batch in enumerate(self.dl, start): self._one_batch()  # noqa: B020
         if self.iter is None: raise ValueError(
@@ -172,11 +174,13 @@ class Learner:
     training = property(lambda self: self.model.training, doc="Is the model in training mode?")
 
     def __repr__(self) -> str:
-        params = sum(p.numel() for p in self.model.parameters())
+        params = [p for p in getattr(self.model, 'parameters', list)() if not is_lazy(p)]
         names = [getattr(f, '__name__', type(f).__name__) for f in (self.loss_func, self.opt_func or self.opt)]
+        data = repr(self.dls) if len(repr(self.dls)) < 400 else f'a {type(self.dls).__name__}'
         cbs = ', '.join(type(cb).__name__ for cb in self.cbs) or 'none'
-        return (f"{type(self).__name__}: {type(self.model).__name__} with {params:,} parameters, loss {names[0]}, "
-                f"optimizer {names[1]}, lr {self.lr}\n  data: {self.dls!r}\n  callbacks: {cbs}")
+        size = sum(p.numel() for p in params)
+        return (f"{type(self).__name__}: {type(self.model).__name__} with {size:,} parameters, loss {names[0]}, "
+                f"optimizer {names[1]}, lr {self.lr}\n  data: {data}\n  callbacks: {cbs}")
 
     lr_find, summary, show_image_batch, capture_preds, tta = lr_find, summary, show_image_batch, capture_preds, tta
 

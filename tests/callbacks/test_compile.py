@@ -1,5 +1,7 @@
 "CompileCB: training with and without a working compiler, and the model afterwards."
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,7 +92,8 @@ def test_lr_find_summary_and_capture_preds_work_with_it():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-@pytest.mark.skipif(not shutil.which('g++'), reason='needs a C++ compiler')
+@pytest.mark.skipif(not (shutil.which('g++') and Path(sysconfig.get_path('include'), 'Python.h').is_file()),
+                    reason='needs a C++ compiler and the headers of Python')
 def test_the_default_compiler_trains_the_same_except_for_rounding():
     cb, plain = CompileCB(), learner()
     ours = learner(cb)

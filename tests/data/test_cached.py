@@ -21,7 +21,6 @@ from miniai.data import DataLoaders, MemoryLoader, cached, get_dls
 from miniai.data.cached import cached_loader
 from miniai.show.displays import TerminalDisplay
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 hf = pytest.importorskip('datasets')
 Pair = namedtuple('Pair', 'x y')
 

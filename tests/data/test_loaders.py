@@ -127,7 +127,6 @@ def test_from_dd_of_one_feature_gives_tuples_of_one(dd):
     assert [b.tolist() for b in batch] == [[0, 1, 2, 3, 4]]
 
 
-@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 @pytest.mark.parametrize('as_tuple', [True, False])
 def test_from_dd_works_with_workers(dd, as_tuple):
     dls = DataLoaders.from_dd(dd.with_transform(halved), 2, as_tuple=as_tuple, num_workers=1)
@@ -137,7 +136,6 @@ def test_from_dd_works_with_workers(dd, as_tuple):
     assert torch.cat([x for _, x in batches])[:, 0].tolist() == [0, .5, 1, 1.5, 2]
 
 
-@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
 @pytest.mark.parametrize('workers', [0, 1])
 def test_from_dd_takes_datasets_whose_samples_are_seeded(dd, workers):
     seeded = {nm: SeededSamples(ds.with_format('torch')) for nm, ds in dd.items()}
@@ -201,7 +199,7 @@ def ran(dls, seed, epochs=2):
     return [[t.tolist() for t in b] for _ in range(epochs) for dl in (dls.train, dls.valid) for b in dl]
 
 
-@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning', 'ignore:.*max number of worker:UserWarning')
+@pytest.mark.filterwarnings('ignore:.*max number of worker:UserWarning')
 def test_an_ordinary_loader_gives_the_same_batches_for_the_same_seed_with_any_number_of_workers(dd):
     tensors = TensorDataset(torch.arange(10)), TensorDataset(torch.arange(5))
     makers = [lambda n: DataLoaders.from_dd(dd.with_transform(halved), 3, num_workers=n),

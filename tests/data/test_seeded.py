@@ -11,8 +11,6 @@ from miniai.data import SeededSamples
 from miniai.data.seeded import _number_of
 from resuming import Noisy
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
-
 
 def test_seeded_samples_draw_the_same_in_one_worker_and_in_two_but_not_in_two_passes():
     def passes(workers):

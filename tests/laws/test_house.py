@@ -138,6 +138,7 @@ def test_the_map_names_every_file():
 
 
 IMPORT = """
+import torch  # first: its CUDA build starts ldconfig to find its libraries
 import sys, os
 started = []
 os.fork = lambda *a: started.append('fork')
@@ -148,7 +149,6 @@ class Refuse:
         if name.split('.')[0] in OPTIONAL: raise ImportError(name)
 OPTIONAL = {'datasets', 'accelerate', 'torchmetrics', 'tyro', 'rich', 'IPython', 'ipykernel', 'torchvision',
             'torcheval', 'fastcore', 'fastprogress', 'timm', 'tensorboard'}
-import torch
 sys.meta_path.insert(0, Refuse())
 import miniai, miniai.cli
 import miniai.training, miniai.datasets, miniai.conv, miniai.learner, miniai.activations

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-from miniai import Callback, DataLoaders, accuracy
+from miniai import Callback, DataLoaders, ProfileCB, accuracy
 from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.checkpoint import FolderInUseError, SaveError, disk, load, saving, verify
 from miniai.learner import CancelBatchException, CancelEpochException, CancelFitException, NonFiniteLossError
@@ -23,8 +23,6 @@ from miniai.resume.signals import OutlastSignals
 from miniai.resume.state import ResumeError
 from resuming import Quiet, StopCB, assert_resumes_exactly, checkpoints, digest, fit_until_stopped, run
 from small import learner, off_cpu
-
-pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
 
 BOTH = signal.SIGINT, signal.SIGTERM
 
@@ -484,3 +482,20 @@ def test_handlers_are_restored_if_a_loader_fails_while_it_is_looked_at(tmp_path)
     dl = DataLoader(Bad(torch.ones(8)), 4, num_workers=1)
     with pytest.raises(KeyError, match='no image'): learner([CheckpointCB(tmp_path)], dls=DataLoaders(dl, dl)).fit(1)
     assert [signal.getsignal(s) for s in BOTH] == before
+
+
+@pytest.mark.parametrize('stop', [(0, 2), (0, 1, False)])
+@pytest.mark.parametrize('first', [True, False])
+def test_a_resumed_fit_leaves_loaders_and_methods_of_the_learner_alone(first, stop, tmp_path):
+    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[StopCB(*stop)], minutes=1e-9).fit(2)
+    seen = []
+    class Look(Callback):
+        def before_epoch(self, learn): seen.append((learn.dls.train, learn.dls.valid))
+    learn = run(tmp_path, cbs=[Look()], minutes=1e-9)
+    learn.cbs.insert(0 if first else len(learn.cbs), ProfileCB(quiet=True))
+    own = learn.dls.train, learn.dls.valid
+    learn.fit(2, resume=True)
+    assert seen
+    assert all(a is own[0] and b is own[1] for a, b in seen)
+    assert 'one_epoch' not in vars(learn)
+    assert len(learn.cbs) == len(run(tmp_path).cbs) + 2

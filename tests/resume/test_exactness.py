@@ -23,8 +23,6 @@ from miniai.resume.exactness import loader_resume_blocker
 from miniai.resume.loader import loader_state
 from resuming import Noisy
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
-
 X = torch.arange(24.)
 TENSORS = TensorDataset(X)
 

@@ -34,8 +34,6 @@ from miniai.resume.loader import (
 from resuming import Noisy, Quiet, StopCB, Stopped, assert_resumes_exactly, fit_until_stopped
 from small import mlp
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
-
 X = torch.arange(23.)
 
 

@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader
 from miniai.resume import signals
 from miniai.resume.signals import OutlastSignals, SignalWatch, held, terminable
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
-
 BOTH = signal.SIGTERM, signal.SIGINT
 
 

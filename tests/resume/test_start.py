@@ -16,8 +16,6 @@ from resuming import Noisy, StopCB, assert_resumes_exactly, checkpoints, digest,
 from small import learner
 from stopping import ALWAYS
 
-pytestmark = pytest.mark.filterwarnings('ignore:.*multi-threaded.*fork:DeprecationWarning')
-
 
 def stopped(folder, *at, **kwargs): fit_until_stopped(run(folder, cbs=[StopCB(*at)], **kwargs))
 

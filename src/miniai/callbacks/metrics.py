@@ -110,7 +110,7 @@ class MetricsCB(Callback):
         else: learn.history.append(row)
         shown_phase = 'train' if learn.training else 'valid'
         self.row = dict(epoch=str(learn.epoch + 1), phase=shown_phase) | texts | dict(seconds=f'{seconds:.1f}')
-        self.displayed = getattr(learn, 'display', None) is not None
+        self.displayed = getattr(learn, 'display', None) is not None or getattr(learn, 'dry_run', False)
         self._log(texts | dict(epoch=learn.epoch, train=phase))
 
     def state_dict(self) -> dict[str, Any]:

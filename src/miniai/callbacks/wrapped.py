@@ -2,14 +2,19 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ['WrappedLoader']
+__all__ = ['WrappedLoader', 'first_batch_of']
+
+
+def first_batch_of(dl: Any) -> int:
+    "Which batch of the pass `dl` begins with: 0 unless a resumed run has done some already."
+    first = getattr(dl, 'first_batch', 0)
+    return first if isinstance(first, int) else 0  # another thing of that name in a user's loader
 
 
 class WrappedLoader:
-    """The batches of `dl`, then a call of `at_end()`. Its `first_batch` is that of `dl`: which batch of the pass comes
-    first, 0 unless a resumed run has done some already."""
+    "The batches of `dl`, then a call of `at_end()`."
     def __init__(self, dl: Iterable, at_end: Callable[[], Any] | None = None) -> None:
-        self.dl, self.at_end, self.first_batch = dl, at_end, getattr(dl, 'first_batch', 0)
+        self.dl, self.at_end, self.first_batch = dl, at_end, first_batch_of(dl)
 
     def __len__(self) -> int: return len(self.dl)
     def __iter__(self) -> Iterator: return iter(self.dl) if self.at_end is None else self._then()

@@ -117,4 +117,5 @@ class HistoryFileCB(Callback):
     order = 2
     def __init__(self, folder: RunFolder, name: str = 'metrics.jsonl') -> None: self.folder, self.name = folder, name
     def after_epoch(self, learn: Any) -> None:
+        if getattr(learn, 'dry_run', False): return  # as in capture_preds: the rows are not the run's
         self.folder.write(self.name, ''.join(as_json(row) + '\n' for row in learn.history))

@@ -78,7 +78,7 @@ class CheckpointCB(Callback):
 
     def cleanup_epoch(self, learn: Any) -> None:
         run = self._run
-        if not self._saves(learn) or run.cancelled: return
+        if not self._saves(learn) or run.cancelled or run.skipping(learn): return
         cancelled, signalled = isinstance(learn.ended_by, CancelFitException), run.watch.signal
         if cancelled and not run.pass_done:
             batch = run.first_batch if learn.iter is None else learn.iter + 1  # which may be saved already
@@ -147,9 +147,8 @@ class _Run:
     done."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
         self.cb, self.begun, self.remaining, self.cancelled, self.unproven = cb, None, None, False, False
-        self.first_batch, self.pass_done = 0, False
-        self._reserved, self._end, self._resumed_dls = not cb.background, ExitStack(), ExitStack()
-        self._end.push(self._resumed_dls)
+        self.first_batch, self.pass_done, self.resumed_pass = 0, False, None
+        self._reserved, self._end = not cb.background, ExitStack()
         self.blockers, self.watch = resume_blockers(learn), SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
         try: self.files = RunFiles(cb.folder, cb.keep, bool(self.blockers), cb.background)
@@ -192,22 +191,16 @@ class _Run:
         "Let the fit start at `point`: the remaining epochs, without a pass that is done, from batch `point.batch` on."
         learn.epochs = range(point.epoch, learn.n_epochs)
         if not learn.epochs: learn.epoch = learn.n_epochs - 1
-        if point.trained:
-            one_epoch, skipped = learn.one_epoch, []
-            def skip_first(training: bool) -> None:
-                if skipped: one_epoch(training)
-                skipped.append(training)
-            patch(self._end, learn, 'one_epoch', skip_first)
-        if point.batch:
-            name = 'valid' if point.trained else 'train'
-            self.remaining = point.remaining(getattr(learn.dls, name))
-            patch(self._resumed_dls, learn.dls, name, self.remaining)
+        if not (point.trained or point.batch): return
+        self.resumed_pass = _ResumedPassCB(point)
+        learn.cbs.append(self.resumed_pass)
+        self._end.callback(lambda: self.resumed_pass in learn.cbs and learn.cbs.remove(self.resumed_pass))
 
     def begin_pass(self, learn: Any) -> None:
         "Note the random state. In a pass that is resumed, restore what callbacks have just started anew."
-        self._resumed_dls.close()
         resumed = self.point.state if self.point.batch else None
-        if resumed and self.remaining.taken: self._refuse_replaced_loader()
+        self.remaining = self.resumed_pass.remaining if resumed else None
+        if resumed and (self.remaining is None or self.remaining.taken): self._refuse_replaced_loader()
         if resumed: restore(learn, resumed)
         self.begun = resumed['begun'] if resumed else random_state(learn)
         self.first_batch = self.point.batch if resumed else 0
@@ -216,6 +209,10 @@ class _Run:
         learn.dl.first_batch = self.first_batch  # a callback's own wrapper may not pass it on
 
     def _note_end(self) -> None: self.pass_done = True
+
+    def skipping(self, learn: Any) -> bool:
+        "Is this the end of the training pass that a resumed run skips?"
+        return self.point.trained and learn.training and learn.epoch == self.point.epoch
 
     def _refuse_replaced_loader(self) -> None:
         raise ResumeError(
@@ -253,3 +250,15 @@ class _Run:
             if failed and self.unproven and not self.watch.forced: self.files.remove_all()
             self.files.close(wait=not self.watch.forced)
         self.watch.leave()
+
+
+class _ResumedPassCB(Callback):
+    "Runs first as a resumed run begins its passes: skips a training pass that is done, continues one that is not."
+    order = -math.inf
+    def __init__(self, point: ResumePoint) -> None: self.point, self.skips, self.remaining = point, point.trained, None
+
+    def before_epoch(self, learn: Any) -> None:
+        if self.skips and learn.training:
+            self.skips = False
+            raise CancelEpochException()
+        if self.point.batch and self.remaining is None: learn.dl = self.remaining = self.point.remaining(learn.dl)
