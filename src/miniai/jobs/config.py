@@ -107,7 +107,8 @@ class TrainConfig(FolderConfig, TrainingConfig):
     profile: bool = False
     """Measure where the time goes: prints a table, saves profile.json and profile.png."""
     resume: bool = False
-    """Resume the run in --out, or the latest run, with its own options. Only --epochs may change."""
+    """Resume the run in --out, or the latest run, with its own options. Only --epochs may change,
+    and only with the constant schedule: the others are made for a number of epochs."""
 
     def __new__(cls, **given: Any) -> Self:
         config = super().__new__(cls)

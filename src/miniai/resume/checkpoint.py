@@ -197,7 +197,7 @@ class _Run:
         self._end.callback(lambda: self.resumed_pass in learn.cbs and learn.cbs.remove(self.resumed_pass))
 
     def begin_pass(self, learn: Any) -> None:
-        "Note the random state. In a pass that is resumed, restore what callbacks have just started anew."
+        "Note the random state. In a pass that is resumed, restore what callbacks have just started again."
         resumed = self.point.state if self.point.batch else None
         self.remaining = self.resumed_pass.remaining if resumed else None
         if resumed and (self.remaining is None or self.remaining.taken): self._refuse_replaced_loader()

@@ -111,6 +111,8 @@ def _plain(x: Any) -> Any:
 def check_same(learn: Any, state: dict[str, Any], now: dict[str, Any], first: dict[str, Any]) -> None:
     """ResumeError, with both values, for the first difference between the run of the checkpoint `state` and `learn`, in
     the state `now` as its fit starts, with the first fingerprint `first`."""
+    then, here = state['fingerprint']['miniai'], version_of('miniai-torch')
+    if then != here: raise ResumeError(f"cannot resume: the checkpoint was saved by miniai {then}, and this is {here}")
     _check(state['fingerprint'], fingerprint(learn, now) | first)
     missing = sorted(state['extras'].keys() - now['extras'].keys())
     if missing: warnings.warn(f"the checkpoint has the Learner's {', '.join(missing)}, but the Learner has no such "

@@ -165,7 +165,7 @@ class RemainingBatches:
         set_loader_state(self.dl, states[1], samplers)
 
     def _restore_after_indices(self) -> None:
-        # With workers, the saved sampler state is ahead by the batches that were prefetched: drawing the indices anew
+        # With workers, the saved sampler state is ahead by the batches that were prefetched: drawing the indices again
         # has put it where it belongs.
         self._restore(self.now, samplers=not self.dl.num_workers)
 
