@@ -91,7 +91,7 @@ class OffCPULoss:
 
 
 def test_a_bad_loss_on_an_accelerator_is_found_at_the_end_of_the_epoch_and_its_batch_named():
-    with pytest.raises(NonFiniteLossError, match=r'in epoch 0, batch 1 .*The weights have been stepped since'):
+    with pytest.raises(NonFiniteLossError, match=r'in epoch 0, batch 1 .*The weights have changed since then'):
         fit(learner(OffCPULoss(), dls=DataLoaders(poisoned(1), [])))
 
 

@@ -190,8 +190,8 @@ def test_options_given_to_resume_are_checked_even_if_they_are_the_defaults(here,
     capsys.readouterr()
     for more in (['--batch-size', '1024'], ['--batch-size=1024'], ['--config', 'a.toml']):
         assert run('train', '--resume', '--out', 'run', *more) == 2
-        assert complaint(capsys) == ('miniai: error: cannot resume with batch_size = 1024, as the run has 100: '
-                                     'leave that option out\n')
+        assert complaint(capsys) == ('miniai: error: cannot resume with batch_size = 1024: the run has 100. '
+                                     'Leave this option out\n')
     assert run('train', '--resume', '--out', 'run', '--batch-size', '100', '--lr', 'auto', '--epochs', '5') == 0
     assert [r['epoch'] for r in history(here/'run') if r['phase'] == 'eval'] == [0, 1, 2, 3, 4]
     assert run('train', '--resume', '--out', 'run') == 0

@@ -187,7 +187,7 @@ def make_runs(folder, *names):
 
 
 def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r'no run to resume at .*: name its folder with --out'):
+    with pytest.raises(FileNotFoundError, match=r'no run to resume at .*: give its folder with --out'):
         RunFolder.find(str(tmp_path/'{time}-{job}'), 'train')
     make_runs(tmp_path, '2026-01-02_000000-train', '2026-01-01_235959-train', '2026-01-03_000000-lr-find', 'z-train')
     (tmp_path/'2026-01-04_000000-train').mkdir()

@@ -211,7 +211,7 @@ def test_a_run_that_was_stopped_resumes_in_its_folder_and_ends_as_if_uninterrupt
     assert all(torch.equal(p, q) for p, q in zip(learn.model.parameters(), whole.model.parameters(), strict=True))
     assert files(tmp_path/'run') == sorted([*RUN_FILES, 'environment-2.json'])
     assert (tmp_path/'run'/'environment.json').read_bytes() == first
-    with pytest.raises(ConfigError, match="cannot resume with optimizer = 'sgd', as the run has 'adamw'"):
+    with pytest.raises(ConfigError, match="cannot resume with optimizer = 'sgd': the run has 'adamw'"):
         train(TrainConfig(out=config.out, resume=True, optimizer='sgd'))
 
 

@@ -89,7 +89,7 @@ def test_what_does_not_resume_exactly_is_found_and_named(quick, said, make, who)
     assert f'NOT identical: {at} ({found.differs[at]}); ' in str(found)
     assert found.suspects == dict.fromkeys(who, '6 and 1')
     assert f'also different, and in no checkpoint: {who[0]} (6 and 1)' in str(found)
-    assert said[-1] == 'not identical; one more run without interruption, to see whether two of these are …'
+    assert said[-1] == 'not identical; running once more without interruption, to see whether such runs agree …'
 
 
 def test_a_run_that_is_never_the_same_is_not_blamed_on_resuming(quick, said):

@@ -1,1 +1,1 @@
-"Callbacks: one family a file. They hear the events of a Learner and may change anything; none of them knows the loop."
+"Callbacks, one family per file. They are called at a Learner's events and may change anything; none imports the loop."

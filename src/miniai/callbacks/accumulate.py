@@ -1,4 +1,4 @@
-"Gradient accumulation: several batches to a step, equal to one large batch."
+"Gradient accumulation: one step for several batches, equal to a step with one large batch."
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -18,10 +18,10 @@ class AccumulateCB(Callback):
     mean over samples. Batches are weighted by size. An epoch's last group may be smaller; it steps as the epoch ends.
 
     While a group is incomplete `learn.hold_step` is True: `after_backward`, `step`, `after_step` and `zero_grad` are
-    left out. `learn.loss` stays the batch's own. A batch cancelled before its backward counts for nothing; a group
+    skipped. `learn.loss` stays the batch's own. A batch cancelled before its backward is not counted; a group
     whose step is cancelled, or that a cancelled epoch or an error cuts short, is dropped. ValueError if `n` is below 1,
     for a batch without samples, and for a Learner whose `zero_grad` keeps gradients, as MomentumLearner's does."""
-    order = 1e9  # after all that may change a loss, before what saves the run
+    order = 1e9  # after callbacks that change the loss, before those that save the run
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"AccumulateCB: n must be a whole number of batches, 1 or more, got {n!r}")
@@ -78,7 +78,7 @@ class AccumulateCB(Callback):
         if self.complete: self._drop(learn)  # its step was cancelled
 
     def _finish(self, learn: Any) -> None:
-        "Step at the end of the epoch with what there is of the last group."
+        "At the end of the epoch, step with an incomplete last group."
         if not self.batches: return
         self._plan_for(self.samples, learn)
         learn.hold_step = False
@@ -111,7 +111,7 @@ class AccumulateCB(Callback):
 
 
 def _gradients(learn: Any) -> Iterable[Tensor]:
-    "All gradients of the model's parameters and of the optimizer's other ones."
+    "The gradients of the model's parameters, and of parameters that only the optimizer has."
     groups = (g['params'] for g in getattr(learn.opt, 'param_groups', ()))
     params = {id(p): p for p in chain(learn.model.parameters(), *groups)}
     return [p.grad for p in params.values() if p.grad is not None]

@@ -1,4 +1,4 @@
-"What must hold before a fit starts: errors that say what is wrong and what to do."
+"Checks before a fit starts: errors that say what is wrong and what to do."
 import warnings
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
@@ -12,8 +12,8 @@ __all__ = ['check_fit', 'check_lr', 'check_optimizer', 'check_names']
 
 
 def check_fit(learn: Any, n_epochs: int, train: bool, valid: bool, resume: bool, own_phases: set[str]) -> None:
-    """Raise for what is sure to fail in this fit: epochs, loaders, phases, loss, resume. `own_phases` are those that
-    the Learner itself has; the others must come from a callback. Only what will run is checked."""
+    """Raise an error for anything that is sure to fail in this fit: epochs, loaders, phases, loss, resume. `own_phases`
+    are those that the Learner itself has; callbacks must provide the others. Only what will run is checked."""
     if isinstance(n_epochs, bool) or not isinstance(n_epochs, SupportsIndex) or n_epochs < 0:
         raise ValueError(f"n_epochs must be a whole number, 0 or more, got {n_epochs!r}")
     if not train and not valid: raise ValueError("nothing to do: fit was called with train=False and valid=False")
@@ -38,7 +38,7 @@ def _check_loader(learn: Any, name: str) -> None:
 
 
 def _check_phases(learn: Any, phases: tuple[str, ...], own: set[str]) -> None:
-    "ValueError for a phase that nobody provides, a warning for one that several provide."
+    "ValueError for a phase that nothing provides, a warning for one that is provided twice."
     providers = {p: [cb for cb in learn.cbs if callable(getattr(cb, p, None))] for p in phases}
     missing = [p for p in phases if p not in own and not providers[p]]
     if missing:

@@ -1,4 +1,4 @@
-"Fits that leave no trace: a Learner put back as it was, and attributes replaced for a while."
+"Fits that leave no trace: restore a Learner as it was, and replace attributes for a while."
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -17,8 +17,8 @@ Undo = Callable[[], Any]
 def dry_run(learn: Any, trains: bool = False) -> Iterator[None]:
     """Within it `learn` may fit, with `learn.dry_run` set; afterwards the Learner, its callbacks, its loaders and the
     mode of every module are as before. With `trains` the weights, gradients and an optimizer that stays from fit to fit
-    are put back too. An object with a method `snapshot()` decides itself what that means: the method returns a function
-    that puts it back. For Learners and callbacks without one it is all their attributes."""
+    are restored too. An object can define `snapshot()`, which returns a function that restores the object. For Learners
+    and callbacks without it, all attributes are restored."""
     loaders = [dl for dl in (getattr(learn.dls, nm, None) for nm in ('train', 'valid')) if hasattr(dl, 'snapshot')]
     undo = [_modes(learn.model), *map(snapshot_of, (learn, *learn.cbs, *loaders))]
     if trains: undo += [_tensors(learn.model), _optimizer(learn)]
@@ -30,7 +30,7 @@ def dry_run(learn: Any, trains: bool = False) -> Iterator[None]:
 
 
 def snapshot_of(o: Any) -> Undo:
-    "A function that puts `o` back as it is now."
+    "A function that restores `o` as it is now."
     if hasattr(o, 'snapshot'): return o.snapshot()
     saved = dict(getattr(o, '__dict__', {}))
     def put_back() -> None:
@@ -70,7 +70,7 @@ def _optimizer(learn: Any) -> Undo:
 
 
 def patch(undo: ExitStack, o: Any, name: str, value: Any) -> None:
-    "Set an attribute of `o`. `undo` puts back what was there, unless somebody has set it since."
+    "Set an attribute of `o`. `undo` puts back what was there, unless it has been set again since."
     before = {name: vars(o)[name]} if name in vars(o) else {}
     def put_back() -> None:
         if vars(o).get(name) is not value: return

@@ -20,7 +20,7 @@ class EarlyStoppingCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         if learn.trains and not learn.validates and not learn.dry_run:
-            raise ValueError("EarlyStoppingCB needs validation: use fit(valid=True), or take it out of cbs")
+            raise ValueError("EarlyStoppingCB needs validation: use fit(valid=True), or remove it from cbs")
         self.best, self.best_epoch, self._over = None, None, False
 
     def before_epoch(self, learn: Any) -> None:

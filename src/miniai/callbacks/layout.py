@@ -14,9 +14,9 @@ __all__ = ['ChannelsLastCB']
 
 class ChannelsLastCB(Callback):
     """For the length of a fit, stores weights and batches of four dimensions (N, C, H, W) in memory as (N, H, W, C).
-    Convolutions are faster so on CPUs, and on GPUs in half precision. Shapes, values and Parameter objects stay the
-    same; gradients and optimizer state follow. Sums have a different order, so results differ in the last bits.
-    After the fit the weights have their former layout."""
+    This makes convolutions faster on CPUs, and on GPUs in half precision. Shapes, values and Parameter objects stay
+    the same; gradients and optimizer state follow. Sums are added in another order, so results differ in the last bits.
+    After the fit the weights have their old layout again."""
     order = DeviceCB.order + 5
     _strides: tuple[tuple[Tensor, tuple[int, ...]], ...] = ()
 

@@ -15,8 +15,8 @@ __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
 class LRFinderCB(Callback):
     """Multiplies the learning rate of every group by `gamma` after each batch that steps, and records `lrs` and
     `losses`. Stops the fit at a loss that is NaN or `max_mult` times the best, then plots loss over learning rate;
-    `suggestion` is the suggested constant rate and `peak` the suggested highest rate of a schedule that is there only
-    briefly, such as one-cycle or cosine. The fit is a dry run: no checkpoints are saved."""
+    `suggestion` is the suggested constant rate, and `peak` the suggested highest rate of a schedule that reaches it
+    only briefly, such as one-cycle or cosine. The fit is a dry run: no checkpoints are saved."""
     _was_dry_run: bool | None = None  # None outside a fit
 
     def __init__(self, gamma: float = 1.3, max_mult: float = 3) -> None:
@@ -66,8 +66,8 @@ class LRFinderCB(Callback):
 
 def suggest_lr(lrs: Sequence[float], losses: Sequence[float], part: float = 0.5) -> float | None:
     """The learning rate at which the smoothed loss has fallen by `part` of the way to its minimum. Half suits constant
-    rates; almost all of it is the highest rate that still helps, which Smith (2015) takes for the peak of a cycle.
-    None if the loss does not fall by more than its noise."""
+    rates. A `part` near 1 gives the highest rate that still helps, which Smith (2015) uses as the peak of a cycle. None
+    if the loss does not fall by more than its noise."""
     ok = np.isfinite(losses)
     x, raw = np.log(np.asarray(lrs)[ok]), np.asarray(losses)[ok]
     if len(raw) < 5: return None
@@ -91,5 +91,5 @@ def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float 
         self.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)
     if finder.suggestion is None:
         print(f"lr_find: no suggestion, because the loss never fell clearly from lr={start_lr:g} on. "
-              f"Look at the curve. Is the model trained already?")
+              f"Look at the curve. Is the model already trained?")
     return finder.suggestion

@@ -26,7 +26,7 @@ def direction(metric: str) -> tuple[str, int]:
 
 
 class Mean:
-    "A weighted mean of scalars, summed where they are. `compute()` is NaN before the first."
+    "A weighted mean of scalars, summed on their device. `compute()` is NaN before the first update."
     def __init__(self) -> None: self.reset()
     def reset(self) -> None: self.total, self.weight = 0., 0
 
@@ -114,11 +114,11 @@ class MetricsCB(Callback):
         self._log(texts | dict(epoch=learn.epoch, train=phase))
 
     def state_dict(self) -> dict[str, Any]:
-        "What every metric has seen of the epoch so far. TypeError for one that cannot say."
+        "The state of every metric in the current epoch. TypeError for a metric without a state_dict."
         return {nm: _metric_state(nm, m) for nm, m in self.all_metrics.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Restore what `state_dict` returned. ValueError if that is of other metrics."
+        "Restore what `state_dict` returned. ValueError if it is for other metrics."
         check_names('metrics', state, self.all_metrics)
         for nm, m in self.all_metrics.items(): _set_metric_state(m, state[nm])
 
@@ -129,7 +129,8 @@ def _as_metric(nm: str, m: Any) -> Any:
     if hasattr(m, 'update'):
         lacks = [f for f in ('compute', 'reset') if not hasattr(m, f)]
         if not lacks: return m
-        raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has update but no {' and no '.join(lacks)}")
+        raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has update but no {' and no '.join(lacks)}: "
+                        f"a metric needs update, compute and reset")
     if callable(m): return FunctionMetric(m)
     raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; "
                     f"got {m!r}")

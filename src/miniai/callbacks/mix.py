@@ -19,7 +19,7 @@ __all__ = ['MixUpCB', 'CutMixCB']
 
 class _MixCB(Callback):
     """Mixes each training batch with itself in the order `perm`: a share `lam` of each input stays. The loss is
-    lam*loss(preds, y) + (1 - lam)*loss(preds, y[perm]), both from the get_loss phase that is there."""
+    lam*loss(preds, y) + (1 - lam)*loss(preds, y[perm]), both computed by the current get_loss phase."""
     order = DeviceCB.order + 5  # after devices and transforms
     def __init__(self, alpha: float, generator: Generator | None) -> None:
         if not alpha > 0: raise ValueError(f"{type(self).__name__}: alpha must be above 0, got {alpha}")

@@ -107,7 +107,7 @@ class ProgressCB(Callback):
         self.mbar.display.row(d)
 
     def _draw_curves(self) -> None:
-        "Draw the curves so far. The next time comes after at least a second, and 20 times what drawing took."
+        "Draw the curves so far. Wait a second, or 20 times the drawing time if that is longer, before the next time."
         started = time.perf_counter()
         curves = [(range(len(self.losses)), self.losses), (self._val_batches, self.val_losses)]
         drawn = [(c, nm) for c, nm in zip(curves, ('train', 'valid'), strict=True) if len(c[1])]

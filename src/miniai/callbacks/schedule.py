@@ -22,12 +22,12 @@ class BaseSchedCB(Callback):
         if not learn.trains: return
         self.schedo = self.sched(learn.opt)
         if isinstance(self.schedo, lr_scheduler.ReduceLROnPlateau):
-            raise TypeError("ReduceLROnPlateau follows a loss, which schedules that count steps do not see: step it in "
+            raise TypeError("ReduceLROnPlateau needs a loss, which this callback does not pass to it: step it in "
                             "your own callback, in after_epoch, with learn.history[-1]['loss']")
         steps, most = self.total_steps(learn), most_steps(self.schedo)
         if steps is not None and steps > most:
             raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, but this fit takes "
-                             f"{steps} {self.unit}: pass it a total of {steps}, or fit for less")
+                             f"{steps} {self.unit}: pass it a total of {steps}, or train for fewer epochs")
 
     def total_steps(self, learn: Any) -> int | None:
         "How many steps the fit will take; None if that is not known."
@@ -37,7 +37,7 @@ class BaseSchedCB(Callback):
         if learn.training and not learn.skip_backward: self.schedo.step()
 
     def state_dict(self) -> dict[str, Any]:
-        "Where the schedule stands."
+        "The schedule's state."
         return dict(schedule=_without_counters(self.schedo.state_dict()))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class BatchSchedCB(BaseSchedCB):
         self._due = 0
 
     def state_dict(self) -> dict[str, Any]:
-        "Where the schedule stands, and how many batches it has still to count."
+        "The schedule's state, and how many steps are still to be taken."
         return super().state_dict() | dict(due=self._due)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"What a batch goes through: the five phases as a callback, the device, and the watch over its loss."
+"Callbacks for every batch: the five phases, the device, and checks of the loss."
 import inspect
 import math
 import time
@@ -93,7 +93,7 @@ class NonFiniteLossError(RuntimeError): "The training loss became NaN or infinit
 class FiniteLossCB(Callback):
     """Stops a fit whose training loss is not finite, with a NonFiniteLossError that names epoch and batch. Losses on
     the CPU are checked before the weights change; those on an accelerator every `every` seconds and at the end of the
-    epoch. It comes last, so that a rate finder sees the loss first."""
+    epoch. It comes last, so that LRFinderCB sees the loss first."""
     order = math.inf
     def __init__(self, every: float = 0.5) -> None: self.every, self._unread = every, []
 
@@ -120,7 +120,7 @@ class FiniteLossCB(Callback):
         if not self._unread: return
         iters, losses = zip(*self._unread, strict=True)
         for i, x in zip(iters, torch.stack([x.reshape(()) for x in losses]).tolist(), strict=True):
-            if not math.isfinite(x): self._fail(learn, i, x, "The weights have been stepped since.")
+            if not math.isfinite(x): self._fail(learn, i, x, "The weights have changed since then.")
         self.before_epoch(learn)
 
     def _fail(self, learn: Any, batch: int, loss: float, weights: str) -> None:

@@ -6,9 +6,9 @@ __all__ = ['WrappedLoader', 'first_batch_of']
 
 
 def first_batch_of(dl: Any) -> int:
-    "Which batch of the pass `dl` begins with: 0 unless a resumed run has done some already."
+    "Which batch of the pass `dl` begins with: 0 unless a resumed run has already done part of it."
     first = getattr(dl, 'first_batch', 0)
-    return first if isinstance(first, int) else 0  # another thing of that name in a user's loader
+    return first if isinstance(first, int) else 0  # a user's loader may use this name for something else
 
 
 class WrappedLoader:

@@ -1,4 +1,4 @@
-"The command line: runs a job and turns what went wrong into a message and an exit code."
+"The command line: runs a job and turns errors into messages and exit codes."
 import os
 import platform
 import sys

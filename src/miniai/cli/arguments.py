@@ -20,7 +20,7 @@ CHECKPOINT_COMMANDS = {'verify': VerifyConfig, 'show': ShowConfig}
 
 
 def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
-    "The configuration of the job that `args` ask for. ConfigError or SystemExit(2) for what they get wrong."
+    "The configuration of the job that `args` ask for. ConfigError or SystemExit(2) if they are invalid."
     try:
         import tyro
     except ImportError: raise ConfigError("the command line needs tyro: pip install 'miniai-torch[cli]'") from None

@@ -31,7 +31,7 @@ class JobConfig:
     "The options of every job."
     config: Path | None = None
     """A TOML file with options, such as a run's config.toml. Options on the command line override it."""
-    data: str = _option('auto', "A folder with the files of Fashion-MNIST, or a name.", DATA)
+    data: str = _option('auto', "A folder with the Fashion-MNIST files, or one of these names.", DATA)
     model: Literal[tuple(MODELS)] = _option('simple', 'The network.', MODELS)
     optimizer: Literal[tuple(OPTIMIZERS)] = 'adamw'
     """The update rule."""
@@ -71,7 +71,7 @@ class JobConfig:
         except ConfigError as e: raise ConfigError(f"{path}: {e}") from e
 
     def to_toml(self) -> str:
-        """The options that make the run what it is, as TOML for `from_toml`. `config`, `out` and `resume` are left out,
+        """The options that define the run, as TOML for `from_toml`. `config`, `out` and `resume` are left out,
         so that `--config` with this file starts the same run in a new folder."""
         return ''.join(f'{name} = {_toml(value)}\n' for name, value in asdict(self).items()
                        if name not in ('config', 'out', 'resume'))
@@ -88,7 +88,7 @@ class FolderConfig:
 class TrainingConfig(JobConfig):
     "The options of a job that trains for epochs."
     lr: float | Literal['auto'] = 'auto'
-    """The learning rate, the highest one of the schedule. auto: a good one for optimizer and schedule."""
+    """The highest learning rate of the schedule. auto: one tuned for the optimizer and schedule."""
     epochs: int = 5
     """Number of passes over the training images."""
 
@@ -108,7 +108,7 @@ class TrainConfig(FolderConfig, TrainingConfig):
     """Measure where the time goes: prints a table, saves profile.json and profile.png."""
     resume: bool = False
     """Resume the run in --out, or the latest run, with its own options. Only --epochs may change,
-    and only with the constant schedule: the others are made for a number of epochs."""
+    and only with the constant schedule: the others depend on the number of epochs."""
 
     def __new__(cls, **given: Any) -> Self:
         config = super().__new__(cls)
@@ -116,13 +116,13 @@ class TrainConfig(FolderConfig, TrainingConfig):
         return config
 
     def for_resume(self, run: Self) -> Self:
-        """The options to resume a run that started with `run`: its own, but the `epochs` given here. ConfigError if
-        another option is given here and differs from the run's; 'auto' never differs."""
+        """The options to resume a run that started with `run`: its own, except for `epochs` if given here. ConfigError
+        if another option is given here and differs from the run's; 'auto' never differs."""
         for name in sorted(self.given - {'config', 'epochs', 'out', 'resume'}):
             here, there = getattr(self, name), getattr(run, name)
             became_bfloat16 = (here, there) == ('float16', 'bfloat16') and run.device.startswith('cpu')
             if here in ('auto', there) or became_bfloat16: continue
-            raise ConfigError(f"cannot resume with {name} = {here!r}, as the run has {there!r}: leave that option out")
+            raise ConfigError(f"cannot resume with {name} = {here!r}: the run has {there!r}. Leave this option out")
         return replace(run, epochs=self.epochs if 'epochs' in self.given else run.epochs, resume=True)
 
 

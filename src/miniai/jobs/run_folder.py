@@ -49,7 +49,7 @@ class RunFolder:
         name = name.replace('{job}', job)
         found = _with_times(name) if '{time}' in name else {Path(name): ()}
         runs = {path: when for path, when in found.items() if (path/'config.toml').is_file()}
-        if not runs: raise FileNotFoundError(f"no run to resume at {name}: name its folder with --out")
+        if not runs: raise FileNotFoundError(f"no run to resume at {name}: give its folder with --out")
         folder = cls.__new__(cls)
         folder.path = max(runs, key=runs.get)
         return folder

@@ -61,7 +61,7 @@ def train(config: TrainConfig) -> Learner:
 
 
 class AcceptedCB(Callback):
-    "Calls `then()` once the callbacks before it have accepted the fit: a resume that they refuse never gets there."
+    "Calls `then()` once the callbacks before it have accepted the fit. If one of them refuses to resume, it does not."
     order = CheckpointCB.order
     def __init__(self, then: Callable[[], None]) -> None: self.then, self.done = then, False
 
@@ -70,7 +70,7 @@ class AcceptedCB(Callback):
         if not self.done: self.accept()
 
     def accept(self) -> None:
-        "The fit is accepted."
+        "Call `then()`, and note that in `done`."
         self.then()
         self.done = True
 

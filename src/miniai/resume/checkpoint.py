@@ -1,4 +1,4 @@
-"CheckpointCB: when a run is saved, how it resumes, and how it leaves on a signal."
+"CheckpointCB: when a run is saved, how it resumes, and how it exits on a signal."
 import math
 import time
 import warnings
@@ -26,16 +26,17 @@ __all__ = ['CheckpointCB']
 
 class CheckpointCB(Callback):
     """Saves the run to `folder` after every `batches` training batches, `epochs` epochs or `minutes`, whichever comes
-    first, and when the fit ends or is cancelled; not after an error. The last `keep` checkpoints stay. With `best`, the
-    name of a validation metric ('accuracy' for the highest, '-loss' for the lowest), the best epoch's stays too, as
-    best.safetensors. `background` writes while training goes on; a failure is raised by the next batch or at the end.
+    first, and when the fit ends or is cancelled; not after an error. The last `keep` checkpoints are kept. With `best`,
+    the name of a validation metric ('accuracy' for the highest, '-loss' for the lowest), the best epoch is kept too, as
+    best.safetensors. `background` writes while training continues; the next batch or the end raises a failure.
 
     `learn.fit(n, resume=True)` continues from the newest valid checkpoint, bit for bit, from any batch of training or
-    validation. SIGTERM and SIGINT finish the batch, save, and exit with 143 or 130 (KeyboardInterrupt in a notebook); a
-    second one leaves at once. Dry runs and fits that only validate save nothing. See docs/checkpoints.md."""
+    validation. On SIGTERM or SIGINT the run finishes its batch, saves, and exits with 143 or 130 (KeyboardInterrupt in
+    a notebook); a second signal exits at once. Dry runs and fits that only validate save nothing. See
+    docs/checkpoints.md."""
     order = math.inf
     can_resume = True
-    _run = None  # the fit under way, if it is one to save
+    _run = None  # the current fit, if it is to be saved
 
     def __init__(self, folder: str | Path, batches: int | None = None, epochs: int | None = 1,
                  minutes: float | None = None, keep: int = 2, best: str | None = None, background: bool = False,
@@ -112,7 +113,7 @@ class CheckpointCB(Callback):
         if unknown: raise self._no_metric(list(learn.history[-1]) if learn.history else [])
 
     def _best_so_far(self, learn: Any) -> list:
-        "The values of the metric `best` so far, larger being better; none if this epoch has no such value."
+        "The values of the metric `best` so far, signed so that larger is better; empty if this epoch has none."
         if not self.best: return []
         name, sign = direction(self.best)
         rows = [r for r in learn.history if r['phase'] == 'eval'] or learn.history
@@ -127,7 +128,7 @@ class CheckpointCB(Callback):
         self._run.save(learn, dict(phase=phase, epoch=epoch, batch=batch, n_epochs=learn.n_epochs), best)
 
     def _check_best(self, learn: Any) -> None:
-        "ValueError if no callback can supply the metric `best`, as far as we know: users' own may."
+        "ValueError if no callback can supply the metric `best`. A user's own callback may supply any."
         known = [nm for cb in learn.cbs if isinstance(cb, MetricsCB) for nm in ('seconds', *cb.all_metrics)]
         methods = [getattr(cb, 'after_epoch', None) for cb in learn.cbs]
         users = [m for m in methods if m and not (getattr(m, '__module__', None) or '').startswith('miniai.')]
@@ -142,7 +143,7 @@ def _phase(learn: Any) -> str: return 'train' if learn.training else 'valid'
 
 
 class _Run:
-    """One fit that is saved: its files, its signals, and what its checkpoints hold beside the run's state.
+    """One fit that is saved: its files, its signals, and what its checkpoints hold besides the run's state.
     `begun` is the random state when the current pass began, None between passes. `unproven` until a first batch is
     done."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
@@ -165,10 +166,10 @@ class _Run:
         there, state = files_of(folder), self.point.state
         if state is None and there: raise ResumeError(
             f"{folder} holds {len(there)} checkpoint(s) of an earlier run, such as {there[-1].name}: resume it with "
-            f"fit(…, resume=True), or save elsewhere")
+            f"fit(…, resume=True), or choose another folder")
         if state is None and self.cb.best and self.files.has_best(): raise ResumeError(
-            f"{folder} holds {BEST} of an earlier run, but no checkpoint to resume from: move it away or save "
-            f"elsewhere")
+            f"{folder} holds {BEST} of an earlier run, but no checkpoint to resume from: move it away or choose "
+            f"another folder")
         now = run_state(learn)
         self._first, self._signature = first_fingerprint(learn, bool(self.blockers)), resume_signature(now)
         for why in self.blockers.values(): warnings.warn(
@@ -197,7 +198,7 @@ class _Run:
         self._end.callback(lambda: self.resumed_pass in learn.cbs and learn.cbs.remove(self.resumed_pass))
 
     def begin_pass(self, learn: Any) -> None:
-        "Note the random state. In a pass that is resumed, restore what callbacks have just started again."
+        "Note the random state. In a pass that is resumed, restore what callbacks have just reset."
         resumed = self.point.state if self.point.batch else None
         self.remaining = self.resumed_pass.remaining if resumed else None
         if resumed and (self.remaining is None or self.remaining.taken): self._refuse_replaced_loader()
@@ -217,7 +218,7 @@ class _Run:
     def _refuse_replaced_loader(self) -> None:
         raise ResumeError(
             f"cannot resume within a pass: a callback, or the Learner's own one_epoch, replaced learn.dl, so its order "
-            f"is unknown. Move away the checkpoints that are not between epochs: "
+            f"is unknown. To resume between epochs instead, move these checkpoints away: "
             f"{[p.name for p in files_of(self.files.folder) if not is_between_epochs(p)]}")
 
     def count_batch(self, learn: Any) -> None:
@@ -233,7 +234,7 @@ class _Run:
             state = run_state(learn)
             before, self._signature = self._signature, resume_signature(state)
             change = first_difference(before, self._signature)
-            if change: warnings.warn(f"CheckpointCB: the run will not resume from what is saved from now on: {change}. "
+            if change: warnings.warn(f"CheckpointCB: checkpoints saved from now on cannot be resumed: {change}. "
                                      f"Make this change before the fit", stacklevel=5)
             self.files.save(dict(position=position, fingerprint=fingerprint(learn, state) | self._first,
                                  begun=self.begun if position['batch'] else None, **state), best)
@@ -244,8 +245,8 @@ class _Run:
         self.batches, self.due = 0, time.monotonic() + 60*(self.cb.minutes or math.inf)
 
     def end(self, failed: bool) -> None:
-        """Wait for what is being written, unless a second signal came; then leave if one came. A run that failed in its
-        first batch leaves no checkpoint."""
+        """Wait for the save in progress, unless there was a second signal. Then exit if there was a signal. A run that
+        failed in its first batch leaves no checkpoint."""
         with self._end:
             if failed and self.unproven and not self.watch.forced: self.files.remove_all()
             self.files.close(wait=not self.watch.forced)

@@ -1,4 +1,4 @@
-"A digest of the arrays behind a loader, so that data that changed or moved are noticed."
+"A digest of the arrays behind a loader, to notice data that has changed or moved."
 import hashlib
 from typing import Any
 
@@ -18,7 +18,7 @@ _ROWS, _NUMBERS = 64, 1024  # sampled from each array, and from each row
 
 def describe_content(dl: Any) -> dict[str, str | None]:
     """What must be the same about data in memory for a run to resume: 16 hex digits over the dtypes, the shapes and up
-    to 64 rows of each array, up to 1,024 numbers each. None if looking at the data would mean making samples. Takes a
+    to 64 rows of each array, up to 1,024 numbers each. None if the data cannot be read without making samples. Takes a
     few milliseconds."""
     if isinstance(dl, MemoryLoader):
         arrays = [*dl.tensors, *([] if dl.rows is None else [dl.rows]), dl.scaling.mean, dl.scaling.std]

@@ -86,8 +86,8 @@ def _worker_blocker(dl: DataLoader) -> str:
 
 
 class _Probe:
-    """Takes the place of a worker's `collate_fn`, and `begin` of its `worker_init_fn`, and reports for each batch what
-    drew random numbers. It runs in a worker because a dataset may open files that processes must not share."""
+    """Replaces a worker's `collate_fn`, as `begin` replaces its `worker_init_fn`, and reports for each batch what drew
+    random numbers. It runs in a worker because a dataset may open files that processes must not share."""
     def __init__(self, dl: DataLoader) -> None: self.collate, self.init = dl.collate_fn, dl.worker_init_fn
 
     def begin(self, worker: int) -> None:

@@ -1,4 +1,4 @@
-"What must be the same about a run for it to resume, and the first thing that is not."
+"What must be the same about a run for it to resume, and the first thing that differs."
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -124,7 +124,7 @@ def check_same(learn: Any, state: dict[str, Any], now: dict[str, Any], first: di
 
 def _check(saved: dict[str, Any], here: dict[str, Any], hint: str = '') -> None:
     for k, then, now in _differences(saved, here):
-        if k.endswith('number of workers') and 'missing' in (then, now): continue  # it has to matter to both
+        if k.endswith('number of workers') and 'missing' in (then, now): continue  # compared only if both recorded it
         if not k.startswith(_REQUIRES_GRAD):
             raise ResumeError(f"cannot resume: {k} was {then} in the checkpoint and is {now} now{hint}")
         warnings.warn(f"{k} was {then} when the run started and is {now} now: the checkpoint's choice will be restored",

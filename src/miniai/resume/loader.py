@@ -104,7 +104,8 @@ def set_workers(dl: Any, state: dict[str, Any]) -> None:
 
 def sampler_state(x: Any) -> dict[str, Any]:
     """The attributes of `x` that a pass may change: numbers (such as a count of passes), bools, None, and orders, which
-    are flat lists, tensors or arrays of distinct integers. Orders in torch's own samplers are constant: left out."""
+    are flat lists, tensors or arrays of distinct integers. Orders in torch's own samplers never change and are left
+    out."""
     with_orders = not type(x).__module__.startswith('torch.')
     return {k: _copy(v) for k, v in vars(x).items()
             if k not in _DATALOADER_OPTIONS and (type(v) in _PLAIN or (with_orders and _is_order(v)))}
@@ -156,7 +157,7 @@ class RemainingBatches:
             batches = self.dl.batches(self.begun[1]['epoch'], self.first_batch)
             self._restore(self.now)
             return batches
-        if not _is_indexed(self.dl): return self._loading_those_before()
+        if not _is_indexed(self.dl): return self._reloading_earlier_batches()
         rest = _RemainingIndices(self.dl.batch_sampler, self.first_batch, self._restore_after_indices)
         with _iterating_over(self.dl, rest): return iter(self.dl)
 
@@ -169,7 +170,7 @@ class RemainingBatches:
         # has put it where it belongs.
         self._restore(self.now, samplers=not self.dl.num_workers)
 
-    def _loading_those_before(self) -> Iterator:
+    def _reloading_earlier_batches(self) -> Iterator:
         batches = iter(self.dl)
         _skip(batches, min(1, self.first_batch))
         before = host_states()
@@ -202,8 +203,8 @@ def _iterating_over(dl: DataLoader, indices: Any) -> Iterator[None]:
 
 
 class _RemainingIndices:
-    """A batch sampler without its first `start` batches; calls `skipped()` once these are drawn. It starts the sampler
-    just as often and as early as it is asked to, because some draw at that moment."""
+    """A batch sampler without its first `start` batches; calls `skipped()` once these are drawn. Each call of iter()
+    starts the sampler at once, because some samplers draw random numbers when they start."""
     def __init__(self, sampler: Any, start: int, skipped: Callable[[], None]) -> None:
         self.sampler, self.start, self.skipped = sampler, start, skipped
 

@@ -42,7 +42,7 @@ class Proof:
     suspects: dict[str, str] = field(default_factory=dict)
     "Attributes of modules, and of callbacks without a `state_dict`, that differ and that no checkpoint holds."
     repeats: bool = True
-    "Are two uninterrupted runs the same? Looked at only if the resumed one differs."
+    "Are two uninterrupted runs the same? Checked only if the resumed one differs."
 
     @property
     def same(self) -> bool:
@@ -53,7 +53,7 @@ class Proof:
         if self.same: return f'identical to the bit: {self.compared}'
         text = f'NOT identical: {_first_of(self.differs)}\ncompared: {self.compared}'
         if not self.repeats: return (f"{text}\ntwo uninterrupted runs differ too, so no run can be resumed exactly: "
-                                     f"something is drawn without a seed, or computed in no fixed order")
+                                     f"something draws random numbers without a seed, or computes in no fixed order")
         return text + (f'\nalso different, and in no checkpoint: {_first_of(self.suspects)}' if self.suspects else '')
 
 
@@ -86,7 +86,7 @@ def prove_learner(make: Callable[[], Any], n_epochs: int = 2, batches: int | Non
         kills = _default_kills(whole['places']) if kills is None else _checked(kills, whole['places'], batches)
         resumed = runs.resumed(kills, whole['places'][-1])
         found = differences(whole['state'], resumed['state'], leave_out)
-        if found: say('not identical; one more run without interruption, to see whether two of these are …')
+        if found: say('not identical; running once more without interruption, to see whether such runs agree …')
         repeats = not found or not differences(whole['state'], runs.uninterrupted()['state'], leave_out)
     return Proof(list(kills), _compared(whole['state'], leave_out), found,
                  differences(whole['unsaved'], resumed['unsaved']) if found else {}, repeats)

@@ -15,8 +15,8 @@ _GRACE = 30  # seconds
 
 
 def stop_signals() -> list[int]:
-    """SIGTERM and SIGINT, if they can be handled here: only in the main thread, and not if they are ignored, since
-    processes started in the meantime should ignore them too."""
+    """SIGTERM and SIGINT, if they can be handled here: only in the main thread, and not if they are ignored, because
+    child processes should ignore them too."""
     if threading.current_thread() is not threading.main_thread(): return []
     return [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) not in (signal.SIG_IGN, None)]
 
@@ -47,10 +47,10 @@ def held() -> Iterator[None]:
 
 
 class SignalWatch:
-    """Notes the first SIGTERM or SIGINT in `signal`; a second one sets `forced` and takes its usual effect at once.
-    Watches until `close()`, which restores the old handlers; not outside the main thread, not with `on` False, and not
-    signals that are ignored. Forked processes ignore SIGINT, because Ctrl-C in a terminal reaches them too; SIGTERM has
-    its usual effect on them."""
+    """Notes the first SIGTERM or SIGINT in `signal`; a second one sets `forced` and has its usual effect at once.
+    Watches until `close()`, which restores the old handlers. Does nothing outside the main thread, with `on` False, and
+    for signals that are ignored. Forked processes ignore SIGINT, because Ctrl-C in a terminal reaches them too; SIGTERM
+    has its usual effect on them."""
     def __init__(self, on: bool = True) -> None:
         self.signal, self.forced, self._left, self.pid = None, False, False, os.getpid()
         self.old_handlers = {s: signal.signal(s, self._note) for s in stop_signals()} if on else {}
@@ -88,8 +88,8 @@ def _in_notebook() -> bool:
 class OutlastSignals:
     """A DataLoader's `worker_init_fn` that lets workers survive a signal, for use in a `with` block; `then` is the
     user's own `worker_init_fn`. A terminal or a batch system signals all processes of a run, but the run still needs
-    the batches that its workers are making: they ignore SIGINT, and within the block live on for 30 seconds after a
-    first SIGTERM. After the block SIGTERM ends them at once, as multiprocessing expects when a process exits."""
+    the batches that its workers are making: they ignore SIGINT, and within the block they run for 30 seconds after
+    the first SIGTERM. After the block SIGTERM ends them at once, as multiprocessing expects when a process exits."""
     def __init__(self, then: Callable[[int], None] | None) -> None:
         self.then, self.open_blocks = then, _count_of_open_blocks()
 

@@ -1,4 +1,4 @@
-"Where a run resumes: the checkpoint to continue from, and putting everything back."
+"Where a run resumes: which checkpoint it continues from, and how its state is restored."
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ __all__ = ['ResumePoint', 'find_resume_point', 'resume_blockers', 'restore', 're
 
 class ResumePoint:
     """Where a fit starts: in epoch `epoch`, after its training if `trained`, before batch `batch` of the pass. `state`
-    is what to restore, None at the very start of a run."""
+    is what to restore, None at the start of a run."""
     def __init__(self, state: dict[str, Any] | None = None) -> None:
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
         self.state, self.epoch, self.batch, self.trained = state, at['epoch'], at['batch'], at['phase'] == 'valid'
@@ -29,9 +29,9 @@ class ResumePoint:
 
 
 def find_resume_point(folder: Path, learn: Any, blockers: dict[str, str]) -> ResumePoint:
-    """The newest valid checkpoint in `folder`, the one furthest into the run by its name; the very start if there is
-    none yet. A warning names each newer one that is skipped. ResumeError if there are checkpoints but none can be
-    used, or if the run has done more epochs than are asked for. `blockers` is what `resume_blockers` says."""
+    """The newest valid checkpoint in `folder`: by its name, the one furthest into the run. If there is none, the start
+    of the run. A warning names each newer one that is skipped. ResumeError if there are checkpoints but none can be
+    used, or if the run has already done more than `n_epochs`. `blockers` comes from `resume_blockers`."""
     there = files_of(folder)
     if not there: return ResumePoint()
     def blocker(path: Path) -> str:
@@ -48,7 +48,7 @@ def find_resume_point(folder: Path, learn: Any, blockers: dict[str, str]) -> Res
     begun = bool(point.batch or point.trained)
     if learn.n_epochs >= point.epoch + begun: return point
     raise ResumeError(f"the run in {folder} has done {point.epoch} epochs{' and part of another' if begun else ''}, "
-                      f"but only {learn.n_epochs} were asked for: ask for more")
+                      f"but fit was called with n_epochs={learn.n_epochs}: pass a larger number")
 
 
 def resume_blockers(learn: Any) -> dict[str, str]:
@@ -66,8 +66,8 @@ def _nothing_usable(there: list[Path], usable: list[Path], blockers: dict[str, s
     inside = [p for p in there if p not in usable]
     if inside: reasons.append(f"{'; '.join(blockers.values())}. {folder} holds no checkpoint between epochs, only "
                               f"{names(inside)}")
-    if (folder/BEST).exists(): reasons.append(f"{BEST}, of the best epoch, is there too")
-    return ResumeError(f"{'; '.join(reasons)}. Move them away to start a new run")
+    if (folder/BEST).exists(): reasons.append(f"{BEST}, from the best epoch, is also there")
+    return ResumeError(f"{'; '.join(reasons)}. To start a new run, move them to another folder")
 
 
 def restore(learn: Any, state: dict[str, Any]) -> None:
@@ -79,7 +79,7 @@ def restore(learn: Any, state: dict[str, Any]) -> None:
 
 @contextmanager
 def real_weights(opt: Any) -> Iterator[None]:
-    "Within it parameters hold the weights themselves, even if the optimizer has put their averages in their place."
+    "Within this context parameters hold the weights, even if the optimizer has swapped in their averages."
     swapped = getattr(opt, 'shows_averages', False)
     if swapped: opt.swap_averages()
     try: yield

@@ -1,4 +1,4 @@
-"The state of a run as a tree of values and tensors, and back: model, optimizer, schedules, records, random states."
+"Save and restore the state of a run as a tree: model, optimizer, schedules, records, random states."
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
@@ -25,12 +25,12 @@ class ResumeError(ValueError): "A run cannot resume from a checkpoint; the messa
 # The parts of a run
 
 def named_loaders(learn: Any) -> list[tuple[str, Any]]:
-    "The loaders of training and validation by name; None if there is none."
+    "The training and validation loaders, with names; the second is None if there is no validation loader."
     return [('training data', learn.dls.train), ('validation data', getattr(learn.dls, 'valid', None))]
 
 
 def loaders_of(learn: Any) -> list:
-    "The loaders of training and, if there is one, of validation."
+    "The training loader and, if there is one, the validation loader."
     return [dl for _, dl in named_loaders(learn) if dl is not None]
 
 
@@ -45,7 +45,7 @@ def stateful_callbacks(learn: Any) -> Iterator[tuple[str, Any]]:
 
 
 def generators_in_callbacks(learn: Any) -> list[tuple[str, Any]]:
-    "Random generators inside callbacks, with their paths; those of the Learner, its parts and its data do not count."
+    "Random generators inside callbacks, with their paths, except those of the Learner, its parts and its data."
     data = [x for dl in loaders_of(learn) for x in (dl, getattr(dl, 'dataset', None), *samplers_of(dl))]
     others = learn, learn.model, learn.opt, learn.dls, *data
     return [(f'{type(cb).__name__}.{nm}', g) for cb in learn.cbs for nm, g in generators_of(cb, True, others)]
@@ -117,7 +117,7 @@ def _gradients(module: nn.Module) -> dict[str, Any]:
 
 
 def _packed(g: Tensor | None) -> Any:
-    "A gradient; the parts of a sparse one."
+    "A dense gradient as it is; a sparse one as a dict of its parts."
     if g is None or g.layout is torch.strided: return g
     return dict(indices=g._indices(), values=g._values(), shape=list(g.shape), coalesced=g.is_coalesced())
 
@@ -126,7 +126,7 @@ def check_savable(learn: Any) -> None:
     "TypeError or ValueError, naming the place, if part of the run cannot be saved."
     lacks = [nm for nm in ('param_groups', 'state_dict', 'load_state_dict') if not hasattr(learn.opt, nm)]
     if lacks: raise TypeError(f"CheckpointCB saves the optimizer's state, but {type(learn.opt).__name__} has no "
-                              f"{' or '.join(lacks)}: add what torch.optim.Optimizer has")
+                              f"{' or '.join(lacks)}: use a torch.optim.Optimizer, or add what is missing")
     named = [*learn.model.named_parameters(), *learn.model.named_buffers()]
     lazy = [nm for nm, x in named if is_lazy(x)]
     if lazy: raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the model before a fit with a "
