@@ -55,7 +55,7 @@ def test_the_rules_of_the_page_learn_and_what_they_may_not_do_is_said(capsys):
         first, last = names['curves'][name][0], names['curves'][name][-1]
         assert last < first/5, name
     out = capsys.readouterr().out
-    assert 'write where(condition, a, b) in place of if' in out
+    assert 'write where(condition, a, b) instead of if' in out
     assert 'rule cannot be traced' in out
     assert 'the model is small' in out
 

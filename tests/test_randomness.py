@@ -52,7 +52,7 @@ def test_restored_states_repeat_every_global_generator():
 
 
 def test_states_of_other_devices_are_refused():
-    with pytest.raises(ValueError, match='random states: CUDA generators was 3 and is 0 here'):
+    with pytest.raises(ValueError, match='cannot restore random states: CUDA generators was 3 and is 0 here'):
         set_random_states(random_states() | dict(cuda=[1, 2, 3]))
 
 

@@ -1,4 +1,4 @@
-"Augmentation, and looks at data, model and predictions, by the names that notebooks import."
+"Augmentation, and tools to inspect data, model and predictions, by the names that notebooks import."
 from miniai.callbacks.mix import CutMixCB as CutMixCB
 from miniai.callbacks.mix import MixUpCB as MixUpCB
 from miniai.callbacks.train_loss import LabelSmoothingCB as LabelSmoothingCB

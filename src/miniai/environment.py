@@ -1,4 +1,4 @@
-"The machine and the process: package versions, available memory, and giving memory back."
+"The machine and the process: package versions, available memory, and freeing memory."
 import gc
 import os
 import sys

@@ -52,7 +52,7 @@ def rand_translate(x: Tensor, most: float = 0.1, mode: str = 'constant', fill: f
     return _shifted(x, (int(most*x.shape[-2]), int(most*x.shape[-1])), mode, fill, generator)
 
 
-# Which pixel of a line of n stands at position i, for i beyond its ends.
+# Which pixel of a line of n is shown at position i, also for i beyond its ends.
 _PADDING = dict(reflect=lambda i, n: (n - 1) - ((n - 1) - i.abs()).abs(), replicate=lambda i, n: i.clamp(0, n - 1),
                 constant=lambda i, n: i.clamp(0, n - 1))
 

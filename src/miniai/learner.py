@@ -104,7 +104,7 @@ class Learner:
 
     def fit(self, n_epochs: int = 1, train: bool = True, valid: bool = True, cbs: Any = None,
             lr: float | None = None, resume: bool = False) -> None:
-        """Train for `n_epochs` and validate after each; `train` and `valid` switch either off. `cbs` are there for this
+        """Train for `n_epochs` and validate after each; `train` and `valid` switch either off. `cbs` are added for this
         fit only, and `lr` replaces the Learner's. With `resume` the fit continues from the newest checkpoint of its
         CheckpointCB, if there is one. ValueError or TypeError, before the first batch, for what is sure to fail; a fit
         that fails before its first epoch leaves history and optimizer as they were."""
@@ -147,7 +147,7 @@ class Learner:
         if method_nm not in dispatch.silent: dispatch(method_nm, self)
 
     def _listen(self, event: str) -> Dispatch:
-        "Build the table of listeners. If a callback is at fault, the previous table still serves cleanups."
+        "Build the table of listeners. If a callback is invalid, cleanups still use the previous table."
         try: self._dispatch = self._last_dispatch = Dispatch(self.cbs, self.events)
         except Exception:
             if not event.startswith('cleanup_') or self._last_dispatch is None: raise

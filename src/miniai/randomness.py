@@ -27,7 +27,8 @@ def set_random_states(states: dict[str, Any]) -> None:
     "Restore what `random_states` returned. ValueError if this process has other kinds of generators."
     here = describe_states(random_states())
     for name, kind in describe_states(states).items():
-        if kind != here[name]: raise ValueError(f"random states: {name} was {kind!r} and is {here[name]!r} here")
+        if kind != here[name]:
+            raise ValueError(f"cannot restore random states: {name} was {kind!r} and is {here[name]!r} here")
     set_host_states(states)
     if states['cuda']: torch.cuda.set_rng_state_all(states['cuda'])
     if states['mps'] is not None: torch.mps.set_rng_state(states['mps'])

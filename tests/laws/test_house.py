@@ -12,12 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
-FLOORS = [  # from the ground up: a file imports from floors below its own, or from its own package
+LAYERS = [  # from the bottom up: a file imports from layers below its own, or from its own package
     'events device environment randomness images', 'show', 'kernels distributed models checkpoint', 'optim data',
     'callbacks', 'diagnosis', 'resume',
     'datasets conv activations init sgd training resnet augment accel proof', 'learner', 'report', 'jobs', 'cli',
     '__main__', '__init__']
-FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms.split()}
+LAYER = {room: i for i, rooms in enumerate(LAYERS) for room in rooms.split()}
 API = dict(
     training='accuracy report Dataset fit get_dls',
     datasets='inplace collate_dict DataLoaders show_image subplots get_grid show_images',
@@ -63,11 +63,11 @@ def imported(path):
 @pytest.mark.parametrize('path', FILES, ids=module)
 def test_imports_go_down_or_stay_in_their_own_package(path):
     here = room(path)
-    assert here in FLOOR, f"{here} has no floor: give it one here and in docs/architecture.md"
+    assert here in LAYER, f"{here} has no layer: give it one here and in docs/architecture.md"
     for target in imported(path):
         there = target.split('.')[1] if '.' in target else '__init__'
-        goes_down = there == here or FLOOR[there] < FLOOR[here]
-        assert goes_down, f"{module(path)} imports {target}, of floor {FLOOR[there]}"
+        goes_down = there == here or LAYER[there] < LAYER[here]
+        assert goes_down, f"{module(path)} imports {target}, of layer {LAYER[there]}"
 
 
 def test_imports_have_no_cycles():

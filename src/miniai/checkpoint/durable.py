@@ -1,4 +1,4 @@
-"Durable writing: after a crash or power loss at any moment, the old file or the new one is there, whole."
+"Durable writing: after a crash or power loss at any moment, either the old file or the new one is there, complete."
 import hashlib
 import os
 import secrets
@@ -112,7 +112,7 @@ class _Writer:
             with suppress(OSError): disk.close_dir(folder)
 
     def _restore(self, undo: partial | None) -> None:
-        self.status = 'the new file is at this path, whole, but may not survive a power loss'
+        self.status = 'the new file is at this path and complete, but may not survive a power loss'
         with suppress(OSError):
             if not undo: return
             undo()

@@ -9,7 +9,7 @@ class Malformed(ValueError):
 
 
 class CheckpointError(ValueError):
-    "The file at `path` is not a whole checkpoint: damaged, truncated, of another kind or format; `reason` says which."
+    "The file at `path` is not a complete checkpoint: damaged, truncated, or of another kind; `reason` says which."
     def __init__(self, path: str | PathLike, reason: str) -> None:
         self.path, self.reason = fspath(path), reason
         super().__init__(f'{self.path}: {reason}')

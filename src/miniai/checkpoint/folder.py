@@ -1,4 +1,4 @@
-"A folder of checkpoints: remove leftover temporary files, and find the newest whole checkpoint."
+"A folder of checkpoints: remove leftover temporary files, and find the newest valid checkpoint."
 import os
 import re
 import stat
@@ -18,10 +18,10 @@ _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
 
 
 def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
-    """Remove the temporary files that saves of ended processes left in `folder`; return their paths. Temporary files of
-    saves in progress stay: those of this process, and those with the process number of another living one. After a
-    reboot, or on a shared folder, that number can belong to an unrelated process; with `locked`, for a caller that
-    holds the folder's FolderLock, they are removed as well. A warning names each file that cannot be removed."""
+    """Remove the temporary files that processes which have ended left in `folder`; return their paths. Temporary files
+    of saves in progress stay: those of this process, and those with the id of another running process. After a reboot,
+    or on a shared folder, that id can belong to an unrelated process; with `locked`, for a caller that holds the
+    folder's FolderLock, they are removed as well. A warning names each file that cannot be removed."""
     removed = []
     for path in sorted(Path(folder).iterdir()):
         if not _is_stale(path, locked): continue

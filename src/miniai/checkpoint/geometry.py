@@ -1,7 +1,7 @@
 """Tensors and arrays as flat memory, and back, with dtype, shape and strides.
 
-Memory is kept as it lies, from a tensor's first element to its last, and never rearranged: contiguous and densely
-permuted tensors (channels_last) take their own size, a view with gaps takes the gaps as well."""
+Memory is saved as it is, from a tensor's first element to its last, and never rearranged. Contiguous and densely
+permuted tensors (channels_last) take exactly their size; a view with gaps is saved with the gaps."""
 from dataclasses import dataclass
 from math import prod
 

@@ -1,4 +1,4 @@
-"""The head of a checkpoint file, a safetensors header: write it, and parse it with every claim checked.
+"""The head of a checkpoint file, a safetensors header: write it, and parse it, checking everything it says.
 
 `__metadata__` comes first and begins with the sha256 at a fixed place, computed over the whole file with zeros in that
 place. So one digest covers header and data, and the file is written and verified in one pass."""

@@ -1,4 +1,4 @@
-"Read checkpoint files: nothing in a file is used before the sha256 over all of it is right."
+"Read checkpoint files: no part of a file is used before its sha256 has been checked."
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,8 +22,8 @@ _PIECE = 1 << 21  # bytes read or written at a time
 
 def load(path: str | bytes | PathLike) -> Any:
     """The state given to `save`, verified in the same pass: tensors are on the CPU with their strides, and tensors that
-    were one are one again. Takes the file's size in memory, plus the Python objects for all values other than tensors
-    (up to 50 times their bytes in a file made to use memory). CheckpointError for a file that is not a whole
+    shared memory share it again. Takes the file's size in memory, plus the Python objects for all values other than
+    tensors (up to 50 times their bytes in a file made to use memory). CheckpointError for a file that is not a complete
     checkpoint."""
     with _opened(path) as file:
         memories = {nm: torch.empty(e.end - e.begin, dtype=torch.uint8) for nm, e in file.header.entries.items()}

@@ -1,4 +1,4 @@
-"`save` a state to a file, now or in the background while the caller goes on and may change the state."
+"`save` a state to a file, now or in the background while the caller continues and may change the state."
 import atexit
 import os
 import sys
@@ -60,7 +60,7 @@ class Pending:
             _pending.update(dict.fromkeys(paths, self))
             if not self._start_threads():
                 self._task.run()
-                self.wait()  # raise a failure now: no later call may hear of it
+                self.wait()  # raise a failure now: there may be no later call that can
         except BaseException:
             if self._task.cancel():
                 self._forget()
@@ -94,7 +94,7 @@ class Pending:
         self._released.put(None)
 
     def done(self) -> bool:
-        "Has it ended, well or not? Always False in a process forked during the save."
+        "Has it ended, with or without an error? Always False in a process forked during the save."
         return self._task.finished
 
     def wait(self) -> None:
@@ -124,7 +124,7 @@ class Saver:
 
     def save(self, path: str | bytes | PathLike, state: Any, *, also: Iterable[str | bytes | PathLike] = (),
              background: bool = True) -> None:
-        "Like `miniai.checkpoint.save`, after the last save is done (in a fork, not its parent's)."
+        "Like `miniai.checkpoint.save`, after the last save is done. A forked process does not wait for its parent's."
         if self._last and not self._last._is_ours(): self._last = None
         self.wait()
         buffer, self._buffer = self._buffer, CopyBuffer()  # after an interrupt, the old one may still be in use
@@ -136,13 +136,13 @@ class Saver:
         self._buffer.reserve(Content(state))
 
     def done(self) -> bool:
-        "Is nothing being written? Raises the failure of the last save."
+        "True if no save is in progress. Raises the failure of the last save."
         if self._last is None or not self._last.done(): return self._last is None
         self.wait()
         return True
 
     def wait(self) -> None:
-        "Return when nothing is being written; raise the failure of the last save."
+        "Return when no save is in progress; raise the failure of the last save."
         last = self._last
         if not last: return
         try: last.wait()

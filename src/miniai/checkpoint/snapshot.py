@@ -33,8 +33,8 @@ class Content:
 
 
 class CopyBuffer:
-    """Memory on the CPU for copies of tensors, reused from one save to the next, as copying into new pages takes longer
-    than the copying itself. It is numpy's: the thread that writes it must not call torch."""
+    """Memory on the CPU for copies of tensors, reused from one save to the next, because allocating new pages takes
+    longer than the copy itself. It is a numpy array: the thread that writes it to disk must not call torch."""
     def __init__(self) -> None: self.memory = np.empty(0, np.uint8)
 
     def copies(self, content: Content) -> list[memoryview]:

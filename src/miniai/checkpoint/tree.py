@@ -29,8 +29,8 @@ _SCALARS = ('bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int6
 
 
 def flatten(state: Any) -> tuple[Any, dict[str, Leaf]]:
-    """The state as JSON values, and its tensors by name, the path where each was met first. Memory met again with the
-    same geometry is the same tensor. TypeError with the path for a value that a checkpoint cannot hold."""
+    """The state as JSON values, and its tensors by name: the path where each comes first. Memory that comes again
+    with the same geometry is the same tensor. TypeError with the path for a value that a checkpoint cannot hold."""
     flat = _Flattener()
     return flat.encode(state, ()), flat.leaves
 
@@ -87,8 +87,8 @@ class _Flattener:
 
 
 def _identity(x: Tensor | np.ndarray) -> tuple:
-    """Equal for two tensors or arrays that see the same memory alike. Computed before any copy for the file is made;
-    empty and lazily conjugated ones are equal only to themselves."""
+    """Equal for two tensors or arrays that share memory, dtype, shape and strides. Computed before any copy for the
+    file is made; empty and lazily conjugated ones are equal only to themselves."""
     if 0 in x.shape: return (id(x),)
     if isinstance(x, np.ndarray): return x.ctypes.data, x.dtype.str, x.shape, x.strides
     return (id(x),) if x.is_conj() or x.is_neg() else (x.data_ptr(), x.dtype, x.shape, x.stride(), x.device)
@@ -147,7 +147,7 @@ class _Unflattener:
         return self.tensors[name]
 
     def _numbers(self, name: Any, tag: str) -> Any:
-        "A tensor as the list that it was. It must be dense: with a stride of 0, a small file could make a huge list."
+        "The list that was saved as a tensor. It must be dense: with stride 0, a small file could make a huge list."
         x, dtype = self._tensor(name, tag), _NUMBERS[tag].__name__
         g = x if isinstance(x, Geometry) else None if isinstance(x, np.ndarray) else leaf_of(x).geometry
         if not g or g.numpy or g.dtype != dtype or len(g.shape) != 1 or not is_dense(g.shape, g.stride):

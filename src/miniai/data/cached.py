@@ -34,7 +34,7 @@ def cached_pair(train: Any, valid: Any, memory: float | None, check: str, seed: 
 def cached_loader(dl: Any, name: str, memory: float, check: str = 'some', seed: int = 0) -> Any:
     "A MemoryLoader of everything in `dl`; or `dl` itself, with a warning, if it cannot be cached."
     if isinstance(dl, MemoryLoader | list | tuple): return dl
-    reason = _why_not(dl)
+    reason = _uncacheable_reason(dl)
     if not reason: tensors, template, reason = _decoded(dl, name, memory)
     if reason:
         warnings.warn(f"the {name} loader is not cached and stays as it is: {reason}", stacklevel=4)
@@ -44,8 +44,8 @@ def cached_loader(dl: Any, name: str, memory: float, check: str = 'some', seed: 
                         shuffle=type(dl.sampler) is RandomSampler, to_float=False, pack=partial(_packed, template))
 
 
-def _why_not(dl: Any) -> str:
-    "The reason why a loader cannot be cached, whatever its samples; empty if it can."
+def _uncacheable_reason(dl: Any) -> str:
+    "Why a loader cannot be cached, whatever its samples are; '' if it can."
     if not isinstance(dl, DataLoader) or type(dl).__iter__ is not DataLoader.__iter__:
         return f"it is a {type(dl).__name__}, not a plain DataLoader"
     if isinstance(dl.dataset, IterableDataset) or not isinstance(dl.dataset, Sized):

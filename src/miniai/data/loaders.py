@@ -88,8 +88,8 @@ class DataLoaders:
     def cached(self, memory: float | None = None, check: str = 'some', seed: int = 0) -> 'DataLoaders':
         """The same batches from memory, for DataLoaders over datasets that give the same samples each time. Each sample
         is decoded once, by the loader's own collate function and workers. Batch sizes, the structure of batches and
-        `drop_last` stay; a shuffled loader gets an order by (seed, epoch). `check` compares 'some' samples (64) or
-        'all' with a second look: ValueError if they differ, as with random augmentation, or have unequal shapes.
+        `drop_last` stay; a shuffled loader gets an order by (seed, epoch). `check` loads 'some' samples (64) or
+        'all' a second time: ValueError if they differ, as with random augmentation, or have unequal shapes.
 
         A loader stays as it is, with a warning, if it would take more than `memory` bytes (for both; by default half of
         what is available), has no length, has a sampler other than torch's random and sequential ones, or is not a

@@ -1,4 +1,4 @@
-"A dataset with random transforms that draw the same in any number of worker processes."
+"Random transforms in a dataset that give the same results with any number of worker processes."
 import random
 from hashlib import sha256
 from operator import index
@@ -14,9 +14,9 @@ __all__ = ['SeededSamples']
 
 
 class SeededSamples:
-    """Wraps a dataset so that its random transforms, in workers, draw the same for the same sample of the same epoch,
-    whichever worker loads it: the global generators of torch, numpy and Python are seeded for each sample with the
-    epoch's seed and the sample's index, then put back. Without workers the dataset draws as usual.
+    """Wraps a dataset so that what its random transforms draw depends only on the epoch and the sample, not on the
+    worker: the global generators of torch, numpy and Python are seeded for each sample with the epoch's seed and the
+    sample's index, then restored. Without workers the dataset draws as usual.
 
     An index is an int, or anything with the same repr in every process: text, tuples of such; else TypeError, in
     workers. Generators that the dataset itself holds are not seeded, as each worker has copies. Leave

@@ -159,7 +159,7 @@ class ActivationStats(HooksCallback):
         "A panel per layer: the fraction of activations below 0.25, or of gradients below 2**-31, in each batch."
         for stats, ax in self._panels(figsize, of, f'fraction of {of} near 0'):
             fraction = _lowest_bin(stats).numpy()
-            line, = ax.plot(fraction, clip_on=False, zorder=3)  # whole at 0 and 1, above the frame
+            line, = ax.plot(fraction, clip_on=False, zorder=3)  # not cut off at 0 and 1, and above the frame
             ax.fill_between(range(len(fraction)), fraction, color=line.get_color(), alpha=.3, lw=0)
             ax.set(ylim=(0, 1), xmargin=0)
 

@@ -34,7 +34,7 @@ class CapturePreds(Callback):
 
 
 def _joined(xs: list) -> Any:
-    "One nest from those of several batches: tensors are concatenated, anything else is as_list."
+    "One nest from those of several batches: tensors are concatenated, anything else is kept in a list."
     first = xs[0]
     if isinstance(first, Tensor): return torch.cat(xs) if first.ndim else torch.stack(xs)
     if isinstance(first, tuple | list): return tuple(map(_joined, map(list, zip(*xs, strict=True))))

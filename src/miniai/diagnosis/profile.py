@@ -57,11 +57,11 @@ class _Times:
 class ProfileCB(Callback):
     """Where the time of training and validation goes: waiting for data, copying (DeviceCB), forward, loss, backward,
     optimizer, zero_grad, every other callback by class name, and the loop itself. The parts sum to the wall time of the
-    epochs. `rows`, `table()` and `plot()` have it; the table is printed after a fit that trained, unless `quiet`.
+    epochs. `rows`, `table()` and `plot()` show them; the table is printed after a fit that trained, unless `quiet`.
 
-    Hooks on modules count for the callback that set them, hooks on tensors for the backward they run in. Every `every`
-    th batch is timed, from the second on: 1 is all, at about 10 µs each. On an accelerator timing means waiting for it,
-    so there the default is 10."""
+    Hooks on modules count for the callback that set them, hooks on tensors for the backward they run in. Every
+    `every`-th batch is timed, from the second on; 1 times all, at about 10 µs each. On an accelerator timing has to
+    wait for the device, so the default there is 10."""
     order = float('inf')  # so that it times the loader as all other callbacks leave it
 
     def __init__(self, every: int | None = None, quiet: bool = False) -> None:
@@ -114,7 +114,7 @@ class ProfileCB(Callback):
         if self._watch.on: learn.dl = _TimedLoader(learn.dl, self._batches)
 
     def _batches(self, dl: Iterable) -> Iterator:
-        "The batches of `dl`. Taking one is waiting for data; what the loop then does with it is timed, or not."
+        "The batches of `dl`. Getting one is timed as waiting for data; the rest of the batch only if it is due."
         times, timed = self._times, self._watch.timed
         take = timed(timed(lambda: iter(dl), DATA)().__next__, DATA)
         try:

@@ -1,4 +1,4 @@
-"Generated modules on disk: written atomically, named by a hash of everything that shapes them, sealed by checksums."
+"Generated modules on disk: written atomically, named by a hash of all they depend on, protected by checksums."
 import atexit
 import hashlib
 import importlib.util

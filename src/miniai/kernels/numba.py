@@ -37,7 +37,7 @@ class Kernel:
         self.ready(elements, *rest)(table, chunks, *rest)
 
     def ready(self, elements: int, *rest: np.ndarray) -> Callable[..., None]:
-        "The function that runs over a table of so many elements, in parallel if that is safe and worth it; compiled."
+        "The compiled function for a table of that many elements: a parallel one if that is safe and worthwhile."
         way = 'serial' if elements < WORTH_IT or serial_reason(elements) else 'parallel'
         run = self.functions.get(way) or self._compile(way, rest)
         return run if way == 'serial' else partial(_on_torch_threads, run)
@@ -76,8 +76,8 @@ def _on_torch_threads(run: Callable[..., None], *args: np.ndarray) -> None:
 
 
 def serial_reason(elements: int) -> str:
-    """Why a kernel over so many elements runs on one thread; '' if it may run in parallel. It depends only on the model
-    and the machine."""
+    """Why a kernel over that many elements runs on one thread; '' if it may run in parallel. It depends only on the
+    model and the machine."""
     if elements < WORTH_IT: return 'the model is small'
     if torch.get_num_threads() == 1: return 'torch has one thread'
     if os.getpid() != _PID: return 'this is a forked process'  # a forked child dies under OpenMP

@@ -48,7 +48,7 @@ def rounded(x):
 
 @njit(**FLAGS)
 def mixed(x):
-    "One round of a 32-bit hash, random enough for what is added below the last bit kept."
+    "One round of a 32-bit hash, random enough for the noise that rounding needs."
     x = np.uint32(np.uint32(x ^ np.uint32(x >> _15)) * _B)
     return np.uint32(x ^ np.uint32(x >> _16))
 

@@ -54,7 +54,7 @@ class Symbol:
 
     def __bool__(self) -> bool:
         if self.elem:
-            raise RuleError("a rule may not branch on an element: write where(condition, a, b) in place of if")
+            raise RuleError("a rule may not branch on an element: write where(condition, a, b) instead of if")
         raise TypeError("it branches on a hyperparameter, which may change at any step")
 
     def __add__(self, o: Any) -> 'Symbol': return _node('{} + {}', self, o)

@@ -1,4 +1,4 @@
-"Optimizers that are their equations: rules, the classes made from them, and what runs them."
+"Optimizers written as their equations: rules, the classes made from them, and what runs them."
 from miniai.kernels.math import maximum as maximum
 from miniai.kernels.math import minimum as minimum
 from miniai.kernels.math import sign as sign

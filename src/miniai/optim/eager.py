@@ -42,7 +42,7 @@ def eager_share(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict
 
 @torch.no_grad()
 def eager_sum_of_squares(g: Tensor) -> float:
-    "Of a gradient, in double precision; the same bits for any number of threads."
+    "The sum of squares of a gradient, in double precision; the same bits for any number of threads."
     if has_sums_in_parts(placement(g)): g = g.full_tensor()
     sums = [F.pad(part.double().square(), (0, -len(part) % _BLOCK)).view(-1, _BLOCK).sum(1)
             for part in local(g).reshape(-1).split(_BLOCK*_BLOCKS)]
@@ -51,7 +51,7 @@ def eager_sum_of_squares(g: Tensor) -> float:
 
 def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[Tensor], g: Tensor,
              hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
-    "The tensors and scalars that `f`, or its trace, returns; none of the tensors is one of `tensors`."
+    "The tensors and scalars that `f`, or its trace, returns, as new tensors."
     old, g = [wide(x) for x in tensors], wide(g)
     if trace is None:  # a rule may change its arguments in place: give it copies
         rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}

@@ -1,4 +1,4 @@
-"Parameter groups: no decay for biases and norms, rates that fall with depth, and a table of all groups."
+"Parameter groups: no decay for biases and norms, lower rates for earlier layers, and a table of all groups."
 from typing import Any
 
 from torch import nn

@@ -132,7 +132,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     @property
     def path(self) -> str:
-        "Which path, fused or eager, steps how many parameters, and why: for those that have gradients now."
+        "Which path, fused or eager, steps how many parameters, and why. Covers parameters that have gradients now."
         return current_plan(self).path()
 
     @contextmanager
@@ -160,7 +160,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             for p, x in weights.items(): p.copy_(x)
 
     def state_dict(self) -> dict[str, Any]:
-        "As torch's, with what torch's class of the same mathematics needs in a group; rules are given by name."
+        "Like torch's, plus what torch's class of the same mathematics needs in a group; rules are given by name."
         out = super().state_dict()
         for group in out['param_groups']:
             rule = self.rule_of(group)
@@ -182,7 +182,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         return super().__getstate__() | {k: getattr(self, k) for k in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        "As torch's; it may come from torch's own class: hyperparameters that it lacks come from our defaults."
+        "Like torch's. The state may come from torch's own class: hyperparameters missing in it get our defaults."
         defaults = dict(getattr(self, 'defaults', {}))
         super().__setstate__(state)
         self._plan = None
@@ -210,7 +210,7 @@ _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
 
 def _signature(spec: RuleSpec, wd: float) -> inspect.Signature:
-    "(params, lr, wd, *the rule's other hyperparameters, *options); by keyword those without a default, and options."
+    "(params, lr, wd, other hyperparameters, options). Those without a default, and options, are keyword-only."
     kinds, hypers = inspect.Parameter, dict(spec.hypers)
     first = dict(params=REQUIRED, lr=hypers.pop('lr'), wd=wd)
     positional = first | {k: v for k, v in hypers.items() if v is not REQUIRED}

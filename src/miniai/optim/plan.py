@@ -24,7 +24,7 @@ def current_plan(opt: Any) -> 'Plan':
 
 
 class Plan:
-    "Which parameters are stepped together, in which table, and which one by one, for what reason."
+    "Which parameters are stepped together, in which table, and which are stepped one by one, and why."
     def __init__(self, opt: Any) -> None:
         _check_dense(opt)
         slots = list(slots_of(opt))
@@ -53,7 +53,7 @@ class Plan:
         return all(t.refresh() for t in self.tables)
 
     def step(self, opt: Any) -> None:
-        "Step every parameter once. Whatever can fail comes first, before any parameter or step count changes."
+        "Step every parameter once. Everything that can fail runs before any parameter or step count changes."
         scale = self._gradient_scale(opt)
         if scale is None:
             opt.skipped += 1
@@ -79,7 +79,7 @@ class Plan:
         return scale if opt.clip_norm is None else scale*min(opt.clip_norm/(norm + 1e-6), 1.)
 
     def sum_of_squares(self) -> float:
-        "Of all gradients, in double precision; NaN or infinite if one of them is."
+        "The sum of squares of all gradients, in double precision; NaN or infinite if one of them is."
         return sum(t.sum_of_squares() for t in self.tables) + sum(eager_sum_of_squares(s.p.grad) for s in self.eager)
 
     @torch.no_grad()

@@ -1,5 +1,5 @@
-"""Stochastic rounding to bfloat16: up or down at random, so that the mean of what is stored is what was computed. The
-same bits as in kernels, by torch's integers."""
+"""Stochastic rounding to bfloat16: up or down at random, so that the mean of the stored values is the computed value.
+Gives the same bits as the kernels, with torch's integers."""
 import torch
 from torch import Tensor
 

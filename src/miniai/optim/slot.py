@@ -1,4 +1,4 @@
-"A parameter as a step sees it: its group, its rule with all stages, and its state, made and started here."
+"A parameter as a step sees it: its group, its rule with all stages, and its state, which is created here."
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -91,7 +91,7 @@ def _noted(rule: Callable, what: str) -> dict[str, Any]:
 
 
 def _wrong_arguments(params: list[inspect.Parameter]) -> str | None:
-    "What is wrong with the arguments of a rule, in words."
+    "An error message if the arguments of a rule are wrong; None if they are right."
     odd = [p.name for p in params if p.kind not in (_STATE, _HYPER)]
     if odd: return (f"{', '.join(odd)} is positional-only or variadic; write states as positional arguments and "
                     f"hyperparameters as keyword-only ones")
@@ -111,7 +111,7 @@ def _wrong_arguments(params: list[inspect.Parameter]) -> str | None:
 
 
 def _wrong_states(states: list[str], starts: dict[str, Callable], scalars: dict[str, float]) -> str | None:
-    "What is wrong with what the decorators say about the states of a rule, in words."
+    "An error message if the decorators do not fit the states of a rule; None if they do."
     for by, names in dict(starts=starts, scalars=scalars).items():
         unknown = sorted(set(names) - set(states))
         if unknown: return f"{by}() names {', '.join(unknown)}, but the states are {states}"

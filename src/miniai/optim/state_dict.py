@@ -30,7 +30,8 @@ def _parameters(opt: Any, state_dict: dict[str, Any]) -> list[tuple[Tensor, type
 def _check_group(opt: Any, k: int, saved: dict[str, Any], rule: type) -> None:
     its = saved.get('rule', type(opt).__name__)
     if its != rule.__name__:
-        raise ValueError(f"group {k} of the state_dict has the rule {its}, here it has {rule.__name__}")
+        raise ValueError(f"group {k} of the state_dict has the rule {its}, here it has {rule.__name__}: "
+                         f"give the group the same rule")
     betas, decoupled = saved.get('betas'), saved.get('decoupled_weight_decay')
     if betas is not None and len(betas) != len(rule.spec.betas):
         raise ValueError(f"the state_dict has {len(betas)} betas, {rule.__name__} takes {len(rule.spec.betas)}")

@@ -74,7 +74,7 @@ class Table:
         return True
 
     def fill(self, hypers: list[dict[str, float]], seed: int) -> None:
-        "Compute what the kernel needs beside memory, and compile it if need be. Changes no parameter and no state."
+        "Compute the numbers that the kernel needs, and compile it if necessary. Changes no parameter and no state."
         shares = [self._shares(hypers)] if self.program.mask else []
         self._fill(self.h, self.hosts, hypers, shares)
         if self.dithered:
@@ -100,7 +100,7 @@ class Table:
             for state, row in zip(self.states, self.new_numbers, strict=True): state[k] = row[i]
 
     def sum_of_squares(self) -> float:
-        "Of the gradients, in double precision; NaN or infinite if one of them is."
+        "The sum of squares of the gradients, in double precision; NaN or infinite if one of them is."
         sums, _ = self._block_sums(norm_kernel(self.dtypes[0]), np.zeros((1, 1)), np.float64)
         return summed([float(sums.sum())], self.where)[0]
 

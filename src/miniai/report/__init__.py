@@ -1,1 +1,1 @@
-"A finished run as pictures."
+"Pictures of a finished run."
