@@ -71,7 +71,7 @@ def collate_device(b: list) -> Any:
     return to_device(default_collate(b), def_device)
 
 
-# Scalars. Reading one from a GPU waits for everything queued there, so that is put off and done for many at once.
+# Scalars. Reading one from a GPU waits for everything queued there, so many are read at once, later.
 
 def is_number(x: object) -> bool:
     "Whether `x` is a Python number or a tensor of one element."

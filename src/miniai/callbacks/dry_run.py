@@ -70,7 +70,7 @@ def _optimizer(learn: Any) -> Undo:
 
 
 def patch(undo: ExitStack, o: Any, name: str, value: Any) -> None:
-    "Set an attribute of `o`. `undo` puts back what was there, unless it has been set again since."
+    "Set an attribute of `o`. `undo` restores the old value, unless the attribute has been set again since."
     before = {name: vars(o)[name]} if name in vars(o) else {}
     def put_back() -> None:
         if vars(o).get(name) is not value: return

@@ -167,7 +167,7 @@ def _metric_state(nm: str, m: Any) -> dict[str, Any]:
 
 
 def _torchmetric_state(part: Any) -> dict[str, Any]:
-    "What a metric of torchmetrics has seen; some keep values, such as a best one, in tensors beside their state."
+    "The state of a torchmetrics metric. Some keep values, such as the best so far, in tensors outside their state."
     tensors = {nm: x for nm, x in vars(part).items() if isinstance(x, Tensor) and not nm.startswith('_')}
     return dict(part.metric_state) | tensors | dict(_update_count=part.update_count)
 

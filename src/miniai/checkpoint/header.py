@@ -82,7 +82,7 @@ def _table_row(g: Geometry) -> dict[str, Any]:
 
 
 def masked(raw: bytes) -> bytes:
-    "The head with zeros in place of the digest, as the digest is computed over it."
+    "The head with zeros in place of the digest: the digest is computed over this."
     return raw[:DIGEST_AT] + _ZEROS + raw[DIGEST_AT + 64:]
 
 

@@ -133,7 +133,7 @@ class _File:
         "Malformed for a huge file that is almost only holes: it would take hours to read as zeros."
         stored = getattr(disk.fstat(self.fd), 'st_blocks', 0)*512
         if self.size <= 1 << 30 or stored >= self.size >> 10: return
-        if hasattr(os, 'SEEK_HOLE'):  # ask the file system, as some network folders count no blocks at all
+        if hasattr(os, 'SEEK_HOLE'):  # ask the file system: some network folders count no blocks at all
             hole = os.lseek(self.fd, 0, os.SEEK_HOLE)
             os.lseek(self.fd, 0, os.SEEK_SET)
             if hole >= self.size: return

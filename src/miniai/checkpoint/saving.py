@@ -68,7 +68,7 @@ class Pending:
             raise
 
     def _start_threads(self) -> bool:
-        """Start a daemon thread that writes, and a thread that only waits for `_released`, as the interpreter waits for
+        """Start a daemon thread that writes, and one that only waits for `_released`, to make the interpreter wait for
         it: a process forked by multiprocessing waits for threads when it ends, but runs no atexit functions. False if
         no thread can start, or the interpreter is shutting down and would not wait."""
         if not main_thread().is_alive(): return False

@@ -19,7 +19,7 @@ class SeededSamples:
     sample's index, then restored. Without workers the dataset draws as usual.
 
     An index is an int, or anything with the same repr in every process: text, tuples of such; else TypeError, in
-    workers. Generators that the dataset itself holds are not seeded, as each worker has copies. Leave
+    workers. Generators that the dataset itself holds are not seeded: each worker has copies. Leave
     persistent_workers at False: with True, every epoch has the same seed."""
     def __init__(self, dataset: Any) -> None: self.dataset = dataset
     def __len__(self) -> int: return len(self.dataset)

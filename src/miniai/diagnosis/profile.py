@@ -38,7 +38,7 @@ class _Times:
     def seconds(self) -> float: return sum(sum(d.values()) for d in (self.timed, self.untimed, self.around))
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
-        """A row per part. They sum to the whole, as untimed batches are assumed to be like the timed ones. Order: the
+        """A row per part. They sum to the total: untimed batches are assumed to be like timed ones. Order: the
         parts of a batch, then callbacks from slow to fast, then the rest."""
         timed, untimed = sum(self.timed.values()), sum(self.untimed.values())
         parts, scale = defaultdict(float, self.around), 1 + untimed/timed if timed else 1
