@@ -50,6 +50,13 @@ def test_a_file_in_the_folders_place_is_refused_and_stays_as_it_was(tmp_path):
     assert (tmp_path/'run').read_text() == 'mine'
 
 
+@pytest.mark.parametrize('make', [os.mkfifo, lambda p: p.symlink_to('nowhere')], ids=['pipe', 'broken link'])
+def test_a_pipe_or_broken_link_in_the_folders_place_is_refused(tmp_path, make):
+    make(tmp_path/'run')
+    with pytest.raises(FileExistsError, match=f'run folder {tmp_path}/run is a file, pipe or broken link'):
+        RunFolder(str(tmp_path/'run'), 'train')
+
+
 def test_time_and_job_are_filled_in(tmp_path):
     name = RunFolder(str(tmp_path/'{job}'/'{time}-{job}'), 'lr-find').path.relative_to(tmp_path).as_posix()
     assert name.startswith('lr-find/20')
@@ -125,6 +132,26 @@ def test_a_model_with_tied_weights_is_saved(folder):
     other[1].weight = other[0].weight
     load_model(other, folder.path/'model.safetensors')
     assert torch.equal(other[1].weight, model[1].weight)
+
+
+@pytest.mark.parametrize('umask', [0o022, 0o027, 0o077])
+def test_the_modes_of_all_files_follow_the_umask(folder, umask):
+    old = os.umask(umask)
+    try:
+        folder.write('a.txt', 'x')
+        folder.picture('a.png', Figure())
+        folder.save_model(a_model())
+    finally: os.umask(old)
+    assert {p.stat().st_mode & 0o777 for p in folder.path.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_link_under_the_name_of_a_part_is_replaced_and_not_followed(folder, tmp_path):
+    (tmp_path/'precious').write_text('mine')
+    (folder.path/'.a.txt.part').symlink_to(tmp_path/'precious')
+    folder.write('a.txt', 'x')
+    assert (tmp_path/'precious').read_text() == 'mine'
+    assert files(folder.path) == ['a.txt']
+    assert not (folder.path/'a.txt').is_symlink()
 
 
 # To understand the run later

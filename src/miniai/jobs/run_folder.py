@@ -69,8 +69,12 @@ class RunFolder:
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         part = self.path/f'.{name}.part'
+        part.unlink(missing_ok=True)  # left over, or a link that leads out of the folder
         try:
+            part.touch(exist_ok=False)
+            mode = part.stat().st_mode
             write(part)
+            part.chmod(mode)  # safetensors ignores the umask: only the owner could read its file
             os.replace(part, self.path/name)
         finally: part.unlink(missing_ok=True)
 
@@ -96,8 +100,9 @@ def _make_numbered(path: Path) -> Path:
 
 
 def _make(path: Path) -> Path:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(f"the run folder {path} is not empty, and runs are never overwritten: "
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        taken = 'not empty' if path.is_dir() else 'a file, pipe or broken link'
+        raise FileExistsError(f"the run folder {path} is {taken}, and runs are never overwritten: "
                               f"choose another one with --out")
     path.mkdir(parents=True, exist_ok=True)
     return path
