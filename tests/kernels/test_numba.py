@@ -100,3 +100,28 @@ sys.exit([c.si_status for c in codes] != [7, 7])
 def test_children_forked_during_another_threads_first_step_can_step():
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', FORKS], capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr
+
+
+NO_JIT = """
+import torch
+from miniai.kernels.histogram import tally
+from miniai.optim import Adam
+p = torch.nn.Parameter(torch.ones(3))
+p.grad = torch.tensor([1., -2., 0.])
+opt = Adam([p], lr=.1, clip_norm=1e6, ema=.9)
+opt.step()
+assert torch.allclose(p, torch.tensor([.9, 1.1, 1.]), atol=1e-4), p
+assert tally(torch.ones(9))[2].sum() == 9
+print(opt.path)
+"""
+
+
+def test_with_numbas_compiler_switched_off_steps_are_eager_and_say_so():
+    out = subprocess.run([sys.executable, '-c', NO_JIT], env=os.environ | dict(NUMBA_DISABLE_JIT='1'),
+                         capture_output=True, text=True, timeout=120)
+    assert out.stdout == 'eager: 1 parameter, because NUMBA_DISABLE_JIT is set\n', out.stderr
+
+
+def test_a_numba_that_cannot_be_imported_is_a_reason_to_step_eagerly(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'numba', None)
+    assert numba.missing_numba.__wrapped__().startswith('Numba cannot be imported (')

@@ -1,90 +1,89 @@
-"Generated modules on disk: written atomically, named by a hash of all they depend on, protected by checksums."
-import atexit
+"Compiled kernels on disk: a file per function, named by a hash of all it depends on, protected by a checksum."
 import hashlib
-import importlib.util
-import json
 import os
-import shutil
+import pickle
 import sys
-import tempfile
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-__all__ = ['cache_folder', 'load_module', 'seal']
+__all__ = ['DiskCache', 'cache_folder', 'load_module']
 
+_SETTINGS = 'BOUNDSCHECK', 'DEBUGINFO_DEFAULT', 'LOOP_VECTORIZE', 'OPT', 'SLP_VECTORIZE', 'USING_SVML'  # numba.config
 _HERE = Path(__file__).parent
 
 
-def cache_folder() -> Path:
-    """The folder of compiled kernels: MINIAI_CACHE, or miniai/kernels in the user's cache folder, with mode 0700. If it
-    cannot be written, or others could write to it, a temporary folder of this process replaces it."""
-    named, user = os.environ.get('MINIAI_CACHE'), os.environ.get('XDG_CACHE_HOME')
-    try:
-        folder = Path(named) if named else (Path(user) if user else Path.home()/'.cache')/'miniai'/'kernels'
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if _is_private(folder) and os.access(folder, os.W_OK | os.X_OK): return folder
-    except (OSError, RuntimeError): pass
-    return _process_folder()
-
-
-def _is_private(folder: Path) -> bool:
-    if not hasattr(os, 'getuid'): return True
-    info = folder.stat()
-    return info.st_uid == os.getuid() and not info.st_mode & 0o022
-
-
-@lru_cache(maxsize=1)
-def _process_folder() -> Path:
-    folder = tempfile.mkdtemp(prefix='miniai-kernels-')
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-@lru_cache(maxsize=1)
-def _versions() -> str:
-    import llvmlite
-    import numba
-    import numpy
-    from llvmlite.binding import get_host_cpu_name
-    versions = sys.version, numba.__version__, llvmlite.__version__, numpy.__version__
-    return repr((*versions, get_host_cpu_name(), (_HERE/'pointers.py').read_text()))
-
-
-def load_module(source: str, afresh: bool = False) -> ModuleType:
-    "The module of a generated source, in the cache folder; with `afresh`, in a temporary folder of this process."
-    name = 'k_' + hashlib.sha256((source + _versions()).encode()).hexdigest()[:24]
-    path = (_process_folder() if afresh else cache_folder())/f'{name}.py'
-    _forget_damaged(path)
-    if not path.exists() or path.read_text() != source: _write(path, source)
-    spec = importlib.util.spec_from_file_location(f'miniai_{name}', path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def load_module(source: str) -> ModuleType:
+    "The module of a generated source. What Numba compiles of its `serial` and `parallel` is kept on disk."
+    name = f'miniai_k_{_hash(source)}'
+    module = sys.modules[name] = ModuleType(name)  # code from the disk finds its module by this name
+    exec(compile(source, name, 'exec'), vars(module))
+    for run in (module.serial, module.parallel): run._cache = DiskCache(source, run.__name__)
     return module
 
 
-def _write(path: Path, text: str) -> None:
+class DiskCache:
+    """What Numba asks for a function's code, in place of its own cache. That one trusts every file it finds, keeps them
+    where NUMBA_CACHE_DIR says, and fails with the disk. If the folder is unusable, this one has nothing."""
+    cache_path = None  # Numba wants to know
+
+    def __init__(self, source: str, name: str) -> None: self.source, self.name = source, name
+
+    def load_overload(self, types: Any, context: Any) -> Any:
+        "The code for arguments of these types; None if it is missing or damaged."
+        from numba.core.compiler import CompileResult
+        try: data = self._file(types, context).read_bytes()
+        except (OSError, RuntimeError): return None
+        seal, code = data[:32], data[32:]
+        if seal != _sha256(code): return None
+        context.refresh()  # else the functions of Numba that the code calls may be missing
+        return CompileResult._rebuild(context, *pickle.loads(code))
+
+    def save_overload(self, types: Any, result: Any) -> None:
+        "Keep what was compiled for arguments of these types, and its source for people to read."
+        from numba.core.serialize import dumps
+        code = dumps(result._reduce())
+        try:
+            file = self._file(types, result.target_context)
+            _write(file, _sha256(code) + code)
+            _write(file.with_suffix('.py'), self.source.encode())
+        except (OSError, RuntimeError): pass  # compiled again next time
+
+    def _file(self, types: Any, context: Any) -> Path:
+        known = self.source, self.name, types, context.codegen().magic_tuple(), _versions()
+        return cache_folder()/f'k_{_hash(repr(known))}.bin'
+
+
+def cache_folder() -> Path:
+    """The folder of compiled kernels: MINIAI_CACHE, or miniai/kernels in the user's cache folder, with mode 0700.
+    OSError or RuntimeError if there is none, or others could write to it."""
+    named, user = os.environ.get('MINIAI_CACHE'), os.environ.get('XDG_CACHE_HOME')
+    folder = Path(named) if named else (Path(user) if user else Path.home()/'.cache')/'miniai'/'kernels'
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    info = folder.stat()
+    if hasattr(os, 'getuid') and (info.st_uid != os.getuid() or info.st_mode & 0o022):
+        raise PermissionError(f"others can write to {folder}")
+    return folder
+
+
+def _versions() -> tuple:
+    "All that shapes the code of any kernel, except its source and the processor."
+    import llvmlite
+    import numba
+    import numpy
+    versions = sys.version, numba.__version__, llvmlite.__version__, numpy.__version__
+    return *versions, (_HERE/'pointers.py').read_text(), [getattr(numba.config, nm, None) for nm in _SETTINGS]
+
+
+def _sha256(data: bytes) -> bytes: return hashlib.sha256(data).digest()
+
+
+def _hash(text: str) -> str: return _sha256(text.encode()).hex()[:24]
+
+
+def _write(path: Path, data: bytes) -> None:
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    part.write_text(text)
-    os.replace(part, path)
-
-
-def _sums(path: Path) -> dict[str, str]:
-    "Checksums of the files that Numba has compiled for a module, by name."
-    files = [p for p in (path.parent/'__pycache__').glob(f'{path.stem}.*') if p.suffix in ('.nbi', '.nbc')]
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
-def seal(module: ModuleType) -> None:
-    "Record the checksums of the files that Numba has compiled for `module`, so that they are trusted next time."
-    path = Path(module.__file__)
-    _write(path.with_suffix('.sums'), json.dumps(_sums(path)))
-
-
-def _forget_damaged(path: Path) -> None:
-    "Numba trusts the files it finds: remove those that differ from what was sealed."
-    try: known = json.loads(path.with_suffix('.sums').read_text())
-    except (OSError, ValueError): known = {}
-    for name, found in _sums(path).items():
-        if known.get(name) != found: (path.parent/'__pycache__'/name).unlink(missing_ok=True)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from numba import carray, njit, prange
 
 from miniai.kernels.pointers import bits_of, f32_at, f64_at, u16_at, widened
 
-PLAIN = dict(fastmath={{'contract', 'nsz'}}, error_model='numpy', nogil=True, cache=True)
+PLAIN = dict(fastmath={{'contract', 'nsz'}}, error_model='numpy', nogil=True)
 SUMS = PLAIN | dict(fastmath={{'contract', 'nsz', 'reassoc'}})
 BINS, TOP, LOWEST = {bins}, np.float32({top}), {lowest}
 

@@ -3,15 +3,13 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache, partial
-from importlib.util import find_spec
 from threading import RLock
-from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from miniai.kernels.cache import load_module, seal
+from miniai.kernels.cache import load_module
 from miniai.kernels.source import SIZES, step_source
 from miniai.kernels.trace import Trace
 
@@ -43,20 +41,13 @@ class Kernel:
         return run if way == 'serial' else partial(_on_torch_threads, run)
 
     def _compile(self, way: str, rest: tuple[np.ndarray, ...]) -> Callable[..., None]:
+        "Compile or load by a call over no chunks at all, which touches no memory."
         with _compiling:
-            try: run = _compiled(load_module(self.source), way, rest)
-            except Exception: run = _compiled(load_module(self.source, afresh=True), way, rest)  # unusable cache
+            run = getattr(load_module(self.source), way)
+            run(np.zeros((1, 1), np.uint64), np.zeros((0, 3), np.int64), *rest)
+            compiled[way] += sum(run.stats.cache_misses.values())
         self.functions[way] = run
         return run
-
-
-def _compiled(module: ModuleType, way: str, rest: tuple[np.ndarray, ...]) -> Callable[..., None]:
-    "Compile or load by a call over no chunks at all, which touches no memory."
-    run = getattr(module, way)
-    run(np.zeros((1, 1), np.uint64), np.zeros((0, 3), np.int64), *rest)
-    compiled[way] += sum(run.stats.cache_misses.values())
-    seal(module)
-    return run
 
 
 @lru_cache(maxsize=256)
@@ -102,7 +93,11 @@ def _layer_reason() -> str:
 @lru_cache(maxsize=1)
 def missing_numba() -> str:
     "Why there are no kernels at all; '' if there are."
-    return '' if find_spec('numba') else 'Numba is not installed'
+    with _compiling:
+        try:
+            from numba import config
+        except ImportError as e: return f'Numba cannot be imported ({e})'
+    return 'NUMBA_DISABLE_JIT is set' if config.DISABLE_JIT else ''
 
 
 def unsupported(x: Tensor) -> str:

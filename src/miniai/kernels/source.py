@@ -18,7 +18,7 @@ from numba import carray, njit, prange
 
 from miniai.kernels.pointers import dithered, drawn, f32_at, f64_at, high, low, mixed, rounded, u16_at, widened
 
-FLAGS = dict(fastmath={{'contract', 'nsz'}}, error_model='numpy', nogil=True, cache=True)
+FLAGS = dict(fastmath={{'contract', 'nsz'}}, error_model='numpy', nogil=True)
 
 
 @njit(**FLAGS)

@@ -20,7 +20,7 @@ from numba import carray, njit, prange
 
 from miniai.kernels.pointers import f32_at, f64_at, u16_at, widened
 
-FLAGS = dict(fastmath={{{flags}}}, error_model='numpy', nogil=True, cache=True)
+FLAGS = dict(fastmath={{{flags}}}, error_model='numpy', nogil=True)
 
 
 @njit(**FLAGS)
