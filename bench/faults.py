@@ -138,7 +138,6 @@ def cost(mb):
     """Median times over interleaved rounds, each to a new file: torch.save + fsync, a verified save, and how long a
     background save stops the caller."""
     state, saver = {f'layer{i}': torch.randn(mb*1000_000 // 4 // 20) for i in range(20)}, Saver()
-    saver.reserve(state)
     rounds, ratios, stops, plain = (3 if QUICK else 15), [], [], []
     with tempfile.TemporaryDirectory() as folder:
         paths = [os.path.join(folder, nm) for nm in 'abc']

@@ -12,10 +12,11 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
-from miniai.checkpoint import CheckpointError, SaveError, Saver, disk, durable, load, remove_stale, save
+from miniai.checkpoint import CheckpointError, SaveError, Saver, durable, load, remove_stale, save, saving
 from miniai.checkpoint.header import sealed
 
 NAME = 'c.safetensors'
@@ -59,32 +60,40 @@ def remove_all_stale(folder):
     for at in (folder, os.path.join(folder, 'there')): remove_stale(at)
 
 
-# Calls of the disk
+# The system calls of a save
 
-CALLS = ['create', 'write', 'pwrite', 'fsync', 'fsync_dir', 'open_dir', 'is_replaceable', 'open_regular', 'read_into',
-         'fstat', 'rename', 'link', 'unlink', 'close', 'close_dir']
+CALLS = ['stat', 'open', 'write', 'pwrite', 'fsync', 'replace', 'link', 'unlink', 'close', 'read']
+
+
+def system(**functions):
+    "What `os` is to a save, with some of its functions replaced."
+    return SimpleNamespace(**vars(os) | functions)
 
 
 @contextmanager
-def patched(**functions):
-    old = {nm: getattr(disk, nm) for nm in functions}
-    try:
-        for nm, f in functions.items(): setattr(disk, nm, f)
-        yield
+def patched(read=open, **functions):
+    "Saves use these functions of `os`, and `read` to open the file that they read back."
+    durable.os, durable.open = system(**functions), read
+    try: yield
     finally:
-        for nm, f in old.items(): setattr(disk, nm, f)
+        durable.os = os
+        del durable.open
+
+
+def real(name): return open if name == 'read' else getattr(os, name)
 
 
 # Kills
 
-def in_place(self, head, memories):
-    "A save that writes over the old file: kills must show that it is unsafe."
+def in_place(paths, head, memories, stop=None):
+    "A save that writes over the old files: kills must show that it is unsafe."
     data = [bytes(m) for m in memories]
-    head, _ = sealed(head, hashlib.sha256(b''.join([head, *data])).hexdigest())
-    fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for piece in (head, *data): disk.write(fd, piece)
-    os.fsync(fd)
-    os.close(fd)
+    head = sealed(head, hashlib.sha256(b''.join([head, *data])).hexdigest())
+    for path in paths:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for piece in (head, *data): durable.os.write(fd, piece)
+        durable.os.fsync(fd)
+        os.close(fd)
 
 
 def _save_forever(folder, v, n, background, pipe):
@@ -98,22 +107,22 @@ def _save_forever(folder, v, n, background, pipe):
 
 
 def _kill_at_call(k):
-    "Let this process kill itself at its `k`-th call of the disk, in the middle of it if it writes."
+    "Let this process kill itself at its `k`-th system call, in the middle of it if it writes."
     left = [k]
-    def dying(name, real):
+    def dying(name):
         def f(*args):
             left[0] -= 1
-            if left[0] >= 0: return real(*args)
-            if name == 'write': real(args[0], args[1][:len(args[1])//2])
+            if left[0] >= 0: return real(name)(*args)
+            if name == 'write': os.write(args[0], args[1][:len(args[1])//2])
             os.kill(os.getpid(), signal.SIGKILL)
         return f
-    for nm in CALLS: setattr(disk, nm, dying(nm, getattr(disk, nm)))
+    durable.os, durable.open = system(**{nm: dying(nm) for nm in CALLS}), dying('read')
 
 
 def kill_once(folder, v, rng, timed):
-    "Kill a child that saves, at a random time or disk call; return the last version it acknowledged, or `v` if none."
+    "Kill a child that saves, at a random time or system call; return the last version it acknowledged, or `v` if none."
     ours, theirs = os.pipe()
-    n, background, seconds, call = rng.choice(SIZES), rng.random() < 0.3, rng.uniform(0.005, 0.06), rng.randrange(120)
+    n, background, seconds, call = rng.choice(SIZES), rng.random() < 0.3, rng.uniform(0.005, 0.06), rng.randrange(80)
     pid = os.fork()
     if not pid:
         try:
@@ -133,7 +142,7 @@ def kill_once(folder, v, rng, timed):
 
 def kills(n, seed=0, timed=False):
     """Counts over `n` kills: corrupt checkpoints, acknowledged saves lost, temporaries found, left over, kills between
-    the names of a file, saves acknowledged. Kills are at random disk calls; with `timed`, at random times."""
+    the names of a file, saves acknowledged. Kills are at random system calls; with `timed`, at random times."""
     counts = 'corrupt', 'lost', 'temporaries', 'left_over', 'between', 'acknowledged'
     rng, v, out = random.Random(seed), 0, dict(kills=n) | dict.fromkeys(counts, 0)
     with tempfile.TemporaryDirectory() if timed else folder_in_memory() as folder:
@@ -162,30 +171,30 @@ def _looked_at(folder, acknowledged, out):
 # Calls that fail
 
 @contextmanager
-def failing(name, error, first, for_good):
-    """Let the `first`-th call of `disk.name`, from 0, and all later ones if `for_good`, raise `error`; close first does
-    its work. 'short' writes or reads only half."""
-    real, calls = getattr(disk, name), []
+def failing(name, error, first, for_good, **others):
+    """Let the `first`-th call of `name`, from 0, and all later ones if `for_good`, raise `error`; close first does its
+    work. 'short' writes only half."""
+    calls = []
     def call(*args):
         calls.append(args)
         due = len(calls) > first if for_good else len(calls) == first + 1
-        if due and error == 'short': return real(args[0], args[1][:len(args[1])//2 or 1], *args[2:])
-        if not due or name.startswith('close'): out = real(*args)
+        if due and error == 'short': return real(name)(args[0], args[1][:len(args[1])//2 or 1], *args[2:])
+        if not due or name == 'close': out = real(name)(*args)
         if due: raise error
         return out
-    with patched(**{name: call}): yield calls
+    with patched(**others | {name: call}): yield calls
 
 
 def no_links(*paths): raise PermissionError(1, 'Operation not permitted')
 
 
-# By way: the names to save under, and the disk functions that are replaced
+# By way: the names to save under, and the functions that are replaced
 WAYS = dict(alone=((NAME,), {}), linked=(NAMES, {}), copied=(NAMES, dict(link=no_links)))
 
 
 def count_calls(name, folder, way):
     names, lacks = WAYS[way]
-    with patched(**lacks), failing(name, None, 10**9, False) as calls: save_as(folder, 2, names)
+    with failing(name, None, 10**9, False, **lacks) as calls: save_as(folder, 2, names)
     return len(calls)
 
 
@@ -199,7 +208,7 @@ def fault_cases(folder, errors=ERRORS, ways=tuple(WAYS)):
     for way, name in ((way, nm) for way in ways for nm in CALLS if nm not in WAYS[way][1]):
         for k in range(count_calls(name, folder, way)):
             for e in errors:
-                if e == 'short' and name not in ('write', 'pwrite', 'read_into'): continue
+                if e == 'short' and name not in ('write', 'pwrite'): continue
                 for for_good in (False, True): yield way, name, k, e, for_good
 
 
@@ -208,25 +217,18 @@ def try_fault(folder, way, name, k, error, for_good):
     as it should be. (A disk that refuses all removals may leave temporaries, which go later.)"""
     names, lacks = WAYS[way]
     save_as(folder, 1)
-    outcome, said, at = 'saved', '', len(names)
-    with patched(**lacks), failing(name, error, k, for_good):
+    outcome, said, new = 'saved', '', [len(names)]
+    with failing(name, error, k, for_good, **lacks):
         try: save_as(folder, 2, names)
-        except SaveError as e: outcome, said, at = 'error', str(e), names.index(os.path.relpath(e.path, folder))
-        except KeyboardInterrupt: outcome = 'interrupt'
+        except KeyboardInterrupt: outcome, new = 'interrupt', range(len(names) + 1)
+        except SaveError as e:
+            outcome, said, at = 'error', str(e), names.index(os.path.relpath(e.path, folder))
+            named = said.startswith(os.path.join(folder, names[at])) and 'the file takes' in said
+            new = [0 if name == 'stat' else at + ('the new file is at this path' in said)] if named else []
     if name == 'unlink': remove_all_stale(folder)
-    left = versions(folder, names)
     clean = files_in(folder) == set(NAMES)
-    told = (outcome == 'interrupt') == isinstance(error, KeyboardInterrupt) or outcome == 'saved'
-    named = outcome != 'error' or (said.startswith(os.path.join(folder, names[at])) and 'bytes were written' in said)
-    at += way == 'copied' and 'the new file is at this path' in said  # it could not be undone
-    if name == 'is_replaceable': at = 0  # all names are checked before anything is written
-    new = _after_interrupts(way, name) if outcome == 'interrupt' else [at]
-    return outcome, clean and told and named and left in [[2]*k + [1]*(len(names) - k) for k in new]
-
-
-def _after_interrupts(way, name):
-    "Under how many names the new file may be: with a single name, it is after the last two kinds of calls."
-    return [name in ('unlink', 'close_dir')] if way == 'alone' else range(len(NAMES) + 1)
+    told = (outcome == 'interrupt') == isinstance(error, KeyboardInterrupt)
+    return outcome, clean and told and versions(folder, names) in [[2]*n + [1]*(len(names) - n) for n in new]
 
 
 # Power loss
@@ -236,41 +238,33 @@ class Recorder:
     to its file, or to None if it was removed."""
     def __init__(self, folder, without=()):
         self.ops, self.opened, self.names, self.without = [], {}, {}, without
-        real = {nm: getattr(disk, nm) for nm in CALLS}
         def rel(path): return os.path.relpath(path, folder)
-        def create(path):
-            fd = real['create'](path)
-            self.opened[fd] = len(self.ops)
-            self.change({rel(path): self.opened[fd]})
-            return fd
-        def open_dir(path):
-            fd = real['open_dir'](path)
-            self.opened[fd] = rel(path)
+        def opens(path, flags, mode=0o777):
+            fd = os.open(path, flags, mode)
+            self.opened[fd] = rel(path) if flags & os.O_DIRECTORY else len(self.ops)
+            if flags & os.O_CREAT: self.change({rel(path): self.opened[fd]})
             return fd
         def write(fd, data):
-            n = real['write'](fd, data)
+            n = os.write(fd, data)
             self.note('write', self.opened[fd], None, bytes(data[:n]))
             return n
         def pwrite(fd, data, at):
             self.note('write', self.opened[fd], at, bytes(data))
-            return real['pwrite'](fd, data, at)
-        def rename(old, new):
-            real['rename'](old, new)
+            return os.pwrite(fd, data, at)
+        def replace(old, new):
+            os.replace(old, new)
             self.change({rel(new): self.names[rel(old)], rel(old): None})
         def link(old, new):
-            real['link'](old, new)
+            os.link(old, new)
             self.change({rel(new): self.names[rel(old)]})
         def unlink(path):
-            real['unlink'](path)
+            os.unlink(path)
             self.change({rel(path): None})
         def fsync(fd):
-            real['fsync'](fd)
-            self.note('fsync', self.opened[fd])
-        def fsync_dir(fd):
-            real['fsync_dir'](fd)
-            self.note('fsync_dir', self.opened[fd])
-        self.functions = dict(create=create, open_dir=open_dir, write=write, pwrite=pwrite, rename=rename, link=link,
-                              unlink=unlink, fsync=fsync, fsync_dir=fsync_dir)
+            os.fsync(fd)
+            self.note('fsync_dir' if isinstance(self.opened[fd], str) else 'fsync', self.opened[fd])
+        self.functions = dict(open=opens, write=write, pwrite=pwrite, replace=replace, link=link, unlink=unlink,
+                              fsync=fsync)
 
     def change(self, names):
         self.names |= names
@@ -380,5 +374,5 @@ def _is_right(path, found, acknowledged, last):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    if sys.argv[2:]: durable._Writer.write = in_place
+    if sys.argv[2:]: saving.write_durably = in_place
     print(kills(int(sys.argv[1]), seed=random.randrange(10**6), timed=True))

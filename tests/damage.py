@@ -122,7 +122,7 @@ def sealed(header, data=b''):
 
 
 def meta(state='null', tensors='{}', **more):
-    state, tensors = (x if isinstance(x, str) else json.dumps(x) for x in (state, tensors))
+    state, tensors = (x if isinstance(x, str) else json.dumps(x, separators=(',', ':')) for x in (state, tensors))
     made = dict(saved='2026-01-01', miniai='0', torch='0')
     return dict(sha256='0'*64, format='miniai checkpoint', version='1', **made, state=state, tensors=tensors) | more
 
@@ -251,18 +251,12 @@ def contents():
 
 def write_hostile(folder):
     "Write the hostile files, and some that are not regular files; return their paths by name."
-    paths = {nm: os.path.join(folder, nm.replace('/', ' ')) for nm in (*contents(), 'sparse', 'sparse tensor', 'fifo',
-                                                                       'zero device', 'directory', 'link to itself')}
+    others = {'fifo': os.mkfifo, 'directory': os.mkdir, 'zero device': lambda p: os.symlink('/dev/zero', p),
+              'link to itself': lambda p: os.symlink(p, p), 'link to nothing': lambda p: os.symlink('nothing', p)}
+    paths = {nm: os.path.join(folder, nm.replace('/', ' ')) for nm in (*contents(), *others)}
     for nm, raw in contents().items():
         with open(paths[nm], 'wb') as f: f.write(raw)
-    for nm, raw in (('sparse', PREFIX), ('sparse tensor', one(tensor(shape=(1 << 38,), at=(0, 1 << 40)), data=b''))):
-        with open(paths[nm], 'wb') as f:
-            f.write(raw)
-            f.truncate((1 << 40) + (len(raw) if nm == 'sparse tensor' else 0))
-    os.mkfifo(paths['fifo'])
-    os.symlink('/dev/zero', paths['zero device'])
-    os.mkdir(paths['directory'])
-    os.symlink(paths['link to itself'], paths['link to itself'])
+    for nm, make in others.items(): make(paths[nm])
     return paths
 
 
@@ -288,8 +282,7 @@ def read_all(folder):
     return dict(files=out, control=control)
 
 
-def _its_own(event, path): return event[0] == 'open' and event[1].startswith(f'({path!r}, None, {_READING}')
-_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+def _its_own(event, path): return event[0] == 'open' and event[1] == f"({path!r}, 'r', {os.O_RDONLY | os.O_CLOEXEC})"
 
 
 def outcome(f, path):

@@ -20,7 +20,7 @@ import torch
 import crash
 from miniai import Callback
 from miniai.accel import AccumulateCB
-from miniai.checkpoint import durable
+from miniai.checkpoint import saving
 from miniai.resume import loader, signals, start, state
 from miniai.resume.checkpoint import CheckpointCB
 from resuming import StopCB, digest, run
@@ -79,14 +79,14 @@ class DoneCB(Callback):
 
 
 def _report_saves(watch):
-    save, write = CheckpointCB.save, durable._Writer.write
+    save, write = CheckpointCB.save, saving.write_durably
     def reporting_save(self, *args, **kwargs):
         with watch.within('saving'): return save(self, *args, **kwargs)
     def reporting_write(self, *args):
         watch.writing = True
         try: return write(self, *args)
         finally: watch.writing = False
-    CheckpointCB.save, durable._Writer.write = reporting_save, reporting_write
+    CheckpointCB.save, saving.write_durably = reporting_save, reporting_write
 
 
 # Controls: saving and resuming with something left out, which tests must notice
@@ -106,10 +106,11 @@ def _no_handler(): signals.stop_signals = lambda: []
 
 
 def _no_temporary():
-    def slowly(self, *args):
-        with open(self.path, 'wb'): time.sleep(.005)
-        crash.in_place(self, *args)
-    durable._Writer.write = slowly
+    def slowly(paths, *args):
+        for path in paths:
+            with open(path, 'wb'): time.sleep(.005)
+        crash.in_place(paths, *args)
+    saving.write_durably = slowly
 
 
 def _no_save():

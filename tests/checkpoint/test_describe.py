@@ -76,7 +76,7 @@ def test_show_prints_the_description(path, capsys):
 def test_show_of_another_file_exits_1_and_names_it(path, capsys):
     Path('b').write_text('hello')
     assert run('checkpoint', 'show', 'b') == 1
-    said = 'not a checkpoint of miniai, or truncated: it has 5 bytes; use another file'
+    said = 'not a checkpoint of miniai, or truncated or damaged: use another file'
     assert capsys.readouterr().err == f'miniai: error: b: {said}\n'
     assert run('checkpoint', 'show', 'none') == 1
     assert 'No such file' in capsys.readouterr().err

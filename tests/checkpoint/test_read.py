@@ -1,4 +1,5 @@
 "Damaged and hostile files: each is refused by one error that names it, and reading it does nothing else."
+import io
 import json
 import math
 import os
@@ -12,12 +13,14 @@ import torch
 
 import damage
 import scripts
-from miniai.checkpoint import CheckpointError, disk, inspect, load, save, verify
+from miniai.checkpoint import CheckpointError, inspect, load, read, save, verify
 from states import bits, everything, same
 
 GOLDEN = Path(__file__).parents[1]/'golden'
-HARMLESS = {'another shape', 'strides zero', 'device of code', 'py/object', 'dunder keys', 'config that names code',
-            'template'}
+HARMLESS = {  # plain data, if not what `save` would write
+    'strides zero', 'device of code', 'py/object', 'dunder keys', 'config that names code', 'template', 'tag with more',
+    'absurd exponent', 'tensor without a place', 'keys twice', 'tuple of text', 'floats of another type',
+    'ints of another type', 'floats of numpy', 'floats twice', 'floats and a tensor', 'a tensor and floats'}
 
 
 @pytest.fixture
@@ -42,8 +45,8 @@ def test_every_truncation_is_refused(path):
 def test_the_reason_says_what_is_wrong(path):
     raw = path.read_bytes()
     for bad, said in [(raw[:-1], 'truncated: '), (raw + b'\0', 'damaged: it has 1 bytes after its end'),
-                      (raw[:-1] + b'\x55', 'damaged: its sha256'), (b'PK\x03\x04' + raw, 'declares a header of'),
-                      (raw[:3], 'it has 3 bytes')]:
+                      (raw[:-1] + b'\x55', 'damaged: its sha256'), (b'PK\x03\x04' + raw, 'a pickle or zip archive'),
+                      (raw[:3], 'or truncated or damaged'), (raw[:200], 'or truncated or damaged')]:
         path.write_bytes(bad)
         with pytest.raises(CheckpointError, match=said) as e: load(path)
         assert e.value.path == str(path)
@@ -58,15 +61,33 @@ def test_a_missing_file_is_a_file_not_found_error(tmp_path):
 def test_a_path_may_be_bytes_and_one_with_a_nul_is_a_checkpoint_error_that_names_it(path, read):
     assert bits(read(os.fsencode(path))) == bits(read(path))
     for bad in ('a\0b', b'a\0b', Path('a\0b')):
-        with pytest.raises(CheckpointError, match=r'not a valid path: .*embedded null') as e: read(bad)
+        with pytest.raises(CheckpointError, match='embedded null') as e: read(bad)
         assert e.value.path == 'a\0b'
     path.write_bytes(b'')
     with pytest.raises(CheckpointError, match=f'^{path}: '): read(os.fsencode(path))
 
 
 def test_a_read_error_of_the_disk_is_a_checkpoint_error(path, monkeypatch):
-    monkeypatch.setattr(disk, 'read_into', lambda *args: (_ for _ in ()).throw(OSError(5, 'Input/output error')))
+    class Broken(io.BytesIO):
+        def fileno(self): raise OSError(5, 'Input/output error')
+    monkeypatch.setattr(read, 'open', lambda *args: Broken(), raising=False)
     with pytest.raises(CheckpointError, match='cannot be read: Input/output error'): load(path)
+
+
+NOT_FILES = dict(pipe=(os.mkfifo, 'not a regular file'), folder=(os.mkdir, 'not a regular file'),
+                 device=(lambda p: os.symlink('/dev/zero', p), 'not a regular file'),
+                 broken_link=(lambda p: os.symlink('nowhere', p), "a link to 'nowhere', which does not exist"),
+                 circle=(lambda p: os.symlink(p, p), 'cannot be read: Too many levels'))
+
+
+@pytest.mark.parametrize('kind', NOT_FILES)
+@pytest.mark.parametrize('f', [load, verify, inspect])
+def test_anything_but_a_file_is_a_checkpoint_error_that_names_it_at_once(tmp_path, f, kind):
+    make, said = NOT_FILES[kind]
+    make(tmp_path/'x')
+    with pytest.raises(CheckpointError, match=f'^{tmp_path}/x: {said}') as e: f(tmp_path/'x')
+    assert (e.value.path, e.value.reason) == (f'{tmp_path}/x', str(e.value).removeprefix(f'{tmp_path}/x: '))
+    assert isinstance(e.value, ValueError)
 
 
 PEAK = """
@@ -101,12 +122,11 @@ def test_inspect_returns_what_the_head_says(path):
     assert bits(info.scalars['scalar']) == bits(np.float32(1.5))
 
 
-def test_inspect_reads_only_the_head(path, monkeypatch):
+def test_inspect_reads_only_the_head(path):
     save(path, torch.zeros(1_000_000))
-    seen, real = [], disk.read_into
-    monkeypatch.setattr(disk, 'read_into', lambda fd, buffer: seen.append(len(buffer)) or real(fd, buffer))
-    inspect(path)
-    assert sum(seen) < 1000
+    with path.open('r+b') as f: f.seek(1_000_000), f.write(b'x')
+    assert inspect(path).size == path.stat().st_size
+    with pytest.raises(CheckpointError): verify(path)
 
 
 # Hostile files
@@ -123,10 +143,8 @@ def hostile(tmp_path_factory):
 def test_hostile_files_are_refused_or_harmless(hostile):
     read = hostile['files']
     assert len(read) >= 50
-    assert {nm for nm, r in read.items() if set(r['results'][:2]) == {'harmless'}} <= HARMLESS
-    odd = {nm: r['results'] for nm, r in read.items() if set(r['results']) - {'refused', 'harmless'}}
-    assert odd.keys() == {'link to itself'}  # which the system does not open
-    assert set(odd['link to itself']) == {odd['link to itself'][0]}
+    assert {nm for nm, r in read.items() if 'harmless' in r['results']} == HARMLESS
+    assert {nm: r['results'] for nm, r in read.items() if set(r['results']) - {'refused', 'harmless'}} == {}
 
 
 def test_hostile_files_execute_import_open_and_send_nothing(hostile):

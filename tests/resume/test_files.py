@@ -1,12 +1,14 @@
 "A run's folder: names sort as the run went, other files are left alone, old files go when new ones are safe."
 import os
+import stat
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniai.checkpoint import SaveError, disk
+import crash
+from miniai.checkpoint import SaveError, durable
 from miniai.resume.files import RunFiles, file_name, files_of, is_between_epochs, place_of
 from resuming import checkpoints, run
 
@@ -47,32 +49,35 @@ def test_a_run_removes_temporary_files_of_earlier_processes_even_if_the_pid_is_i
     assert os.listdir(tmp_path) == ['.miniai.lock']
 
 
-def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
-    (tmp_path/'file').write_text('')
-    with pytest.raises(NotADirectoryError, match=r'checkpoints need a folder, but .*file is a file'):
-        RunFiles(tmp_path/'file', keep=1, between_epochs=False, background=False)
+@pytest.mark.parametrize('make', [lambda p: p.write_text(''), os.mkfifo, lambda p: p.symlink_to('nowhere')],
+                         ids=['file', 'pipe', 'broken link'])
+def test_anything_but_a_folder_is_an_error_that_names_it(tmp_path, make):
+    make(tmp_path/'x')
+    with pytest.raises(NotADirectoryError, match=f'but {tmp_path}/x is a file, pipe or broken link'):
+        RunFiles(tmp_path/'x', keep=1, between_epochs=False, background=False)
 
 
 # Old checkpoints stay until the new one is safe
 
+def is_folder(fd): return stat.S_ISDIR(os.fstat(fd).st_mode)
+
+
 def test_an_old_checkpoint_stays_if_the_new_one_may_not_be_on_disk(tmp_path, monkeypatch):
-    def no_links(a, b): raise OSError(1, 'no second names')
-    def unsure(fd): raise OSError(5, 'input/output error')
+    def unsure(fd):
+        if is_folder(fd): raise OSError(5, 'input/output error')
     class FailSync:
         def before_batch(self, learn):
-            if learn.iter != 3: return
-            monkeypatch.setattr(disk, 'link', no_links)
-            monkeypatch.setattr(disk, 'fsync_dir', unsure)
+            if learn.iter == 3: monkeypatch.setattr(durable, 'os', crash.system(fsync=unsure))
     with pytest.raises(SaveError, match='input/output error'): run(tmp_path, cbs=[FailSync()], keep=1).fit(1)
     assert checkpoints(tmp_path) == ['00000-1-00000003', '00000-1-00000004']
 
 
 def test_an_old_checkpoint_stays_until_the_new_one_is_on_disk(tmp_path, monkeypatch):
-    seen, real = [], disk.fsync_dir
+    seen = []
     def watched(fd):
-        seen.append(sum(p.stat().st_size > 0 for p in tmp_path.glob('checkpoint-*')))
-        return real(fd)
-    monkeypatch.setattr(disk, 'fsync_dir', watched)
+        if is_folder(fd): seen.append(sum(p.stat().st_size > 0 for p in tmp_path.glob('checkpoint-*')))
+        return os.fsync(fd)
+    monkeypatch.setattr(durable, 'os', crash.system(fsync=watched))
     run(tmp_path, keep=1, background=True).fit(1)
     assert min(seen[2:-1]) >= 2
     assert len(checkpoints(tmp_path)) == 1

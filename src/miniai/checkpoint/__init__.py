@@ -4,12 +4,12 @@
     state = load('run.safetensors')
 """
 from miniai.checkpoint.describe import describe as describe
-from miniai.checkpoint.errors import CheckpointError as CheckpointError
-from miniai.checkpoint.errors import FolderInUseError as FolderInUseError
-from miniai.checkpoint.errors import SaveError as SaveError
+from miniai.checkpoint.durable import SaveError as SaveError
+from miniai.checkpoint.folder import FolderInUseError as FolderInUseError
+from miniai.checkpoint.folder import FolderLock as FolderLock
 from miniai.checkpoint.folder import newest_valid as newest_valid
 from miniai.checkpoint.folder import remove_stale as remove_stale
-from miniai.checkpoint.lock import FolderLock as FolderLock
+from miniai.checkpoint.read import CheckpointError as CheckpointError
 from miniai.checkpoint.read import CheckpointInfo as CheckpointInfo
 from miniai.checkpoint.read import TensorInfo as TensorInfo
 from miniai.checkpoint.read import inspect as inspect

@@ -2,132 +2,138 @@
 import hashlib
 import os
 import secrets
+import stat
+import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
-from itertools import chain
+from os import PathLike, fspath
+from threading import Event
+from typing import Any
 
-from torch import Tensor
+from miniai.checkpoint.header import DIGEST_AT, sealed
 
-from miniai.checkpoint import disk
-from miniai.checkpoint.background import BackgroundThread
-from miniai.checkpoint.errors import SaveError
-from miniai.checkpoint.header import sealed
-from miniai.checkpoint.read import check_written, pieces_of
+__all__ = ['SaveError', 'write_durably', 'in_thread', 'in_progress']
 
-__all__ = ['write_durably', 'temporary_names']
-
+_PIECE = 1 << 21  # bytes written at a time
 _LARGE = 1 << 24  # bytes; from this size on, the disk starts to sync while the hash is still being computed
 _STEM = 27        # characters kept from the file's name: at 4 bytes each, the temporary name has at most 143 bytes
-_UNCHANGED = 'nothing has changed at this path'
-_ours = set()     # temporary files of saves in progress in this process
+in_progress = set()  # the temporary files of this process
 
 
-def temporary_names() -> frozenset[str]:
-    "Paths of the temporary files of saves in progress in this process."
-    return frozenset(_ours)
+class SaveError(OSError):
+    """A checkpoint of `wanted` bytes could not be saved under the name `path`; `cause`, also `__cause__`, is the error
+    behind it. The file that was at `path` is unchanged unless the message says otherwise."""
+    def __init__(self, path: str | PathLike, wanted: int, cause: BaseException, status: str) -> None:
+        self.path, self.wanted, self.cause = fspath(path), wanted, cause
+        reason = getattr(cause, 'strerror', None) or str(cause) or type(cause).__name__
+        super().__init__(f'{self.path} was not saved: {reason} (the file takes {wanted:,} bytes); {status}')
+        self.errno = getattr(cause, 'errno', None)
 
 
-def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview | Tensor], size: int) -> None:
-    """Write `head`, with the sha256 filled in, and `memories`, flat bytes, `size` bytes in all, to the first of `paths`
-    (real paths), then give that file each further name: as a hard link, or as a copy where links are not possible.
-    Returns when the file was read back and is on the disk under every name. SaveError names the first path that
-    fails: paths before it have the new file, this one and those after it are unchanged, and no temporary is left."""
-    first, *others = paths
-    writers = [_Writer(first, size), *(_Writer(p, size, first) for p in others)]
-    for w in writers: w.check_replaceable()  # before anything is written
-    for w in writers: w.write(head, memories)
+def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview], stop: Event | None = None) -> None:
+    """Write `head`, with the sha256 filled in, and `memories`, flat bytes, to the first of `paths` (real paths), then
+    give that file each further name: as a hard link, or as a copy where links are not possible. Returns when the file
+    was read back and is on the disk under every name. SaveError names the first path that fails: paths before it have
+    the new file, this one and those after it are unchanged, and no temporary is left. Setting `stop` makes it fail."""
+    saved, renamed = None, False
+    try:
+        for path in paths: _check_replaceable(path)  # before anything is written
+        for path in paths:
+            renamed = False
+            with _temporary(path) as part:
+                if not (saved and _linked(saved, part)): _write(part, head, memories, stop)
+                os.replace(part, path)
+            renamed = True
+            _sync_folder(os.path.dirname(path))
+            saved = saved or path
+    except Exception as e:
+        status = ('the new file is at this path and complete, but may not survive a power loss' if renamed else
+                  'nothing has changed at this path')
+        size = len(head) + sum(map(len, memories))
+        raise SaveError(path, size, e, f'{status}, and {saved} is saved' if saved else status) from e
 
 
-class _Writer:
-    "Writes a file to a temporary name next to `path` and moves it there; `source` is an equal file to link to."
-    def __init__(self, path: str, size: int, source: str | None = None) -> None:
-        self.path, self.size, self.source, self.written, self.status = path, size, source, 0, _UNCHANGED
-        self.folder, name = os.path.split(path)
-        stem = os.path.join(self.folder, f'.{name[:_STEM]}.{os.getpid()}.{secrets.token_hex(4)}')
-        self.part, self.old = f'{stem}.part', f'{stem}.old.part'
-
-    def check_replaceable(self) -> None:
-        "SaveError for a folder, device, pipe or a link to itself: renaming would replace it."
-        try:
-            if not disk.is_replaceable(self.path):
-                raise OSError('there is a folder, device, pipe or socket at this path; choose another')
-        except Exception as e: raise SaveError(self.path, self.size, 0, e, _UNCHANGED) from e
-
-    def write(self, head: bytes, memories: list[memoryview | Tensor]) -> None:
-        try:
-            with _removed(self.part), _removed(self.old):
-                if not self._linked(): self._write_part(head, memories)
-                self._move_into_place()
-        except Exception as e:
-            status = f'{self.status}, and {self.source} is saved' if self.source else self.status
-            raise SaveError(self.path, self.size, self.written, e, status) from e
-
-    def _linked(self) -> bool:
-        "Make the temporary a second name of `source`, if there is one and the file system can."
-        if not self.source: return False
-        try: disk.link(self.source, self.part)
-        except OSError: return False
-        return True
-
-    def _write_part(self, head: bytes, memories: list[memoryview | Tensor]) -> None:
-        "Write the temporary file, sync it and read it back."
-        fd = disk.create(self.part)
-        try:
-            head = self._stream(fd, head, memories)
-            disk.fsync(fd)
-        finally: disk.close(fd)
-        check_written(self.part, head, memories)
-
-    def _stream(self, fd: int, head: bytes, memories: list[memoryview | Tensor]) -> bytes:
-        "Write everything in one pass, hash it in the background, then put the digest into the head, and return that."
-        digest = hashlib.sha256(head)
-        with BackgroundThread() as hashing:
-            hashing.submit(_hash, digest, memories)
-            for piece in chain([memoryview(head)], pieces_of(memories)):
-                while len(piece):
-                    n = disk.write(fd, piece)
-                    if n <= 0: raise OSError('the system wrote nothing')
-                    self.written, piece = self.written + n, piece[n:]
-            if self.size >= _LARGE: disk.fsync(fd)
-        head, place = sealed(head, digest.hexdigest())
-        if disk.pwrite(fd, head[place], place.start) != 64: raise OSError('the system wrote only a part of the sha256')
-        return head
-
-    def _move_into_place(self) -> None:
-        "Rename the temporary and sync the folder. If that fails, restore the old file, kept under a second name."
-        folder = disk.open_dir(self.folder)
-        try:
-            try: disk.link(self.path, self.old)
-            except FileNotFoundError: undo = partial(disk.unlink, self.path)
-            except OSError: undo = None  # a file system without hard links: the new file stays
-            else: undo = partial(disk.rename, self.old, self.path)
-            try:
-                disk.rename(self.part, self.path)
-                disk.fsync_dir(folder)
-            except BaseException:
-                if not os.path.lexists(self.part): self._restore(undo)  # the rename was done
-                raise
-        finally:
-            with suppress(OSError): disk.close_dir(folder)
-
-    def _restore(self, undo: partial | None) -> None:
-        self.status = 'the new file is at this path and complete, but may not survive a power loss'
-        with suppress(OSError):
-            if not undo: return
-            undo()
-            self.status = _UNCHANGED
-
-
-def _hash(digest: 'hashlib._Hash', memories: list[memoryview | Tensor]) -> None:
-    for piece in pieces_of(memories): digest.update(piece)
+def _check_replaceable(path: str) -> None:
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError('there is a folder, device, pipe or socket at this path; choose another')
 
 
 @contextmanager
-def _removed(path: str) -> Iterator[None]:
-    "Remove `path` at the end, whatever happens; if the disk refuses, `remove_stale` does it later."
-    _ours.add(path)
-    try: yield
+def _temporary(path: str) -> Iterator[str]:
+    "A name for a new file next to `path`, removed at the end if it is there; if the disk refuses, see `remove_stale`."
+    folder, name = os.path.split(path)
+    part = os.path.join(folder, f'.{name[:_STEM]}.{os.getpid()}.{secrets.token_hex(4)}.part')
+    in_progress.add(part)
+    try: yield part
     finally:
-        _ours.discard(path)
-        with suppress(OSError): disk.unlink(path)
+        in_progress.discard(part)
+        with suppress(OSError): os.unlink(part)
+
+
+def _linked(old: str, new: str) -> bool:
+    try: os.link(old, new)
+    except OSError: return False  # not every file system can
+    return True
+
+
+def _write(part: str, head: bytes, memories: list[memoryview], stop: Event | None) -> None:
+    "Write a new file in one pass while a thread computes the sha256; sync it, and read it back."
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        digest = in_thread(_sha256, _pieces(head, memories, stop))
+        for piece in _pieces(head, memories, stop):
+            while len(piece): piece = piece[os.write(fd, piece):]
+        if sum(map(len, memories)) >= _LARGE: _sync(fd)
+        head = sealed(head, digest.result())
+        os.pwrite(fd, head[DIGEST_AT:DIGEST_AT + 64], DIGEST_AT)
+        _sync(fd)
+    finally: os.close(fd)
+    with open(part, 'rb') as f:
+        buffer = bytearray(_PIECE)
+        for piece in _pieces(head, memories, stop):
+            if len(buffer) != len(piece): buffer = bytearray(len(piece))
+            if f.readinto(buffer) != len(piece) or buffer != piece:
+                raise OSError('it reads back different from what was written')
+
+
+def _pieces(head: bytes, memories: list[memoryview], stop: Event | None) -> Iterator[memoryview]:
+    for data in (memoryview(head), *memories):
+        for at in range(0, len(data), _PIECE):
+            if stop and stop.is_set(): raise OSError('the save was abandoned')
+            yield data[at:at + _PIECE]
+
+
+def _sha256(pieces: Iterable[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for p in pieces: digest.update(p)
+    return digest.hexdigest()
+
+
+def in_thread(f: Any, *args: Any) -> Future:
+    """`f(*args)` in a thread of its own, which the interpreter waits for before it exits. If no thread can start, as
+    when the interpreter is exiting, it is done here and now."""
+    pool = ThreadPoolExecutor(1, 'miniai-save')
+    try: return pool.submit(f, *args)
+    except RuntimeError:
+        done = Future()
+        try: done.set_result(f(*args))
+        except Exception as e: done.set_exception(e)
+        return done
+    finally: pool.shutdown(wait=False)
+
+
+def _sync(fd: int) -> None:
+    "Return when the file or folder is on the disk."
+    if sys.platform != 'darwin': return os.fsync(fd)
+    from fcntl import F_FULLFSYNC, fcntl
+    try: fcntl(fd, F_FULLFSYNC)  # on macOS, fsync leaves the data in the drive's cache
+    except OSError: os.fsync(fd)  # this file system has no F_FULLFSYNC
+
+
+def _sync_folder(folder: str) -> None:
+    "Return when the names in a folder are on the disk."
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try: _sync(fd)
+    finally: os.close(fd)

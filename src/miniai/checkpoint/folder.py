@@ -1,20 +1,96 @@
-"A folder of checkpoints: remove leftover temporary files, and find the newest valid checkpoint."
+"A folder of checkpoints: a lock for one run at a time, leftover temporary files, and the newest valid checkpoint."
+import errno
 import os
 import re
-import stat
+import socket
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from miniai.checkpoint.durable import temporary_names
-from miniai.checkpoint.errors import CheckpointError
-from miniai.checkpoint.read import inspect, verify
+from miniai.checkpoint.durable import in_progress
+from miniai.checkpoint.read import CheckpointError, inspect, verify
 
-__all__ = ['remove_stale', 'newest_valid', 'first_whole']
+__all__ = ['FolderInUseError', 'FolderLock', 'remove_stale', 'newest_valid', 'first_whole', 'place_of']
 
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
+_NAME = re.compile(r'checkpoint-(\d{5,})-([123])-(\d{8,})\.safetensors', re.ASCII)
+_NO_LOCKS = errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL  # NFS: EBADF
+_locks = weakref.WeakSet()
+
+
+class FolderInUseError(RuntimeError):
+    "Another run holds the folder: process `pid` on `host`, if they are known."
+    def __init__(self, folder: str | PathLike, pid: str, host: str) -> None:
+        self.folder, self.pid, self.host = os.fspath(folder), pid, host
+        super().__init__(f'{self.folder} is in use by process {pid} on {host}: wait for it to end, '
+                         f'or use another folder')
+
+
+class FolderLock:
+    """Locks `folder` for this process until `release`, the end of its `with`, or the end of the process.
+    FolderInUseError, with process and host, if another process holds it; NotADirectoryError if it is something else;
+    PermissionError if nothing can be written there. On a file system without locks (some network folders) a warning
+    says that two runs can write there at once.
+
+    The folder itself is locked, since a lock file can be deleted. Network file systems lock files only, so a file is
+    locked too. It says who holds the lock, and stays."""
+    def __init__(self, folder: str | PathLike) -> None:
+        self.folder, self._fds = os.fspath(folder), []
+        _check_folder(self.folder)
+        if os.path.isdir(self.folder) and not os.access(self.folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, 'this folder is read-only', self.folder)
+        try: self._lock()
+        except BaseException:
+            self.release()
+            raise
+        _locks.add(self)
+
+    def _lock(self) -> None:
+        from fcntl import LOCK_EX, LOCK_NB, flock  # which Windows lacks
+        file, refused, flags = os.path.join(self.folder, '.miniai.lock'), [], os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        if os.path.islink(file): raise OSError(errno.ELOOP, 'this is a link and not a lock file: remove it', file)
+        for path, how in ((self.folder, os.O_RDONLY | os.O_DIRECTORY), (file, flags)):
+            self._fds.append(os.open(path, how, 0o666))
+            try: flock(self._fds[-1], LOCK_EX | LOCK_NB)
+            except BlockingIOError: raise self._in_use(file) from None
+            except OSError as e:
+                if e.errno not in _NO_LOCKS: raise
+                refused.append(e)
+        if len(refused) == 2:
+            warnings.warn(f'{self.folder} is on a file system without locks ({refused[1].strerror}): another run can '
+                          f'write to it at the same time', stacklevel=2)
+        os.ftruncate(self._fds[-1], 0)
+        os.write(self._fds[-1], f'{os.getpid()} {socket.gethostname()}\n'.encode())
+
+    def _in_use(self, file: str) -> FolderInUseError:
+        try: pid, host = Path(file).read_text('utf-8').split()
+        except (OSError, ValueError): pid, host = 'of unknown number', 'an unknown host'
+        return FolderInUseError(self.folder, pid, host)
+
+    def release(self) -> None:
+        "Unlock the folder, if it is locked."
+        fds, self._fds = self._fds, []
+        for fd in fds: os.close(fd)
+
+    def __enter__(self) -> 'FolderLock': return self
+    def __exit__(self, *_: Any) -> None: self.release()
+    def __del__(self) -> None: self.release()
+
+
+def _release_all() -> None:
+    "In a forked worker: it must not keep the folder locked after the process that locked it has ended."
+    for lock in list(_locks): lock.release()
+
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_release_all)
+
+
+def _check_folder(path: str | PathLike) -> None:
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise NotADirectoryError(errno.ENOTDIR, 'this is not a folder', os.fspath(path))
 
 
 def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
@@ -22,23 +98,22 @@ def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
     of saves in progress stay: those of this process, and those with the id of another running process. After a reboot,
     or on a shared folder, that id can belong to an unrelated process; with `locked`, for a caller that holds the
     folder's FolderLock, they are removed as well. A warning names each file that cannot be removed."""
+    _check_folder(folder)
     removed = []
     for path in sorted(Path(folder).iterdir()):
         if not _is_stale(path, locked): continue
-        try:
-            if not stat.S_ISREG(path.lstat().st_mode): continue
-            path.unlink()
-            removed.append(path)
-        except FileNotFoundError: pass
+        try: path.unlink()
         except OSError as e: warnings.warn(f'could not remove the temporary file {path}: {e.strerror}', stacklevel=2)
+        else: removed.append(path)
     return removed
 
 
 def _is_stale(path: Path, locked: bool) -> bool:
     found = _PART.fullmatch(path.name)
-    if not found: return False
-    pid, ours = int(found[1]), os.path.join(os.path.realpath(path.parent), path.name) in temporary_names()
-    return not ours if pid == os.getpid() else locked or not _is_alive(pid)
+    if not found or path.is_symlink() or not path.is_file(): return False
+    pid = int(found[1])
+    if pid == os.getpid(): return os.path.join(os.path.realpath(path.parent), path.name) not in in_progress
+    return locked or not _is_alive(pid)
 
 
 def _is_alive(pid: int) -> bool:
@@ -48,15 +123,29 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def place_of(name: str) -> tuple | None:
+    """A key that sorts the names of a run's checkpoints, checkpoint-EPOCH-PHASE-BATCH; None for any other name. The
+    last one of a finished run (phase 3) sorts before the next epoch's first batch, since the run may go on for more
+    epochs."""
+    found = _NAME.fullmatch(name)
+    if not found: return None
+    epoch, phase, batch = map(int, found.groups())
+    return epoch, phase == 2, batch, phase
+
+
 def newest_valid(folder: str | PathLike, pattern: str = '*.safetensors') -> Path | None:
-    """The checkpoint in `folder` with the latest time of saving in its header, among those that match `pattern` and
-    verify; None if there is none. A warning names each newer file that does not verify, with the reason."""
-    dated = []
+    """The checkpoint in `folder` that is furthest into its run, among those that match `pattern` and verify; None if
+    there is none. The names that CheckpointCB gives say how far: the epoch, then training before validation, then the
+    batch; no clock counts. Files with other names come after all of those, the last saved first, by the times in their
+    headers. A warning names each file that comes before and does not verify, with the reason."""
+    _check_folder(folder)
+    found = []
     for path in sorted(Path(folder).glob(pattern)):
-        try: dated.append((inspect(path).saved, path))
+        place = place_of(path.name)
+        try: found.append((bool(place), place or inspect(path).saved, path))
         except (CheckpointError, OSError) as e: _warn_skipped(path, e)
-    found = first_whole((p for _, p in sorted(dated, reverse=True)), verify)
-    return found and found[0]
+    best = first_whole((path for *_, path in sorted(found, reverse=True)), verify)
+    return best and best[0]
 
 
 def first_whole(paths: Iterable[Path], read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
@@ -70,4 +159,4 @@ def first_whole(paths: Iterable[Path], read: Callable[[Path], Any]) -> tuple[Pat
 
 def _warn_skipped(path: Path, e: Exception) -> None:
     reason = str(e) if isinstance(e, CheckpointError) else f'{path}: {e}'  # a CheckpointError begins with the path
-    warnings.warn(f'skipped {reason}', stacklevel=3)
+    warnings.warn(f'skipped {reason}', stacklevel=2)

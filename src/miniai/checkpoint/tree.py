@@ -5,7 +5,6 @@ What JSON can hold is written as it is. Anything else is an object with one key 
 `$float` (nan and inf, by their bits), `$bytes` (base64), `$scalar` (a numpy scalar: dtype and bytes), `$tensor` (its
 name), `$floats` and `$ints` (a long list of only those, stored as a tensor). No tag names code."""
 import base64
-import re
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, from_numpy
 
-from miniai.checkpoint.errors import Malformed
-from miniai.checkpoint.geometry import Geometry, Leaf, is_dense, leaf_of
+from miniai.checkpoint.layout import Layout, Leaf, leaf_of
 
-__all__ = ['flatten', 'unflatten', 'top_scalars']
+__all__ = ['flatten', 'unflatten']
 
 _DEEPEST = 50
 _LONG = 64  # numbers; a list of at least this many is smaller, and faster to read, as a tensor
@@ -30,7 +28,7 @@ _SCALARS = ('bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int6
 
 def flatten(state: Any) -> tuple[Any, dict[str, Leaf]]:
     """The state as JSON values, and its tensors by name: the path where each comes first. Memory that comes again
-    with the same geometry is the same tensor. TypeError with the path for a value that a checkpoint cannot hold."""
+    with the same layout is the same tensor. TypeError with the path for a value that a checkpoint cannot hold."""
     flat = _Flattener()
     return flat.encode(state, ()), flat.leaves
 
@@ -97,91 +95,34 @@ def _identity(x: Tensor | np.ndarray) -> tuple:
 def _shown(path: tuple) -> str: return 'state' + ''.join(f'[{p!r}]' for p in path)
 
 
-def unflatten(json: Any, tensors: Mapping[str, Any]) -> Any:
-    """The state from its JSON values and its tensors (or their geometries) by name. Two places with the same name get
-    the same object. Malformed if the JSON does not describe a state, or leaves a tensor unused."""
-    flat = _Unflattener(tensors)
-    state = flat.decode(json, 0)
-    if unused := tensors.keys() - flat.seen.keys(): raise Malformed(f'the tensor {min(unused)!r} is not in the state')
-    return state
+def unflatten(json: Any, layouts: Mapping[str, Layout], tensors: Mapping[str, Any] | None = None) -> Any:
+    """The state from its JSON values and its tensors by name; without `tensors`, to check them, their layouts stand in
+    for them. Two places with the same name get the same object. An error (of any type, from Python's own operations)
+    if the JSON does not describe a state."""
+    lists = {}  # by name: a list in a thousand places is read once
 
+    def numbers(name: str) -> list | None:
+        if layouts[name].stride != (1,): raise ValueError(f'the list {name!r} is not dense')  # it could be huge
+        if name not in lists: lists[name] = None if tensors is None else tensors[name].tolist()
+        return lists[name]
 
-class _Unflattener:
-    def __init__(self, tensors: Mapping[str, Any]) -> None: self.tensors, self.seen = tensors, {}
+    def pairs(value: list) -> list: return [(decode(k), decode(v)) for k, v in value]
 
-    def decode(self, x: Any, depth: int) -> Any:
-        if depth > _DEEPEST: raise Malformed('the state is nested too deeply')
-        if isinstance(x, list): return [self.decode(y, depth + 1) for y in x]
+    def decode(x: Any) -> Any:
+        if isinstance(x, list): return [decode(y) for y in x]
         if not isinstance(x, dict): return x
-        tag, value = next(iter(x.items()), ('', None))
-        if not tag.startswith('$'): return {k: self.decode(y, depth + 1) for k, y in x.items()}
-        if len(x) > 1: raise Malformed(f'the state has other keys next to {tag!r}')
+        tag, value = next(iter(x.items())) if len(x) == 1 else ('', None)
         match tag:
-            case '$tensor': return self._tensor(value, tag)
-            case '$floats' | '$ints': return self._numbers(value, tag)
-            case '$tuple': return tuple(self.decode(y, depth + 1) for y in _checked(value, list))
-            case '$dict': return dict(self._pairs(value, depth))
-            case '$ordered': return OrderedDict(self._pairs(value, depth))
-            case '$scalar': return _scalar(value)
-            case '$bytes': return base64.b64decode(_checked(value, str).encode('ascii'), validate=True)
-            case '$float': return struct.unpack('>d', _raw(value, 8))[0]
-            case '$int':
-                if not re.fullmatch('-?0x[0-9a-f]+', _checked(value, str)): raise Malformed('an int is not in hex')
-                return int(value, 16)
-        raise Malformed(f'the state has the unknown tag {tag!r}')
+            case '$tensor': return (layouts if tensors is None else tensors)[value]
+            case '$floats' | '$ints': return numbers(value)
+            case '$tuple': return tuple(decode(y) for y in value)
+            case '$dict': return dict(pairs(value))
+            case '$ordered': return OrderedDict(pairs(value))
+            case '$int': return int(value, 16)
+            case '$float': return struct.unpack('>d', bytes.fromhex(value))[0]
+            case '$bytes': return base64.b64decode(value, validate=True)
+            case '$scalar' if value[0] in _SCALARS: return np.frombuffer(bytes.fromhex(value[1]), value[0])[0]
+        if tag.startswith('$'): raise ValueError(f'the state has the unknown tag {tag!r}')
+        return {k: decode(y) for k, y in x.items()}
 
-    def _pairs(self, x: Any, depth: int) -> list:
-        pairs = [[self.decode(y, depth + 1) for y in _checked(pair, list, 2)] for pair in _checked(x, list)]
-        keys = [k for k, _ in pairs]
-        if not all(type(k) in (str, int) for k in keys): raise Malformed('a key in the state is not text or an int')
-        if len(set(keys)) < len(keys): raise Malformed('the state has a key twice')
-        return pairs
-
-    def _tensor(self, name: Any, tag: str) -> Any:
-        "The tensor `name`: it may be in many places, but a list only in one."
-        if not isinstance(name, str) or name not in self.tensors:
-            raise Malformed(f'the state refers to {name!r}, a tensor that is not in the file')
-        if name in self.seen and (tag, self.seen[name]) != ('$tensor', '$tensor'):
-            raise Malformed(f'the state uses {name!r} as a list and has it twice')
-        self.seen[name] = tag
-        return self.tensors[name]
-
-    def _numbers(self, name: Any, tag: str) -> Any:
-        "The list that was saved as a tensor. It must be dense: with stride 0, a small file could make a huge list."
-        x, dtype = self._tensor(name, tag), _NUMBERS[tag].__name__
-        g = x if isinstance(x, Geometry) else None if isinstance(x, np.ndarray) else leaf_of(x).geometry
-        if not g or g.numpy or g.dtype != dtype or len(g.shape) != 1 or not is_dense(g.shape, g.stride):
-            raise Malformed(f'the state uses {name!r} as a list of {dtype}, which it is not')
-        return x if isinstance(x, Geometry) else x.tolist()
-
-
-def _checked(x: Any, kind: type, length: int | None = None) -> Any:
-    "`x`, if it is of this kind and length; else Malformed."
-    if isinstance(x, kind) and length in (None, len(x)): return x
-    size = '' if length is None else f' of {length}'
-    raise Malformed(f'the state has a {type(x).__name__} where it needs a {kind.__name__}{size}')
-
-
-def _raw(x: Any, n: int) -> bytes:
-    raw = bytes.fromhex(_checked(x, str))
-    if len(raw) != n: raise Malformed(f'a number in the state has {len(raw)} bytes instead of {n}')
-    return raw
-
-
-def _scalar(x: Any) -> np.generic:
-    name, data = _checked(x, list, 2)
-    if name not in _SCALARS: raise Malformed(f'the state has a numpy scalar of unknown type {name!r}')
-    return np.frombuffer(_raw(data, np.dtype(name).itemsize), name)[0]
-
-
-def top_scalars(state: Any) -> dict[str, Any]:
-    "Numbers, text, None and bools in the top two levels of the state, by path."
-    out = {}
-    for k, x in _children(state):
-        for path, v in [(k, x), *((f'{k}/{j}', y) for j, y in _children(x))]:
-            if v is None or isinstance(v, bool | int | float | str | np.generic): out[path] = v
-    return out
-
-
-def _children(x: Any) -> list[tuple[str, Any]]:
-    return [(str(k), v) for k, v in x.items()] if isinstance(x, dict) else []
+    return decode(json)

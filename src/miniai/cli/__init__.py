@@ -8,8 +8,8 @@ from io import TextIOWrapper
 from typing import Any
 
 from miniai.callbacks.train import NonFiniteLossError
+from miniai.checkpoint import CheckpointError, FolderInUseError
 from miniai.checkpoint.describe import printable
-from miniai.checkpoint.errors import CheckpointError, FolderInUseError
 from miniai.cli.arguments import parse
 from miniai.data.fmnist import DataError
 from miniai.environment import version_of

@@ -149,7 +149,7 @@ class _Run:
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
         self.cb, self.begun, self.remaining, self.cancelled, self.unproven = cb, None, None, False, False
         self.first_batch, self.pass_done, self.resumed_pass = 0, False, None
-        self._reserved, self._end = not cb.background, ExitStack()
+        self._end = ExitStack()
         self.blockers, self.watch = resume_blockers(learn), SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
         try: self.files = RunFiles(cb.folder, cb.keep, bool(self.blockers), cb.background)
@@ -225,8 +225,6 @@ class _Run:
         if self.remaining is not None and not self.remaining.taken: self._refuse_replaced_loader()
         self.remaining, self.unproven = None, False
         self.batches += learn.training
-        if not self._reserved: self.files.reserve(run_state(learn))  # the optimizer has its state now
-        self._reserved = True
 
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
@@ -238,7 +236,6 @@ class _Run:
                                      f"Make this change before the fit", stacklevel=5)
             self.files.save(dict(position=position, fingerprint=fingerprint(learn, state) | self._first,
                                  begun=self.begun if position['batch'] else None, **state), best)
-        self._reserved = True
         self._start_counting()
 
     def _start_counting(self) -> None:

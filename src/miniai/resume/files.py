@@ -1,31 +1,22 @@
 "A run's folder of checkpoints: their names, their order, and which of them are kept."
-import re
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from miniai.checkpoint import FolderLock, Saver, remove_stale
+from miniai.checkpoint.folder import place_of
 
 __all__ = ['BEST', 'RunFiles', 'file_name', 'place_of', 'files_of', 'is_between_epochs']
 
 BEST = 'best.safetensors'
-_NAME = re.compile(r'checkpoint-(\d{5,})-([123])-(\d{8,})\.safetensors', re.ASCII)
 _PHASES = dict(train=1, valid=2, done=3)
 
 
 def file_name(position: dict[str, Any]) -> str:
     "The name of the checkpoint at `position`: epoch, phase and batch."
     return f"checkpoint-{position['epoch']:05}-{_PHASES[position['phase']]}-{position['batch']:08}.safetensors"
-
-
-def place_of(name: str) -> tuple | None:
-    """A key that sorts the names of a run's checkpoints; None for any other name. The last one of a finished run sorts
-    before the next epoch's first batch, since the run may go on for more epochs."""
-    found = _NAME.fullmatch(name)
-    if not found: return None
-    epoch, phase, batch = map(int, found.groups())
-    return epoch, phase == _PHASES['valid'], batch, phase
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -46,7 +37,8 @@ class RunFiles:
     def __init__(self, folder: Path, keep: int, between_epochs: bool, background: bool) -> None:
         self.folder, self.keep, self.between_epochs, self.background = folder, keep, between_epochs, background
         self._saver, self._writing, self._skipped, self._end = Saver(), None, set(), ExitStack()
-        if folder.is_file(): raise NotADirectoryError(f"checkpoints need a folder, but {folder} is a file")
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise NotADirectoryError(f"checkpoints need a folder, but {folder} is a file, pipe or broken link")
         folder.mkdir(parents=True, exist_ok=True)
         self._end.enter_context(FolderLock(folder))
         remove_stale(folder, locked=True)
@@ -63,10 +55,6 @@ class RunFiles:
     def has_best(self) -> bool:
         "Is there a checkpoint of the best epoch?"
         return (self.folder/BEST).exists()
-
-    def reserve(self, state: dict[str, Any]) -> None:
-        "Allocate the memory for saving such a state in the background, before the first save is due."
-        if self.background: self._saver.reserve(state)
 
     def save(self, state: dict[str, Any], best: bool) -> None:
         "Save `state` under the name of its position, and if it is the `best` under that name too."

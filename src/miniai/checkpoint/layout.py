@@ -4,14 +4,13 @@ Memory is saved as it is, from a tensor's first element to its last, and never r
 permuted tensors (channels_last) take exactly their size; a view with gaps is saved with the gaps."""
 from dataclasses import dataclass
 from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from miniai.checkpoint.errors import Malformed
-
-__all__ = ['Geometry', 'Leaf', 'DTYPES', 'leaf_of', 'memory_of', 'rebuilt', 'span', 'dense_strides', 'is_dense']
+__all__ = ['Layout', 'Leaf', 'DTYPES', 'leaf_of', 'memory_of', 'rebuilt', 'dense_strides']
 
 DTYPES = dict(bool='BOOL', uint8='U8', int8='I8', float8_e4m3fn='F8_E4M3', float8_e5m2='F8_E5M2', uint16='U16',
               int16='I16', float16='F16', bfloat16='BF16', uint32='U32', int32='I32', float32='F32', uint64='U64',
@@ -19,7 +18,7 @@ DTYPES = dict(bool='BOOL', uint8='U8', int8='I8', float8_e4m3fn='F8_E4M3', float
 
 
 @dataclass(frozen=True)
-class Geometry:
+class Layout:
     "Dtype, shape, strides (in elements) and device of a tensor, or of a numpy array."
     dtype: str
     shape: tuple[int, ...]
@@ -30,39 +29,43 @@ class Geometry:
     @property
     def itemsize(self) -> int: return getattr(torch, self.dtype).itemsize
     @property
-    def nbytes(self) -> int: return self.itemsize * span(self.shape, self.stride)
+    def nbytes(self) -> int: return self.itemsize * _span(self.shape, self.stride)
 
-    @property
-    def file_shape(self) -> tuple[int, ...]:
-        """The shape in the safetensors header: axes in the order of the memory, flat for a view with gaps, and with a
-        last axis of 2 for the parts of complex numbers."""
+    def entry(self, at: int) -> dict[str, Any]:
+        """The tensor's entry in a safetensors header, if its bytes begin at `at`. The shape has the axes in the order
+        of the memory, is flat for a view with gaps, and ends in 2 for the parts of complex numbers."""
         order = sorted(range(len(self.shape)), key=lambda d: -self.stride[d])
         shape, stride = (tuple(x[d] for d in order) for x in (self.shape, self.stride))
-        if is_dense(self.shape, self.stride) or not prod(shape): shape = self.shape
-        elif not is_dense(shape, stride): shape = (span(shape, stride),)
-        return (*shape, 2) if self.dtype.startswith('complex') else shape
+        if _is_dense(self.shape, self.stride) or not prod(shape): shape = self.shape
+        elif not _is_dense(shape, stride): shape = (_span(shape, stride),)
+        if self.dtype.startswith('complex'): shape = (*shape, 2)
+        return dict(dtype=DTYPES[self.dtype], shape=shape, data_offsets=[at, at + self.nbytes])
+
+    def row(self) -> dict[str, Any]:
+        "What the entry does not say about a tensor: nothing, for a contiguous one on the CPU."
+        row = {} if self.stride == dense_strides(self.shape) else dict(shape=self.shape, stride=self.stride)
+        if self.dtype.startswith('complex'): row['dtype'] = self.dtype
+        if self.device != 'cpu': row['device'] = self.device
+        return row | dict(numpy=True) if self.numpy else row
 
 
-@dataclass(frozen=True)
-class Leaf:
-    "A tensor of the state, on its own device, and its geometry."
-    geometry: Geometry
+class Leaf(NamedTuple):
+    "A tensor of the state, on its own device, and its layout."
+    layout: Layout
     tensor: Tensor
 
 
-def span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     "Number of elements in memory from the first to the last."
     return 0 if 0 in shape else 1 + sum((n - 1)*s for n, s in zip(shape, stride, strict=True))
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     "The strides of a contiguous tensor."
-    out = [1]
-    for n in reversed(shape[1:]): out.append(out[-1] * max(n, 1))
-    return tuple(reversed(out[:len(shape)]))
+    return tuple(prod(max(n, 1) for n in shape[d + 1:]) for d in range(len(shape)))
 
 
-def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     "Do the elements lie in the order of their indices, without gaps?"
     return all(n == 1 or s == d for n, s, d in zip(shape, stride, dense_strides(shape), strict=True))
 
@@ -71,7 +74,7 @@ def leaf_of(x: Tensor | np.ndarray) -> Leaf:
     "The Leaf of a tensor or array; TypeError, without its path, for a kind that a checkpoint cannot hold."
     numpy = isinstance(x, np.ndarray)
     t = _from_array(x) if numpy else _plain(x)
-    return Leaf(Geometry(_name(t.dtype), tuple(t.shape), t.stride(), str(t.device), numpy), t)
+    return Leaf(Layout(_name(t.dtype), tuple(t.shape), t.stride(), str(t.device), numpy), t)
 
 
 def _from_array(a: np.ndarray) -> Tensor:
@@ -95,19 +98,16 @@ def _plain(t: Tensor) -> Tensor:
 def _name(dtype: torch.dtype) -> str: return str(dtype).removeprefix('torch.')
 
 
-def memory_of(leaf: Leaf) -> memoryview | Tensor:
-    """The bytes from the first element to the last, not copied: a memoryview on the CPU, elsewhere a flat uint8 tensor.
-    (A thread that is inside a torch call when the interpreter exits would crash it; reading a memoryview is safe.)"""
-    shape, stride = leaf.geometry.shape, leaf.geometry.stride
-    if 0 in shape: return memoryview(b'')
-    flat = leaf.tensor.as_strided((span(shape, stride),), (1,)).view(torch.uint8)
-    return memoryview(flat.numpy()) if flat.is_cpu else flat
+def memory_of(leaf: Leaf) -> Tensor:
+    "The bytes from the first element to the last, as a flat uint8 tensor on the same device, not copied."
+    shape, stride = leaf.layout.shape, leaf.layout.stride
+    if 0 in shape: return torch.empty(0, dtype=torch.uint8)
+    return leaf.tensor.as_strided((_span(shape, stride),), (1,)).view(torch.uint8)
 
 
-def rebuilt(g: Geometry, memory: Tensor) -> Tensor | np.ndarray:
-    "The tensor or array of geometry `g` over `memory`, flat bytes on the CPU. Malformed if the sizes differ."
-    if memory.numel() != g.nbytes: raise Malformed(f'a tensor of {memory.numel()} bytes is declared to span {g.nbytes}')
-    dtype = getattr(torch, g.dtype)
-    flat = memory.view(dtype) if memory.numel() else torch.empty(0, dtype=dtype)
-    t = flat.as_strided(g.shape, g.stride)
-    return t.numpy() if g.numpy else t
+def rebuilt(layout: Layout, memory: Tensor) -> Tensor | np.ndarray:
+    "The tensor or array of this layout over `memory`, flat bytes on the CPU."
+    dtype = getattr(torch, layout.dtype)
+    flat = memory.view(dtype) if len(memory) else torch.empty(0, dtype=dtype)
+    t = flat.as_strided(layout.shape, layout.stride)
+    return t.numpy() if layout.numpy else t
