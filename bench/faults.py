@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]/'tests'
@@ -24,9 +25,12 @@ import torch
 
 import crash
 import damage
+import outcomes
 import stopping
+from changes import CHANGES
 from machine import record
 from miniai.checkpoint import SaveError, Saver, load, save
+from programs import table
 
 QUICK = False
 
@@ -54,9 +58,9 @@ def kills_control():
 
 def calls():
     with tempfile.TemporaryDirectory() as folder:
-        outcomes = [crash.try_fault(folder, *case) for case in crash.fault_cases(folder)]
-    n, wrong = len(outcomes), sum(not right for _, right in outcomes)
-    raised = sum(o != 'saved' for o, _ in outcomes)
+        ends = [crash.try_fault(folder, *case) for case in crash.fault_cases(folder)]
+    n, wrong = len(ends), sum(not right for _, right in ends)
+    raised = sum(o != 'saved' for o, _ in ends)
     found = f'{raised} saves failed with an error, {wrong} wrong'
     return f'{n} failures of single calls, once or from then on', found, not wrong
 
@@ -211,11 +215,40 @@ def signals_control():
     return done, '; '.join(found_in(each[nm], nm) for nm in made), all(each[nm][nm] for nm in made)
 
 
+# Rows of programs and changes; bench/programs.py prints each
+
+def _outcomes(f, rows, **kwargs):
+    server = outcomes.Server()
+    try:
+        for row in list(rows)[::20 if QUICK else 1]:
+            with tempfile.TemporaryDirectory() as folder: yield f(server, folder, row, **kwargs)
+    finally: server.close()
+
+
+def programs():
+    words = Counter(o.word for o in _outcomes(outcomes.of_program, table().values()))
+    done = f'{words.total()} programs as users write them, stopped and resumed in a fresh process'
+    return done, found_in(words, *words), not words['SILENT'] + words['CRASH'] + words['unnamed']
+
+
+def programs_control():
+    found = [o.control for o in _outcomes(outcomes.of_program, table().values(), control=True)]
+    done = 'the same, control: a resume that restores only model, optimizer, random states and position'
+    return done, f'{found.count("yes")} of {len(found)} ended differently', found.count('yes') > len(found)/2
+
+
+def changes():
+    words = Counter(o.word for o in _outcomes(outcomes.of_change, CHANGES.values()))
+    done = f'{words.total()} changes of a program before it was resumed'
+    return done, found_in(words, *words), not words['SILENT'] + words['CRASH'] + words['unnamed']
+
+
 ROWS = dict(kills=kills, kills_control=kills_control, calls=calls, full_disk=full_disk, power=power,
             power_control=power_control,
             damaged=damaged, memory=memory, hostile=hostile, cost_100=lambda: cost(100), cost_400=lambda: cost(400),
             boundaries=boundaries, boundaries_control=boundaries_control, run_kills=run_kills,
-            run_kills_control=run_kills_control, signals=signals, signals_control=signals_control)
+            run_kills_control=run_kills_control, signals=signals, signals_control=signals_control,
+            programs=programs, programs_control=programs_control, changes=changes)
 
 
 def main():
@@ -226,13 +259,13 @@ def main():
     ap.add_argument('--name', default='faults', help='of the table under bench/results (%(default)s)')
     args = ap.parse_args()
     QUICK = args.quick
-    table, bad = ['| row | done | found | passed |', '|--|--|--|--|'], []
+    lines, bad = ['| row | done | found | passed |', '|--|--|--|--|'], []
     for nm in args.only:
         done, found, right = ROWS[nm]()
         print(f'{nm}: {done}: {found}', flush=True)
-        table.append(f'| {nm} | {done} | {found} | {"yes" if right else "NO"} |')
+        lines.append(f'| {nm} | {done} | {found} | {"yes" if right else "NO"} |')
         if not right: bad.append(nm)
-    record(args.name, '\n'.join(table), runs='quick' if QUICK else 'full counts', packages=('safetensors',))
+    record(args.name, '\n'.join(lines), runs='quick' if QUICK else 'full counts', packages=('safetensors',))
     sys.exit(', '.join(bad) or 0)
 
 
