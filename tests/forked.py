@@ -18,12 +18,11 @@ from itertools import islice
 import torch
 
 import crash
-from miniai import Callback
 from miniai.accel import AccumulateCB
 from miniai.checkpoint import saving
-from miniai.resume import loader, signals, start, state
+from miniai.resume import loader, restore, signals, start
 from miniai.resume.checkpoint import CheckpointCB
-from resuming import StopCB, digest, run
+from resuming import StopCB, Watcher, digest, run
 
 PHASES = ('starting', 'training', 'validating', 'finding a rate', 'saving', 'in a callback', 'done')
 SIZE = 8  # bytes of shared memory
@@ -54,7 +53,7 @@ class Watch:
 
 # The run's side
 
-class ReportCB(Callback):
+class ReportCB(Watcher):
     "Reports where the run is. The work of this callback, a nap, is one of the things that a signal may interrupt."
     def __init__(self, watch): self.watch = watch
     def before_batch(self, learn): self._nap()
@@ -71,7 +70,7 @@ class ReportCB(Callback):
         with self.watch.within('in a callback'): time.sleep(.002)
 
 
-class DoneCB(Callback):
+class DoneCB(Watcher):
     "Reports when a fit's signal handlers are gone; comes after CheckpointCB."
     order = CheckpointCB.order
     def __init__(self, watch): self.watch = watch
@@ -98,10 +97,10 @@ class FromStart(loader.RemainingBatches):
         return islice(super().__iter__(), remaining)
 
 
-def _no_random_states(): state.set_random_states = loader.set_random_states = lambda states: None
+def _no_random_states(): restore.set_random_states = lambda states: None
 def _no_position(): start.RemainingBatches = FromStart
 def _no_group(): AccumulateCB.load_state_dict = lambda self, state: vars(self).update(_zeroing_checked=True)
-def _no_records(): start.restore_callbacks = lambda learn, state: None
+def _no_records(): restore._restore_stateful = lambda nodes, states, unpacker: None
 def _no_handler(): signals.stop_signals = lambda: []
 
 

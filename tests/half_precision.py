@@ -19,7 +19,7 @@ class PlainSGD:
 
 class At:
     "A callback that calls `f` at `event`, after all other callbacks."
-    order = 1000
+    order, only_shows = 1000, True
     def __init__(self, event, f): setattr(self, event, f)
 
 

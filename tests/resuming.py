@@ -46,7 +46,12 @@ class Quiet(MetricsCB):
 class Stopped(RuntimeError): pass
 
 
-class StopCB(Callback):
+class Watcher(Callback):
+    "A callback of a test that is not part of the run."
+    only_shows = True
+
+
+class StopCB(Watcher):
     "Ends a fit with an error after one batch of training or validation."
     order = float('inf')
     def __init__(self, epoch, batch, training=True): self.at = epoch, batch, training

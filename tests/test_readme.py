@@ -24,7 +24,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.setattr(miniai, 'fashion_mnist', lambda: part)
     monkeypatch.setattr(miniai.TrainLearner, 'fit', recorded_fit)
     monkeypatch.chdir(tmp_path)
-    threads, names = torch.get_num_threads(), {}
+    threads, names = torch.get_num_threads(), dict(__name__='__main__')
     torch.set_num_threads(1)  # the same figures on every machine
     try:
         for block in BLOCKS: exec(compile(block, 'README.md', 'exec'), names)

@@ -36,9 +36,9 @@ from miniai.optim import optimizer as optimizer
 from miniai.optim import plot_schedule as plot_schedule
 from miniai.randomness import set_seed as set_seed
 from miniai.resume.checkpoint import CheckpointCB as CheckpointCB
-from miniai.resume.state import ResumeError as ResumeError
+from miniai.resume.restore import ResumeError as ResumeError
 
-__version__ = '0.2.0'
+__version__ = '0.3.0'
 __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
     'TrainCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'ProgressCB', 'RecorderCB',

@@ -29,6 +29,7 @@ class Callback:
     callbacks with a lower `order` come first. In a cleanup event `learn.ended_by` is the exception that ended the
     batch, epoch or fit early, or None."""
     order: float = 0
+    only_shows = False  # such a callback does not change training: a run may resume with or without it
 
     def __repr__(self) -> str:
         names = [nm for nm in inspect.signature(type(self).__init__).parameters if nm in vars(self)]

@@ -85,7 +85,7 @@ def test_the_last_epoch_is_saved_and_a_resumed_run_stops_again(epochs, tmp_path)
     went_on.fit(5, resume=True)
     assert went_on.history == learn.history
     patient = again(2)
-    patient.fit(5, resume=True)
+    with pytest.warns(UserWarning, match='patience was 1 and is 2 now'): patient.fit(5, resume=True)
     assert patient.history[-1]['epoch'] == 2
 
 

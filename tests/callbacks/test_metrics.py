@@ -14,7 +14,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from miniai.callbacks.metrics import FunctionMetric, Mean
 from miniai.datasets import DataLoaders
 from miniai.learner import CancelEpochException, Learner, MetricsCB, TrainCB
+from miniai.resume.checkpoint import CheckpointCB
 from miniai.training import accuracy
+from resuming import assert_resumes_exactly
 from small import Heard, OffCPU, batches, learner, off_cpu, raising
 
 
@@ -280,31 +282,20 @@ def test_squared_error_of_torchmetrics_is_the_loss_of_a_regression():
     for r in learn.history: assert r['mse'] == pytest.approx(r['loss'], rel=1e-4)
 
 
+class Largest:
+    "A metric of one's own, without a state_dict."
+    def __init__(self): self.reset()
+    def reset(self): self.seen = []
+    def update(self, preds, targets): self.seen.append(preds.max().item())
+    def compute(self): return max(self.seen)
+
+
 @pytest.mark.parametrize('make', [
-    lambda: MulticlassAccuracy(3), lambda: MulticlassAccuracy(3) + 1,
-    lambda: MetricCollection([MulticlassAccuracy(3), MulticlassF1Score(3)])])
-def test_metrics_of_torchmetrics_go_on_from_what_they_had_seen(make):
-    def batch(): return torch.randn(8, 3), torch.randint(3, (8,))
-    first, second = batch(), batch()
-    whole, again = MetricsCB(m=make()), MetricsCB(m=make())
-    whole.metrics['m'].update(*first)
-    state = whole.state_dict()
-    again.load_state_dict(state)
-    for cb in (whole, again): cb.metrics['m'].update(*second)
-    assert again.metrics['m'].compute() == whole.metrics['m'].compute()
-
-
-def test_figures_that_a_metric_keeps_beside_its_state_from_epoch_to_epoch_go_on():
-    def batch(n): return torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 2, 0]) if n else torch.tensor([1, 2, 0, 1])
-    def one_epoch(cb, n):
-        m = cb.metrics['m']
-        m.reset()
-        m.update(*batch(n))
-        return {k: float(v) for k, v in m.compute().items()}
-    whole, again = (MetricsCB(m=MinMaxMetric(MulticlassAccuracy(3))) for _ in range(2))
-    assert one_epoch(whole, 0)['min'] == 0
-    again.load_state_dict(whole.state_dict())
-    assert one_epoch(again, 1) == one_epoch(whole, 1) == dict(raw=1, max=1, min=0)
+    lambda: MulticlassAccuracy(3), lambda: MulticlassAccuracy(3) + 1, lambda: MinMaxMetric(MulticlassAccuracy(3)),
+    lambda: MetricCollection([MulticlassAccuracy(3), MulticlassF1Score(3)]), Largest])
+def test_metrics_resume_in_the_middle_of_an_epoch(make, tmp_path):
+    def run(folder, *cbs): return learner([Quiet(m=make()), CheckpointCB(folder, batches=1), *cbs])
+    assert_resumes_exactly(run, tmp_path, ((1, 1), (1, 0, False)))
 
 
 # Accuracy

@@ -24,7 +24,7 @@ def test_a_run_that_is_killed_in_two_epochs_and_resumed_equals_an_uninterrupted_
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith('Fashion-MNIST, 200 training')
     assert len(said) == 6  # the data, four runs, the result
-    assert all(f' {part},' in said[-1] for part in ('model', 'opt', 'history', 'records', 'random'))
+    assert all(f' {part},' in said[-1] for part in ('model', 'opt', 'history', 'attributes', 'states'))
 
 
 def test_it_proves_what_train_runs(config, monkeypatch, tmp_path, capsys):

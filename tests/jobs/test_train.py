@@ -15,7 +15,7 @@ from miniai.jobs.config import ConfigError, TrainConfig
 from miniai.jobs.registry import OPTIMIZERS, SCHEDULES
 from miniai.jobs.train import train
 from miniai.learner import NonFiniteLossError
-from miniai.resume.state import ResumeError
+from miniai.resume.restore import ResumeError
 from tiny import RUN_FILES, colours, files, history, write_tiny
 
 

@@ -1,7 +1,6 @@
 "A run's folder: names sort as the run went, other files are left alone, old files go when new ones are safe."
 import os
 import stat
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 
 import crash
 from miniai.checkpoint import SaveError, durable
-from miniai.resume.files import RunFiles, file_name, files_of, is_between_epochs, place_of
+from miniai.resume.files import RunFiles, file_name, files_of, place_of
 from resuming import checkpoints, run
 
 
@@ -38,14 +37,9 @@ def test_files_with_other_names_are_ignored(tmp_path):
     assert files_of(tmp_path/'none') == []
 
 
-def test_between_epochs_means_that_no_batch_is_done():
-    files = [Path(at(*p)) for p in ((1, 'train', 0), (1, 'valid', 0), (1, 'train', 3))]
-    assert [is_between_epochs(p) for p in files] == [True, True, False]
-
-
 def test_a_run_removes_temporary_files_of_earlier_processes_even_if_the_pid_is_in_use_again(tmp_path):
     (tmp_path/f'.{at(0, "train", 7)}.{os.getppid()}.0123abcd.part').write_text('x')
-    RunFiles(tmp_path, keep=1, between_epochs=False, background=False).close()
+    RunFiles(tmp_path, keep=1, background=False).close()
     assert os.listdir(tmp_path) == ['.miniai.lock']
 
 
@@ -54,7 +48,7 @@ def test_a_run_removes_temporary_files_of_earlier_processes_even_if_the_pid_is_i
 def test_anything_but_a_folder_is_an_error_that_names_it(tmp_path, make):
     make(tmp_path/'x')
     with pytest.raises(NotADirectoryError, match=f'but {tmp_path}/x is a file, pipe or broken link'):
-        RunFiles(tmp_path/'x', keep=1, between_epochs=False, background=False)
+        RunFiles(tmp_path/'x', keep=1, background=False)
 
 
 # Old checkpoints stay until the new one is safe

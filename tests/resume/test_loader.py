@@ -1,50 +1,55 @@
 "The rest of a pass from any batch on: the batches that the whole pass gives, and the random numbers drawn after it."
+import copy
 import random
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     IterableDataset,
     RandomSampler,
     Sampler,
     Subset,
-    SubsetRandomSampler,
     TensorDataset,
+    get_worker_info,
 )
 
-from miniai import Callback, CheckpointCB, TrainLearner
-from miniai.data import DataLoaders, SeededSamples
+from miniai import CheckpointCB, TrainLearner
+from miniai.data import DataLoaders, Dataset, SeededSamples
 from miniai.randomness import random_states, same_states
-from miniai.resume.loader import (
-    RemainingBatches,
-    describe_loader,
-    length_of,
-    loader_state,
-    sampler_state,
-    set_loader_state,
-    set_sampler_state,
-    set_workers,
-)
-from resuming import Noisy, Quiet, StopCB, Stopped, assert_resumes_exactly, fit_until_stopped
-from small import mlp
+from miniai.resume.loader import RemainingBatches, can_seek, resume_warning
+from miniai.resume.state import RunState
+from miniai.resume.workers import set_workers
+from resuming import Noisy, StopCB, Stopped, Watcher, assert_resumes_exactly, fit_until_stopped
+from small import learner, mlp
 
 X = torch.arange(23.)
+MODULE_LEVEL = random.Random(5)
 
+
+def seeded(seed=3): return torch.Generator().manual_seed(seed)
+
+
+# Datasets
 
 class Stream(IterableDataset):
-    def __iter__(self): return ([x] for x in X)
+    def __init__(self, noise=0.): self.noise = noise
+    def __iter__(self):
+        worker = get_worker_info()
+        for x in X[worker.id::worker.num_workers] if worker else X:
+            yield [x + self.noise*torch.rand(()) if self.noise else x]
 
 
 class Jitter:
     "A transform with its own generators, one of each kind."
     def __init__(self):
-        self.torchs, self.pythons = torch.Generator().manual_seed(1), random.Random(4)
+        self.torchs, self.pythons = seeded(1), random.Random(4)
         self.numpys = [np.random.default_rng(2), np.random.RandomState(3)]
 
     def __call__(self, x):
@@ -58,82 +63,47 @@ class Jittered:
     def __getitem__(self, i): return self.transform(X[i]), i
 
 
-class OneByOne(Sampler):
-    "Draws each index from its generator when it is asked for."
-    def __init__(self, n, generator): self.n, self.generator = n, generator
+class Counts:
+    "Numbers its samples in the order in which they are asked for."
+    def __init__(self): self.asked = 0
+    def __len__(self): return 23
+    def __getitem__(self, i):
+        self.asked += 1
+        return X[i], self.asked
+
+
+# Samplers
+
+class Drawn(Sampler):
+    "Draws each index from `draw(n)` when it is asked for."
+    def __init__(self, draw, n=23): self.draw, self.n = draw, n
     def __len__(self): return self.n
-    def __iter__(self): return (int(torch.randint(self.n, (), generator=self.generator)) for _ in range(self.n))
+    def __iter__(self): return (int(self.draw(self.n)) for _ in range(self.n))
 
 
-def seeded(seed=3): return torch.Generator().manual_seed(seed)
+class Shuffles(Sampler):
+    "Shuffles its list at the start of each pass, further and further."
+    def __init__(self, rng): self.rng, self.order = rng, list(range(23))
+    def __len__(self): return 23
+    def __iter__(self):
+        self.rng.shuffle(self.order)
+        yield from self.order
 
 
-def loader(kind, workers=0):
-    tensors = TensorDataset(X)
-    if kind == 'memory': return DataLoaders.from_arrays(X, X, valid=(X, X), bs=4, seed=2).train
-    if kind == 'memory in order': return DataLoaders.from_arrays(X, X, valid=(X, X), bs=2, seed=2).valid
-    if kind == 'cached': return DataLoaders(DataLoader(tensors, 4, shuffle=True), [1]).cached().train
-    if kind == 'stream': return DataLoader(Stream(), 4)
-    if kind == 'jittered': return DataLoader(Jittered(23), 4, shuffle=True)
-    if kind == 'one generator':  # for order and samples
-        g = seeded()
-        return DataLoader(Jittered(23, lambda x: x + torch.rand((), generator=g)), 4, sampler=OneByOne(23, g))
-    if kind == 'own generator':
-        g = seeded()
-        return DataLoader(tensors, 4, sampler=RandomSampler(X, generator=g), generator=g, num_workers=workers)
-    if kind == 'replacement':
-        return DataLoader(tensors, 1, sampler=RandomSampler(X, True, 70, seeded()), num_workers=workers)
-    if kind == 'batch_sampler':
-        inner = RandomSampler(X, generator=seeded())
-        return DataLoader(tensors, batch_sampler=BatchSampler(inner, 4, False), num_workers=workers)
-    if kind == 'in order': return DataLoader(tensors, 4, drop_last=True)
-    if kind == 'list': return [(X[i:i + 4],) for i in range(0, 23, 4)]
-    return DataLoader(tensors if kind == 'tensors' else Noisy(23), 4, shuffle=True)
+class ByItsClass(Drawn):
+    "Draws from a generator that all samplers of its class share."
+    rng = np.random.default_rng(4)
+    def __init__(self): super().__init__(lambda n: self.rng.integers(n))
 
 
-def states(dl): return random_states(), loader_state(dl)
+class Eager(BatchSampler):
+    "Draws its order when it is asked for an iterator, which a DataLoader with workers does twice."
+    def __init__(self): self.generator = seeded(8)
+    def __len__(self): return 6
+    def __iter__(self): return iter(torch.randperm(23, generator=self.generator).split(4))
 
 
-def whole_pass(dl):
-    "The states before a pass, and its batches, each with the states after it."
-    return states(dl), [(batch[0], states(dl)) for batch in dl]
-
-
-KINDS = ['memory', 'memory in order', 'cached', 'tensors', 'noisy', 'own generator', 'in order', 'list', 'stream',
-         'jittered', 'one generator']
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_from_every_batch_on_the_rest_of_a_pass_and_the_states_after_it_are_the_same(kind):
-    torch.manual_seed(5)
-    dl = loader(kind)
-    for _ in dl: pass
-    begun, seen = whole_pass(dl)
-    after = torch.rand(2)
-    for start in range(1, len(seen) + 1):
-        torch.manual_seed(77)
-        rest = RemainingBatches(dl, start, begun, seen[start - 1][1])
-        assert length_of(rest) in (None, len(seen))
-        got = [b[0] for b in rest]
-        assert len(got) == len(seen) - start
-        assert all(map(torch.equal, got, [b for b, _ in seen[start:]]))
-        assert torch.equal(torch.rand(2), after)
-        assert same_states(loader_state(dl), seen[-1][1][1])
-
-
-@pytest.mark.parametrize('workers', [0, 2])
-@pytest.mark.parametrize('kind', ['own generator', 'replacement', 'batch_sampler'])
-def test_a_loaders_own_generators_end_as_after_the_whole_pass_so_the_next_pass_is_the_same(kind, workers):
-    torch.manual_seed(5)
-    dl = loader(kind, workers)
-    begun, seen = whole_pass(dl)
-    after, further = states(dl), torch.cat([b[0] for b in dl])
-    assert after[1]['generators']
-    for start in range(1, len(seen) + 1, 1 if workers == 0 else 3 if len(seen) < 10 else 40):
-        assert sum(1 for _ in RemainingBatches(dl, start, begun, seen[start - 1][1])) == len(seen) - start
-        assert same_states(states(dl), after)
-        assert torch.equal(torch.cat([b[0] for b in dl]), further)
-
+# Loaders
 
 class Hundredfold(DataLoader):
     def __iter__(self): return ([100*b[0]] for b in super().__iter__())
@@ -146,32 +116,133 @@ class Listed:
     def __len__(self): return 2
 
 
-@pytest.mark.parametrize('dl', [Hundredfold(TensorDataset(X), 4), Listed()])
-def test_a_loader_with_its_own_iter_is_iterated_by_it(dl):
-    begun, seen = whole_pass(dl)
-    assert [b[0].tolist() for b in RemainingBatches(dl, 1, begun, seen[0][1])] == [b.tolist() for b, _ in seen[1:]]
+class Own:
+    "Draws from its own generator and from the global one, and counts its passes."
+    def __init__(self): self.rng, self.passes = np.random.default_rng(3), 0
+    def __len__(self): return 5
+    def __iter__(self):
+        self.passes += 1
+        for i in range(5): yield [torch.rand(2) + self.rng.random() + i*self.passes]
 
 
-class Eager(BatchSampler):
-    "Draws its order when it is asked for an iterator, which a DataLoader with workers does twice."
-    def __init__(self): self.generator = seeded(8)
-    def __len__(self): return 6
-    def __iter__(self): return iter(torch.randperm(23, generator=self.generator).split(4))
+def tensors(workers=0, bs=4, **kwargs): return DataLoader(TensorDataset(X), bs, num_workers=workers, **kwargs)
+def arrays(bs, **kwargs): return DataLoaders.from_arrays(X, X, valid=(X, X), bs=bs, seed=2, **kwargs)
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_a_sampler_that_draws_early_is_started_as_often_as_in_the_whole_pass(workers):
-    dl = DataLoader(TensorDataset(X), batch_sampler=Eager(), num_workers=workers)
-    begun, seen = whole_pass(dl)
-    got = [b[0] for b in RemainingBatches(dl, 2, begun, seen[1][1])]
-    assert all(map(torch.equal, got, [b for b, _ in seen[2:]]))
-    assert same_states(loader_state(dl), seen[-1][1][1])
+def one_generator(g=None):
+    "For order and samples."
+    g = g or seeded()
+    return DataLoader(Jittered(23, lambda x: x + torch.rand((), generator=g)), 4,
+                      sampler=Drawn(lambda n: torch.randint(n, (), generator=g)))
 
 
-@pytest.mark.parametrize('dl', [[1, 2], DataLoader(TensorDataset(X), 12)])
+def own_generator(workers=0):
+    g = seeded()
+    return tensors(workers, sampler=RandomSampler(X, generator=g), generator=g)
+
+
+def drawing_collate(rng): return DataLoader(TensorDataset(X), 4, collate_fn=lambda b: [torch.stack(
+    [x for x, in b]) + rng.random()])
+
+
+LOADERS = dict(
+    memory=lambda: arrays(4).train, memory_in_order=lambda: arrays(2).valid,
+    cached=lambda: DataLoaders(tensors(shuffle=True), [1]).cached().train, tensors=lambda: tensors(shuffle=True),
+    in_order=lambda: tensors(drop_last=True), noisy=lambda: DataLoader(Noisy(23), 4, shuffle=True),
+    one_by_one=lambda: DataLoader(TensorDataset(X), None, shuffle=True), list=lambda: [(x,) for x in X.split(4)],
+    jittered=lambda: DataLoader(Jittered(23), 4, shuffle=True), counts=lambda: DataLoader(Counts(), 4, shuffle=True),
+    own_generator=own_generator, one_generator=one_generator, stream=lambda: DataLoader(Stream(), 4),
+    noisy_stream=lambda: DataLoader(Stream(.1), 4), collate=lambda: drawing_collate(random.Random(1)),
+    global_sampler=lambda: tensors(sampler=Drawn(np.random.randint)),
+    hundredfold=lambda: Hundredfold(TensorDataset(X), 4),
+    python_sampler=lambda: tensors(sampler=Shuffles(random.Random(2))),
+    numpy_sampler=lambda: tensors(sampler=Shuffles(np.random.default_rng(2))),
+    module_sampler=lambda: tensors(sampler=Drawn(lambda n: MODULE_LEVEL.randrange(n))),
+    class_sampler=lambda: tensors(sampler=ByItsClass()), listed=Listed, own=Own,
+    eager=lambda: DataLoader(TensorDataset(X), batch_sampler=Eager()))
+BY_WORKERS = dict(
+    own_generator=own_generator, eager=lambda workers: DataLoader(TensorDataset(X), num_workers=workers,
+                                                                  batch_sampler=Eager()),
+    replacement=lambda workers: tensors(workers, sampler=RandomSampler(X, True, 30, seeded())),
+    numpy_sampler=lambda workers: tensors(workers, sampler=Shuffles(np.random.default_rng(2))),
+    module_sampler=lambda workers: tensors(workers, sampler=Drawn(lambda n: MODULE_LEVEL.randrange(n))),
+    noisy=lambda workers: DataLoader(Noisy(23), 4, shuffle=True, num_workers=workers),
+    jittered=lambda workers: DataLoader(Jittered(23), 4, shuffle=True, num_workers=workers),
+    counts=lambda workers: DataLoader(Counts(), 4, shuffle=True, num_workers=workers),
+    stream=lambda workers: DataLoader(Stream(.1), 4, num_workers=workers),
+    seeded_samples=lambda workers: DataLoader(SeededSamples(Noisy(23)), 4, shuffle=True, num_workers=workers))
+
+
+class Passes:
+    "Passes over a loader, as in a run with checkpoints."
+    def __init__(self, dl, held=None):
+        self.learn = TrainLearner(mlp(), DataLoaders(dl, [1]))
+        self.learn.held, self.learn.opt = held, torch.optim.SGD(self.learn.model.parameters(), .1)
+        self.dl, self.state = dl, RunState(self.learn)
+
+    def now(self):
+        taken = self.state.take(self.learn, within_pass=True)
+        return copy.deepcopy({nm: taken[nm] for nm in ('random', 'states', 'attributes', 'running', 'begun')})
+
+    def whole(self):
+        "The batches of a pass, each with the state after it."
+        self.state.begin_pass(self.learn)
+        return [(batch[0], self.now()) for batch in self.dl]
+
+    def rest(self, start, seen, dl=None):
+        now = seen[start - 1][1]
+        self.state.begin_pass(self.learn, now['begun'])
+        return RemainingBatches(self.learn, dl or self.dl, 'learn.dls.train', start, now['begun'], now)
+
+
+def data_of(state): return {nm: state[nm] for nm in ('random', 'states', 'attributes')}
+
+
+def assert_goes_on(make, starts=None, held=None):
+    "From every batch on, the rest of a pass, the states after it, and the next pass are those of an uninterrupted run."
+    torch.manual_seed(5)
+    passes = Passes(make(), held)
+    for _ in passes.dl: pass
+    seen = passes.whole()
+    after, further = data_of(passes.now()), [b[0] for b in passes.dl]
+    for start in starts or range(1, len(seen) + 1):
+        torch.manual_seed(77)
+        rest = passes.rest(start, seen)
+        if not isinstance(getattr(passes.dl, 'dataset', None), IterableDataset): assert len(rest) == len(seen)
+        assert not rest.taken
+        got = [b[0] for b in rest]
+        assert rest.taken
+        assert len(got) == len(seen) - start
+        assert all(map(torch.equal, got, [b for b, _ in seen[start:]]))
+        assert same_states(data_of(passes.now()), after)
+        assert all(map(torch.equal, [b[0] for b in passes.dl], further))
+
+
+@pytest.mark.filterwarnings('ignore:the first . batches were loaded again to resume')
+@pytest.mark.parametrize('kind', LOADERS)
+def test_from_every_batch_on_the_rest_of_a_pass_the_states_after_it_and_the_next_pass_are_the_same(kind):
+    assert_goes_on(LOADERS[kind])
+
+
+@pytest.mark.parametrize(('kind', 'workers'), [*((kind, 1) for kind in BY_WORKERS), ('noisy', 2), ('stream', 2),
+                                               ('own_generator', 2), ('eager', 2)])
+def test_with_workers_too(kind, workers): assert_goes_on(partial(BY_WORKERS[kind], workers), (1, 4, 6))
+
+
+@pytest.mark.parametrize('kind', ['order', 'sampler', 'samples'])
+def test_a_generator_that_the_learner_or_a_callback_holds_too_is_part_of_the_data(kind):
+    g = seeded()
+    make = dict(order=lambda: tensors(sampler=RandomSampler(X, generator=g)), samples=lambda: one_generator(g),
+                sampler=lambda: tensors(sampler=Drawn(lambda n: torch.randint(n, (), generator=g))))[kind]
+    assert_goes_on(make, held=g)
+
+
+@pytest.mark.parametrize('dl', [[1, 2], tensors(bs=12), tensors(1, 12)])
 def test_a_pass_that_is_shorter_now_cannot_be_resumed_after_its_end(dl):
-    with pytest.raises(ValueError, match='cannot resume a pass after 3 batches: the loader gives only 2 now'):
-        list(RemainingBatches(dl, 3, states(dl), states(dl)))
+    passes = Passes(dl)
+    passes.state.begin_pass(passes.learn)
+    rest = passes.rest(3, [(0, passes.now())]*3)
+    with pytest.raises(ValueError, match='cannot resume a pass after 3 batches: the loader gives only 2'): list(rest)
 
 
 class Ahead:
@@ -191,64 +262,59 @@ class Lazily:
 
 @pytest.mark.parametrize('dl', [Ahead(), Lazily()])
 def test_a_warning_says_that_a_loader_which_draws_ahead_will_not_resume_exactly(dl, tmp_path):
-    def learner(*cbs): return TrainLearner(mlp(), DataLoaders(dl, Lazily()), F.cross_entropy, .1,
-                                           [CheckpointCB(tmp_path, batches=1), *cbs])
-    fit_until_stopped(learner(StopCB(0, 4)), 1)
+    def make(*cbs): return learner([CheckpointCB(tmp_path, batches=1), *cbs], dls=DataLoaders(dl, Lazily()))
+    fit_until_stopped(make(StopCB(0, 4)), 1)
     says = f'first 5 batches were loaded again .*{type(dl).__name__} drew .* only if it draws for one batch at a time'
-    with pytest.warns(UserWarning, match=says): learner().fit(1, resume=True)
+    with pytest.warns(UserWarning, match=says): make().fit(1, resume=True)
 
 
-# Descriptions
-
-def test_loaders_are_described_by_what_decides_their_batches():
-    other = dict(workers=False, persistent_workers=False, seeded_samples=False)
-    assert describe_loader(loader('memory')) == dict(batches=6, samples=23, batch_size=4, seed=2, drop_last=False,
-                                                     order=True, **other)
-    assert describe_loader(loader('in order')) == dict(batches=5, samples=23, batch_size=4, seed=None, drop_last=True,
-                                                       order='SequentialSampler', **other)
-    assert describe_loader(Listed())['batches'] == 2
+def test_a_loader_that_draws_nothing_is_loaded_again_without_a_warning():
+    passes = Passes(LOADERS['stream']())
+    seen = passes.whole()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(list(passes.rest(4, seen))) == 2
 
 
-def test_workers_and_seeded_samples_are_part_of_a_description_and_the_number_of_workers_is_not():
-    def described(ds, workers):
-        found = describe_loader(DataLoader(ds, num_workers=workers))
-        return found['workers'], found['seeded_samples']
-    ds = Noisy(4)
-    assert described(ds, 0) == (False, False)
-    assert described(SeededSamples(ds), 0) == (False, True)
-    assert described(SeededSamples(ds), 1) == described(SeededSamples(ds), 2) == (True, True)
+def test_a_pass_that_can_start_anywhere_loads_nothing_again(monkeypatch):
+    asked, real = [], TensorDataset.__getitem__
+    monkeypatch.setattr(TensorDataset, '__getitem__', lambda ds, i: asked.append(int(i)) or real(ds, i))
+    passes = Passes(DataLoader(TensorDataset(X), 4))
+    seen = passes.whole()
+    asked.clear()
+    list(passes.rest(5, seen))
+    assert asked == [20, 21, 22]
+    assert can_seek(arrays(4).train)
+    assert not any(map(can_seek, (passes.dl, Listed(), [1])))
 
 
-def test_only_plain_values_are_in_a_description():
-    class Odd:
-        bs, seed = [torch.ones(2)], torch.ones(2)
-        def __len__(self): return 3
-    found = describe_loader(Odd())
-    assert found.pop('batches') == 3
-    assert set(found.values()) == {None, False}
+# A loader that knows by itself where it stands
+
+class Speaks:
+    "Like torchdata's StatefulDataLoader: after load_state_dict the next pass is the rest of the saved one."
+    def __init__(self): self.done, self.order, self.begins_at, self.loaded = 0, None, 0, 0
+    def __len__(self): return 6
+    def state_dict(self): return dict(done=self.done, order=self.order)
+    def load_state_dict(self, state):
+        self.done, self.order = state['done'], state['order']
+        self.begins_at = self.done
+
+    def __iter__(self):
+        start, self.begins_at = self.begins_at, 0
+        if not start: self.order = torch.randperm(24)
+        for i in range(start, 6):
+            self.done, self.loaded = i + 1, self.loaded + 1
+            yield X4[self.order[4*i:4*i + 4]], Y[self.order[4*i:4*i + 4]]
+        self.done = 0
 
 
-# A loader's state
-
-def test_a_loaders_state_is_restored():
-    class Own:
-        def __init__(self): self.rng = np.random.default_rng(3)
-        def __iter__(self): return iter([[torch.tensor(self.rng.random())]])
-    for dl in (loader('own generator'), Own()):
-        state = loader_state(dl)
-        first = [b[0] for b in dl]
-        set_loader_state(dl, state)
-        assert all(map(torch.equal, [b[0] for b in dl], first))
-
-
-def test_generators_in_wrapped_datasets_and_collate_functions_are_part_of_the_state():
-    def kinds(dl): return sorted(s['kind'] for s in loader_state(dl)['data_generators'])
-    every = ["numpy's Generator of PCG64", "numpy's RandomState of MT19937", 'random.Random of version 3',
-             'torch.Generator on cpu']
-    assert kinds(DataLoader(SeededSamples(Subset(Jittered(4), [1, 2])))) == every
-    rng = random.Random(1)
-    assert kinds(DataLoader(TensorDataset(X), collate_fn=lambda b: rng.sample(b, len(b)))) == every[2:3]
-    for kind in ('one generator', 'own generator', 'memory'): assert kinds(loader(kind)) == []
+def test_a_loader_with_a_state_dict_of_its_own_goes_on_by_itself(tmp_path):
+    made = []
+    def make(folder, *cbs):
+        made.append(Speaks())
+        return learner([CheckpointCB(folder, batches=1), *cbs], dls=DataLoaders(made[-1], [(X4, Y)]))
+    assert_resumes_exactly(make, tmp_path, ((0, 3), (1, 0)))
+    assert [dl.loaded for dl in made] == [12, 4, 8, 7, 5]
 
 
 # Attributes that change from pass to pass
@@ -285,7 +351,7 @@ class ByTensor(Loader):
         return self.order
 
 
-class Shuffler(Sampler):
+class ByArray(Sampler):
     def __init__(self): self.generator, self.order = np.random.default_rng(1), np.arange(24)
     def __len__(self): return 24
     def __iter__(self):
@@ -311,67 +377,28 @@ class Growing(DataLoader):
         for xb, yb in super().__iter__(): yield xb*self.passes, yb
 
 
+class Queue(Loader):
+    "Takes its order from a list that gets shorter, and is filled again."
+    def __init__(self): self.left = []
+    def indices(self):
+        if not self.left: self.left = [torch.randperm(24).tolist() for _ in range(2)]
+        return self.left.pop()
+
+
 def sampled(sampler, **kwargs): return DataLoader(TensorDataset(X4, Y), 4, sampler=sampler, **kwargs)
 
 
 @pytest.mark.parametrize('make', [
-    ByCount, ByList, ByTensor, lambda: sampled(Shuffler()), lambda: sampled(Shuffler(), num_workers=1),
-    lambda: sampled(CountsPasses()), lambda: sampled(CountsPasses(), num_workers=2),
+    ByCount, ByList, ByTensor, Queue, lambda: sampled(ByArray()), lambda: sampled(ByArray(), num_workers=1),
+    lambda: sampled(CountsPasses()), lambda: sampled(CountsPasses(), num_workers=1),
     lambda: Growing(TensorDataset(X4, Y), 4)])
 def test_attributes_that_loaders_and_samplers_change_from_pass_to_pass_are_restored(make, tmp_path):
-    def learner(folder, *cbs):
+    def run(folder, *cbs):
         torch.manual_seed(1)
         random.seed(1)
         saves = CheckpointCB(folder, batches=1)
         return TrainLearner(mlp(), DataLoaders(make(), [(X4, Y)]), F.cross_entropy, .1, [saves, *cbs])
-    assert_resumes_exactly(learner, tmp_path, ((0, 3), (1, 1)), 3)
-
-
-class Holder: "Has attributes."
-
-
-def holding(**kwargs):
-    x = Holder()
-    vars(x).update(kwargs)
-    return x
-
-
-ORDERS = st.lists(st.integers(0, 50), min_size=2, max_size=9, unique=True)
-
-
-@given(ORDERS, st.sampled_from([list, np.array, torch.tensor]), st.data())
-def test_an_order_is_restored_in_its_own_memory(order, kind, data):
-    there = kind(order)
-    x = holding(order=there)
-    state = sampler_state(x)
-    moved = data.draw(st.permutations(order))
-    there[:] = kind(moved)
-    assert [int(i) for i in state['order']] == order
-    set_sampler_state(x, state)
-    assert x.order is there
-    assert [int(i) for i in there] == order
-    there[:] = kind(moved)
-    assert [int(i) for i in state['order']] == order
-
-
-def test_plain_values_and_orders_are_saved_but_not_labels_data_and_options():
-    x = holding(n=3, rate=.5, root='/here', done=True, none=None, order=[2, 0, 1], labels=[1, 1, 0], words=['a', 'b'],
-                flags=[True, False], y=torch.tensor([1, 1]), images=np.eye(3, dtype=int), weights=torch.rand(3),
-                z=torch.tensor([1j, 2]), empty=[], loader=DataLoader([1]), num_workers=4, batch_size=7,
-                sparse=torch.eye(3, dtype=torch.int64).to_sparse(),
-                meta=torch.ones(3, dtype=torch.int64, device='meta'), pixels=torch.ones(2, 3, dtype=torch.uint8),
-                nested=torch.nested.nested_tensor([torch.arange(2)], layout=torch.jagged), point=torch.tensor(3))
-    assert {*sampler_state(x)} == {'n', 'rate', 'done', 'none', 'order'}
-    assert 'indices' not in sampler_state(SubsetRandomSampler([3, 1, 2]))  # torch's own never change theirs
-
-
-def test_an_order_that_does_not_fit_or_cannot_be_written_is_replaced():
-    ids = np.array([3, 1, 2])
-    ids.flags.writeable = False
-    x = holding(ids=ids, longer=np.arange(3), shorter=[1, 2], kind=torch.arange(2))
-    set_sampler_state(x, dict(ids=np.array([1, 2, 3]), longer=np.arange(5), shorter=[3, 1, 2], kind=[1, 0]))
-    assert (x.ids.tolist(), ids.tolist()) == ([1, 2, 3], [3, 1, 2])
-    assert (x.longer.tolist(), x.shorter, x.kind) == ([0, 1, 2, 3, 4], [3, 1, 2], [1, 0])
+    assert_resumes_exactly(run, tmp_path, ((0, 3), (1, 1)), 3)
 
 
 # Persistent workers
@@ -384,54 +411,29 @@ def persistent():
         made.append(DataLoader(*args, num_workers=2, persistent_workers=True, **kwargs))
         return made[-1]
     yield make
-    for dl in made: set_workers(dl, dict(workers_running=False))
-
-
-def pids(dl): return [w.pid for w in dl._iterator._workers]
-
-
-def test_persistent_workers_are_started_without_loading_kept_if_alive_and_stopped(persistent):
-    dl = persistent(TensorDataset(X), 4)
-    up, down = dict(workers_running=True), dict(workers_running=False)
-    assert loader_state(dl)['workers_running'] is False
-    set_workers(dl, up)
-    assert loader_state(dl)['workers_running'] is True
-    assert dl._iterator._send_idx == 0
-    first = pids(dl)
-    set_workers(dl, up)
-    assert pids(dl) == first
-    dl._iterator._workers[0].kill()
-    dl._iterator._workers[0].join()
-    set_workers(dl, up)
-    assert pids(dl) != first
-    gone = dl._iterator._workers
-    set_workers(dl, down)
-    assert loader_state(dl)['workers_running'] is False
-    assert not any(w.is_alive() for w in gone)
-    set_workers(loader('tensors'), up)
-    set_workers([1], up)
+    for dl in made: set_workers(dl, False)
 
 
 @pytest.mark.parametrize(('passes', 'generator'), [(0, False), (1, False), (1, True)])
 def test_a_pass_with_persistent_workers_resumes_whether_or_not_they_were_running_before_it(passes, generator,
                                                                                           persistent):
-    def made(): return persistent(TensorDataset(X), 4, shuffle=True, generator=seeded(7) if generator else None)
+    def make(): return Passes(persistent(TensorDataset(X), 4, shuffle=True, generator=seeded(7) if generator else None))
     torch.manual_seed(5)
-    dl = made()
-    for _ in range(passes): list(dl)
-    begun, seen = whole_pass(dl)
-    after, further = states(dl), torch.cat([b[0] for b in dl])
+    first = make()
+    for _ in range(passes): list(first.dl)
+    seen = first.whole()
+    after, further = data_of(first.now()), torch.cat([b[0] for b in first.dl])
     last = random_states()
-    for start, other in ((1, made()), (len(seen), dl)):
-        got = [b[0] for b in RemainingBatches(other, start, begun, seen[start - 1][1])]
+    for start, other in ((1, make()), (len(seen), first)):
+        got = [b[0] for b in other.rest(start, seen)]
         assert all(map(torch.equal, got, [b for b, _ in seen[start:]]))
         assert len(got) == len(seen) - start
-        assert same_states(states(other), after)
-        assert torch.equal(torch.cat([b[0] for b in other]), further)
+        assert same_states(data_of(other.now()), after)
+        assert torch.equal(torch.cat([b[0] for b in other.dl]), further)
         assert same_states(random_states(), last)
 
 
-class LogCB(Callback):
+class LogCB(Watcher):
     "Notes the batches of a run, and stops it after one of them, or between epochs."
     order = float('inf')
     def __init__(self, seen, stop=None): self.seen, self.stop = seen, stop
@@ -449,10 +451,10 @@ def test_a_run_with_persistent_workers_resumes_exactly_with_its_own_loaders_and_
     def dls(): return DataLoaders(persistent(TensorDataset(x, y), 5, shuffle=True), persistent(TensorDataset(x, y), 10))
     def make(dls, folder, seen, seed, stop=None):
         torch.manual_seed(seed)
-        cbs = [CheckpointCB(tmp_path/folder, batches=1), Quiet(), LogCB(seen, stop)]
+        cbs = [CheckpointCB(tmp_path/folder, batches=1), LogCB(seen, stop)]
         return TrainLearner(mlp(), dls, F.cross_entropy, .1, cbs)
     def end(learn): return [p.tolist() for p in learn.model.parameters()], torch.get_rng_state().tolist()
-    all_seen, whole = [], None
+    all_seen = []
     whole = make(dls(), 'whole', all_seen, 2)
     whole.fit(3)
     want = end(whole)
@@ -464,3 +466,31 @@ def test_a_run_with_persistent_workers_resumes_exactly_with_its_own_loaders_and_
         learn.fit(3, resume=True)
         assert end(learn) == want
         assert seen == all_seen
+
+
+# Why a run may not resume exactly
+
+@pytest.mark.parametrize(('dl', 'says'), [
+    (iter([1]), 'an iterator, which can be used only once: use a DataLoader or a list'),
+    ((x for x in [1]), 'an iterator, which can be used only once'),
+    (tensors(2, in_order=False), 'whatever order the workers finish: use in_order=True'),
+    (DataLoader(Noisy(4), num_workers=1, persistent_workers=True), 'no checkpoint holds: use persistent_workers=False'),
+    (DataLoader(SeededSamples(Noisy(4)), num_workers=1, persistent_workers=True), 'use persistent_workers=False'),
+    (DataLoader(Stream(), num_workers=1, persistent_workers=True), 'use persistent_workers=False'),
+    (tensors(1, persistent_workers=True, collate_fn=list), 'use persistent_workers=False')])
+def test_what_may_keep_a_run_from_resuming_exactly_is_named(dl, says): assert says in resume_warning(dl)
+
+
+@pytest.mark.parametrize('dl', [
+    [1], Own(), Speaks(), arrays(4).train, DataLoader(Noisy(4)), tensors(0, in_order=False), DataLoader(Stream(), 4),
+    DataLoader(Stream(), 4, num_workers=1), DataLoader(Noisy(4), num_workers=2), tensors(1, persistent_workers=True),
+    DataLoader(Subset(ConcatDataset([Dataset(X, X)]*2), [1]), num_workers=1, persistent_workers=True),
+    tensors(1, sampler=Drawn(lambda n: MODULE_LEVEL.randrange(n))), DataLoader(SeededSamples(Noisy(4)), num_workers=1)])
+def test_other_loaders_resume_exactly(dl): assert resume_warning(dl) == ''
+
+
+def test_a_fit_with_checkpoints_warns_of_it_by_path(tmp_path):
+    dl = DataLoader(TensorDataset(X4, Y), 4, num_workers=1, in_order=False)
+    says = 'the run may not resume exactly from learn.dls.train: its batches come in whatever order'
+    with pytest.warns(UserWarning, match=says):
+        learner([CheckpointCB(tmp_path)], dls=DataLoaders(dl, [(X4, Y)])).fit(1)

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from miniai.callbacks.checks import check_names
 from miniai.callbacks.train import checked, n_inputs
 from miniai.device import detached, first_tensor, is_number, to_cpu, to_scalar
 from miniai.events import Callback
@@ -113,15 +112,6 @@ class MetricsCB(Callback):
         self.displayed = getattr(learn, 'display', None) is not None or getattr(learn, 'dry_run', False)
         self._log(texts | dict(epoch=learn.epoch, train=phase))
 
-    def state_dict(self) -> dict[str, Any]:
-        "The state of every metric in the current epoch. TypeError for a metric without a state_dict."
-        return {nm: _metric_state(nm, m) for nm, m in self.all_metrics.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Restore what `state_dict` returned. ValueError if it is for other metrics."
-        check_names('metrics', state, self.all_metrics)
-        for nm, m in self.all_metrics.items(): _set_metric_state(m, state[nm])
-
 
 def _as_metric(nm: str, m: Any) -> Any:
     if isinstance(m, type):
@@ -154,32 +144,3 @@ def _text(v: Any) -> str:
     v = _plain(v)
     if isinstance(v, list): return ' '.join(map(_text, v))
     return f'{v:.3f}' if isinstance(v, int | float) else str(v)
-
-
-# The state of metrics in the middle of an epoch
-
-def _metric_state(nm: str, m: Any) -> dict[str, Any]:
-    parts = _torchmetrics_in(m)
-    if parts: return {k: _torchmetric_state(part) for k, part in parts.items()}
-    if hasattr(m, 'state_dict') and hasattr(m, 'load_state_dict'): return dict(m.state_dict())
-    raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has no state_dict and load_state_dict, so a run with "
-                    f"checkpoints cannot resume in the middle of an epoch: give it both")
-
-
-def _torchmetric_state(part: Any) -> dict[str, Any]:
-    "The state of a torchmetrics metric. Some keep values, such as the best so far, in tensors outside their state."
-    tensors = {nm: x for nm, x in vars(part).items() if isinstance(x, Tensor) and not nm.startswith('_')}
-    return dict(part.metric_state) | tensors | dict(_update_count=part.update_count)
-
-
-def _set_metric_state(m: Any, state: dict[str, Any]) -> None:
-    parts = _torchmetrics_in(m)
-    if not parts: return m.load_state_dict(state)
-    for k, part in parts.items():
-        for nm, x in state[k].items(): setattr(part, nm, x)
-
-
-def _torchmetrics_in(m: Any) -> dict[str, Any]:
-    "The metrics of torchmetrics that `m` is, or is made of, by their paths in it."
-    modules = dict(m.named_modules()) if isinstance(m, nn.Module) else {}
-    return {k: x for k, x in modules.items() if hasattr(x, 'metric_state') and hasattr(x, 'update_count')}

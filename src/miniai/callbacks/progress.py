@@ -38,7 +38,7 @@ class ProgressCB(Callback):
     adds a live curve of the loss; elsewhere one plain line per row. `losses` holds every training batch's loss,
     `val_losses` every validation's. The text beside the bar is `learn.dl.comment`, a string or a function, by default
     the loss. Rows come from MetricsCB; without one they show the loss."""
-    order = MetricsCB.order + 1
+    order, only_shows = MetricsCB.order + 1, True
     def __init__(self, plot: bool = False) -> None:
         self.plot, self.mbar, self._own_metrics, self._epoch_done = plot, None, None, False
         self._losses, self.val_losses = DeferredScalars(), []
@@ -121,10 +121,10 @@ class ProgressCB(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         "The losses so far."
-        own = self._own_metrics.state_dict() if self._own_metrics else None
+        own = self._own_metrics.loss.state_dict() if self._own_metrics else None
         return dict(losses=self.losses, val_losses=self.val_losses, val_batches=self._val_batches, metrics=own)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Restore what `state_dict` returned."
         self.losses, self.val_losses, self._val_batches = state['losses'], state['val_losses'], state['val_batches']
-        if self._own_metrics: self._own_metrics.load_state_dict(state['metrics'])
+        if self._own_metrics and state['metrics']: self._own_metrics.loss.load_state_dict(state['metrics'])

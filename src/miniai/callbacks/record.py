@@ -20,6 +20,7 @@ class HasLearnCB(Callback):
 class RecorderCB(Callback):
     """After each training batch, appends `d[name](self)` to the list `recs[name]`:
     `RecorderCB(lr=lambda cb: cb.pg['lr'])`. `pg` is the optimizer's first parameter group."""
+    only_shows = True
     def __init__(self, **d: Callable[['RecorderCB'], Any]) -> None:
         self.d, self.pg = d, None
         self._scalars = {k: DeferredScalars() for k in d}

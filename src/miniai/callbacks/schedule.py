@@ -1,7 +1,5 @@
 "Schedules: PyTorch's schedulers stepped by batch or by epoch, checked against the length of the fit."
-from collections import Counter
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 from torch.optim import lr_scheduler
@@ -36,20 +34,6 @@ class BaseSchedCB(Callback):
     def _step(self, learn: Any) -> None:
         if learn.training and not learn.skip_backward: self.schedo.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        "The schedule's state."
-        return dict(schedule=_without_counters(self.schedo.state_dict()))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        "Restore what `state_dict` returned."
-        self.schedo.load_state_dict(deepcopy(state['schedule']))  # torch's CyclicLR takes parts out of it
-
-
-def _without_counters(x: Any) -> Any:
-    "A schedule's state without its Counters: milestones, which never change and which no checkpoint can hold."
-    if isinstance(x, dict): return {k: _without_counters(v) for k, v in x.items() if not isinstance(v, Counter)}
-    return [_without_counters(y) for y in x] if isinstance(x, list) else x
-
 
 class BatchSchedCB(BaseSchedCB):
     """A schedule stepped after each training batch. If several batches make one step of the optimizer, it waits and
@@ -77,12 +61,11 @@ class BatchSchedCB(BaseSchedCB):
         self._due = 0
 
     def state_dict(self) -> dict[str, Any]:
-        "The schedule's state, and how many steps are still to be taken."
-        return super().state_dict() | dict(due=self._due)
+        "How many steps are still to be taken; the schedule has a state_dict of its own."
+        return dict(due=self._due)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Restore what `state_dict` returned."
-        super().load_state_dict(state)
         self._due = state['due']
 
 

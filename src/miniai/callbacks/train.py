@@ -94,7 +94,7 @@ class FiniteLossCB(Callback):
     """Stops a fit whose training loss is not finite, with a NonFiniteLossError that names epoch and batch. Losses on
     the CPU are checked before the weights change; those on an accelerator every `every` seconds and at the end of the
     epoch. It comes last, so that LRFinderCB sees the loss first."""
-    order = math.inf
+    order, only_shows = math.inf, True
     def __init__(self, every: float = 0.5) -> None: self.every, self._unread = every, []
 
     def before_epoch(self, learn: Any) -> None: self._unread, self._due = [], time.perf_counter() + self.every
@@ -132,6 +132,7 @@ class FiniteLossCB(Callback):
 
 class SkippedStepsCB(Callback):
     "Warns after each epoch about steps that an optimizer with `skip_nonfinite` skipped in it."
+    only_shows = True
     def before_epoch(self, learn: Any) -> None: self.opt, self.before = learn.opt, getattr(learn.opt, 'skipped', 0)
 
     def after_epoch(self, learn: Any) -> None:

@@ -19,7 +19,7 @@ from miniai.jobs.lr_find import lr_find_job
 from miniai.jobs.prove import prove_resume
 from miniai.jobs.train import train
 from miniai.resume.prove import ProofError
-from miniai.resume.state import ResumeError
+from miniai.resume.restore import ResumeError
 
 __all__ = ['main']
 

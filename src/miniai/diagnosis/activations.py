@@ -121,6 +121,7 @@ class ActivationStats(HooksCallback):
     every `every`-th batch, and pictures of them. With `gradients`, also those of the activations' gradients, which the
     pictures show with `of='gradients'`. Complex numbers count by their absolute value. Forward passes that
     torch.utils.checkpoint repeats during the backward pass are not recorded again."""
+    only_shows = True
     def __init__(self, mod_filter: Callable[[nn.Module], bool] = _every_module, every: int = 1,
                  gradients: bool = False) -> None:
         if every < 1: raise ValueError(f"every must be 1 or more batches, got {every}")

@@ -62,6 +62,7 @@ class ProfileCB(Callback):
     Hooks on modules count for the callback that set them, hooks on tensors for the backward they run in. Every
     `every`-th batch is timed, from the second on; 1 times all, at about 10 µs each. On an accelerator timing has to
     wait for the device, so the default there is 10."""
+    only_shows = True
     order = float('inf')  # so that it times the loader as all other callbacks leave it
 
     def __init__(self, every: int | None = None, quiet: bool = False) -> None:

@@ -119,7 +119,7 @@ def _with_times(name: str) -> dict[Path, tuple[str, int]]:
 
 class HistoryFileCB(Callback):
     "Writes `learn.history` to a file of the run folder after each epoch and phase: one row as JSON per line."
-    order = 2
+    order, only_shows = 2, True
     def __init__(self, folder: RunFolder, name: str = 'metrics.jsonl') -> None: self.folder, self.name = folder, name
     def after_epoch(self, learn: Any) -> None:
         if getattr(learn, 'dry_run', False): return  # as in capture_preds: the rows are not the run's

@@ -62,7 +62,7 @@ def train(config: TrainConfig) -> Learner:
 
 class AcceptedCB(Callback):
     "Calls `then()` once the callbacks before it have accepted the fit. If one of them refuses to resume, it does not."
-    order = CheckpointCB.order
+    order, only_shows = CheckpointCB.order, True
     def __init__(self, then: Callable[[], None]) -> None: self.then, self.done = then, False
 
     def before_fit(self, learn: Any) -> None:

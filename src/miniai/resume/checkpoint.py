@@ -13,13 +13,16 @@ from miniai.callbacks.dry_run import patch
 from miniai.callbacks.metrics import MetricsCB, direction
 from miniai.callbacks.train import FiniteLossCB
 from miniai.callbacks.wrapped import WrappedLoader
+from miniai.checkpoint.tree import flatten
 from miniai.device import is_number
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
-from miniai.resume.files import BEST, RunFiles, files_of, is_between_epochs
-from miniai.resume.fingerprint import check_same, fingerprint, first_difference, first_fingerprint, resume_signature
+from miniai.resume.files import BEST, RunFiles, files_of, place_of
+from miniai.resume.loader import resume_warning
+from miniai.resume.objects import check_savable
+from miniai.resume.restore import ResumeError, check_same, real_weights, restore, versions
 from miniai.resume.signals import OutlastSignals, SignalWatch
-from miniai.resume.start import ResumePoint, find_resume_point, real_weights, restore, resume_blockers
-from miniai.resume.state import ResumeError, check_savable, loaders_of, random_state, run_state
+from miniai.resume.start import ResumePoint, find_resume_point
+from miniai.resume.state import RunState, loaders_of
 
 __all__ = ['CheckpointCB']
 
@@ -35,7 +38,7 @@ class CheckpointCB(Callback):
     a notebook); a second signal exits at once. Dry runs and fits that only validate save nothing. See
     docs/checkpoints.md."""
     order = math.inf
-    can_resume = True
+    can_resume = only_shows = True
     _run = None  # the current fit, if it is to be saved
 
     def __init__(self, folder: str | Path, batches: int | None = None, epochs: int | None = 1,
@@ -61,8 +64,6 @@ class CheckpointCB(Callback):
         check_savable(learn)
         self._run = _Run(self, learn)
         self._run.begin(learn)
-        self._run.unproven = bool(self._run.blockers) and self._run.point.state is None
-        if self._run.unproven: self.save(learn, 'train', 0, 0)  # in case the first epoch is cut short
 
     def before_epoch(self, learn: Any) -> None:
         if self._run: self._run.begin_pass(learn)
@@ -87,12 +88,12 @@ class CheckpointCB(Callback):
                 self.save(learn, _phase(learn), learn.epoch, batch)
         elif not learn.training or not learn.validates: self._save_epoch(learn, cancelled or signalled)
         elif cancelled or signalled: self.save(learn, 'valid', learn.epoch, 0)
-        run.begun, run.pass_done = None, False
+        run.begun, run.pass_done = False, False
         if signalled: run.watch.leave()
 
     def cleanup_fit(self, learn: Any) -> None:
         run, self._run = self._run, None
-        if run: run.end(failed=not (learn.ended_by is None or is_cancel(learn.ended_by)))
+        if run: run.end()
 
     # When to save
 
@@ -108,7 +109,7 @@ class CheckpointCB(Callback):
         last, best = done == learn.n_epochs, bool(values) and values[-1] > max(
             (x for x in values[:-1] if x == x), default=-math.inf)  # NaN is never best
         unknown = bool(self.best) and not values and not learn.ended_by
-        due = (self.epochs and done % self.epochs == 0) or self._run.blockers or self._is_due(learn)
+        due = (self.epochs and done % self.epochs == 0) or self._is_due(learn)
         if last or ends or best or due or unknown: self.save(learn, 'done' if last else 'train', done, 0, best)
         if unknown: raise self._no_metric(list(learn.history[-1]) if learn.history else [])
 
@@ -143,16 +144,13 @@ def _phase(learn: Any) -> str: return 'train' if learn.training else 'valid'
 
 
 class _Run:
-    """One fit that is saved: its files, its signals, and what its checkpoints hold besides the run's state.
-    `begun` is the random state when the current pass began, None between passes. `unproven` until a first batch is
-    done."""
+    """One fit that is saved: its files, its signals, and what its checkpoints hold. `begun`: a pass is going on."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
-        self.cb, self.begun, self.remaining, self.cancelled, self.unproven = cb, None, None, False, False
+        self.cb, self.begun, self.remaining, self.cancelled = cb, False, None, False
         self.first_batch, self.pass_done, self.resumed_pass = 0, False, None
-        self._end = ExitStack()
-        self.blockers, self.watch = resume_blockers(learn), SignalWatch(cb.signals)
+        self._end, self.watch = ExitStack(), SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
-        try: self.files = RunFiles(cb.folder, cb.keep, bool(self.blockers), cb.background)
+        try: self.files = RunFiles(cb.folder, cb.keep, cb.background)
         except BaseException:
             self._end.close()
             raise
@@ -160,31 +158,36 @@ class _Run:
 
     def begin(self, learn: Any) -> None:
         "Resume where the run stopped, or begin in a folder without checkpoints."
-        self._protect_workers(learn)
-        folder = self.files.folder
-        self.point = find_resume_point(folder, learn, self.blockers) if learn.resume else ResumePoint()
-        there, state = files_of(folder), self.point.state
+        folder, there = self.files.folder, files_of(self.files.folder)
+        self.point = find_resume_point(folder, learn.n_epochs, learn.model) if learn.resume else ResumePoint()
+        state = self.point.state
         if state is None and there: raise ResumeError(
             f"{folder} holds {len(there)} checkpoint(s) of an earlier run, such as {there[-1].name}: resume it with "
             f"fit(…, resume=True), or choose another folder")
         if state is None and self.cb.best and self.files.has_best(): raise ResumeError(
             f"{folder} holds {BEST} of an earlier run, but no checkpoint to resume from: move it away or choose "
             f"another folder")
-        now = run_state(learn)
-        self._first, self._signature = first_fingerprint(learn, bool(self.blockers)), resume_signature(now)
-        for why in self.blockers.values(): warnings.warn(
-            f"CheckpointCB: {why}. The last checkpoint between epochs is kept as well, and the run will resume from it",
-            stacklevel=4)
-        if state is None: return
-        check_same(learn, state, now, self._first)
-        restore(learn, state)
-        self.files.start_from(state['position'])
-        self._move_to(learn, self.point)
+        self.state = RunState(learn)
+        for path, dl in loaders_of(learn).items():
+            why = resume_warning(dl)
+            if why: warnings.warn(f"CheckpointCB: the run may not resume exactly from {path}: {why}", stacklevel=4)
+        if state is not None:
+            check_same(learn, state, self.state)
+            lost = restore(learn, state)
+            if not self.point.batch: self._warn_lost(lost)
+            self.files.start_from(state['position'])
+            self._move_to(learn, self.point)
+        else: flatten(self.state.take(learn))  # raises an error now if a part cannot be saved
+        self._protect_workers(learn)
+
+    def _warn_lost(self, lost: list[str]) -> None:
+        if lost: warnings.warn(f"not restored, because the run does not have it, or it cannot be made again: "
+                               f"{', '.join(lost)}", stacklevel=5)
 
     def _protect_workers(self, learn: Any) -> None:
         "Let the loaders' workers outlive a signal that reaches them too."
         if not self.watch.old_handlers: return
-        for dl in loaders_of(learn):
+        for dl in loaders_of(learn).values():
             if isinstance(dl, DataLoader) and dl.num_workers:
                 patch(self._end, dl, 'worker_init_fn', self._end.enter_context(OutlastSignals(dl.worker_init_fn)))
 
@@ -198,13 +201,13 @@ class _Run:
         self._end.callback(lambda: self.resumed_pass in learn.cbs and learn.cbs.remove(self.resumed_pass))
 
     def begin_pass(self, learn: Any) -> None:
-        "Note the random state. In a pass that is resumed, restore what callbacks have just reset."
+        "Note the state of the data. In a pass that is resumed, restore what callbacks have just reset."
         resumed = self.point.state if self.point.batch else None
         self.remaining = self.resumed_pass.remaining if resumed else None
         if resumed and (self.remaining is None or self.remaining.taken): self._refuse_replaced_loader()
-        if resumed: restore(learn, resumed)
-        self.begun = resumed['begun'] if resumed else random_state(learn)
-        self.first_batch = self.point.batch if resumed else 0
+        if resumed: self._warn_lost(restore(learn, resumed))
+        self.state.begin_pass(learn, resumed and resumed['begun'])
+        self.begun, self.first_batch = True, self.point.batch if resumed else 0
         self.point.state = None
         learn.dl = WrappedLoader(learn.dl, at_end=self._note_end)
         learn.dl.first_batch = self.first_batch  # a callback's own wrapper may not pass it on
@@ -216,47 +219,42 @@ class _Run:
         return self.point.trained and learn.training and learn.epoch == self.point.epoch
 
     def _refuse_replaced_loader(self) -> None:
+        inside = [p.name for p in files_of(self.files.folder) if place_of(p.name)[2]]
         raise ResumeError(
             f"cannot resume within a pass: a callback, or the Learner's own one_epoch, replaced learn.dl, so its order "
-            f"is unknown. To resume between epochs instead, move these checkpoints away: "
-            f"{[p.name for p in files_of(self.files.folder) if not is_between_epochs(p)]}")
+            f"is unknown. To resume between epochs instead, move these checkpoints away: {inside}")
 
     def count_batch(self, learn: Any) -> None:
         if self.remaining is not None and not self.remaining.taken: self._refuse_replaced_loader()
-        self.remaining, self.unproven = None, False
+        self.remaining = None
         self.batches += learn.training
 
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
         with real_weights(learn.opt):
-            state = run_state(learn)
-            before, self._signature = self._signature, resume_signature(state)
-            change = first_difference(before, self._signature)
+            state = self.state.take(learn, within_pass=position['batch'] > 0)
+            change = self.state.change(state)
             if change: warnings.warn(f"CheckpointCB: checkpoints saved from now on cannot be resumed: {change}. "
                                      f"Make this change before the fit", stacklevel=5)
-            self.files.save(dict(position=position, fingerprint=fingerprint(learn, state) | self._first,
-                                 begun=self.begun if position['batch'] else None, **state), best)
+            self.files.save(dict(position=position, versions=versions(learn), **state), best)
         self._start_counting()
 
     def _start_counting(self) -> None:
         self.batches, self.due = 0, time.monotonic() + 60*(self.cb.minutes or math.inf)
 
-    def end(self, failed: bool) -> None:
-        """Wait for the save in progress, unless there was a second signal. Then exit if there was a signal. A run that
-        failed in its first batch leaves no checkpoint."""
-        with self._end:
-            if failed and self.unproven and not self.watch.forced: self.files.remove_all()
-            self.files.close(wait=not self.watch.forced)
+    def end(self) -> None:
+        "Wait for the save in progress, unless there was a second signal. Then exit if there was a signal."
+        with self._end: self.files.close(wait=not self.watch.forced)
         self.watch.leave()
 
 
 class _ResumedPassCB(Callback):
     "Runs first as a resumed run begins its passes: skips a training pass that is done, continues one that is not."
-    order = -math.inf
+    order, only_shows = -math.inf, True
     def __init__(self, point: ResumePoint) -> None: self.point, self.skips, self.remaining = point, point.trained, None
 
     def before_epoch(self, learn: Any) -> None:
         if self.skips and learn.training:
             self.skips = False
             raise CancelEpochException()
-        if self.point.batch and self.remaining is None: learn.dl = self.remaining = self.point.remaining(learn.dl)
+        if self.point.batch and self.remaining is None: learn.dl = self.remaining = self.point.remaining(learn)

@@ -68,7 +68,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _bytes(t: Tensor) -> Tensor:
-    return t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    flat = t.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    return (flat.as_strided((len(flat),), (1,)) if len(flat) < 2 else flat).view(torch.uint8)  # else of any stride
 
 
 def _bits(x: Any) -> Any:

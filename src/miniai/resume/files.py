@@ -8,7 +8,7 @@ from typing import Any
 from miniai.checkpoint import FolderLock, Saver, remove_stale
 from miniai.checkpoint.folder import place_of
 
-__all__ = ['BEST', 'RunFiles', 'file_name', 'place_of', 'files_of', 'is_between_epochs']
+__all__ = ['BEST', 'RunFiles', 'file_name', 'place_of', 'files_of']
 
 BEST = 'best.safetensors'
 _PHASES = dict(train=1, valid=2, done=3)
@@ -25,17 +25,12 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(there, key=lambda p: place_of(p.name))
 
 
-def is_between_epochs(path: Path) -> bool:
-    "Was this checkpoint saved before the first batch of training or of validation?"
-    return place_of(path.name)[2] == 0
-
-
 class RunFiles:
-    """The folder of a run, locked until `close()`. Keeps the last `keep` checkpoints, and with `between_epochs` also
-    the last one between epochs. Files beyond the position that the run resumed from were skipped: they stay and do not
-    count. With `background`, files are written while the caller continues."""
-    def __init__(self, folder: Path, keep: int, between_epochs: bool, background: bool) -> None:
-        self.folder, self.keep, self.between_epochs, self.background = folder, keep, between_epochs, background
+    """The folder of a run, locked until `close()`. Keeps the last `keep` checkpoints. Files beyond the position that
+    the run resumed from were skipped: they stay and do not count. With `background`, files are written while the
+    caller continues."""
+    def __init__(self, folder: Path, keep: int, background: bool) -> None:
+        self.folder, self.keep, self.background = folder, keep, background
         self._saver, self._writing, self._skipped, self._end = Saver(), None, set(), ExitStack()
         if os.path.lexists(folder) and not folder.is_dir():
             raise NotADirectoryError(f"checkpoints need a folder, but {folder} is a file, pipe or broken link")
@@ -79,14 +74,7 @@ class RunFiles:
         self._skipped.discard(self._writing)
         self._writing = None
         there = [p for p in files_of(self.folder) if p not in self._skipped]
-        kept = there[-self.keep:] + ([p for p in there if is_between_epochs(p)][-1:] if self.between_epochs else [])
-        for old in there:
-            if old not in kept: old.unlink(missing_ok=True)
-
-    def remove_all(self) -> None:
-        "Remove every checkpoint."
-        self._finish(self._saver.wait)
-        for p in files_of(self.folder): p.unlink()
+        for old in there[:-self.keep]: old.unlink(missing_ok=True)
 
     def close(self, wait: bool = True) -> None:
         "Unlock the folder, after waiting for what is being written unless `wait` is False. Raises what went wrong."

@@ -6,7 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,8 +39,6 @@ class Proof:
     kills: list[Place]
     compared: str
     differs: dict[str, str]
-    suspects: dict[str, str] = field(default_factory=dict)
-    "Attributes of modules, and of callbacks without a `state_dict`, that differ and that no checkpoint holds."
     repeats: bool = True
     "Are two uninterrupted runs the same? Checked only if the resumed one differs."
 
@@ -54,7 +52,7 @@ class Proof:
         text = f'NOT identical: {_first_of(self.differs)}\ncompared: {self.compared}'
         if not self.repeats: return (f"{text}\ntwo uninterrupted runs differ too, so no run can be resumed exactly: "
                                      f"something draws random numbers without a seed, or computes in no fixed order")
-        return text + (f'\nalso different, and in no checkpoint: {_first_of(self.suspects)}' if self.suspects else '')
+        return text
 
 
 def _first_of(differs: dict[str, str]) -> str:
@@ -88,8 +86,7 @@ def prove_learner(make: Callable[[], Any], n_epochs: int = 2, batches: int | Non
         found = differences(whole['state'], resumed['state'], leave_out)
         if found: say('not identical; running once more without interruption, to see whether such runs agree …')
         repeats = not found or not differences(whole['state'], runs.uninterrupted()['state'], leave_out)
-    return Proof(list(kills), _compared(whole['state'], leave_out), found,
-                 differences(whole['unsaved'], resumed['unsaved']) if found else {}, repeats)
+    return Proof(list(kills), _compared(whole['state'], leave_out), found, repeats)
 
 
 def _compared(state: dict[str, Any], leave_out: Collection[str]) -> str:
@@ -220,12 +217,12 @@ def _fit(learn: Any, part: _Part) -> None:
     saving = [CheckpointCB(part.checkpoints, batches=1)] if part.checkpoints else []
     warnings.filterwarnings('error', 'skipped .*checkpoint-')  # it must resume where it was killed, not before
     learn.fit(**part.fit, cbs=[*saving, ending], resume=bool(saving))
-    save(part.result, dict(state=run_state(learn), places=ending.places, unsaved=_unsaved_attributes(learn)))
+    save(part.result, dict(state=run_state(learn), places=ending.places))
 
 
 class _EndCB(Callback):
     "Notes the places of a run, and ends it after `batches` batches or at `end`: kills its process or cancels the fit."
-    order = CheckpointCB.order
+    order, only_shows = CheckpointCB.order, True
     def __init__(self, batches: int | None, end: Place | None, kill: bool) -> None:
         self.batches, self.end, self.kill, self.places = batches, end, kill, []
 
@@ -242,13 +239,3 @@ class _EndCB(Callback):
         if place != self.end: return
         if self.kill: os.kill(os.getpid(), signal.SIGKILL)
         raise CancelFitException()
-
-
-def _unsaved_attributes(learn: Any) -> dict[str, Any]:
-    "Plain attributes of modules, and of users' callbacks without a `state_dict`."
-    kinds = [type(cb) for cb in learn.cbs]
-    named = {f'{kind.__name__} {kinds[:i + 1].count(kind)}': learn.cbs[i] for i, kind in enumerate(kinds)
-             if not kind.__module__.startswith('miniai.') and not callable(getattr(kind, 'state_dict', None))}
-    named |= {f'module {nm}'.strip(): m for nm, m in learn.model.named_modules()}
-    return {nm: {k: x for k, x in getattr(o, '__dict__', {}).items() if type(x) in (bool, int, float, str)}
-            for nm, o in named.items()}

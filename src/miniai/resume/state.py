@@ -1,204 +1,202 @@
-"Save and restore the state of a run as a tree: model, optimizer, schedules, records, random states."
+"The state of a run as plain data, taken from what the walk finds."
+import warnings
 from collections.abc import Iterator
-from copy import deepcopy
-from functools import partial
+from copy import copy
 from types import MethodType
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-from miniai.checkpoint.tree import flatten
-from miniai.randomness import random_states, set_random_states
-from miniai.resume.generators import generators_of, set_state_of, state_of
-from miniai.resume.loader import loader_state, samplers_of, set_loader_state, set_workers
+from miniai.randomness import describe_states, random_states
+from miniai.resume.objects import shape_of, state_of
+from miniai.resume.values import ALL, SOME, Packer, brief, memory_of
+from miniai.resume.walk import Node, callbacks_of, only_shows, walk
+from miniai.resume.workers import has_running_workers, is_fixed
 
-__all__ = ['ResumeError', 'loaders_of', 'named_loaders', 'stateful_callbacks', 'generators_in_callbacks', 'run_state',
-           'restore_run', 'restore_callbacks', 'random_state', 'check_savable', 'device_of']
+__all__ = ['DATA', 'RunState', 'run_state', 'loaders_of', 'module_tensors', 'common', 'differing']
 
-
-class ResumeError(ValueError): "A run cannot resume from a checkpoint; the message says why."
-
-
-# The parts of a run
-
-def named_loaders(learn: Any) -> list[tuple[str, Any]]:
-    "The training and validation loaders, with names; the second is None if there is no validation loader."
-    return [('training data', learn.dls.train), ('validation data', getattr(learn.dls, 'valid', None))]
+DATA = 'learn.dls', 'class ', 'module '  # the paths of data, and of what functions of the data may change
+_ESSENTIAL = {'run', 'learn.model', 'learn.loss_func', 'learn.opt'}
+# Libraries whose objects change without affecting training
+_QUIET = ('tqdm', 'matplotlib', 'logging', 'tensorboard', 'wandb', 'mlflow', 'trackio', 'rich', 'IPython', 'threading',
+          'accelerate', 'torch.amp', 'io', '_io', 'csv', 'concurrent', 'subprocess', 'PIL', 'weakref')
 
 
-def loaders_of(learn: Any) -> list:
-    "The training loader and, if there is one, the validation loader."
-    return [dl for _, dl in named_loaders(learn) if dl is not None]
+def loaders_of(learn: Any) -> dict[str, Any]:
+    "The training loader and, if there is one, the validation loader, by their paths in the walk."
+    return {f'learn.dls.{nm}': dl for nm in ('train', 'valid') if (dl := getattr(learn.dls, nm, None)) is not None}
 
-
-def stateful_callbacks(learn: Any) -> Iterator[tuple[str, Any]]:
-    "The callbacks with `state_dict` and `load_state_dict`, named by class and number, such as 'RecorderCB 1'."
-    counts: dict[str, int] = {}
-    for cb in learn.cbs:
-        nm = type(cb).__name__
-        counts[nm] = counts.get(nm, 0) + 1
-        if callable(getattr(cb, 'state_dict', None)) and callable(getattr(cb, 'load_state_dict', None)):
-            yield f'{nm} {counts[nm]}', cb
-
-
-def generators_in_callbacks(learn: Any) -> list[tuple[str, Any]]:
-    "Random generators inside callbacks, with their paths, except those of the Learner, its parts and its data."
-    data = [x for dl in loaders_of(learn) for x in (dl, getattr(dl, 'dataset', None), *samplers_of(dl))]
-    others = learn, learn.model, learn.opt, learn.dls, *data
-    return [(f'{type(cb).__name__}.{nm}', g) for cb in learn.cbs for nm, g in generators_of(cb, True, others)]
-
-
-def _other_params(learn: Any) -> list[Tensor]:
-    "The optimizer's parameters that are not the model's, such as those of a loss function."
-    own = {id(p) for p in learn.model.parameters()}
-    return [p for g in learn.opt.param_groups for p in g['params'] if id(p) not in own]
-
-
-def _extras_of(learn: Any) -> dict[str, nn.Module | Optimizer]:
-    "The modules and optimizers among a Learner's attributes, besides model, loss function and optimizer."
-    known = learn.model, learn.loss_func, learn.opt
-    return {nm: x for nm, x in vars(learn).items()
-            if isinstance(x, nn.Module | Optimizer) and not any(x is o for o in known)}
-
-
-def _module_of(loss_func: Any) -> nn.Module | None:
-    "The module that a loss function is, is a method of, or is a `partial` of."
-    if isinstance(loss_func, partial): return _module_of(loss_func.func)
-    if isinstance(loss_func, MethodType): loss_func = loss_func.__self__
-    return loss_func if isinstance(loss_func, nn.Module) else None
-
-
-def device_of(model: nn.Module) -> str:
-    "The type of device that a model's parameters are on."
-    return next((p.device.type for p in model.parameters()), 'cpu')
-
-
-# Taking the state
 
 def run_state(learn: Any) -> dict[str, Any]:
-    "Everything that the rest of the run depends on. Its tensors are the run's own, not copies."
-    model = dict(learn.model.state_dict())
-    return dict(
-        model=model, buffers=_unsaved_buffers(learn.model, model), grads=_gradients(learn.model),
-        other_mode=[nm for nm, m in learn.model.named_modules() if m.training != learn.model.training],
-        frozen=_frozen(learn.model), loss=_extra_state(_module_of(learn.loss_func)),
-        extras={nm: _extra_state(x) for nm, x in _extras_of(learn).items()},
-        other_params=[dict(value=p.detach(), grad=_packed(p.grad)) for p in _other_params(learn)],
-        opt=learn.opt.state_dict(), skipped=getattr(learn.opt, 'skipped', None), history=learn.history,
-        records={nm: cb.state_dict() for nm, cb in stateful_callbacks(learn)}, **random_state(learn))
+    "The whole state of a run, such as to compare two runs. Its tensors are the run's own, not copies."
+    return RunState(learn, everything=True).take(learn)
 
 
-def random_state(learn: Any) -> dict[str, Any]:
-    "All random states, and the loaders' states."
-    return dict(random=random_states(), generators=[state_of(g) for _, g in generators_in_callbacks(learn)],
-                loaders=[loader_state(dl) for dl in loaders_of(learn)])
+class RunState:
+    """What a run's checkpoints hold. Made when a fit starts: what is the same at a save is a setting, saved as text and
+    compared; what differs is state, saved as data and restored. With `everything`, all is state."""
+    def __init__(self, learn: Any, everything: bool = False) -> None:
+        found = _Found(learn)
+        self.shapes, self.marks, self.reported = found.shapes(), found.marks(), set()
+        self.first = {} if everything else found.texts
+
+    def begin_pass(self, learn: Any, begun: dict[str, Any] | None = None) -> None:
+        "Note the state of the data as a pass begins. A checkpoint knows this of a pass that is resumed: `begun`."
+        found = _Found(learn)
+        self.begun, self.texts = _cloned(found.data(self.first, begins=True)), found.texts
+        for path, slots in begun['attributes'].items() if begun else ():
+            self.begun['attributes'][path] = self.begun['attributes'].get(path, {}) | slots
+            self.texts[path] = {nm: x for nm, x in self.texts.get(path, {}).items() if nm not in slots}
+        if begun: self.begun |= {nm: begun[nm] for nm in ('random', 'states', 'running')}
+
+    def take(self, learn: Any, within_pass: bool = False) -> dict[str, Any]:
+        """The state of the run now, with `begun`, that of the data when the pass began, if it is within one. A warning
+        names what has changed and cannot be in a checkpoint."""
+        found, begun, moved = _Found(learn), None, {}
+        if within_pass:
+            moved = {path: {nm for nm in slots if self.texts[path].get(nm) != found.texts.get(path, {}).get(nm)}
+                     for path, slots in self.begun['attributes'].items()}
+            begun = self.begun | dict(attributes={path: {nm: slots[nm] for nm in slots if nm in moved[path]}
+                                                  for path, slots in self.begun['attributes'].items() if moved[path]})
+        data = found.data(self.first, moved)
+        objects = {path: state_of(n) for path, n in found.nodes.items() if n.kind in ('module', 'optimizer')}
+        settings = {path: {nm: text for nm, (text, _) in texts.items() if nm in found.same[path]}
+                    for path, texts in found.texts.items()}
+        self._report(found)
+        model, opt = objects['learn.model'].pop('state'), objects.pop('learn.opt')
+        return dict(model=model, opt=opt, history=learn.history, objects=objects, settings=settings, begun=begun,
+                    shapes=found.shapes()) | data
+
+    def change(self, state: dict[str, Any]) -> str:
+        "What is different about the run since the fit began, so that no fit could resume from `state`; '' if nothing."
+        return next((f'{k} was {a} at the start and is {b} now'
+                     for k, a, b in differing(*common(self.shapes, state['shapes']))), '')
+
+    def _report(self, found: '_Found') -> None:
+        marks = found.marks()
+        lost = found.packer.lost | {path: type(found.nodes[path].object).__name__ for path, x in marks.items()
+                                    if x != self.marks.setdefault(path, x)}
+        for path, node in found.nodes.items():  # an object of another class took the place of one
+            now, before = (x.get(path, {}).get('class') for x in (found.texts, self.first))
+            if node.kind == 'plain' and before and now != before: lost[path] = now[0]
+        new = {path: kind for path, kind in lost.items() if path not in self.reported}
+        self.reported |= new.keys()
+        if new: warnings.warn(
+            f"CheckpointCB: checkpoints cannot hold {', '.join(f'{path} ({kind})' for path, kind in new.items())}, "
+            f"which has changed since the fit began. If training depends on it, give its owner state_dict and "
+            f"load_state_dict", stacklevel=2)
 
 
-def _extra_state(x: nn.Module | Optimizer | None) -> dict[str, Any] | None:
-    if x is None: return None
-    state = dict(kind=type(x).__name__, state=dict(x.state_dict()))
-    if isinstance(x, Optimizer): return state
-    return state | dict(buffers=_unsaved_buffers(x, state['state']), grads=_gradients(x), frozen=_frozen(x),
-                        training=[nm for nm, m in x.named_modules() if m.training])
+class _Found:
+    """What one walk found, as text and as data. `texts` are the settings of each node: its slots, its class, and
+    others; each with how much its text tells."""
+    def __init__(self, learn: Any) -> None:
+        self.learn, self.nodes = learn, walk(learn)
+        tensors = module_tensors(self.nodes)
+        self.memory = {memory_of(x): path for path, x in tensors.items()}
+        self.names = {id(x): path for path, x in tensors.items()}
+        self.packer = Packer(self.names | {id(n.object): path for path, n in self.nodes.items()}, self.memory)
+        self.texts = {path: self._texts_of(n) for path, n in self.nodes.items()}
+        self.texts['run'] = dict(callbacks=(self._callbacks(''), ALL))
+
+    def _texts_of(self, node: Node) -> dict[str, tuple[str, int]]:
+        x, extra = node.object, {}
+        if only_shows(x): return {}
+        if not isinstance(x, dict | type): extra['class'] = self._name(x), ALL
+        if node.kind == 'module':
+            params = dict(x.named_parameters())
+            extra['frozen'] = repr([nm for nm, p in params.items() if not p.requires_grad]), ALL
+            if not params: extra |= {nm: brief(b.clone(), self._name) for nm, b in x.named_buffers()}
+        if node.kind == 'optimizer' and not (x is self.learn.opt and self.learn.opt_func is None):
+            # without an opt_func the optimizer stays, and an earlier fit may have changed its hyperparameters
+            extra |= {f'group {i}.{k}': brief(v, self._name) for i, g in enumerate(x.param_groups)
+                      for k, v in g.items() if k != 'params'}
+        if isinstance(x, DataLoader) and not is_fixed(x): extra['num_workers'] = str(x.num_workers), ALL
+        if node.kind == 'opaque' and node.data and hasattr(x, '__len__'): extra['length'] = str(len(x)), ALL
+        return extra | {nm: brief(v, self._name) for nm, v in node.slots.items()}
+
+    def _name(self, x: Any) -> str | None:
+        "A tensor of a module by its path, an object by its class, a function or class by its name."
+        if isinstance(x, Tensor): return self.memory.get(memory_of(x))
+        if isinstance(x, MethodType): x = x.__func__
+        named = x if hasattr(x, '__qualname__') else type(x)
+        return named.__qualname__.rpartition('<locals>.')[2]
+
+    def data(self, first: dict, moved: dict[str, set[str]] | None = None, begins: bool = False) -> dict[str, Any]:
+        """The slots that differ from `first` or are in `moved`, the states of small objects, and the random states. As
+        a pass `begins`: only of the data, with everything small, because the pass may change it."""
+        self.first = first
+        self.same = {path: {nm for nm, told in texts.items() if first.get(path, {}).get(nm) == told}
+                     for path, texts in self.texts.items()}
+        for path, n in self.nodes.items():
+            self.same[path] -= {nm for nm in self.same[path] if self.texts[path][nm][1] < (SOME if n.data else ALL)}
+        nodes = {path: n for path, n in self.nodes.items() if not begins or path.startswith(DATA)}
+        def wanted(path: str, nm: str) -> bool:
+            small = self.texts[path][nm][1] == ALL or '.sampler' in path or '.batch_sampler' in path
+            return nm not in self.same[path] or nm in (moved or {}).get(path, ()) or (begins and small)
+        slots = {path: {nm: self._packed(path, nm, x) for nm, x in n.slots.items() if wanted(path, nm)}
+                 for path, n in nodes.items() if n.keeps}
+        states = {path: state_of(n) for path, n in self.nodes.items() if n.kind == 'generator'}
+        states |= {path: self.packer.pack(state_of(n), path) for path, n in nodes.items() if n.kind == 'stateful'}
+        running = [path for path, dl in loaders_of(self.learn).items() if has_running_workers(dl)]
+        return dict(attributes={path: s for path, s in slots.items() if s}, states=states, random=random_states(),
+                    running=running)
+
+    def _packed(self, path: str, nm: str, x: Any) -> Any:
+        packed, lost = self.packer.pack(x, f'{path}.{nm}'), self.packer.lost
+        if self.first.get(path, {}).get(nm) == self.texts[path][nm]:  # it may be the same: its text does not tell all
+            for p in [p for p in lost if p.startswith(f'{path}.{nm}')]: del lost[p]
+        return packed
+
+    def shapes(self) -> dict[str, dict[str, str]]:
+        "What no checkpoint can change about a run."
+        found = {path: shape_of(n, self.names) for path, n in self.nodes.items()}
+        found['run'] = {'validation': str(self.learn.validates), "callbacks of miniai": self._callbacks('miniai.'),
+                        **{nm: str(x) for nm, x in describe_states(random_states()).items()}}
+        return {path: s for path, s in found.items() if s}
+
+    def _callbacks(self, origin: str) -> str:
+        in_order = sorted(callbacks_of(self.learn), key=lambda item: getattr(item[1], 'order', 0))
+        return ', '.join(nm for nm, cb in in_order if type(cb).__module__.startswith(origin) and not only_shows(cb))
+
+    def marks(self) -> dict[str, Any]:
+        return {path: _mark(n.object) for path, n in self.nodes.items()
+                if n.kind == 'opaque' and not type(n.object).__module__.startswith(_QUIET)}
 
 
-def _unsaved_buffers(module: nn.Module, state: dict[str, Any]) -> dict[str, Tensor]:
-    return {nm: x for nm, x in module.named_buffers() if nm not in state}
+def _mark(x: Any) -> Any:
+    "Tells whether an object that is not entered has changed: where a generator stands, plain attributes."
+    frame = getattr(x, 'gi_frame', None)
+    if frame is not None: return frame.f_lasti, repr(frame.f_locals)[:1000]
+    if hasattr(x, 'cache_info'): return x.cache_info().currsize
+    if hasattr(x, '__length_hint__'): return x.__length_hint__()
+    if hasattr(x, '__next__'): return object() if ' at 0x' in repr(x) else repr(x)  # never equal: it cannot be seen
+    return {k: v for k, v in getattr(x, '__dict__', {}).items() if isinstance(v, bool | int | float | str)}
 
 
-def _frozen(module: nn.Module) -> list[str]: return [nm for nm, p in module.named_parameters() if not p.requires_grad]
+def module_tensors(nodes: dict[str, Node]) -> dict[str, Tensor]:
+    "The tensors of all modules, by path."
+    return {f'{path}.{nm}': x for path, n in reversed(nodes.items()) if n.kind == 'module'
+            for nm, x in (*n.object.named_parameters(), *n.object.named_buffers())}
 
 
-def _gradients(module: nn.Module) -> dict[str, Any]:
-    return {nm: _packed(p.grad) for nm, p in module.named_parameters() if p.grad is not None}
+def _cloned(x: Any) -> Any:
+    if isinstance(x, Tensor | np.ndarray): return copy(x) if isinstance(x, np.ndarray) else x.clone()
+    if isinstance(x, dict): return {k: _cloned(v) for k, v in x.items()}
+    return type(x)(map(_cloned, x)) if isinstance(x, list | tuple) else x
 
 
-def _packed(g: Tensor | None) -> Any:
-    "A dense gradient as it is; a sparse one as a dict of its parts."
-    if g is None or g.layout is torch.strided: return g
-    return dict(indices=g._indices(), values=g._values(), shape=list(g.shape), coalesced=g.is_coalesced())
+def common(a: dict[str, dict], b: dict[str, dict]) -> tuple[dict, dict]:
+    "Both without the objects that only one has: these are not restored. Every run must have the same essentials."
+    paths = (a.keys() & b.keys()) | _ESSENTIAL
+    return tuple({path: x for path, x in d.items() if path in paths} for d in (a, b))
 
 
-def check_savable(learn: Any) -> None:
-    "TypeError or ValueError, naming the place, if part of the run cannot be saved."
-    lacks = [nm for nm in ('param_groups', 'state_dict', 'load_state_dict') if not hasattr(learn.opt, nm)]
-    if lacks: raise TypeError(f"CheckpointCB saves the optimizer's state, but {type(learn.opt).__name__} has no "
-                              f"{' or '.join(lacks)}: use a torch.optim.Optimizer, or add what is missing")
-    named = [*learn.model.named_parameters(), *learn.model.named_buffers()]
-    lazy = [nm for nm, x in named if is_lazy(x)]
-    if lazy: raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the model before a fit with a "
-                              f"CheckpointCB")
-    flatten(run_state(learn))
-
-
-# Restoring it
-
-@torch.no_grad()
-def restore_run(learn: Any, state: dict[str, Any]) -> None:
-    "Restore what `run_state` returned, except the callbacks' records."
-    _restore_module(learn.model, dict(state=state['model'], **{k: state[k] for k in ('buffers', 'grads', 'frozen')}))
-    for nm, m in learn.model.named_modules(): m.training = learn.model.training != (nm in state['other_mode'])
-    if state['loss'] is not None: _restore_extra(_module_of(learn.loss_func), state['loss'])
-    for nm, x in _extras_of(learn).items():
-        if nm in state['extras']: _restore_extra(x, state['extras'][nm])
-    for p, saved in zip(_other_params(learn), state['other_params'], strict=True):
-        p.copy_(saved['value'])
-        _set_gradient(p, saved['grad'])
-    _load_in_place(learn.opt, state['opt'])
-    if state['skipped'] is not None: learn.opt.skipped = state['skipped']
-    learn.history[:] = state['history']
-    for dl, s in zip(loaders_of(learn), (state['begun'] or state)['loaders'], strict=True): set_workers(dl, s)
-    for (_, g), s in zip(generators_in_callbacks(learn), state['generators'], strict=True): set_state_of(g, s)
-    for dl, s in zip(loaders_of(learn), state['loaders'], strict=True): set_loader_state(dl, s)
-    set_random_states(state['random'])
-
-
-def _restore_extra(x: nn.Module | Optimizer, state: dict[str, Any]) -> None:
-    if isinstance(x, Optimizer): return _load_in_place(x, state['state'])
-    _restore_module(x, state)
-    for nm, m in x.named_modules(): m.training = nm in state['training']
-
-
-def _restore_module(module: nn.Module, state: dict[str, Any]) -> None:
-    for nm, p in module.named_parameters(): p.requires_grad_(nm not in state['frozen'])
-    module.load_state_dict(state['state'])
-    for nm, x in state['buffers'].items():
-        owner, _, name = nm.rpartition('.')
-        buffers = module.get_submodule(owner)._buffers
-        if buffers.get(name) is not None and buffers[name].shape == x.shape: buffers[name].copy_(x)
-        else: module.get_submodule(owner).register_buffer(name, x.to(device_of(module)), persistent=False)
-    for nm, p in module.named_parameters(): _set_gradient(p, state['grads'].get(nm))
-
-
-def _set_gradient(p: Tensor, g: Any) -> None: p.grad = None if g is None else _unpacked(g).to(p.device, copy=True)
-
-
-def _unpacked(g: Tensor | dict[str, Any]) -> Tensor:
-    if isinstance(g, Tensor): return g
-    return torch.sparse_coo_tensor(g['indices'], g['values'], g['shape'], is_coalesced=g['coalesced'],
-                                   check_invariants=True)
-
-
-def _load_in_place(opt: Any, state: dict[str, Any]) -> None:
-    "Load an optimizer's state into its existing groups, which callbacks and schedules may hold on to."
-    groups = opt.param_groups
-    opt.load_state_dict(state)
-    for old, new in zip(groups, opt.param_groups, strict=True):
-        old.clear()
-        old.update(new)
-    opt.param_groups = groups
-
-
-def restore_callbacks(learn: Any, state: dict[str, Any]) -> None:
-    "Restore the callbacks' records. ResumeError if a callback refuses its own; then all keep what they had."
-    callbacks, saved = list(stateful_callbacks(learn)), deepcopy(state['records'])
-    before = deepcopy({nm: cb.state_dict() for nm, cb in callbacks})
-    for nm, cb in callbacks:
-        try: cb.load_state_dict(saved[nm])
-        except Exception as e:
-            for other, cb in callbacks: cb.load_state_dict(before[other])
-            why = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
-            raise ResumeError(f"cannot resume: {nm} refuses its saved state: {why}") from e
+def differing(a: dict[str, dict], b: dict[str, dict]) -> Iterator[tuple[str, str, str]]:
+    "Path and both values of what differs in two nests of text."
+    for path in {**a, **b}:
+        x, y = a.get(path, {}), b.get(path, {})
+        for nm in {**x, **y}:
+            if x.get(nm) != y.get(nm): yield f'{path}.{nm}'.strip('.'), x.get(nm, 'missing'), y.get(nm, 'missing')

@@ -1,0 +1,183 @@
+"A run compared with a checkpoint, and restored from it."
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+
+import torch
+
+from miniai.environment import version_of
+from miniai.randomness import random_states, set_random_states
+from miniai.resume.objects import device_of, misfit, restore_state, state_of
+from miniai.resume.state import DATA, RunState, common, differing, loaders_of, module_tensors
+from miniai.resume.values import Unpacker
+from miniai.resume.walk import Node, walk
+from miniai.resume.workers import set_workers
+
+__all__ = ['ResumeError', 'versions', 'check_same', 'restore', 'restore_data', 'real_weights']
+
+
+class ResumeError(ValueError): "A run cannot resume from a checkpoint; the message says why."
+
+
+def versions(learn: Any) -> dict[str, Any]:
+    "What must be the same about library and machine."
+    python = '.'.join(platform.python_version_tuple()[:2])
+    return dict(miniai=version_of('miniai-torch'), torch=str(torch.__version__), python=python,
+                device=device_of(learn.model), threads=torch.get_num_threads())
+
+
+# Compared
+
+_PARTS = dict(versions=dict, model=dict, opt=dict, history=list, random=dict, objects=dict, states=dict,
+              attributes=dict, settings=dict, shapes=dict, running=list)
+
+
+
+def check_same(learn: Any, state: dict[str, Any], here: RunState) -> None:
+    """ResumeError, with both values, for the first difference between the run of the checkpoint `state` and `learn`,
+    whose fit starts, that changes the result. A warning for those that may change it."""
+    for nm, kind in _PARTS.items():
+        if nm not in state: raise ResumeError(f"cannot resume: the checkpoint lacks {nm!r}")
+        if not isinstance(state[nm], kind):
+            raise ResumeError(f"cannot resume: the checkpoint's {nm} is a {type(state[nm]).__name__}, not a "
+                              f"{kind.__name__}")
+    now = versions(learn)
+    for nm, then in state['versions'].items():
+        if then != now[nm] and nm != 'miniai': raise _differs((nm, then, now[nm]))
+    nodes, loose, strict = walk(learn), [], []
+    comparable = bool(state['settings'])  # miniai 0.2 saved no settings of this kind
+    for difference in differing(*common(state['shapes'], here.shapes)) if comparable else ():
+        raise _differs(difference)
+    if state['versions']['miniai'] != now['miniai']:
+        loose.append(('the version of miniai', state['versions']['miniai'], now['miniai']))
+    for path, nm, then, value in _changed_settings(state, here, nodes) if comparable else ():
+        if not (_is_time(then) and _is_time(value)):
+            (strict if _is_strict(nodes.get(path), path, nm) else loose).append((f'{path}.{nm}', then, value))
+    if strict: raise _differs(*sorted(strict, key=lambda s: not s[0].endswith('.class'))[:3])
+    if loose: warnings.warn(
+        "the result may differ from that of the run in the checkpoint: "
+        + '; '.join(f'{nm} was {a} and is {b} now' for nm, a, b in loose), stacklevel=5)
+    for path, x in _whole(state).items():
+        why = misfit(nodes[path], x) if path in nodes else ''
+        if why: raise ResumeError(f"cannot resume: {path} in the checkpoint does not fit: {why}")
+    before = random_states()
+    try: set_random_states(state['random'])
+    except Exception as e: raise ResumeError(f"cannot resume: random states in the checkpoint do not fit: {e}") from e
+    finally: set_random_states(before)
+
+
+def _differs(*settings: tuple[str, Any, Any]) -> ResumeError:
+    return ResumeError('cannot resume: ' + '; '.join(f'{nm} was {then} in the checkpoint and is {now} now'
+                                                     for nm, then, now in settings))
+
+
+def _changed_settings(state: dict[str, Any], here: RunState, nodes: dict[str, Node]) -> Iterator[tuple]:
+    "Path, name, and both texts of settings that differ."
+    for path, settings in state['settings'].items():
+        now = here.first.get(path)
+        if now is None and path.startswith('learn.dls') and 'class' in settings:
+            yield path, 'class', settings['class'], 'missing'
+        for nm, then in settings.items() if now else ():
+            value = now.get(nm, ('missing',))[0]
+            if value != then: yield path, nm, then, value
+    saved = state['settings'].keys() | state['attributes'].keys()
+    for path, node in nodes.items():
+        if not isinstance(node.object, partial) or path not in saved: continue
+        known = {**state['settings'].get(path, {}), **state['attributes'].get(path, {})}
+        for nm in node.slots.keys() - known.keys(): yield path, nm, 'missing', here.first[path][nm][0]
+
+
+def _is_time(text: str) -> bool:
+    "Is this the text of a time as `time.time()` returns it? It differs from run to run."
+    try: return '.' in text and 1e9 < float(text) < 1e10
+    except ValueError: return False
+
+
+def _is_strict(node: Node | None, path: str, name: str) -> bool:
+    if name in ('frozen', 'num_workers'): return False  # restored as in the checkpoint; matters if workers draw
+    if node is None or (path.startswith('learn.dls') and name in ('class', 'length')): return path != 'run'
+    of_data = path.startswith('learn.dls') and not isinstance(node.slots.get(name), str | PurePath)
+    return node.strict or of_data
+
+
+# Restored
+
+def _whole(state: dict[str, Any]) -> dict[str, Any]:
+    "The states of all objects, by path."
+    model = state['objects']['learn.model'] | dict(state=state['model'])
+    return state['states'] | state['objects'] | {'learn.model': model, 'learn.opt': state['opt']}
+
+
+def restore(learn: Any, state: dict[str, Any]) -> list[str]:
+    """Restore everything that `state` holds. Returns the paths of what could not be restored. ResumeError, and nothing
+    is changed, if an object refuses its state."""
+    nodes = walk(learn)
+    with real_weights(learn.opt):
+        unpacker = _unpacker(learn, nodes)
+        _restore_stateful(nodes, state['states'], unpacker)
+        for path, x in _whole(state).items():
+            if path not in nodes: unpacker.lost.append(path)
+            elif path not in state['states']: restore_state(nodes[path], x)
+        learn.history[:] = state['history']
+        for path, dl in loaders_of(learn).items(): set_workers(dl, path in (state['begun'] or state)['running'])
+        _restore_rest(nodes, state, unpacker)
+    lost = dict.fromkeys(unpacker.lost)
+    return [path for path in lost if path.startswith('learn.') and not any(path.startswith(f'{p}.') for p in lost)]
+
+
+def restore_data(learn: Any, data: dict[str, Any], leave_out: tuple[str, ...] = ()) -> None:
+    "Restore random states, generators and the state of the data, but for paths that begin as in `leave_out`."
+    def wanted(path: str, n: Node) -> bool: return path.startswith(DATA) or n.kind == 'generator'
+    nodes = {path: n for path, n in walk(learn).items()
+             if wanted(path, n) and not (leave_out and path.startswith(leave_out))}
+    unpacker = _unpacker(learn, nodes)
+    _restore_stateful(nodes, data['states'], unpacker)
+    _restore_rest(nodes, data, unpacker)
+
+
+def _restore_rest(nodes: dict[str, Node], state: dict[str, Any], unpacker: Unpacker) -> None:
+    for path, slots in state['attributes'].items():
+        node = nodes.get(path)
+        if node is None: unpacker.lost.append(path)
+        for nm, packed in slots.items() if node else ():
+            old = node.slots.get(nm)
+            new = unpacker.unpack(packed, old, f'{path}.{nm}')
+            if new is not old: node.put(nm, new)
+    for path, x in state['states'].items():
+        if path in nodes and nodes[path].kind == 'generator': restore_state(nodes[path], x)
+    set_random_states(state['random'])
+
+
+def _unpacker(learn: Any, nodes: dict[str, Node]) -> Unpacker:
+    tensors = module_tensors(nodes)
+    taken = {x.untyped_storage().data_ptr() for x in tensors.values() if x.layout is torch.strided}
+    device = next((p.device for p in learn.model.parameters()), 'cpu')
+    return Unpacker({path: n.object for path, n in nodes.items()} | tensors, taken, device)
+
+
+def _restore_stateful(nodes: dict[str, Node], states: dict[str, Any], unpacker: Unpacker) -> None:
+    "Objects with a state_dict of their own. If one refuses its state, all keep what they had."
+    found = [(path, n) for path, n in nodes.items() if n.kind == 'stateful' and path in states]
+    undo: list[tuple[Node, Any]] = []
+    for path, node in found:
+        undo.append((node, deepcopy(state_of(node))))
+        try: restore_state(node, unpacker.unpack(states[path], None, path))
+        except Exception as e:
+            for other, before in undo: restore_state(other, before)
+            why = str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}'
+            raise ResumeError(f"cannot resume: {path} refuses its saved state: {why}") from e
+
+
+@contextmanager
+def real_weights(opt: Any) -> Iterator[None]:
+    "Within this context parameters hold the weights, even if the optimizer has swapped in their averages."
+    swapped = getattr(opt, 'shows_averages', False)
+    if swapped: opt.swap_averages()
+    try: yield
+    finally:
+        if swapped: opt.swap_averages()

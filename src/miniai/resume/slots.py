@@ -1,0 +1,104 @@
+"What an object holds, by name: attributes, arguments of a partial, variables and code of a function."
+from dis import get_instructions
+from functools import cache, partial
+from hashlib import sha256
+from types import CellType, CodeType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from miniai.callbacks.schedule import BaseSchedCB
+
+__all__ = ['slots_of', 'slot_names', 'cells_of', 'names_in', 'globals_in', 'is_hugging_face']
+
+_MODULE_NAMES = frozenset(vars(nn.Module()))
+_OPTIMIZER_NAMES = frozenset(vars(SGD([torch.zeros(1)]))) | {'step'}  # torch's schedulers replace `step`
+_LOADER_NAMES = frozenset(vars(DataLoader([0]))) - {'dataset', 'sampler', 'batch_sampler', 'generator', 'collate_fn',
+                                                    'batch_size', 'drop_last', 'persistent_workers', 'in_order'}
+_EMPTY_CELL = CellType()
+
+
+def slots_of(x: Any, origin: str) -> dict[str, Any]:
+    "What an object holds, by name: attributes, arguments of a partial, variables and code of a function."
+    if isinstance(x, partial):
+        return dict(func=x.func) | {f'argument {i}': a for i, a in enumerate(x.args)} | x.keywords
+    if isinstance(x, MethodType): return dict(self=x.__self__, method=x.__func__)
+    if isinstance(x, FunctionType): return _slots_of_function(x, origin)
+    if isinstance(getattr(x, 'param_groups', None), list): return _slots_of_optimizer(x)
+    if is_hugging_face(x):  # what the data are, and the user's transform
+        return {nm: getattr(x, nm, None) for nm in ('_fingerprint', '_format_kwargs', '_epoch')}
+    own = dict(vars(x)) if hasattr(x, '__dict__') else {}
+    own |= {nm: getattr(x, nm) for nm in slot_names(type(x)) if hasattr(x, nm)}
+    hidden = _MODULE_NAMES if isinstance(x, nn.Module) else _LOADER_NAMES if isinstance(x, DataLoader) else ()
+    if isinstance(x, BaseSchedCB): own.pop('sched', None)  # what it made, the schedule, is compared
+    private = _private_names(type(x))
+    return {k: v for k, v in own.items() if k not in hidden and k not in private
+            and not (k.startswith('_') and type(x).__module__.startswith('miniai.'))}
+
+
+def slot_names(cls: type) -> list[str]:
+    "The names in the `__slots__` of a class and its bases."
+    found = [nm for c in cls.__mro__ for nm in _as_names(vars(c).get('__slots__', ()))]
+    return [nm for nm in found if not nm.startswith('__')]
+
+
+def _as_names(names: Any) -> list[str]: return [names] if isinstance(names, str) else list(names)
+
+
+@cache
+def _private_names(cls: type) -> frozenset[str]:
+    "The private attributes that the library's own bases of a user's class use."
+    methods = [f for c in cls.__mro__ if c.__module__.startswith('miniai.') for f in vars(c).values()
+               if isinstance(f, FunctionType)]
+    return frozenset(nm for f in methods for nm in names_in(f.__code__) if nm.startswith('_'))
+
+
+def cells_of(f: FunctionType) -> dict[str, CellType]:
+    "The variables of a function's closure."
+    return dict(zip(f.__code__.co_freevars, f.__closure__ or (), strict=True))
+
+
+def _slots_of_function(f: FunctionType, origin: str) -> dict[str, Any]:
+    cells = {nm: c.cell_contents for nm, c in cells_of(f).items() if c != _EMPTY_CELL}
+    defaults = {f'default {i}': x for i, x in enumerate(f.__defaults__ or ())} | (f.__kwdefaults__ or {})
+    return cells | defaults | (vars(f) | dict(__code__=_code_text(f.__code__, f.__doc__)) if origin == 'user' else {})
+
+
+@cache
+def _code_text(code: CodeType, doc: str | None = None) -> str:
+    "The name of a function, and text that differs where its code does."
+    def text(c: Any) -> str:
+        if isinstance(c, CodeType): return _code_text(c)
+        return repr(sorted(map(repr, c)) if isinstance(c, frozenset) else c)
+    constants = [text(c) for c in code.co_consts if c not in (None, doc)]
+    digest = sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]
+    return f"{code.co_qualname.rpartition('<locals>.')[2]} #{digest}"
+
+
+def _slots_of_optimizer(opt: Any) -> dict[str, Any]:
+    ours = type(opt).__module__.startswith('miniai.')
+    own = {k: v for k, v in getattr(opt, '__dict__', {}).items()
+           if k not in _OPTIMIZER_NAMES and not (k.startswith('_') and (ours or hasattr(opt, 'spec')))}
+    return own | dict(parameters=[g['params'] for g in opt.param_groups], rule=getattr(opt, 'rule', None))
+
+
+# Functions
+
+def names_in(code: CodeType) -> set[str]:
+    "The globals and attributes that a function names, with those of functions inside it."
+    return set(code.co_names).union(*(names_in(c) for c in code.co_consts if isinstance(c, CodeType)))
+
+
+@cache
+def globals_in(code: CodeType) -> frozenset[str]:
+    "The globals that a function names, with those of functions inside it."
+    own = {i.argval for i in get_instructions(code) if i.opname.endswith(('_GLOBAL', '_NAME'))}
+    return frozenset(own.union(*(globals_in(c) for c in code.co_consts if isinstance(c, CodeType))))
+
+
+def is_hugging_face(x: Any) -> bool:
+    "Is this a dataset of Hugging Face? The state_dict of a stream tells where its next pass starts, not this one."
+    return type(x).__module__.startswith('datasets.')
