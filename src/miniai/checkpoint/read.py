@@ -4,7 +4,6 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -19,7 +18,7 @@ from miniai.checkpoint.tree import unflatten
 
 __all__ = ['CheckpointError', 'load', 'verify', 'inspect', 'CheckpointInfo', 'TensorInfo']
 
-_PIECE = 1 << 21  # bytes read at a time
+_PIECE = 1 << 18  # bytes read at a time, and still in the cache when they are hashed
 # What parsing raises: our own ValueErrors, and what Python's operations raise for values of the wrong kind
 _BROKEN = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError, struct.error)
 
@@ -38,10 +37,7 @@ def load(path: str | bytes | PathLike) -> Any:
     checkpoint, FileNotFoundError if there is none."""
     with _opened(path) as file:
         memories = {nm: torch.empty(layout.nbytes, dtype=torch.uint8) for nm, layout in file.layouts.items()}
-        with ThreadPoolExecutor(1) as hashing:  # one tensor is hashed while the next is read
-            for m in memories.values():
-                file.f.readinto(memoryview(m.numpy()))
-                hashing.submit(file.digest.update, m.numpy())
+        for m in memories.values(): file.fill(memoryview(m.numpy()))
         file.check()
         tensors = {nm: rebuilt(file.layouts[nm], m) for nm, m in memories.items()}
         return unflatten(loads(file.meta['state']), file.layouts, tensors)
@@ -125,6 +121,13 @@ class _File:
         surplus = self.size - len(head) - sum(layout.nbytes for layout in self.layouts.values())
         if surplus < 0: raise ValueError(f'truncated: its last {-surplus:,} bytes are missing; use another checkpoint')
         if surplus: raise ValueError(f'damaged: it has {surplus:,} bytes after its end; use another checkpoint')
+
+    def fill(self, buffer: memoryview) -> None:
+        "Read the next bytes into `buffer`."
+        for at in range(0, len(buffer), _PIECE):
+            piece = buffer[at:at + _PIECE]
+            self.f.readinto(piece)
+            self.digest.update(piece)
 
     def check(self) -> None:
         "ValueError unless the sha256 of the file, which was read and hashed to its end, is as stated."
