@@ -62,7 +62,7 @@ def remove_all_stale(folder):
 
 # The system calls of a save
 
-CALLS = ['stat', 'open', 'write', 'pwrite', 'fsync', 'replace', 'link', 'unlink', 'close', 'read']
+CALLS = ['open', 'write', 'pwrite', 'fsync', 'replace', 'link', 'unlink', 'close', 'read']
 
 
 def system(**functions):
@@ -224,7 +224,7 @@ def try_fault(folder, way, name, k, error, for_good):
         except SaveError as e:
             outcome, said, at = 'error', str(e), names.index(os.path.relpath(e.path, folder))
             named = said.startswith(os.path.join(folder, names[at])) and 'the file takes' in said
-            new = [0 if name == 'stat' else at + ('the new file is at this path' in said)] if named else []
+            new = [at + ('the new file is at this path' in said)] if named else []
     if name == 'unlink': remove_all_stale(folder)
     clean = files_in(folder) == set(NAMES)
     told = (outcome == 'interrupt') == isinstance(error, KeyboardInterrupt)

@@ -139,13 +139,8 @@ def test_where_only_files_or_only_folders_can_be_locked_one_lock_is_enough(tmp_p
 
 def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
     refusing(monkeypatch, errno.ENOLCK, True, False)
-    with pytest.warns(UserWarning, match=r'without locks \(No locks available\): another run can write to it'):
+    with pytest.warns(UserWarning, match=rf'{tmp_path} cannot be locked \(No locks available\): another run can write'):
         FolderLock(tmp_path).release()
-
-
-def test_any_other_failure_is_an_error(tmp_path, monkeypatch):
-    refusing(monkeypatch, errno.EIO, True)
-    with pytest.raises(OSError, match='Input/output'): FolderLock(tmp_path)
 
 
 # Leftovers

@@ -37,10 +37,9 @@ def _shown(v: Any) -> str:
     return _cut(repr(v), _LONGEST_VALUE)
 
 
-def _natural(name: str) -> list[str | tuple[int, str]]:
-    "A sort key that puts model/10 after model/9; numbers stay text, as `int` refuses very long ones."
-    parts = re.split('([0-9]+)', name)
-    return [(len(s.lstrip('0')), s.lstrip('0')) if i % 2 else s for i, s in enumerate(parts)]
+def _natural(name: str) -> str:
+    "A sort key that puts model/10 after model/9."
+    return re.sub('[0-9]+', lambda number: number[0].zfill(20), name)
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:

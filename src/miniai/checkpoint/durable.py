@@ -2,7 +2,6 @@
 import hashlib
 import os
 import secrets
-import stat
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,17 +31,18 @@ class SaveError(OSError):
 
 
 def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview], stop: Event | None = None) -> None:
-    """Write `head`, with the sha256 filled in, and `memories`, flat bytes, to the first of `paths` (real paths), then
-    give that file each further name: as a hard link, or as a copy where links are not possible. Returns when the file
-    was read back and is on the disk under every name. SaveError names the first path that fails: paths before it have
-    the new file, this one and those after it are unchanged, and no temporary is left. Setting `stop` makes it fail."""
+    """Write `head`, with the sha256 filled in, and `memories`, flat bytes, to the first of `paths`, then give that file
+    the other names, as links or copies. Returns when it was read back and is on the disk under every name. SaveError
+    names the first path that fails: paths before it have the new file. Setting `stop` makes it fail."""
     saved, renamed = None, False
     try:
-        for path in paths: _check_replaceable(path)  # before anything is written
+        for path in paths:  # before anything is written
+            if os.path.lexists(path) and not os.path.isfile(path):
+                raise OSError('at this path is a folder, pipe, device or broken link; choose another')
         for path in paths:
             renamed = False
             with _temporary(path) as part:
-                if not (saved and _linked(saved, part)): _write(part, head, memories, stop)
+                if not saved or not _linked(saved, part): _write(part, head, memories, stop)
                 os.replace(part, path)
             renamed = True
             _sync_folder(os.path.dirname(path))
@@ -52,12 +52,6 @@ def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview],
                   'nothing has changed at this path')
         size = len(head) + sum(map(len, memories))
         raise SaveError(path, size, e, f'{status}, and {saved} is saved' if saved else status) from e
-
-
-def _check_replaceable(path: str) -> None:
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise OSError('there is a folder, device, pipe or socket at this path; choose another')
 
 
 @contextmanager

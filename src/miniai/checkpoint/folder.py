@@ -17,7 +17,6 @@ __all__ = ['FolderInUseError', 'FolderLock', 'remove_stale', 'newest_valid', 'fi
 
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
 _NAME = re.compile(r'checkpoint-(\d{5,})-([123])-(\d{8,})\.safetensors', re.ASCII)
-_NO_LOCKS = errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL  # NFS: EBADF
 _locks = weakref.WeakSet()
 
 
@@ -25,18 +24,16 @@ class FolderInUseError(RuntimeError):
     "Another run holds the folder: process `pid` on `host`, if they are known."
     def __init__(self, folder: str | PathLike, pid: str, host: str) -> None:
         self.folder, self.pid, self.host = os.fspath(folder), pid, host
-        super().__init__(f'{self.folder} is in use by process {pid} on {host}: wait for it to end, '
-                         f'or use another folder')
+        super().__init__(f'{folder} is in use by process {pid} on {host}: wait for it to end, or use another folder')
 
 
 class FolderLock:
     """Locks `folder` for this process until `release`, the end of its `with`, or the end of the process.
     FolderInUseError, with process and host, if another process holds it; NotADirectoryError if it is something else;
-    PermissionError if nothing can be written there. On a file system without locks (some network folders) a warning
-    says that two runs can write there at once.
+    PermissionError if nothing can be written there. A warning if the file system has no locks (some network folders).
 
-    The folder itself is locked, since a lock file can be deleted. Network file systems lock files only, so a file is
-    locked too. It says who holds the lock, and stays."""
+    The folder itself is locked, because a lock file can be deleted; and a file, because some file systems lock only
+    those. The file says who holds the lock, and stays."""
     def __init__(self, folder: str | PathLike) -> None:
         self.folder, self._fds = os.fspath(folder), []
         _check_folder(self.folder)
@@ -56,12 +53,9 @@ class FolderLock:
             self._fds.append(os.open(path, how, 0o666))
             try: flock(self._fds[-1], LOCK_EX | LOCK_NB)
             except BlockingIOError: raise self._in_use(file) from None
-            except OSError as e:
-                if e.errno not in _NO_LOCKS: raise
-                refused.append(e)
+            except OSError as e: refused.append(e.strerror)
         if len(refused) == 2:
-            warnings.warn(f'{self.folder} is on a file system without locks ({refused[1].strerror}): another run can '
-                          f'write to it at the same time', stacklevel=2)
+            warnings.warn(f'{self.folder} cannot be locked ({refused[1]}): another run can write to it', stacklevel=2)
         os.ftruncate(self._fds[-1], 0)
         os.write(self._fds[-1], f'{os.getpid()} {socket.gethostname()}\n'.encode())
 
@@ -80,12 +74,8 @@ class FolderLock:
     def __del__(self) -> None: self.release()
 
 
-def _release_all() -> None:
-    "In a forked worker: it must not keep the folder locked after the process that locked it has ended."
-    for lock in list(_locks): lock.release()
-
-
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_release_all)
+if hasattr(os, 'register_at_fork'):  # a forked worker must not keep the folder locked after its parent's end
+    os.register_at_fork(after_in_child=lambda: [lock.release() for lock in list(_locks)])
 
 
 def _check_folder(path: str | PathLike) -> None:
@@ -94,10 +84,9 @@ def _check_folder(path: str | PathLike) -> None:
 
 
 def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
-    """Remove the temporary files that processes which have ended left in `folder`; return their paths. Temporary files
-    of saves in progress stay: those of this process, and those with the id of another running process. After a reboot,
-    or on a shared folder, that id can belong to an unrelated process; with `locked`, for a caller that holds the
-    folder's FolderLock, they are removed as well. A warning names each file that cannot be removed."""
+    """Remove the temporary files that processes which have ended left in `folder`; return their paths. Those of saves
+    in progress stay: this process's, and those with the id of another running process, unless `locked`: the caller
+    holds the FolderLock, so it is an unrelated process. A warning names each file that cannot be removed."""
     _check_folder(folder)
     removed = []
     for path in sorted(Path(folder).iterdir()):
@@ -113,14 +102,10 @@ def _is_stale(path: Path, locked: bool) -> bool:
     if not found or path.is_symlink() or not path.is_file(): return False
     pid = int(found[1])
     if pid == os.getpid(): return os.path.join(os.path.realpath(path.parent), path.name) not in in_progress
-    return locked or not _is_alive(pid)
-
-
-def _is_alive(pid: int) -> bool:
     try: os.kill(pid, 0)
-    except ProcessLookupError: return False
-    except (OSError, OverflowError): return True  # another user's process
-    return True
+    except ProcessLookupError: return True
+    except (OSError, OverflowError): return locked  # another user's process
+    return locked
 
 
 def place_of(name: str) -> tuple | None:
@@ -135,9 +120,8 @@ def place_of(name: str) -> tuple | None:
 
 def newest_valid(folder: str | PathLike, pattern: str = '*.safetensors') -> Path | None:
     """The checkpoint in `folder` that is furthest into its run, among those that match `pattern` and verify; None if
-    there is none. The names that CheckpointCB gives say how far: the epoch, then training before validation, then the
-    batch; no clock counts. Files with other names come after all of those, the last saved first, by the times in their
-    headers. A warning names each file that comes before and does not verify, with the reason."""
+    there is none. The names that CheckpointCB gives say how far; no clock counts. Files with other names come only
+    after those, the last saved first, by their headers. A warning names each damaged file that was skipped."""
     _check_folder(folder)
     found = []
     for path in sorted(Path(folder).glob(pattern)):

@@ -1,10 +1,8 @@
 """The head of a checkpoint file, a safetensors header: write it, and parse it.
 
 `__metadata__` comes first and begins with the sha256 at a fixed place, computed over the whole file with zeros in that
-place. So one digest covers header and data, and the file is written and verified in one pass.
-
-safetensors' own reader maps the file, which can change after its sha256 was checked, and accepts keys that come twice.
-So the header is parsed here, and refused unless it is, to the byte, what `save` writes for its contents."""
+place. safetensors' own reader maps the file, which can change after its sha256 was checked, and accepts keys that come
+twice. So the header is parsed here, and refused unless it is, to the byte, what `save` writes for its contents."""
 import json
 import time
 from collections.abc import Mapping
@@ -13,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from miniai.checkpoint.layout import DTYPES, Layout, Leaf, dense_strides
+from miniai.checkpoint.layout import DTYPES, Layout, dense_strides
 from miniai.environment import version_of
 
 __all__ = ['header_bytes', 'parse', 'sealed', 'ZEROS', 'loads', 'DIGEST_AT', 'LONGEST']
@@ -28,13 +27,13 @@ _META = 'sha256', 'saved', 'miniai', 'torch', 'state', 'tensors'
 _DTYPE_OF = {theirs: ours for ours, theirs in reversed(DTYPES.items())}  # F32 is float32, not complex64
 
 
-def header_bytes(state: Any, leaves: Mapping[str, Leaf]) -> bytes:
+def header_bytes(state: Any, leaves: Mapping[str, tuple[Layout, Tensor]]) -> bytes:
     "The head of the file: its length, then JSON, with zeros for the digest. The data follow in the order of `leaves`."
     entries, table, at = {}, {}, 0
-    for nm, leaf in leaves.items():
-        entries[nm] = leaf.layout.entry(at)
-        if row := leaf.layout.row(): table[nm] = row
-        at += leaf.layout.nbytes
+    for nm, (layout, _) in leaves.items():
+        entries[nm] = layout.entry(at)
+        if row := layout.row(): table[nm] = row
+        at += layout.nbytes
     now = time.time_ns()
     saved = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9)) + f'.{now % 10**9 // 1000:06}Z'
     meta = dict(sha256=ZEROS, format='miniai checkpoint', version='1', saved=saved,
@@ -53,10 +52,7 @@ def _dumps(x: Any) -> str: return json.dumps(x, separators=(',', ':'), allow_nan
 
 def loads(text: str) -> Any:
     "Parse JSON; ValueError unless it is written as `save` writes it, which excludes keys that come twice."
-    return _as_written(json.loads(text), text)
-
-
-def _as_written(x: Any, text: str) -> Any:
+    x = json.loads(text)
     if _dumps(x) != text: raise ValueError('its JSON is not as save writes it')
     return x
 
@@ -70,15 +66,13 @@ def parse(head: bytes) -> tuple[dict[str, str], dict[str, Layout]]:
     """The metadata, all text, and the layout of each tensor, in the order of their bytes, which have no gaps. An error
     (of any type, from Python's own operations) if the head is not one, or contradicts itself."""
     if not head[8:].startswith(_PREFIX): raise ValueError(_other_kind(head))
-    text = head[8:].decode('ascii').rstrip(' ')
-    entries = json.loads(text)
-    meta = entries['__metadata__']
+    entries = loads(head[8:].decode('ascii').rstrip(' '))
+    meta = entries.pop('__metadata__')
     if meta.get('format') != 'miniai checkpoint': raise ValueError('not a checkpoint of miniai, by its metadata')
     if meta.get('version') != '1':
         raise ValueError(f'format version {meta.get("version")!r}, where this miniai reads version 1: '
                          f'update miniai, or use another checkpoint if the file is damaged')
     if not all(isinstance(meta[k], str) for k in _META): raise ValueError('the metadata has a value that is not text')
-    del _as_written(entries, text)['__metadata__']
     table, layouts, at = loads(meta['tensors']), {}, 0
     for nm, entry in entries.items():
         row = table.pop(nm, {})

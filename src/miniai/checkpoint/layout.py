@@ -1,16 +1,16 @@
 """Tensors and arrays as flat memory, and back, with dtype, shape and strides.
 
-Memory is saved as it is, from a tensor's first element to its last, and never rearranged. Contiguous and densely
-permuted tensors (channels_last) take exactly their size; a view with gaps is saved with the gaps."""
+Memory is saved as it is, from a tensor's first element to its last: contiguous and densely permuted tensors
+(channels_last) take exactly their size; a view with gaps is saved with the gaps."""
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ['Layout', 'Leaf', 'DTYPES', 'leaf_of', 'memory_of', 'rebuilt', 'dense_strides']
+__all__ = ['Layout', 'DTYPES', 'layout_of', 'memory_of', 'rebuilt', 'dense_strides']
 
 DTYPES = dict(bool='BOOL', uint8='U8', int8='I8', float8_e4m3fn='F8_E4M3', float8_e5m2='F8_E5M2', uint16='U16',
               int16='I16', float16='F16', bfloat16='BF16', uint32='U32', int32='I32', float32='F32', uint64='U64',
@@ -49,12 +49,6 @@ class Layout:
         return row | dict(numpy=True) if self.numpy else row
 
 
-class Leaf(NamedTuple):
-    "A tensor of the state, on its own device, and its layout."
-    layout: Layout
-    tensor: Tensor
-
-
 def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     "Number of elements in memory from the first to the last."
     return 0 if 0 in shape else 1 + sum((n - 1)*s for n, s in zip(shape, stride, strict=True))
@@ -70,11 +64,11 @@ def _is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return all(n == 1 or s == d for n, s, d in zip(shape, stride, dense_strides(shape), strict=True))
 
 
-def leaf_of(x: Tensor | np.ndarray) -> Leaf:
-    "The Leaf of a tensor or array; TypeError, without its path, for a kind that a checkpoint cannot hold."
+def layout_of(x: Tensor | np.ndarray) -> tuple[Layout, Tensor]:
+    "The layout of a tensor or array, and the tensor to save; TypeError for a kind that a checkpoint cannot hold."
     numpy = isinstance(x, np.ndarray)
     t = _from_array(x) if numpy else _plain(x)
-    return Leaf(Layout(_name(t.dtype), tuple(t.shape), t.stride(), str(t.device), numpy), t)
+    return Layout(_name(t.dtype), tuple(t.shape), t.stride(), str(t.device), numpy), t
 
 
 def _from_array(a: np.ndarray) -> Tensor:
@@ -98,11 +92,10 @@ def _plain(t: Tensor) -> Tensor:
 def _name(dtype: torch.dtype) -> str: return str(dtype).removeprefix('torch.')
 
 
-def memory_of(leaf: Leaf) -> Tensor:
+def memory_of(t: Tensor) -> Tensor:
     "The bytes from the first element to the last, as a flat uint8 tensor on the same device, not copied."
-    shape, stride = leaf.layout.shape, leaf.layout.stride
-    if 0 in shape: return torch.empty(0, dtype=torch.uint8)
-    return leaf.tensor.as_strided((_span(shape, stride),), (1,)).view(torch.uint8)
+    if not t.numel(): return torch.empty(0, dtype=torch.uint8)
+    return t.as_strided((_span(t.shape, t.stride()),), (1,)).view(torch.uint8)
 
 
 def rebuilt(layout: Layout, memory: Tensor) -> Tensor | np.ndarray:

@@ -1,7 +1,6 @@
 "Read checkpoint files: only the sizes of a file's tensors are used before its sha256 has been checked."
 import hashlib
 import os
-import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +31,8 @@ class CheckpointError(ValueError):
 
 def load(path: str | bytes | PathLike) -> Any:
     """The state given to `save`, verified in the same pass: tensors are on the CPU with their strides, and tensors that
-    shared memory share it again. Takes the file's size in memory, plus the Python objects for all values other than
-    tensors (up to 50 times their bytes in a file made to use memory). CheckpointError for a file that is not a complete
-    checkpoint, FileNotFoundError if there is none."""
+    shared memory share it again. Takes the file's size in memory; plain values may take 50 times theirs in a file made
+    for that. CheckpointError for anything but a complete checkpoint, FileNotFoundError if there is nothing."""
     with _opened(path) as file:
         memories = {nm: torch.empty(layout.nbytes, dtype=torch.uint8) for nm, layout in file.layouts.items()}
         for m in memories.values(): file.fill(memoryview(m.numpy()))
@@ -97,7 +95,7 @@ def _opened(path: str | bytes | PathLike) -> Iterator['_File']:
     "The file with its head parsed. Problems found inside the `with` become a CheckpointError that names the path."
     path = os.fsdecode(path)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
+        if not os.path.isfile(path) and os.path.exists(path):  # opening a pipe would wait for a writer
             raise ValueError('not a regular file: give the path of a checkpoint file')
         with open(path, 'rb') as f: yield _File(f)
     except FileNotFoundError as e:

@@ -30,10 +30,9 @@ def save(path: str | bytes | PathLike, state: Any, *, also: Iterable[str | bytes
     survive a power loss. Tensors that are the same memory with the same shape and strides are written once.
 
     `also` are further names for the file: hard links, or copies where links are not possible. With `background=True`
-    the state is copied now and written in a thread, for which the interpreter waits before it exits. One save is made
-    at a time: the next waits for it. A failure is raised by the Pending's `wait()`, by the next save, or reported when
-    the interpreter exits. TypeError, with the path in the state, for a value that a checkpoint cannot hold; SaveError
-    if the file cannot be written: the old one stays."""
+    the state is copied now and written in a thread. The next save, and the interpreter's exit, wait for it; they or the
+    Pending's `wait()` report a failure. TypeError, with the path in the state, for a value that a checkpoint cannot
+    hold; SaveError if the file cannot be written: the old one stays."""
     return _save(path, state, also, [] if background else None)
 
 
@@ -41,8 +40,8 @@ def _save(path: Any, state: Any, also: Any, copies: list[np.ndarray] | None) -> 
     "Save now, or with `copies`, into which the state is copied, in the background."
     paths = _real_paths(path, also)
     json, leaves = flatten(state)
-    leaves = dict(sorted(leaves.items(), key=lambda item: -item[1].layout.itemsize))  # so that all are aligned
-    head, memories = header_bytes(json, leaves), [memory_of(leaf) for leaf in leaves.values()]
+    leaves = dict(sorted(leaves.items(), key=lambda item: -item[1][0].itemsize))  # so that all are aligned
+    head, memories = header_bytes(json, leaves), [memory_of(t) for _, t in leaves.values()]
     if _last: _last.wait()
     if copies is None: return write_durably(paths, head, [memoryview(m.cpu().numpy()) for m in memories])
     copies[:] = [_copy(m, old) for m, old in zip_longest(memories, copies[:len(memories)])]
@@ -78,12 +77,12 @@ class Pending:
 
     def done(self) -> bool:
         "Has it ended, with or without an error?"
-        return self._is_ours() and self._future.done()
+        return self._pid == os.getpid() and self._future.done()
 
     def wait(self) -> None:
         "Return when the file is safe on the disk, or was abandoned; raise what went wrong, usually a SaveError."
         global _last
-        if not self._is_ours(): return
+        if self._pid != os.getpid(): return
         wait([self._future])
         if _last is self: _last = None
         if not self._stop.is_set(): self._future.result()
@@ -91,8 +90,6 @@ class Pending:
     def abandon(self) -> None:
         "Stop it: unless it is complete, the files at its paths are unchanged. Does not wait for its end."
         self._stop.set()
-
-    def _is_ours(self) -> bool: return self._pid == os.getpid()
 
 
 class Saver:

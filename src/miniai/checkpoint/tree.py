@@ -15,28 +15,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor, from_numpy
 
-from miniai.checkpoint.layout import Layout, Leaf, leaf_of
+from miniai.checkpoint.layout import Layout, layout_of
 
 __all__ = ['flatten', 'unflatten']
 
 _DEEPEST = 50
 _LONG = 64  # numbers; a list of at least this many is smaller, and faster to read, as a tensor
-_NUMBERS = {'$floats': np.float64, '$ints': np.int64}
 _SCALARS = ('bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'float16', 'float32',
             'float64', 'complex64', 'complex128')
 
 
-def flatten(state: Any) -> tuple[Any, dict[str, Leaf]]:
-    """The state as JSON values, and its tensors by name: the path where each comes first. Memory that comes again
-    with the same layout is the same tensor. TypeError with the path for a value that a checkpoint cannot hold."""
-    flat = _Flattener()
-    return flat.encode(state, ()), flat.leaves
+def flatten(state: Any) -> tuple[Any, dict[str, tuple[Layout, Tensor]]]:
+    """The state as JSON values, and its tensors by name: the path where each comes first. Memory that comes again with
+    the same layout is the same tensor. TypeError with the path for a value that a checkpoint cannot hold."""
+    leaves, names = {}, {}
 
-
-class _Flattener:
-    def __init__(self) -> None: self.leaves, self.names = {}, {}
-
-    def encode(self, x: Any, path: tuple) -> Any:
+    def encode(x: Any, path: tuple) -> Any:
         if len(path) > _DEEPEST:
             raise TypeError(f'{_shown(path[:4])}… is nested more than {_DEEPEST} levels deep, or contains itself')
         kind = type(x)
@@ -44,44 +38,42 @@ class _Flattener:
         if kind is int: return x if abs(x) < 2**63 else {'$int': hex(x)}
         if kind is float: return x if isfinite(x) else {'$float': struct.pack('>d', x).hex()}
         if kind is bytes: return {'$bytes': base64.b64encode(x).decode('ascii')}
-        if kind is list: return self._list(x, path)
-        if kind is tuple: return {'$tuple': self._items(x, path)}
-        if kind is dict: return self._dict(x, path)
-        if kind is OrderedDict: return {'$ordered': self._pairs(x, path)}
-        if isinstance(x, Tensor | np.ndarray): return {'$tensor': self._name(x, path)}
+        if kind is list: return numbers(x, path) or items(x, path)
+        if kind is tuple: return {'$tuple': items(x, path)}
+        if kind is dict and all(type(k) is str and not k.startswith('$') for k in x):
+            return {k: encode(y, (*path, k)) for k, y in x.items()}
+        if kind is dict: return {'$dict': pairs(x, path)}
+        if kind is OrderedDict: return {'$ordered': pairs(x, path)}
+        if isinstance(x, Tensor | np.ndarray): return {'$tensor': name(x, path)}
         if isinstance(x, np.generic) and x.dtype.name in _SCALARS: return {'$scalar': [x.dtype.name, x.tobytes().hex()]}
         raise TypeError(f'{_shown(path)} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot hold: '
                         f'use dict, list, tuple, None, numbers, text, bytes, tensors and numpy arrays')
 
-    def _items(self, xs: list | tuple, path: tuple) -> list:
-        return [self.encode(x, (*path, i)) for i, x in enumerate(xs)]
+    def items(xs: list | tuple, path: tuple) -> list: return [encode(x, (*path, i)) for i, x in enumerate(xs)]
 
-    def _list(self, xs: list, path: tuple) -> Any:
-        kinds, tag = set(map(type, xs)) if len(xs) >= _LONG else set(), None
-        if kinds == {float}: tag = '$floats'
-        if kinds == {int} and min(xs) >= -2**63 and max(xs) < 2**63: tag = '$ints'
-        return {tag: self._name(from_numpy(np.array(xs, _NUMBERS[tag])), path)} if tag else self._items(xs, path)
-
-    def _dict(self, d: dict, path: tuple) -> dict:
-        if not all(type(k) is str and not k.startswith('$') for k in d): return {'$dict': self._pairs(d, path)}
-        return {k: self.encode(x, (*path, k)) for k, x in d.items()}
-
-    def _pairs(self, d: dict, path: tuple) -> list:
+    def pairs(d: dict, path: tuple) -> list:
         for k in d:
             if type(k) not in (str, int): raise TypeError(f'{_shown(path)} has the key {k!r}; keys must be str or int')
-        return [[self.encode(k, path), self.encode(x, (*path, k))] for k, x in d.items()]
+        return [[encode(k, path), encode(x, (*path, k))] for k, x in d.items()]
 
-    def _name(self, x: Tensor | np.ndarray, path: tuple) -> str:
+    def numbers(xs: list, path: tuple) -> dict | None:
+        kinds = set(map(type, xs)) if len(xs) >= _LONG else ()
+        if kinds != {float} and not (kinds == {int} and min(xs) >= -2**63 and max(xs) < 2**63): return None
+        return {'$floats' if kinds == {float} else '$ints': name(from_numpy(np.array(xs)), path)}
+
+    def name(x: Tensor | np.ndarray, path: tuple) -> str:
         "The name of a tensor: the one it got before, or its path with slashes, made printable and unique."
-        try: leaf = leaf_of(x)
+        try: leaf = layout_of(x)
         except TypeError as e: raise TypeError(f'{_shown(path)} is {e}, which a checkpoint cannot hold') from None
         key = _identity(x)
-        if key not in self.names:
+        if key not in names:
             text = ''.join(c if c.isprintable() else '�' for c in '/'.join(map(str, path)) or 'state')
-            names = (text if n == 1 else f'{text}~{n}' for n in count(1))
-            self.names[key] = name = next(nm for nm in names if nm not in self.leaves and nm != '__metadata__')
-            self.leaves[name] = leaf
-        return self.names[key]
+            tries = (text if n == 1 else f'{text}~{n}' for n in count(1))
+            names[key] = next(nm for nm in tries if nm not in leaves and nm != '__metadata__')
+            leaves[names[key]] = leaf
+        return names[key]
+
+    return encode(state, ()), leaves
 
 
 def _identity(x: Tensor | np.ndarray) -> tuple:
@@ -106,8 +98,6 @@ def unflatten(json: Any, layouts: Mapping[str, Layout], tensors: Mapping[str, An
         if name not in lists: lists[name] = None if tensors is None else tensors[name].tolist()
         return lists[name]
 
-    def pairs(value: list) -> list: return [(decode(k), decode(v)) for k, v in value]
-
     def decode(x: Any) -> Any:
         if isinstance(x, list): return [decode(y) for y in x]
         if not isinstance(x, dict): return x
@@ -116,8 +106,8 @@ def unflatten(json: Any, layouts: Mapping[str, Layout], tensors: Mapping[str, An
             case '$tensor': return (layouts if tensors is None else tensors)[value]
             case '$floats' | '$ints': return numbers(value)
             case '$tuple': return tuple(decode(y) for y in value)
-            case '$dict': return dict(pairs(value))
-            case '$ordered': return OrderedDict(pairs(value))
+            case '$dict' | '$ordered':
+                return (dict if tag == '$dict' else OrderedDict)((decode(k), decode(v)) for k, v in value)
             case '$int': return int(value, 16)
             case '$float': return struct.unpack('>d', bytes.fromhex(value))[0]
             case '$bytes': return base64.b64decode(value, validate=True)
