@@ -405,7 +405,7 @@ def test_the_state_dict_of_two_rules_names_them_and_loads_only_where_they_are_th
     ps, qs = four(), four()
     opt, other = run(mixed(Lion, ps), ps, 3), mixed(Lion, qs)
     saved = copy.deepcopy(opt.state_dict())
-    assert [g.get('rule') for g in saved['param_groups']] == [None, 'AdamW']
+    assert [g['rule'] for g in saved['param_groups']] == ['Lion', 'AdamW']
     other.load_state_dict(saved)
     assert [g.get('rule') for g in other.param_groups] == [None, AdamW]
     for p, q in zip(ps, qs, strict=True): q.data = p.detach().clone()
@@ -426,3 +426,10 @@ def test_a_group_may_change_its_rule_between_steps():
     run(opt, ps, 1)
     assert torch.allclose(ps[2], before - .1*ps[2].grad)
     assert 'SGD, fused: 2 parameters' in opt.path
+
+
+# Other libraries
+
+def test_libraries_may_clip_gradients_because_a_gradscaler_unscales_them_before_the_step():
+    "Lightning and Fabric refuse to clip for optimizers with this mark, which torch's fused ones have."
+    assert not getattr(AdamW([param(1)]), '_step_supports_amp_scaling', False)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import lr_scheduler as ls
 
 import formulas
-from miniai.optim import SGD, Adam, Momentum, RMSProp, plot_schedule
+from miniai.optim import SGD, Adam, Momentum, RMSProp, optimizer, plot_schedule
 from miniai.optim.schedules import most_steps, trace_schedule
 from opts import each_class, param
 
@@ -80,6 +80,14 @@ def test_one_cycle_needs_cycle_momentum_false_where_there_is_no_momentum(cls):
     opt = cls([param(2)], lr=.1)
     with pytest.raises(ValueError, match='cycle_momentum'): ls.OneCycleLR(opt, .5, total_steps=5)
     ls.OneCycleLR(opt, .5, total_steps=5, cycle_momentum=False)
+
+
+@pytest.mark.parametrize('make', [lambda o: ls.OneCycleLR(o, .5, total_steps=5), lambda o: ls.CyclicLR(o, .01, .5)])
+def test_a_lone_beta2_is_no_momentum_to_cycle(make):
+    def rule(p, g, sqr_avg, *, lr, beta2=.99): return p - lr*g, beta2*sqr_avg + (1-beta2)*g*g
+    opt = optimizer(rule)([param(2)], lr=.1)
+    with pytest.raises(ValueError, match='cycle_momentum'): make(opt)
+    assert opt.param_groups[0]['beta2'] == .99
 
 
 @each_scheduler

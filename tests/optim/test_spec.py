@@ -30,6 +30,14 @@ def test_betas_are_the_numbered_ones_in_the_rules_order():
     assert read_rule(rules.sgd).betas == ()
 
 
+def test_betas_are_in_numerical_order_and_need_a_first_one():
+    def mixed_up(p, g, *, lr, beta10=.1, beta2=.2, beta1=.3): return p
+    def lone(p, g, *, lr, beta2=.99): return p
+    assert read_rule(mixed_up).betas == ('beta1', 'beta2', 'beta10')
+    assert read_rule(lone).betas == ()
+    assert read_rule(lone).group_key('beta2') == 'beta2'
+
+
 def test_a_group_keeps_hyperparameters_under_torchs_names():
     spec = read_rule(rules.adam)
     keys = dict(lr='lr', beta1='betas', beta2='betas', eps='eps', mom='momentum', wd='weight_decay')

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adam, AdamW, Momentum, NAdamW, RMSProp
+from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Momentum, NAdamW, Nesterov, RMSProp
 from opts import each_class, everything, net, param, params, run, same, train
 
 
@@ -243,3 +243,90 @@ def test_numbers_of_bfloat16_parameters_are_exchanged_unrounded():
     other = NAdamW([p])
     other.load_state_dict(in_memory(opt.state_dict()))
     assert other.state[p]['mu_product'] == opt.state[p]['mu_product'] != float(torch.tensor(.0912143).bfloat16())
+
+
+# Other mathematics
+
+T = torch.optim
+OTHERS = {
+    'maximize=True, and SGD has maximize=False': (lambda ps: T.SGD(ps, maximize=True), lambda ps: SGD(ps, .1)),
+    'momentum=0.9, and SGD has momentum=0.0': (lambda ps: T.SGD(ps, momentum=.9), lambda ps: SGD(ps, .1)),
+    'nesterov=True, and HeavyBall has nesterov=False':
+        (lambda ps: T.SGD(ps, momentum=.9, nesterov=True), lambda ps: HeavyBall(ps, .1)),
+    'nesterov=False, and Nesterov has nesterov=True': (lambda ps: T.SGD(ps, momentum=.9), lambda ps: Nesterov(ps, .1)),
+    'dampening=0.5, and HeavyBall has dampening=0.0':
+        (lambda ps: T.SGD(ps, momentum=.9, dampening=.5), lambda ps: HeavyBall(ps, .1)),
+    'dampening=0, and Momentum has dampening=0.9': (lambda ps: T.SGD(ps, momentum=.9), lambda ps: Momentum(ps, .1)),
+    'L2 regularisation, this HeavyBall has decoupled decay':
+        (lambda ps: T.SGD(ps, momentum=.9, weight_decay=.1), lambda ps: HeavyBall(ps, .1)),
+    'centered=True, and RMSProp has': (lambda ps: T.RMSprop(ps, centered=True), lambda ps: RMSProp(ps, .1)),
+    'momentum=0.9, and RMSProp has': (lambda ps: T.RMSprop(ps, momentum=.9), lambda ps: RMSProp(ps, .1)),
+    'RMSprop.*L2': (lambda ps: T.RMSprop(ps, weight_decay=.1), lambda ps: RMSProp(ps, .1)),
+    'no alpha, centered, momentum: it was saved': (lambda ps: T.Adadelta(ps), lambda ps: RMSProp(ps, .1)),
+    'Adagrad.*L2': (lambda ps: T.Adagrad(ps, weight_decay=.1), lambda ps: Adagrad(ps, .1)),
+    'amsgrad=True, and AdamW has': (lambda ps: T.AdamW(ps, amsgrad=True), lambda ps: AdamW(ps)),
+    'no amsgrad: it was saved by a class': (lambda ps: T.RAdam(ps), lambda ps: AdamW(ps)),
+    'no amsgrad': (lambda ps: T.NAdam(ps, decoupled_weight_decay=True), lambda ps: AdamW(ps)),
+    'no momentum_decay': (lambda ps: T.AdamW(ps), lambda ps: NAdamW(ps)),
+    'L2 regularisation, this AdamW has': (lambda ps: T.Adam(ps, weight_decay=.1), lambda ps: AdamW(ps)),
+    "eps=1e-08, and torch's Adam has it outside the root": (lambda ps: T.Adam(ps), lambda ps: Adam(ps, .1)),
+    'the rule Adam, here it has AdamW': (lambda ps: Adam(ps, .1), lambda ps: AdamW(ps)),
+    'the rule Momentum, here it has HeavyBall': (lambda ps: Momentum(ps, .1), lambda ps: HeavyBall(ps, .1)),
+    'the rule HeavyBall, here it has Nesterov': (lambda ps: HeavyBall(ps, .1), lambda ps: Nesterov(ps, .1)),
+    'decoupled decay, this HeavyBall has L2':
+        (lambda ps: HeavyBall(ps, .1, wd=.1), lambda ps: HeavyBall(ps, .1, decoupled=False))}
+
+
+@pytest.mark.parametrize('says', OTHERS)
+@pytest.mark.parametrize('stepped', [True, False])
+def test_a_state_dict_of_other_mathematics_is_refused_by_name_and_changes_nothing(says, stepped):
+    p, q, (theirs, ours) = param(4), param(4), OTHERS[says]
+    source, opt = theirs([p]), ours([q])
+    if stepped: source.step()
+    opt.step()
+    before = copy.deepcopy(opt.state_dict())
+    with pytest.raises(ValueError, match=says.removeprefix('RMSprop.*').removeprefix('Adagrad.*')):
+        opt.load_state_dict(source.state_dict())
+    assert same(opt.state_dict(), before)
+
+
+def test_torchs_alpha_is_the_weight_of_the_average_square():
+    p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
+    theirs = T.RMSprop([p], lr=.1, alpha=.5)
+    steps(theirs, p, gs[:5])
+    q = twin(p)
+    ours = RMSProp([q], lr=.1)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    steps(theirs, p, gs[5:])
+    steps(ours, q, gs[5:])
+    assert near(p, q)
+
+
+def test_decay_of_torchs_momentum_loads_where_it_is_l2():
+    p, gs = param(4), torch.randn(20, 4, dtype=torch.float64)
+    theirs = T.SGD([p], lr=.1, momentum=.9, weight_decay=.3)
+    steps(theirs, p, gs[:5])
+    q = twin(p)
+    ours = HeavyBall([q], lr=.1, decoupled=False)
+    ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    steps(theirs, p, gs[5:])
+    steps(ours, q, gs[5:])
+    assert near(p, q)
+
+
+def test_a_state_dict_says_whose_it_is_and_a_subclass_with_the_same_rule_takes_it():
+    class Mine(AdamW): pass
+    p = param(4)
+    saved = AdamW([p]).state_dict()
+    assert saved['param_groups'][0]['rule'] == 'AdamW'
+    Mine([p]).load_state_dict(saved)
+    AdamW([p]).load_state_dict(Mine([p]).state_dict())
+    del saved['param_groups'][0]['rule']  # as saved by miniai before 0.3
+    AdamW([p]).load_state_dict(saved)
+
+
+def test_a_state_that_went_through_torchs_class_is_checked_again():
+    p = param(4)
+    theirs = T.Adam([p], eps=1e-5, betas=(.9, .99))
+    theirs.load_state_dict(Adam([p], lr=.1).state_dict())
+    with pytest.raises(ValueError, match='outside the root'): Adam([p], lr=.1).load_state_dict(theirs.state_dict())

@@ -9,14 +9,14 @@ __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Ad
 class SGD(RuleOptimizer):
     "`SGD(params, lr, wd=0.)`: stochastic gradient descent."
     rule = rules.sgd
-    torch_group = staticmethod(lambda group: dict(momentum=0., dampening=0.))
+    torch_group = staticmethod(lambda group: dict(momentum=0., dampening=0., nesterov=False))
 
 
 class Momentum(RuleOptimizer):
     "`Momentum(params, lr, wd=0., mom=0.9)`: SGD along an average of the gradients, dampened by 1-mom."
     rule = rules.momentum
     state_names = dict(avg='momentum_buffer')
-    torch_group = staticmethod(lambda group: dict(dampening=group['momentum']))
+    torch_group = staticmethod(lambda group: dict(dampening=group['momentum'], nesterov=False))
 
 
 class HeavyBall(RuleOptimizer):
@@ -38,7 +38,8 @@ class RMSProp(RuleOptimizer):
     average starts at the first squared gradient."""
     rule = rules.rmsprop
     state_names = dict(sqr_avg='square_avg')
-    torch_group = staticmethod(lambda group: dict(alpha=group['sqr_mom'], momentum=0., centered=False))
+    torch_names = dict(sqr_mom='alpha')
+    torch_group = staticmethod(lambda group: dict(momentum=0., centered=False))
 
 
 class Adam(RuleOptimizer):
@@ -46,6 +47,8 @@ class Adam(RuleOptimizer):
     average square, both bias-corrected, with `eps` inside the root."""
     rule = rules.adam
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+    torch_group = staticmethod(lambda group: dict(amsgrad=False))
+    unlike_torch = dict(eps="torch's Adam has it outside the root, as AdamW does here: load the state_dict in AdamW")
 
 
 class Adagrad(RuleOptimizer):
@@ -61,6 +64,7 @@ class AdamW(RuleOptimizer):
     rule = rules.adamw
     default_wd = 0.01
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+    torch_group = staticmethod(lambda group: dict(amsgrad=False))
 
 
 class NAdamW(RuleOptimizer):
@@ -69,7 +73,6 @@ class NAdamW(RuleOptimizer):
     rule = rules.nadamw
     default_wd = 0.01
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
-    torch_group = staticmethod(lambda group: dict(decoupled_weight_decay=True))
 
 
 class Lion(RuleOptimizer):

@@ -12,7 +12,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import Stages, program
-from miniai.optim.state_dict import check_loadable, restore_states
+from miniai.optim.state_dict import check_loadable, own_group, restore_states
 
 __all__ = ['RuleOptimizer', 'optimizer']
 
@@ -28,14 +28,19 @@ class RuleOptimizer(torch.optim.Optimizer):
     A group may name another rule by its class: `dict(params=biases, rule=AdamW)`. It shares `lr` and `wd` with the
     other groups unless it gives its own; its other hyperparameters default to those of that class.
 
-    Subclasses set `rule`; `default_wd`; `state_names`, to rename the rule's states in `state` as torch does; and
-    `torch_group`, for what torch's class of the same mathematics needs in a group of the state_dict."""
+    Subclasses set `rule`; `default_wd`; `state_names`, to rename the rule's states in `state` as torch does;
+    `torch_names`, torch's names for hyperparameters in a state_dict; `torch_group`, what else torch's class of the same
+    mathematics has in a group, with the values that this class stands for; and `unlike_torch`, hyperparameters that
+    must be 0 in a state_dict of torch, and why."""
     rule: ClassVar[Callable]
     spec: ClassVar[RuleSpec]
     default_wd: ClassVar[float] = 0.
     state_names: ClassVar[dict[str, str]] = {}
+    torch_names: ClassVar[dict[str, str]] = {}
     torch_group: ClassVar[Callable[[dict[str, Any]], dict[str, Any]]] = staticmethod(lambda group: {})
-    skipped, _plan, _weights, _step_supports_amp_scaling = 0, None, None, True
+    unlike_torch: ClassVar[dict[str, str]] = {}
+    mathematics: ClassVar[str]  # the name of the class that set the rule: a state_dict says whose state it is
+    skipped, _plan, _weights = 0, None, None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -45,7 +50,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                             f"update as a rule and create the class with optimizer(rule)")
         if 'rule' not in vars(cls): return
         rule = vars(cls)['rule']
-        cls.rule = rule if isinstance(rule, staticmethod) else staticmethod(rule)
+        cls.rule, cls.mathematics = rule if isinstance(rule, staticmethod) else staticmethod(rule), cls.__name__
         cls.spec = read_rule(cls.rule)
         cls.__signature__ = _signature(cls.spec, cls.default_wd)
 
@@ -116,7 +121,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     @classmethod
     def _check(cls, group: dict[str, Any]) -> None:
         for h, x in hypers_of(group, cls.spec.places).items():
-            average = re.fullmatch(r'beta\d|(\w+_)?mom', h)
+            average = re.fullmatch(r'beta\d+|(\w+_)?mom', h)
             if math.isnan(x) or (x < 0 and (average or h in ('lr', 'wd', 'eps') or h.endswith('decay'))):
                 raise ValueError(f"{cls.__name__}: {h} must be 0 or more, got {x}")
             if average and x >= 1:
@@ -160,22 +165,21 @@ class RuleOptimizer(torch.optim.Optimizer):
             for p, x in weights.items(): p.copy_(x)
 
     def state_dict(self) -> dict[str, Any]:
-        "Like torch's, plus what torch's class of the same mathematics needs in a group; rules are given by name."
+        """Like torch's. Each group also has what torch's class of the same mathematics needs there, its kind of decay,
+        and the name of its rule's class."""
         out = super().state_dict()
         for group in out['param_groups']:
             rule = self.rule_of(group)
-            group |= rule.torch_group(group)
-            if 'decoupled_weight_decay' in group: group['decoupled_weight_decay'] = self.stages.decoupled
-            if 'rule' in group: group['rule'] = rule.__name__
+            group |= rule.torch_group(group) | {theirs: group[h] for h, theirs in rule.torch_names.items()}
+            group |= dict(rule=rule.mathematics, decoupled_weight_decay=self.stages.decoupled)
         return out
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what this class, or torch's class of the same mathematics, saved. ValueError, changing nothing, if it
-        does not fit."""
+        does not fit or the mathematics differ."""
         check_loadable(self, state_dict)
-        groups = [saved | ({'rule': own['rule']} if 'rule' in own else {})
-                  for saved, own in zip(state_dict['param_groups'], self.param_groups, strict=False)]
-        super().load_state_dict(state_dict | dict(param_groups=groups))
+        groups = zip(state_dict['param_groups'], self.param_groups, strict=False)
+        super().load_state_dict(state_dict | dict(param_groups=[own_group(self, *pair) for pair in groups]))
         restore_states(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -190,9 +194,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self.defaults.pop('differentiable', None)
         for group in self.param_groups:
             rule = self.rule_of(group)
-            defaults = self._defaults_of(rule)
-            for k in set(rule.torch_group(defaults | group)) - set(defaults): group.pop(k, None)
-            for k, v in defaults.items(): group.setdefault(k, v)
+            for k, v in self._defaults_of(rule).items(): group.setdefault(k, v)
             for p in group['params']:
                 if p not in self.state: continue
                 s = self.state[p]

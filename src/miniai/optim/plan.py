@@ -69,14 +69,11 @@ class Plan:
         self.unstarted = []
 
     def _gradient_scale(self, opt: Any) -> float | None:
-        "The factor that unscales and clips all gradients; None if the step must be skipped."
-        found_inf, grad_scale = getattr(opt, 'found_inf', None), getattr(opt, 'grad_scale', None)  # set by GradScaler
-        if found_inf is not None and found_inf.item(): return None
-        scale = 1. if grad_scale is None else 1/grad_scale.item()
-        if opt.clip_norm is None and not opt.skip_nonfinite: return scale
-        norm = math.sqrt(self.sum_of_squares())*scale
+        "The factor that clips all gradients; None if the step must be skipped."
+        if opt.clip_norm is None and not opt.skip_nonfinite: return 1.
+        norm = math.sqrt(self.sum_of_squares())
         if opt.skip_nonfinite and not math.isfinite(norm): return None
-        return scale if opt.clip_norm is None else scale*min(opt.clip_norm/(norm + 1e-6), 1.)
+        return 1. if opt.clip_norm is None else min(opt.clip_norm/(norm + 1e-6), 1.)
 
     def sum_of_squares(self) -> float:
         "The sum of squares of all gradients, in double precision; NaN or infinite if one of them is."

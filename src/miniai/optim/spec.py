@@ -32,8 +32,10 @@ class RuleSpec:
 
     @cached_property
     def betas(self) -> tuple[str, ...]:
-        "The hyperparameters that a group keeps together as `betas`: beta1, beta2, …"
-        return tuple(h for h in self.hypers if re.fullmatch(r'beta\d', h))
+        """The hyperparameters that a group keeps together as `betas`: beta1, beta2, … in this order. None without a
+        beta1: torch's cycling schedulers take the first of `betas` for a momentum."""
+        found = [h for h in self.hypers if re.fullmatch(r'beta\d+', h)]
+        return tuple(sorted(found, key=lambda h: int(h[4:]))) if 'beta1' in found else ()
 
     def group_key(self, hyper: str) -> str:
         "The key under which a parameter group keeps a hyperparameter."

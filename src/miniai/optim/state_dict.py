@@ -6,12 +6,14 @@ from torch import Tensor
 from miniai.optim.slot import new_state
 from miniai.optim.stages import program
 
-__all__ = ['check_loadable', 'restore_states']
+__all__ = ['check_loadable', 'own_group', 'restore_states']
+
+_FLAGS = 'rule', 'decoupled_weight_decay', 'maximize', 'foreach', 'capturable', 'differentiable', 'fused'
 
 
 def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
-    """ValueError if a group has another rule or kind of decay, or if a state is missing or has another shape. Torch
-    checks the sizes of the groups."""
+    """ValueError if a group has another rule, other mathematics or another kind of decay, or if a state is missing or
+    has another shape. Torch checks the sizes of the groups."""
     for k, (saved, group) in enumerate(zip(state_dict['param_groups'], opt.param_groups, strict=False)):
         _check_group(opt, k, saved, opt.rule_of(group))
     for k, (p, rule, saved) in enumerate(_parameters(opt, state_dict)):
@@ -28,17 +30,50 @@ def _parameters(opt: Any, state_dict: dict[str, Any]) -> list[tuple[Tensor, type
 
 
 def _check_group(opt: Any, k: int, saved: dict[str, Any], rule: type) -> None:
-    its = saved.get('rule', type(opt).__name__)
-    if its != rule.__name__:
-        raise ValueError(f"group {k} of the state_dict has the rule {its}, here it has {rule.__name__}: "
+    its, betas = saved.get('rule', opt.mathematics), saved.get('betas')
+    if its != rule.mathematics:
+        raise ValueError(f"group {k} of the state_dict has the rule {its}, here it has {rule.mathematics}: "
                          f"give the group the same rule")
-    betas, decoupled = saved.get('betas'), saved.get('decoupled_weight_decay')
     if betas is not None and len(betas) != len(rule.spec.betas):
         raise ValueError(f"the state_dict has {len(betas)} betas, {rule.__name__} takes {len(rule.spec.betas)}")
-    if decoupled is None or decoupled == opt.stages.decoupled or not saved.get('weight_decay'): return
+    _check_mathematics(k, saved, rule)
+    decoupled = saved.get('decoupled_weight_decay')
+    if decoupled is None and _is_torchs(saved) and betas is None: decoupled = False
+    if decoupled in (None, opt.stages.decoupled) or not saved.get('weight_decay'): return
+    if not rule.spec.states: return  # for plain gradient descent both kinds are the same
     kinds = {True: 'decoupled decay', False: 'L2 regularisation'}
     raise ValueError(f"the state_dict was trained with {kinds[bool(decoupled)]}, this {type(opt).__name__} has "
                      f"{kinds[opt.stages.decoupled]}: create it with decoupled={bool(decoupled)}")
+
+
+def _is_torchs(saved: dict[str, Any]) -> bool: return 'maximize' in saved
+
+
+def _check_mathematics(k: int, saved: dict[str, Any], rule: type) -> None:
+    "ValueError if torch's class that saved the group computes something else than the rule."
+    names = {h: rule.torch_names.get(h, key) for h, key, _ in rule.spec.places}
+    wanted = dict(maximize=False) | rule.torch_group({h: saved.get(nm) for h, nm in names.items()} | saved)
+    for nm, x in wanted.items():
+        if saved.get(nm, x) != x: raise ValueError(
+            f"group {k} of the state_dict was trained with {nm}={saved[nm]}, and {rule.__name__} has {nm}={x}: load "
+            f"it in an optimizer with the same mathematics")
+    if not _is_torchs(saved): return
+    missing = sorted({*names.values(), *wanted} - saved.keys())
+    if missing:
+        raise ValueError(f"group {k} of the state_dict has no {', '.join(missing)}: it was saved by a class whose "
+                         f"mathematics are not {rule.__name__}'s")
+    for nm, why in rule.unlike_torch.items():
+        if saved[nm]: raise ValueError(f"group {k} of the state_dict was trained with {nm}={saved[nm]}, and {why}")
+
+
+def own_group(opt: Any, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+    "A saved group as this optimizer keeps it: hyperparameters by its own names, without what only torch's class needs."
+    rule = opt.rule_of(group)
+    theirs = {*_FLAGS, *rule.torch_group(saved | group), *rule.torch_names.values()}
+    theirs -= {key for _, key, _ in rule.spec.places}
+    own = {k: x for k, x in saved.items() if k not in theirs}
+    own |= {h: saved[nm] for h, nm in rule.torch_names.items() if nm in saved}
+    return own | ({'rule': group['rule']} if 'rule' in group else {})
 
 
 def _check_state(k: int, name: str, saved: dict[str, Any], p: Tensor) -> None:
