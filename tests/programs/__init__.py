@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 TOPICS = ['networks', 'callbacks', 'options', 'collections', 'randomness', 'models', 'losses', 'datasets', 'workers',
-          'samplers', 'optimizers', 'schedules', 'functions', 'metrics', 'unsavable']
+          'samplers', 'optimizers', 'schedules', 'functions', 'metrics', 'unsavable', 'identity']
 # One of these for each program, in turn: the phase, epoch and batch after which it is stopped
 STOPS = [('train', 1, 2), ('train', 0, 3), ('valid', 0, 0), ('train', 1, 0), ('between', 0, 0), ('train', 1, 4)]
 PROGRAMS = {}

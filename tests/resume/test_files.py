@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import crash
 from miniai.checkpoint import SaveError, durable
 from miniai.resume.files import RunFiles, file_name, files_of, place_of
-from resuming import checkpoints, run
+from resuming import Watcher, checkpoints, run
 
 
 def at(epoch, phase, batch): return file_name(dict(epoch=epoch, phase=phase, batch=batch))
@@ -59,7 +59,7 @@ def is_folder(fd): return stat.S_ISDIR(os.fstat(fd).st_mode)
 def test_an_old_checkpoint_stays_if_the_new_one_may_not_be_on_disk(tmp_path, monkeypatch):
     def unsure(fd):
         if is_folder(fd): raise OSError(5, 'input/output error')
-    class FailSync:
+    class FailSync(Watcher):
         def before_batch(self, learn):
             if learn.iter == 3: monkeypatch.setattr(durable, 'os', crash.system(fsync=unsure))
     with pytest.raises(SaveError, match='input/output error'): run(tmp_path, cbs=[FailSync()], keep=1).fit(1)

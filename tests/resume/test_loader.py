@@ -192,7 +192,8 @@ class Passes:
     def rest(self, start, seen, dl=None):
         now = seen[start - 1][1]
         self.state.begin_pass(self.learn, now['begun'])
-        return RemainingBatches(self.learn, dl or self.dl, 'learn.dls.train', start, now['begun'], now)
+        return RemainingBatches(self.learn, dl or self.dl, 'learn.dls.train', start, now['begun'], now,
+                                self.state.names)
 
 
 def data_of(state): return {nm: state[nm] for nm in ('random', 'states', 'attributes')}

@@ -28,9 +28,9 @@ from miniai.accel import AccumulateCB
 from miniai.callbacks.metrics import accuracy
 from miniai.checkpoint.tree import flatten
 from miniai.resume.checkpoint import CheckpointCB
+from miniai.resume.packing import unpack_dense
 from miniai.resume.restore import ResumeError
 from miniai.resume.state import RunState, run_state
-from miniai.resume.values import unpack_dense
 from resuming import StopCB, assert_resumes_exactly, fit_until_stopped, net, run
 from small import batches, learner
 
@@ -108,7 +108,7 @@ def test_a_module_added_during_the_run_is_left_out_with_a_warning_and_a_new_one_
     make([BestCB(), CheckpointCB(tmp_path/'run')]).fit(2)
     again = make([BestCB(), CheckpointCB(tmp_path/'run')])
     again.probe = nn.Linear(2, 2)
-    says = r"not restored, because the run does not have it.*: learn.best_model$"
+    says = r"not restored, because this run has no such object.*: learn.best_model$"
     with pytest.warns(UserWarning, match=says): again.fit(3, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), alone.model.parameters(), strict=True))
 
@@ -370,7 +370,7 @@ def test_a_change_in_an_object_that_is_not_entered_is_reported_once_by_path(make
     state = RunState(learn)
     state.take(learn)
     change(learn.thing.inside)
-    says = rf'cannot hold learn.thing.inside \({kind}\), which has changed since the fit began'
+    says = rf'cannot hold them: learn.thing.inside \({kind}\)'
     with pytest.warns(UserWarning, match=says): state.take(learn)
     change(learn.thing.inside)
     state.take(learn)
@@ -380,7 +380,8 @@ def test_a_change_in_an_object_that_is_not_entered_is_reported_once_by_path(make
 def test_an_iterator_that_does_not_tell_where_it_stands_is_reported_once_whether_or_not_it_moved(x):
     learn = holding(thing=Thing(inside=x))
     state = RunState(learn)
-    with pytest.warns(UserWarning, match=rf'cannot hold learn.thing.inside \({type(x).__name__}\)'): state.take(learn)
+    says = rf'cannot hold them: learn.thing.inside \({type(x).__name__}\)'
+    with pytest.warns(UserWarning, match=says): state.take(learn)
     next(x)
     state.take(learn)
 
@@ -389,7 +390,7 @@ def test_what_became_impossible_to_save_is_reported_once_by_path():
     learn = holding(thing=Thing(inside=None, rows=[1]))
     state = RunState(learn)
     learn.thing.inside, learn.thing.rows = np.array([object()]), [1, torch.ones(2, device='meta')]
-    says = r'cannot hold learn.thing.inside \(ndarray\), learn.thing.rows\[1\] \(Tensor\), which has'
+    says = r'cannot hold them: learn.thing.inside \(ndarray\), learn.thing.rows\[1\] \(Tensor\)'
     with pytest.warns(UserWarning, match=says) as found: state.take(learn)
     assert len(found) == 1
     state.take(learn)

@@ -173,7 +173,8 @@ class _Run:
             if why: warnings.warn(f"CheckpointCB: the run may not resume exactly from {path}: {why}", stacklevel=4)
         if state is not None:
             check_same(learn, state, self.state)
-            lost = restore(learn, state)
+            lost = restore(learn, state, self.state.names)
+            self.state.continue_from(state)
             if not self.point.batch: self._warn_lost(lost)
             self.files.start_from(state['position'])
             self._move_to(learn, self.point)
@@ -181,7 +182,7 @@ class _Run:
         self._protect_workers(learn)
 
     def _warn_lost(self, lost: list[str]) -> None:
-        if lost: warnings.warn(f"not restored, because the run does not have it, or it cannot be made again: "
+        if lost: warnings.warn(f"not restored, because this run has no such object, or it cannot be made again: "
                                f"{', '.join(lost)}", stacklevel=5)
 
     def _protect_workers(self, learn: Any) -> None:
@@ -196,7 +197,7 @@ class _Run:
         learn.epochs = range(point.epoch, learn.n_epochs)
         if not learn.epochs: learn.epoch = learn.n_epochs - 1
         if not (point.trained or point.batch): return
-        self.resumed_pass = _ResumedPassCB(point)
+        self.resumed_pass = _ResumedPassCB(point, self.state.names)
         learn.cbs.append(self.resumed_pass)
         self._end.callback(lambda: self.resumed_pass in learn.cbs and learn.cbs.remove(self.resumed_pass))
 
@@ -205,7 +206,7 @@ class _Run:
         resumed = self.point.state if self.point.batch else None
         self.remaining = self.resumed_pass.remaining if resumed else None
         if resumed and (self.remaining is None or self.remaining.taken): self._refuse_replaced_loader()
-        if resumed: self._warn_lost(restore(learn, resumed))
+        if resumed: self._warn_lost(restore(learn, resumed, self.state.names))
         self.state.begin_pass(learn, resumed and resumed['begun'])
         self.begun, self.first_batch = True, self.point.batch if resumed else 0
         self.point.state = None
@@ -251,10 +252,12 @@ class _Run:
 class _ResumedPassCB(Callback):
     "Runs first as a resumed run begins its passes: skips a training pass that is done, continues one that is not."
     order, only_shows = -math.inf, True
-    def __init__(self, point: ResumePoint) -> None: self.point, self.skips, self.remaining = point, point.trained, None
+    def __init__(self, point: ResumePoint, names: dict[int, str]) -> None:
+        self.point, self.names, self.skips, self.remaining = point, names, point.trained, None
 
     def before_epoch(self, learn: Any) -> None:
         if self.skips and learn.training:
             self.skips = False
             raise CancelEpochException()
-        if self.point.batch and self.remaining is None: learn.dl = self.remaining = self.point.remaining(learn)
+        if self.point.batch and self.remaining is None:
+            learn.dl = self.remaining = self.point.remaining(learn, self.names)

@@ -36,11 +36,12 @@ def resume_warning(dl: Any) -> str:
 
 class RemainingBatches:
     """The rest of a pass over `dl`, a loader of `learn`, from batch `first_batch` on. `begun` and `now` are the states
-    of the data when the pass began and after batch `first_batch - 1`. Its length is that of the whole pass; `taken`
-    says whether iteration has begun. ValueError if the pass has fewer batches now."""
-    def __init__(self, learn: Any, dl: Any, path: str, first_batch: int, begun: dict, now: dict) -> None:
+    of the data when the pass began and after batch `first_batch - 1`; `names` are those of the RunState. Its length is
+    that of the whole pass; `taken` says whether iteration has begun. ValueError if the pass has fewer batches now."""
+    def __init__(self, learn: Any, dl: Any, path: str, first_batch: int, begun: dict, now: dict,
+                 names: dict[int, str]) -> None:
         self.learn, self.dl, self.path, self.first_batch = learn, dl, path, first_batch
-        self.begun, self.now, self.taken = begun, now, False
+        self.begun, self.now, self.names, self.taken = begun, now, names, False
 
     def __len__(self) -> int: return len(self.dl)
 
@@ -48,10 +49,10 @@ class RemainingBatches:
         self.taken, dl = True, self.dl
         if has_state_dict(dl): return iter(dl)  # it was restored, and goes on by itself
         set_workers(dl, self.path in self.begun['running'])
-        restore_data(self.learn, self.begun)
+        restore_data(self.learn, self.begun, self.names)
         if can_seek(dl):
             batches = dl.batches(dl.epoch, self.first_batch)
-            restore_data(self.learn, self.now)
+            restore_data(self.learn, self.now, self.names)
             return batches
         indexed = (getattr(type(dl), '__iter__', None) is _TORCH_ITER and dl.batch_sampler is not None
                    and not isinstance(dl.dataset, IterableDataset))
@@ -62,14 +63,14 @@ class RemainingBatches:
     def _is_fixed(self) -> bool:
         "Are samples the same whatever a worker did before? Not if it may draw from a copy of a generator."
         held = f'{self.path}.dataset', f'{self.path}.collate_fn', 'class ', 'module '
-        nodes = walk(self.learn).items()
+        nodes = walk(self.learn, self.names).items()
         return is_fixed(self.dl) and not any(n.kind == 'generator' and path.startswith(held) for path, n in nodes)
 
     def _after_indices(self) -> None:
         # With workers, the saved state of the sampler is ahead by the batches that were prefetched: drawing the indices
         # again has put it where it belongs.
         own = tuple(f'{self.path}.{nm}' for nm in ('sampler', 'batch_sampler', 'generator'))
-        restore_data(self.learn, self.now, own if self.dl.num_workers else ())
+        restore_data(self.learn, self.now, self.names, own if self.dl.num_workers else ())
 
     def _loading_earlier_batches(self) -> Iterator:
         "Workers have random states of their own, and a stream must be read from its start: load everything again."
@@ -82,7 +83,7 @@ class RemainingBatches:
             f"the first {self.first_batch} batches were loaded again to resume, and {type(self.dl).__name__} drew "
             f"random numbers for them: the rest will be the same only if it draws for one batch at a time",
             stacklevel=2)
-        restore_data(self.learn, self.now)
+        restore_data(self.learn, self.now, self.names)
         return batches
 
 

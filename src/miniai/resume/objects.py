@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from miniai.randomness import python_state, set_python_state
-from miniai.resume.values import pack_dense, unpack_dense
+from miniai.resume.packing import pack_dense, unpack_dense
 from miniai.resume.walk import Node
 
 __all__ = ['state_of', 'restore_state', 'shape_of', 'device_of', 'misfit', 'check_savable']

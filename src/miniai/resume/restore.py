@@ -13,9 +13,10 @@ import torch
 from miniai.environment import version_of
 from miniai.randomness import random_states, set_random_states
 from miniai.resume.objects import device_of, misfit, restore_state, state_of
+from miniai.resume.packing import Unpacker
+from miniai.resume.slots import ITEMS
 from miniai.resume.state import DATA, RunState, common, differing, loaders_of, module_tensors
-from miniai.resume.values import Unpacker
-from miniai.resume.walk import Node, walk
+from miniai.resume.walk import Node, origin_of, walk
 from miniai.resume.workers import set_workers
 
 __all__ = ['ResumeError', 'versions', 'check_same', 'restore', 'restore_data', 'real_weights']
@@ -37,7 +38,6 @@ _PARTS = dict(versions=dict, model=dict, opt=dict, history=list, random=dict, ob
               attributes=dict, settings=dict, shapes=dict, running=list)
 
 
-
 def check_same(learn: Any, state: dict[str, Any], here: RunState) -> None:
     """ResumeError, with both values, for the first difference between the run of the checkpoint `state` and `learn`,
     whose fit starts, that changes the result. A warning for those that may change it."""
@@ -49,7 +49,7 @@ def check_same(learn: Any, state: dict[str, Any], here: RunState) -> None:
     now = versions(learn)
     for nm, then in state['versions'].items():
         if then != now[nm] and nm != 'miniai': raise _differs((nm, then, now[nm]))
-    nodes, loose, strict = walk(learn), [], []
+    nodes, loose, strict = here.nodes, [], []
     comparable = bool(state['settings'])  # miniai 0.2 saved no settings of this kind
     for difference in differing(*common(state['shapes'], here.shapes)) if comparable else ():
         raise _differs(difference)
@@ -99,24 +99,29 @@ def _is_time(text: str) -> bool:
 
 
 def _is_strict(node: Node | None, path: str, name: str) -> bool:
-    if name in ('frozen', 'num_workers'): return False  # restored as in the checkpoint; matters if workers draw
+    # The first is restored; the second matters if workers draw; the third is only what can be seen from outside.
+    if name in ('frozen', 'num_workers', 'content'): return False
     if node is None or (path.startswith('learn.dls') and name in ('class', 'length')): return path != 'run'
-    of_data = path.startswith('learn.dls') and not isinstance(node.slots.get(name), str | PurePath)
-    return node.strict or of_data
+    x = node.slots.get(name)
+    texts = x if isinstance(x, list | tuple) and x else [x]
+    users = path.startswith('learn.dls') or origin_of(type(node.object)) == 'user'
+    if users and all(isinstance(y, str | PurePath) for y in texts): return False  # such as a folder
+    return node.strict or path.startswith('learn.dls')
 
 
 # Restored
 
 def _whole(state: dict[str, Any]) -> dict[str, Any]:
     "The states of all objects, by path."
-    model = state['objects']['learn.model'] | dict(state=state['model'])
-    return state['states'] | state['objects'] | {'learn.model': model, 'learn.opt': state['opt']}
+    model, opt = state.get('roots', ('learn.model', 'learn.opt'))
+    return state['states'] | state['objects'] | {
+        model: state['objects'][model] | dict(state=state['model']), opt: state['opt']}
 
 
-def restore(learn: Any, state: dict[str, Any]) -> list[str]:
+def restore(learn: Any, state: dict[str, Any], names: dict[int, str]) -> list[str]:
     """Restore everything that `state` holds. Returns the paths of what could not be restored. ResumeError, and nothing
-    is changed, if an object refuses its state."""
-    nodes = walk(learn)
+    is changed, if an object refuses its state. `names` are those of the RunState."""
+    nodes = walk(learn, names)
     with real_weights(learn.opt):
         unpacker = _unpacker(learn, nodes)
         _restore_stateful(nodes, state['states'], unpacker)
@@ -127,27 +132,30 @@ def restore(learn: Any, state: dict[str, Any]) -> list[str]:
         for path, dl in loaders_of(learn).items(): set_workers(dl, path in (state['begun'] or state)['running'])
         _restore_rest(nodes, state, unpacker)
     lost = dict.fromkeys(unpacker.lost)
-    return [path for path in lost if path.startswith('learn.') and not any(path.startswith(f'{p}.') for p in lost)]
+    gone = {path for path in state['attributes'].keys() - nodes.keys() if path.startswith(('class ', 'module '))}
+    return [path for path in lost if path not in gone and not any(path.startswith(f'{p}.') for p in lost)]
 
 
-def restore_data(learn: Any, data: dict[str, Any], leave_out: tuple[str, ...] = ()) -> None:
+def restore_data(learn: Any, data: dict[str, Any], names: dict[int, str], leave_out: tuple[str, ...] = ()) -> None:
     "Restore random states, generators and the state of the data, but for paths that begin as in `leave_out`."
     def wanted(path: str, n: Node) -> bool: return path.startswith(DATA) or n.kind == 'generator'
-    nodes = {path: n for path, n in walk(learn).items()
+    everything = walk(learn, names)
+    nodes = {path: n for path, n in everything.items()
              if wanted(path, n) and not (leave_out and path.startswith(leave_out))}
-    unpacker = _unpacker(learn, nodes)
+    unpacker = _unpacker(learn, everything)
     _restore_stateful(nodes, data['states'], unpacker)
     _restore_rest(nodes, data, unpacker)
 
 
 def _restore_rest(nodes: dict[str, Node], state: dict[str, Any], unpacker: Unpacker) -> None:
     for path, slots in state['attributes'].items():
-        node = nodes.get(path)
+        tensor = unpacker.objects.get(path)  # a parameter that had no attributes of its own yet
+        node = nodes.get(path) or (Node(path, tensor, 'plain') if isinstance(tensor, torch.Tensor) else None)
         if node is None: unpacker.lost.append(path)
         for nm, packed in slots.items() if node else ():
             old = node.slots.get(nm)
             new = unpacker.unpack(packed, old, f'{path}.{nm}')
-            if new is not old: node.put(nm, new)
+            if new is not old or nm == ITEMS: node.put(nm, new)
     for path, x in state['states'].items():
         if path in nodes and nodes[path].kind == 'generator': restore_state(nodes[path], x)
     set_random_states(state['random'])

@@ -2,6 +2,7 @@
 from dis import get_instructions
 from functools import cache, partial
 from hashlib import sha256
+from inspect import signature
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
@@ -12,36 +13,78 @@ from torch.utils.data import DataLoader
 
 from miniai.callbacks.schedule import BaseSchedCB
 
-__all__ = ['slots_of', 'slot_names', 'cells_of', 'names_in', 'globals_in', 'is_hugging_face']
+__all__ = ['ITEMS', 'HOOKS', 'attributes_of', 'options_of', 'set_items', 'slots_of', 'slot_names', 'cells_of',
+           'names_in', 'globals_in', 'is_hugging_face']
 
 _MODULE_NAMES = frozenset(vars(nn.Module()))
 _OPTIMIZER_NAMES = frozenset(vars(SGD([torch.zeros(1)]))) | {'step'}  # torch's schedulers replace `step`
 _LOADER_NAMES = frozenset(vars(DataLoader([0]))) - {'dataset', 'sampler', 'batch_sampler', 'generator', 'collate_fn',
                                                     'batch_size', 'drop_last', 'persistent_workers', 'in_order'}
+_HOOK_NAMES = sorted(nm for nm in _MODULE_NAMES if nm.endswith('_hooks'))
 _EMPTY_CELL = CellType()
+ITEMS, HOOKS = 'items()', 'hooks()'  # slots that are no attributes
 
 
-def slots_of(x: Any, origin: str) -> dict[str, Any]:
+def attributes_of(x: Any) -> dict[str, Any] | None:
+    "The `__dict__` of an object, without asking its own `__getattr__`; None if it has none."
+    try: return object.__getattribute__(x, '__dict__')
+    except AttributeError: return None
+
+
+def slots_of(x: Any, origin: str, kind: str) -> dict[str, Any]:
     "What an object holds, by name: attributes, arguments of a partial, variables and code of a function."
     if isinstance(x, partial):
         return dict(func=x.func) | {f'argument {i}': a for i, a in enumerate(x.args)} | x.keywords
     if isinstance(x, MethodType): return dict(self=x.__self__, method=x.__func__)
     if isinstance(x, FunctionType): return _slots_of_function(x, origin)
-    if isinstance(getattr(x, 'param_groups', None), list): return _slots_of_optimizer(x)
+    if kind == 'optimizer': return _slots_of_optimizer(x)
     if is_hugging_face(x):  # what the data are, and the user's transform
         return {nm: getattr(x, nm, None) for nm in ('_fingerprint', '_format_kwargs', '_epoch')}
-    own = dict(vars(x)) if hasattr(x, '__dict__') else {}
+    own = dict(attributes_of(x) or {})
     own |= {nm: getattr(x, nm) for nm in slot_names(type(x)) if hasattr(x, nm)}
     hidden = _MODULE_NAMES if isinstance(x, nn.Module) else _LOADER_NAMES if isinstance(x, DataLoader) else ()
     if isinstance(x, BaseSchedCB): own.pop('sched', None)  # what it made, the schedule, is compared
     private = _private_names(type(x))
-    return {k: v for k, v in own.items() if k not in hidden and k not in private
-            and not (k.startswith('_') and type(x).__module__.startswith('miniai.'))}
+    own = {k: v for k, v in own.items() if k not in hidden and k not in private
+           and not (k.startswith('_') and type(x).__module__.startswith('miniai.'))}
+    if isinstance(x, list | dict | set): own[ITEMS] = _items_of(x)
+    hooks = _hooks_of(x) if isinstance(x, nn.Module) else []
+    return own | {HOOKS: hooks} if hooks else own
+
+
+def options_of(x: Any) -> frozenset[str]:
+    "The names of a class's constructor."
+    try: return frozenset(signature(type(x).__init__).parameters)
+    except ValueError: return frozenset()
+
+
+def _items_of(x: list | dict | set) -> Any:
+    "The items of a user's container, whatever its own methods do."
+    base = next(c for c in (list, dict, set) if isinstance(x, c))
+    return dict(dict.items(x)) if base is dict else base(base.__iter__(x))
+
+
+def set_items(x: list | dict | set, items: Any) -> None:
+    "Replace the items of a user's container."
+    base = next(c for c in (list, dict, set) if isinstance(x, c))
+    base.clear(x)
+    if base is list: list.extend(x, items)
+    else: base.update(x, items)
+
+
+def _hooks_of(m: nn.Module) -> list:
+    "The hooks of a module and of its parameters, except the library's own."
+    of_tensors = [p._backward_hooks for p in m._parameters.values() if p is not None and p._backward_hooks]
+    found = [h for hooks in (*(vars(m).get(nm, {}) for nm in _HOOK_NAMES), *of_tensors) for h in list(hooks.values())]
+    return [h for h in found if not str(getattr(getattr(h, 'func', h), '__module__', '')).startswith('miniai.')]
 
 
 def slot_names(cls: type) -> list[str]:
     "The names in the `__slots__` of a class and its bases."
-    found = [nm for c in cls.__mro__ for nm in _as_names(vars(c).get('__slots__', ()))]
+    def mangled(c: type, nm: str) -> str:
+        private = nm.startswith('__') and not nm.endswith('__')
+        return f"_{c.__name__.lstrip('_')}{nm}" if private else nm
+    found = [mangled(c, nm) for c in cls.__mro__ for nm in _as_names(vars(c).get('__slots__', ()))]
     return [nm for nm in found if not nm.startswith('__')]
 
 
@@ -82,7 +125,9 @@ def _slots_of_optimizer(opt: Any) -> dict[str, Any]:
     ours = type(opt).__module__.startswith('miniai.')
     own = {k: v for k, v in getattr(opt, '__dict__', {}).items()
            if k not in _OPTIMIZER_NAMES and not (k.startswith('_') and (ours or hasattr(opt, 'spec')))}
-    return own | dict(parameters=[g['params'] for g in opt.param_groups], rule=getattr(opt, 'rule', None))
+    hooks = [h for nm, x in (attributes_of(opt) or {}).items() if nm.endswith('_hooks') for h in list(x.values())]
+    return own | dict(parameters=[g['params'] for g in opt.param_groups], rule=getattr(opt, 'rule', None)) | (
+        {HOOKS: hooks} if hooks else {})
 
 
 # Functions

@@ -21,11 +21,11 @@ class ResumePoint:
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
         self.state, self.epoch, self.batch, self.trained = state, at['epoch'], at['batch'], at['phase'] == 'valid'
 
-    def remaining(self, learn: Any) -> RemainingBatches:
+    def remaining(self, learn: Any, names: dict[int, str]) -> RemainingBatches:
         "The rest of the pass in which the run stopped."
         path = f"learn.dls.{'valid' if self.trained else 'train'}"
         now = {nm: self.state[nm] for nm in ('random', 'states', 'attributes')}
-        return RemainingBatches(learn, learn.dl, path, self.batch, self.state['begun'], now)
+        return RemainingBatches(learn, learn.dl, path, self.batch, self.state['begun'], now, names)
 
 
 def find_resume_point(folder: Path, n_epochs: int, model: nn.Module) -> ResumePoint:

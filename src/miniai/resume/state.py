@@ -1,17 +1,22 @@
 "The state of a run as plain data, taken from what the walk finds."
+import io
 import warnings
 from collections.abc import Iterator
 from copy import copy
-from types import MethodType
+from itertools import count
+from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from miniai.randomness import describe_states, random_states
 from miniai.resume.objects import shape_of, state_of
-from miniai.resume.values import ALL, SOME, Packer, brief, memory_of
+from miniai.resume.packing import Packer, memory_of
+from miniai.resume.slots import HOOKS, attributes_of
+from miniai.resume.values import ALL, SOME, brief
 from miniai.resume.walk import Node, callbacks_of, only_shows, walk
 from miniai.resume.workers import has_running_workers, is_fixed
 
@@ -20,8 +25,10 @@ __all__ = ['DATA', 'RunState', 'run_state', 'loaders_of', 'module_tensors', 'com
 DATA = 'learn.dls', 'class ', 'module '  # the paths of data, and of what functions of the data may change
 _ESSENTIAL = {'run', 'learn.model', 'learn.loss_func', 'learn.opt'}
 # Libraries whose objects change without affecting training
-_QUIET = ('tqdm', 'matplotlib', 'logging', 'tensorboard', 'wandb', 'mlflow', 'trackio', 'rich', 'IPython', 'threading',
-          'accelerate', 'torch.amp', 'io', '_io', 'csv', 'concurrent', 'subprocess', 'PIL', 'weakref')
+_QUIET = ('tqdm', 'matplotlib', 'logging', 'tensorboard', 'torch.utils.tensorboard', 'wandb', 'mlflow', 'trackio',
+          'rich', 'IPython', 'threading', '_thread', 'queue', 'accelerate', 'torch.amp', 'csv', '_csv', 'concurrent',
+          'subprocess', 'PIL')
+_tick = count()
 
 
 def loaders_of(learn: Any) -> dict[str, Any]:
@@ -36,16 +43,24 @@ def run_state(learn: Any) -> dict[str, Any]:
 
 class RunState:
     """What a run's checkpoints hold. Made when a fit starts: what is the same at a save is a setting, saved as text and
-    compared; what differs is state, saved as data and restored. With `everything`, all is state."""
+    compared; what differs is state, saved as data and restored. With `everything`, all is state. `names` are the paths
+    of the objects that are there at the start, by id."""
     def __init__(self, learn: Any, everything: bool = False) -> None:
-        found = _Found(learn)
-        self.shapes, self.marks, self.reported = found.shapes(), found.marks(), set()
+        found = _Found(learn, {})
+        self.nodes, self.shapes, self.reported = found.nodes, found.shapes(), set()  # objects stay alive, and their ids
+        self.names = {id(n.object): path for path, n in found.nodes.items()}
         self.first = {} if everything else found.texts
+
+    def continue_from(self, state: dict[str, Any]) -> None:
+        "What had changed when a checkpoint was saved stays state, whatever it is now."
+        settings = state['settings']
+        self.first = {path: {nm: x for nm, x in texts.items() if nm in settings.get(path, ()) or path not in settings}
+                      for path, texts in self.first.items()}
 
     def begin_pass(self, learn: Any, begun: dict[str, Any] | None = None) -> None:
         "Note the state of the data as a pass begins. A checkpoint knows this of a pass that is resumed: `begun`."
-        found = _Found(learn)
-        self.begun, self.texts = _cloned(found.data(self.first, begins=True)), found.texts
+        found = _Found(learn, self.names)
+        self.begun, self.texts = _cloned(found.pass_state(self.first)), found.texts
         for path, slots in begun['attributes'].items() if begun else ():
             self.begun['attributes'][path] = self.begun['attributes'].get(path, {}) | slots
             self.texts[path] = {nm: x for nm, x in self.texts.get(path, {}).items() if nm not in slots}
@@ -54,20 +69,23 @@ class RunState:
     def take(self, learn: Any, within_pass: bool = False) -> dict[str, Any]:
         """The state of the run now, with `begun`, that of the data when the pass began, if it is within one. A warning
         names what has changed and cannot be in a checkpoint."""
-        found, begun, moved = _Found(learn), None, {}
+        found, begun, moved = _Found(learn, self.names), None, {}
         if within_pass:
             moved = {path: {nm for nm in slots if self.texts[path].get(nm) != found.texts.get(path, {}).get(nm)}
                      for path, slots in self.begun['attributes'].items()}
             begun = self.begun | dict(attributes={path: {nm: slots[nm] for nm in slots if nm in moved[path]}
                                                   for path, slots in self.begun['attributes'].items() if moved[path]})
-        data = found.data(self.first, moved)
+        attributes = found.attributes(self.first, moved)
         objects = {path: state_of(n) for path, n in found.nodes.items() if n.kind in ('module', 'optimizer')}
-        settings = {path: {nm: text for nm, (text, _) in texts.items() if nm in found.same[path]}
+        settings = {path: {nm: text for nm, (text, told) in texts.items() if found.is_same(self.first, path, nm)}
                     for path, texts in found.texts.items()}
         self._report(found)
-        model, opt = objects['learn.model'].pop('state'), objects.pop('learn.opt')
-        return dict(model=model, opt=opt, history=learn.history, objects=objects, settings=settings, begun=begun,
-                    shapes=found.shapes()) | data
+        roots = found.names[id(learn.model)], found.names[id(learn.opt)]
+        model, opt = objects[roots[0]].pop('state'), objects.pop(roots[1])
+        return dict(model=model, opt=opt, roots=roots, history=learn.history, objects=objects, begun=begun,
+                    attributes=attributes, settings={path: s for path, s in settings.items() if s},
+                    states=found.states(found.nodes), shapes=found.shapes(), random=random_states(),
+                    running=found.running())
 
     def change(self, state: dict[str, Any]) -> str:
         "What is different about the run since the fit began, so that no fit could resume from `state`; '' if nothing."
@@ -75,36 +93,38 @@ class RunState:
                      for k, a, b in differing(*common(self.shapes, state['shapes']))), '')
 
     def _report(self, found: '_Found') -> None:
-        marks = found.marks()
-        lost = found.packer.lost | {path: type(found.nodes[path].object).__name__ for path, x in marks.items()
-                                    if x != self.marks.setdefault(path, x)}
-        for path, node in found.nodes.items():  # an object of another class took the place of one
-            now, before = (x.get(path, {}).get('class') for x in (found.texts, self.first))
-            if node.kind == 'plain' and before and now != before: lost[path] = now[0]
-        new = {path: kind for path, kind in lost.items() if path not in self.reported}
-        self.reported |= new.keys()
-        if new: warnings.warn(
-            f"CheckpointCB: checkpoints cannot hold {', '.join(f'{path} ({kind})' for path, kind in new.items())}, "
-            f"which has changed since the fit began. If training depends on it, give its owner state_dict and "
-            f"load_state_dict", stacklevel=2)
+        lost = dict(found.packer.lost)
+        for path, texts in found.texts.items():
+            first = self.first.get(path, {})
+            for nm in ('class', 'content', 'callbacks', HOOKS) if first else ():
+                if texts.get(nm) != first.get(nm): lost[path if nm != HOOKS else f'{path}.{HOOKS}'] = (
+                    f"{first[nm][0]}; now {texts[nm][0]}" if nm == 'callbacks' else texts['class'][0])
+        held = {path for path, n in found.nodes.items() if n.kind in ('module', 'part', 'optimizer')}
+        lost = {path: kind for path, kind in lost.items() if path not in held | self.reported}
+        self.reported |= lost.keys()
+        names = ', '.join(f'{path} ({kind[:200]})' for path, kind in lost.items())
+        if lost: warnings.warn(
+            f"CheckpointCB: these have changed since the fit began, and checkpoints cannot hold them: {names}. If "
+            f"training depends on them, set them again in before_fit when a run resumes, or give their owner "
+            f"state_dict and load_state_dict", stacklevel=2)
 
 
 class _Found:
     """What one walk found, as text and as data. `texts` are the settings of each node: its slots, its class, and
-    others; each with how much its text tells."""
-    def __init__(self, learn: Any) -> None:
-        self.learn, self.nodes = learn, walk(learn)
+    others; each with how much of it was read."""
+    def __init__(self, learn: Any, names: dict[int, str]) -> None:
+        self.learn, self.nodes = learn, walk(learn, names)
         tensors = module_tensors(self.nodes)
-        self.memory = {memory_of(x): path for path, x in tensors.items()}
         self.names = {id(x): path for path, x in tensors.items()}
-        self.packer = Packer(self.names | {id(n.object): path for path, n in self.nodes.items()}, self.memory)
+        self.names |= {id(n.object): path for path, n in self.nodes.items()}
+        self.packer = Packer(self.names, memory_of(tensors))
         self.texts = {path: self._texts_of(n) for path, n in self.nodes.items()}
         self.texts['run'] = dict(callbacks=(self._callbacks(''), ALL))
 
     def _texts_of(self, node: Node) -> dict[str, tuple[str, int]]:
         x, extra = node.object, {}
         if only_shows(x): return {}
-        if not isinstance(x, dict | type): extra['class'] = self._name(x), ALL
+        if type(x) is not dict and not isinstance(x, type): extra['class'] = _described(x), ALL
         if node.kind == 'module':
             params = dict(x.named_parameters())
             extra['frozen'] = repr([nm for nm, p in params.items() if not p.requires_grad]), ALL
@@ -114,41 +134,58 @@ class _Found:
             extra |= {f'group {i}.{k}': brief(v, self._name) for i, g in enumerate(x.param_groups)
                       for k, v in g.items() if k != 'params'}
         if isinstance(x, DataLoader) and not is_fixed(x): extra['num_workers'] = str(x.num_workers), ALL
-        if node.kind == 'opaque' and node.data and hasattr(x, '__len__'): extra['length'] = str(len(x)), ALL
-        return extra | {nm: brief(v, self._name) for nm, v in node.slots.items()}
+        if node.kind == 'opaque' and (content := _content(x, self._name)): extra['content'] = content
+        return extra | {nm: self._brief(f'{node.path}.{nm}', v) for nm, v in node.slots.items()}
+
+    def _brief(self, path: str, x: Any) -> tuple[str, int]:
+        text, told = brief(x, self._name)
+        return text.replace(f' at {path}', ''), told
 
     def _name(self, x: Any) -> str | None:
-        "A tensor of a module by its path, an object by its class, a function or class by its name."
-        if isinstance(x, Tensor): return self.memory.get(memory_of(x))
-        if isinstance(x, MethodType): x = x.__func__
-        named = x if hasattr(x, '__qualname__') else type(x)
-        return named.__qualname__.rpartition('<locals>.')[2]
+        "A tensor of a module by where it lies, an object by its class and path, a function or class by its name."
+        if isinstance(x, Tensor):
+            view = self.packer.view_of(x) if x.layout is torch.strided and not x.is_meta and x.numel() else None
+            return self.names.get(id(x)) or (f'a view of {view}' if view else None)
+        path = self.names.get(id(x))
+        return f'{_described(x)} at {path}' if path and not isinstance(x, type) else _described(x)
 
-    def data(self, first: dict, moved: dict[str, set[str]] | None = None, begins: bool = False) -> dict[str, Any]:
-        """The slots that differ from `first` or are in `moved`, the states of small objects, and the random states. As
-        a pass `begins`: only of the data, with everything small, because the pass may change it."""
-        self.first = first
-        self.same = {path: {nm for nm, told in texts.items() if first.get(path, {}).get(nm) == told}
-                     for path, texts in self.texts.items()}
-        for path, n in self.nodes.items():
-            self.same[path] -= {nm for nm in self.same[path] if self.texts[path][nm][1] < (SOME if n.data else ALL)}
-        nodes = {path: n for path, n in self.nodes.items() if not begins or path.startswith(DATA)}
-        def wanted(path: str, nm: str) -> bool:
-            small = self.texts[path][nm][1] == ALL or '.sampler' in path or '.batch_sampler' in path
-            return nm not in self.same[path] or nm in (moved or {}).get(path, ()) or (begins and small)
-        slots = {path: {nm: self._packed(path, nm, x) for nm, x in n.slots.items() if wanted(path, nm)}
-                 for path, n in nodes.items() if n.keeps}
-        states = {path: state_of(n) for path, n in self.nodes.items() if n.kind == 'generator'}
-        states |= {path: self.packer.pack(state_of(n), path) for path, n in nodes.items() if n.kind == 'stateful'}
-        running = [path for path, dl in loaders_of(self.learn).items() if has_running_workers(dl)]
-        return dict(attributes={path: s for path, s in slots.items() if s}, states=states, random=random_states(),
-                    running=running)
+    def is_same(self, first: dict, path: str, nm: str) -> bool:
+        "Is this slot a setting: as it was at first, as far as its text tells?"
+        text = self.texts[path].get(nm)
+        data = path in self.nodes and self.nodes[path].data
+        return text is not None and first.get(path, {}).get(nm) == text and text[1] >= (SOME if data else ALL)
 
-    def _packed(self, path: str, nm: str, x: Any) -> Any:
+    def attributes(self, first: dict, moved: dict[str, set[str]]) -> dict[str, dict]:
+        "The slots that differ from `first` or are in `moved`, packed, by path."
+        def packed(path: str, n: Node) -> dict[str, Any]:
+            return {nm: self._pack(first, path, nm, x) for nm, x in n.slots.items()
+                    if nm != HOOKS and (n.keeps is None or nm in n.keeps)
+                    and (not self.is_same(first, path, nm) or nm in moved.get(path, ()))}
+        found = {path: packed(path, n) for path, n in self.nodes.items()}
+        return {path: slots for path, slots in found.items() if slots}
+
+    def _pack(self, first: dict, path: str, nm: str, x: Any) -> Any:
         packed, lost = self.packer.pack(x, f'{path}.{nm}'), self.packer.lost
-        if self.first.get(path, {}).get(nm) == self.texts[path][nm]:  # it may be the same: its text does not tell all
+        if first.get(path, {}).get(nm) == self.texts[path][nm]:  # it may be the same: not all of it was read
             for p in [p for p in lost if p.startswith(f'{path}.{nm}')]: del lost[p]
         return packed
+
+    def pass_state(self, first: dict) -> dict[str, Any]:
+        "What a pass over the data may change: random states, generators, and what is small or has changed before."
+        nodes = {path: n for path, n in self.nodes.items() if path.startswith(DATA)}
+        small = {path: {nm for nm in n.slots if self.texts[path][nm][1] == ALL or 'sampler' in path}
+                 for path, n in nodes.items()}
+        attributes = {path: x for path, x in self.attributes(first, small).items() if path in nodes}
+        return dict(attributes=attributes, random=random_states(), running=self.running(), states=self.states(nodes))
+
+    def states(self, nodes: dict[str, Node]) -> dict[str, Any]:
+        "The states of all generators, and of the objects with a state_dict among `nodes`."
+        states = {path: state_of(n) for path, n in self.nodes.items() if n.kind == 'generator'}
+        return states | {path: self.packer.pack(state_of(n), path) for path, n in nodes.items() if n.kind == 'stateful'}
+
+    def running(self) -> list[str]:
+        "The paths of the loaders whose persistent workers run."
+        return [path for path, dl in loaders_of(self.learn).items() if has_running_workers(dl)]
 
     def shapes(self) -> dict[str, dict[str, str]]:
         "What no checkpoint can change about a run."
@@ -161,19 +198,30 @@ class _Found:
         in_order = sorted(callbacks_of(self.learn), key=lambda item: getattr(item[1], 'order', 0))
         return ', '.join(nm for nm, cb in in_order if type(cb).__module__.startswith(origin) and not only_shows(cb))
 
-    def marks(self) -> dict[str, Any]:
-        return {path: _mark(n.object) for path, n in self.nodes.items()
-                if n.kind == 'opaque' and not type(n.object).__module__.startswith(_QUIET)}
+
+def _described(x: Any) -> str:
+    "An object by its class, a function or class by its name."
+    if isinstance(x, MethodType): x = x.__func__
+    named = x if isinstance(x, type | FunctionType | BuiltinFunctionType) else type(x)
+    return named.__qualname__.rpartition('<locals>.')[2].removeprefix('_VariableFunctionsClass.')
 
 
-def _mark(x: Any) -> Any:
-    "Tells whether an object that is not entered has changed: where a generator stands, plain attributes."
-    frame = getattr(x, 'gi_frame', None)
-    if frame is not None: return frame.f_lasti, repr(frame.f_locals)[:1000]
-    if hasattr(x, 'cache_info'): return x.cache_info().currsize
-    if hasattr(x, '__length_hint__'): return x.__length_hint__()
-    if hasattr(x, '__next__'): return object() if ' at 0x' in repr(x) else repr(x)  # never equal: it cannot be seen
-    return {k: v for k, v in getattr(x, '__dict__', {}).items() if isinstance(v, bool | int | float | str)}
+def _content(x: Any, name: Any) -> tuple[str, int] | None:
+    "What an object that is not entered holds, as text, as far as that can be seen; None if it does not matter."
+    kind = type(x)
+    if kind.__module__.startswith(_QUIET): return None
+    if isinstance(x, GeneratorType):
+        return f'at {x.gi_frame and (x.gi_frame.f_lasti, repr(x.gi_frame.f_locals)[:1000])}', ALL
+    if isinstance(x, io.IOBase):  # a file that is only written to is a log
+        reads = not x.closed and x.readable() and not x.writable() and x.seekable()
+        return (f'at {x.tell()}', ALL) if reads else None
+    if hasattr(kind, 'cache_info'): return f'{x.cache_info().currsize} results', ALL
+    if hasattr(kind, '__length_hint__'): return f'{x.__length_hint__()} items left', ALL
+    text = object.__repr__(x) if kind.__repr__ is object.__repr__ else repr(x)
+    if ' at 0x' not in text: return brief(text, name)
+    if hasattr(kind, '__next__'): return f'unknown position {next(_tick)}', ALL  # never the same: it cannot be seen
+    own = attributes_of(x)
+    return brief(dict(own), name) if own else None
 
 
 def module_tensors(nodes: dict[str, Node]) -> dict[str, Tensor]:

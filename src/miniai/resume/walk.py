@@ -17,8 +17,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from miniai.callbacks.early_stopping import EarlyStoppingCB
 from miniai.events import Callback
-from miniai.resume.slots import cells_of, globals_in, is_hugging_face, names_in, slot_names, slots_of
-from miniai.resume.values import CONTAINERS, WEAK, is_plain, parts_of
+from miniai.resume.slots import (
+    HOOKS,
+    ITEMS,
+    attributes_of,
+    cells_of,
+    globals_in,
+    is_hugging_face,
+    names_in,
+    options_of,
+    set_items,
+    slot_names,
+    slots_of,
+)
+from miniai.resume.values import WEAK, is_container, is_plain, parts_of
 
 __all__ = ['Node', 'walk', 'is_generator', 'callbacks_of', 'only_shows', 'has_state_dict']
 
@@ -38,32 +50,36 @@ class Node:
     """An object of the run. `kind` says how its state is kept: 'module', 'part' (of a module), 'optimizer',
     'generator', 'stateful' (it has a state_dict), 'plain' (its `slots`: attributes, or variables of a function), or
     'opaque' (not entered). `strict`: a changed setting changes the result for sure. `data`: it belongs to the data, or
-    to a function, and large values in it are usually constant. `keeps`: the slots are state, not only settings."""
+    to a global variable, and large values in it are usually constant. `keeps`: the slots that are state and not only
+    settings; None for all."""
     path: str
     object: Any
     kind: str
     strict: bool = True
     data: bool = False
-    keeps: bool = True
+    keeps: frozenset[str] | None = None
     slots: dict[str, Any] = field(default_factory=dict)
 
     def put(self, name: str, value: Any) -> None:
         "Set a slot."
         o = self.object
-        if isinstance(o, dict): o[name] = value  # the globals of a module
+        if name == ITEMS: return set_items(o, value)
+        if name == HOOKS: return
+        if type(o) is dict: o[name] = value  # the globals of a module
         elif isinstance(o, FunctionType):
             if name in o.__code__.co_freevars: cells_of(o)[name].cell_contents = value
             elif name in vars(o): setattr(o, name, value)
         elif isinstance(o, type): setattr(o, name, value)
-        elif name in getattr(o, '__dict__', ()) or not hasattr(type(o), name): vars(o)[name] = value
+        elif attributes_of(o) is not None and (name in attributes_of(o) or not hasattr(type(o), name)):
+            attributes_of(o)[name] = value
         else: object.__setattr__(o, name, value)  # a slot of `__slots__`
 
 
-def walk(learn: Any) -> dict[str, Node]:
-    """Everything the Learner's run depends on, by path, such as 'model.0' or 'cbs.MixUp.generator', nearest first. Does
-    not enter what belongs to libraries, except for modules, optimizers and data of the well-known ones; stops after
-    10,000 objects."""
-    return _Walk().run(learn)
+def walk(learn: Any, names: dict[int, str] | None = None) -> dict[str, Node]:
+    """Everything the Learner's run depends on, by path, such as 'learn.model.0', nearest first. `names` are the paths
+    that an earlier walk gave to objects, by id: they keep them, wherever they are now. Does not enter what belongs to
+    libraries, except for modules, optimizers and data of the well-known ones; stops after 10,000 objects."""
+    return _Walk(names or {}).run(learn)
 
 
 def callbacks_of(learn: Any) -> Iterator[tuple[str, Any]]:
@@ -76,8 +92,9 @@ def callbacks_of(learn: Any) -> Iterator[tuple[str, Any]]:
 
 
 class _Walk:
-    def __init__(self) -> None:
+    def __init__(self, names: dict[int, str]) -> None:
         self.nodes, self.seen, self.queue = {}, {id(g): g for g in _GLOBAL_GENERATORS}, deque()
+        self.names, self.taken = names, set(names.values())
 
     def run(self, learn: Any) -> dict[str, Node]:
         self.seen |= {id(x): x for x in (learn, learn.cbs, *learn.cbs)}
@@ -101,30 +118,42 @@ class _Walk:
         "Put what a slot holds into the queue, if it is an object or holds some."
         if type(x) in WEAK or id(x) in self.seen: return
         if isinstance(x, type | Enum): return self.enter_class(x if isinstance(x, type) else type(x))
-        if is_plain(x): return
-        if not isinstance(x, CONTAINERS): return self.queue.append((path, x, data))
-        self.seen[id(x)] = x
-        for suffix, part in parts_of(x): self.add(path + suffix, part, data)
+        if isinstance(x, BuiltinFunctionType): x = x.__self__  # such as `random.Random(5).random`
+        if not is_plain(x): self.queue.append((path, x, data))
 
     def visit(self, path: str, x: Any, data: bool) -> None:
         if id(x) in self.seen: return
         self.seen[id(x)] = x
-        if isinstance(x, ModuleType | BuiltinFunctionType): return
+        if is_container(x):
+            for suffix, part in parts_of(x): self.add(path + suffix, part, data)
+            return
+        if isinstance(x, ModuleType): return self.enter_module(x, None)
         origin = origin_of(x if isinstance(x, FunctionType) else type(x))
         kind = _kind(x, origin)
-        node = Node(path, x, kind, _is_strict(x, origin), data or isinstance(x, FunctionType), kind != 'stateful')
-        if isinstance(x, Callback) and origin == 'known': node.keeps = False  # its state_dict tells what it keeps
-        if hasattr(x, '__wrapped__') and kind == 'opaque': self.add(f'{path}.__wrapped__', x.__wrapped__, data)
         closed = only_shows(x) or kind in ('opaque', 'generator') or (kind == 'stateful' and origin == 'library')
-        self.enter(node, {} if closed else slots_of(x, origin))
+        slots = {} if closed else slots_of(x, origin, kind)
+        wrapped = (attributes_of(x) or {}).get('__wrapped__') if kind == 'opaque' else None
+        if wrapped: self.add(f'{path}.__wrapped__', wrapped, data)
+        keeps = None
+        if kind == 'stateful' or (isinstance(x, Callback) and origin == 'known'): keeps = options_of(x)
+        self.enter(Node(self.name(path, x), x, kind, _is_strict(x, origin), data, keeps), slots)
         parts = list(x.named_modules())[1:] if kind == 'module' else ()
         for nm, m in parts:
             if id(m) in self.seen: continue
             self.seen[id(m)] = m
-            self.enter(Node(f'{path}.{nm}', m, 'part'), slots_of(m, origin_of(type(m))))
+            self.enter(Node(self.name(f'{path}.{nm}', m), m, 'part'), slots_of(m, origin_of(type(m)), 'part'))
             self.enter_class(type(m))
+        for nm, p in x.named_parameters() if kind == 'module' else ():
+            own = {k: x for k, x in attributes_of(p).items() if not k.startswith('_')}
+            if own: self.enter(Node(f'{path}.{nm}', p, 'plain'), own)
         if origin == 'user' and isinstance(x, FunctionType): self.enter_globals(x)
         if not only_shows(x): self.enter_class(type(x))
+
+    def name(self, path: str, x: Any) -> str:
+        "The path that an earlier walk gave to `x`; else a free one."
+        if id(x) in self.names: return self.names[id(x)]
+        while path in self.nodes or path in self.taken: path += "'"
+        return path
 
     def enter(self, node: Node, slots: dict[str, Any]) -> None:
         self.nodes[node.path] = node
@@ -138,19 +167,26 @@ class _Walk:
         for c in cls.__mro__:
             if id(c) in self.seen or origin_of(c) != 'user': continue
             self.seen[id(c)] = c
-            own = {k: _function_of(x) for k, x in vars(c).items()}
+            own = {} if issubclass(c, Enum) else {k: _function_of(x) for k, x in vars(c).items()}
             methods = {k: f for k, f in own.items() if isinstance(f, FunctionType) and origin_of(f) == 'user'}
-            path = f'class {c.__module__}.{c.__qualname__}'
-            while path in self.nodes: path += ' (another)'
-            node = Node(path, c, 'plain', strict=False)
+            node = Node(self.name(f'class {c.__module__}.{c.__qualname__}', c), c, 'plain', strict=False)
             self.enter(node, {k: x for k, x in own.items() if _is_attribute(k, x)} | methods)
 
     def enter_globals(self, f: FunctionType) -> None:
         names = globals_in(f.__code__)
-        self.enter_space(f.__module__, f.__globals__, names)
-        for m in [f.__globals__[nm] for nm in names & f.__globals__.keys()]:
-            if isinstance(m, ModuleType) and _origin(m.__name__) == 'user':
-                self.enter_space(m.__name__, vars(m), names_in(f.__code__))
+        self.enter_space(f.__globals__.get('__name__', f.__module__), f.__globals__, names)
+        used = names_in(f.__code__)
+        for m in [f.__globals__[nm] if nm in f.__globals__ else sys.modules.get(nm) for nm in used]:
+            if isinstance(m, ModuleType): self.enter_module(m, used)
+
+    def enter_module(self, m: ModuleType, names: set[str] | None) -> None:
+        "Globals of a user's module, and of modules in it, by the names that a function uses; all if that is not known."
+        if _origin(m.__name__) != 'user': return
+        known = {nm for nm in vars(m) if not nm.startswith('__')} if names is None else names
+        self.enter_space(m.__name__, vars(m), known)
+        for part in [vars(m)[nm] for nm in known & vars(m).keys()]:
+            inside = isinstance(part, ModuleType) and part.__name__.startswith(f'{m.__name__}.')
+            if inside: self.enter_module(part, names)
 
     def enter_space(self, name: str, space: dict[str, Any], names: set[str]) -> None:
         path = f'module {name}'
@@ -170,7 +206,7 @@ def _function_of(x: Any) -> Any:
 
 def _is_attribute(name: str, x: Any) -> bool:
     dunder = name.startswith('__') or name == '_abc_impl'
-    return not (dunder or callable(x) or hasattr(type(x), '__get__'))
+    return not (dunder or isinstance(x, type | BuiltinFunctionType) or hasattr(type(x), '__get__'))
 
 
 # What kind of object it is
@@ -179,10 +215,10 @@ def _kind(x: Any, origin: str) -> str:
     if isinstance(x, nn.Module): return 'module'
     if is_generator(x): return 'generator'
     if is_hugging_face(x): return 'plain'
-    if has_state_dict(x): return 'optimizer' if isinstance(getattr(x, 'param_groups', None), list) else 'stateful'
+    if has_state_dict(x): return 'optimizer' if hasattr(x, 'param_groups') else 'stateful'
     if isinstance(x, FunctionType | MethodType | partial | SimpleNamespace): return 'plain'
     of_data = isinstance(x, DataLoader | Dataset | Sampler)
-    entered = (origin != 'library' or of_data) and (hasattr(x, '__dict__') or slot_names(type(x)))
+    entered = (origin != 'library' or of_data) and (attributes_of(x) is not None or slot_names(type(x)))
     return 'plain' if entered else 'opaque'
 
 
@@ -201,7 +237,7 @@ def has_state_dict(x: Any) -> bool:
 
 def only_shows(cb: Any) -> bool:
     "Does this callback say that it does not change training?"
-    return getattr(cb, 'only_shows', False) is True
+    return getattr(type(cb), 'only_shows', False) is True
 
 
 def _is_strict(x: Any, origin: str) -> bool:
