@@ -102,10 +102,17 @@ def _brief_array(x: Tensor | np.ndarray, budget: int) -> tuple[str, int]:
     if n <= 6: return f'{kind} {x.tolist()}', ALL
     full = n*itemsize <= budget
     if not full:
-        x = x[_spread(range(len(x)), 64 if x.ndim > 1 else max(64, min(1 << 16, budget//itemsize)))].reshape(-1)
-        x = x[_spread(range(len(x)), max(128, min(1 << 16, budget//itemsize)))]
+        most = max(128, min(1 << 16, budget//itemsize))
+        x = _sampled(_sampled(x, 64 if x.ndim > 1 else most).reshape(-1), most)
     if isinstance(x, Tensor): x = x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f'{kind} #{_digest(np.ascontiguousarray(x).tobytes())}', ALL if full else SOME
+
+
+def _sampled(x: Tensor | np.ndarray, most: int) -> Tensor | np.ndarray:
+    "Rows of an array, evenly spread from the first to the last."
+    if len(x) <= most: return x
+    rows = np.arange(most)*(len(x) - 1)//(most - 1)
+    return x[torch.from_numpy(rows).to(x.device)] if isinstance(x, Tensor) else x[rows]
 
 
 def is_dense(x: Tensor) -> bool:
