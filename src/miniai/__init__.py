@@ -6,6 +6,7 @@ from miniai.callbacks.early_stopping import EarlyStoppingCB as EarlyStoppingCB
 from miniai.callbacks.metrics import MetricsCB as MetricsCB
 from miniai.callbacks.metrics import accuracy as accuracy
 from miniai.callbacks.mix import MixUpCB as MixUpCB
+from miniai.callbacks.plateau import PlateauCB as PlateauCB
 from miniai.callbacks.precision import MixedPrecision as MixedPrecision
 from miniai.callbacks.progress import ProgressCB as ProgressCB
 from miniai.callbacks.record import RecorderCB as RecorderCB
@@ -34,6 +35,7 @@ from miniai.optim import Momentum as Momentum
 from miniai.optim import RMSProp as RMSProp
 from miniai.optim import optimizer as optimizer
 from miniai.optim import plot_schedule as plot_schedule
+from miniai.optim import warmup_cosine as warmup_cosine
 from miniai.randomness import set_seed as set_seed
 from miniai.resume.checkpoint import CheckpointCB as CheckpointCB
 from miniai.resume.restore import ResumeError as ResumeError
@@ -42,6 +44,7 @@ __version__ = '0.3.0'
 __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
     'TrainCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'ProgressCB', 'RecorderCB',
-    'BatchSchedCB', 'EpochSchedCB', 'plot_schedule', 'EarlyStoppingCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB',
-    'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'DataLoaders', 'MemoryLoader', 'SeededSamples',
-    'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
+    'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule', 'EarlyStoppingCB', 'AverageCB',
+    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'DataLoaders',
+    'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam',
+    'AdamW', 'Lion', 'optimizer']

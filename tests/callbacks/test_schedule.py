@@ -3,9 +3,14 @@ import math
 from functools import partial
 
 import pytest
+import torch
+from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
 
+from miniai import Callback, Learner, MixedPrecision, TrainCB, TrainLearner, optim
+from miniai.callbacks.accelerate import AccelerateCB
+from miniai.callbacks.accumulate import AccumulateCB
 from miniai.datasets import DataLoaders
 from miniai.sgd import BaseSchedCB, BatchSchedCB, EpochSchedCB, RecorderCB
 from small import Heard, batches, learner
@@ -101,3 +106,108 @@ def test_a_schedule_is_stepped_in_every_group():
     learn = learner(BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=.5)), opt_func=two_groups, lr=1e-3)
     learn.fit(1)
     assert [g['lr'] for g in learn.opt.param_groups] == pytest.approx([1e-3/16, 1e-2/16])
+
+
+# Steps that were skipped
+
+class Spoil(Callback):
+    "Makes the gradients of some batches infinite."
+    def __init__(self, *bad): self.bad = bad
+    def after_loss(self, learn):
+        if learn.training and learn.iter in self.bad: learn.loss.register_hook(lambda g: g*math.inf)
+
+
+class OwnScaler(TrainCB):
+    "The course's way: a scaler on the Learner."
+    def before_fit(self, learn): learn.scaler = torch.amp.GradScaler('cpu', init_scale=8.)
+    def backward(self, learn): learn.scaler.scale(learn.loss).backward()
+    def step(self, learn):
+        learn.scaler.step(learn.opt)
+        learn.scaler.update()
+
+
+def skipping(**kw): return partial(optim.AdamW, skip_nonfinite=True, **kw)
+
+
+@pytest.mark.filterwarnings('ignore:.*were skipped')
+@pytest.mark.parametrize(('cls', 'cbs', 'opt_func'), [
+    (TrainLearner, [], skipping()), (Learner, [MixedPrecision(dtype=torch.float16)], SGD),
+    (Learner, [OwnScaler()], SGD), (Learner, [OwnScaler()], optim.Momentum)])
+def test_a_skipped_step_does_not_advance_the_schedule(cls, cbs, opt_func):
+    "Plain PyTorch: the rates of four batches, of which the second and third are skipped, are those of two steps."
+    rec, sched = RecorderCB(lr=lr_of), BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=.5))
+    learner([*cbs, rec, sched, Spoil(1, 2)], cls=cls, lr=1e-4, opt_func=opt_func).fit(1)
+    assert rec.recs['lr'] == [1e-4, .5e-4, .5e-4, .5e-4]
+    assert sched.schedo.last_epoch == 2
+
+
+@pytest.mark.filterwarnings('ignore:.*were skipped')
+def test_accelerates_wrapper_does_not_hide_skipped_steps():
+    sched = BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=.5))
+    learner([AccelerateCB(mixed_precision='no'), sched, Spoil(1)], cls=Learner, lr=1e-4, opt_func=skipping()).fit(1)
+    assert sched.schedo.last_epoch == 3
+
+
+@pytest.mark.filterwarnings('ignore:.*were skipped')
+@pytest.mark.parametrize(('n', 'steps'), [(2, 2), (3, 1)])
+def test_a_skipped_step_of_several_batches_advances_the_schedule_by_none_of_them(n, steps):
+    sched = BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=.5))
+    learner([AccumulateCB(n), sched, Spoil(0)], lr=1e-4, opt_func=skipping()).fit(1)
+    assert sched.schedo.last_epoch == steps
+
+
+# Schedules that are told their length
+
+def test_a_schedule_may_ask_for_its_number_of_steps():
+    told = []
+    def sched(opt, steps):
+        told.append(steps)
+        return lr_scheduler.CosineAnnealingLR(opt, steps)
+    rec = RecorderCB(lr=lr_of)
+    learner([rec, BatchSchedCB(sched)], lr=.1).fit(3)
+    learner(EpochSchedCB(sched)).fit(5)
+    assert rec.recs['lr'] == pytest.approx(cosine(12, .1))
+    assert told == [12, 5]
+
+
+def test_a_schedule_that_needs_its_length_says_so_if_it_is_unknown():
+    dls = DataLoaders(DataLoader(Endless(), batch_size=None), [])
+    with pytest.raises(ValueError, match='needs the number of steps, but the training loader has no length'):
+        learner(BatchSchedCB(lambda opt, steps: None), dls=dls).fit(1, valid=False)
+
+
+class Endless(IterableDataset):
+    def __iter__(self): return iter(batches())
+
+
+# A second optimizer
+
+class TwoOptimizers(TrainLearner):
+    def __init__(self, *args, **kw):
+        super().__init__(*args, **kw)
+        self.critic = nn.Linear(4, 1)
+        self.opt_d = SGD(self.critic.parameters(), lr=1.)
+
+    def step(self):
+        super().step()
+        self.opt_d.step()
+
+
+def test_a_schedule_of_a_second_optimizer_moves_only_that_one():
+    learn = learner(BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=.5), opt='opt_d'), cls=TwoOptimizers)
+    learn.fit(1)
+    assert (learn.opt.param_groups[0]['lr'], learn.opt_d.param_groups[0]['lr']) == (.1, 1/16)
+
+
+def test_a_second_optimizer_is_checked_as_the_first():
+    with pytest.raises(ValueError, match=r"the Learner has no optimizer 'opt_g': set learn\.opt_g before the fit"):
+        learner(BatchSchedCB(one_cycle(12), opt='opt_g'), cls=TwoOptimizers).fit(3)
+    with pytest.raises(ValueError, match='made for 11 steps, but this fit takes 12 batches'):
+        learner(BatchSchedCB(one_cycle(11), opt='opt_d'), cls=TwoOptimizers).fit(3)
+    learn = learner(BatchSchedCB(one_cycle(12), opt='opt_d'), cls=TwoOptimizers)
+    learn.opt_d = 'Adam'
+    with pytest.raises(TypeError, match=r'the optimizer, a str, has no step or zero_grad'): learn.fit(3)
+
+
+def test_reduce_on_plateau_is_refused_with_the_callback_to_use():
+    with pytest.raises(TypeError, match='use PlateauCB'): learner(BatchSchedCB(lr_scheduler.ReduceLROnPlateau)).fit(1)

@@ -22,6 +22,7 @@ from miniai.optim import (
     groups_table,
     optimizer,
 )
+from miniai.optim.optimizer import inner_optimizer
 from opts import CLASSES, each_class, everything, net, param, params, run, same, train
 from oracle import OPTIONS, Oracle, drawn, error, flat, give_gradients, move, starting
 
@@ -433,3 +434,11 @@ def test_a_group_may_change_its_rule_between_steps():
 def test_libraries_may_clip_gradients_because_a_gradscaler_unscales_them_before_the_step():
     "Lightning and Fabric refuse to clip for optimizers with this mark, which torch's fused ones have."
     assert not getattr(AdamW([param(1)]), '_step_supports_amp_scaling', False)
+
+
+def test_the_optimizer_inside_wrappers_is_found():
+    class Wrapper:
+        def __init__(self, opt): self.optimizer = opt
+    opt, other = AdamW([param(1)]), object()
+    assert inner_optimizer(Wrapper(Wrapper(opt))) is Wrapper(opt).optimizer is inner_optimizer(opt) is opt
+    assert inner_optimizer(other) is other

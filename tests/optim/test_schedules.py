@@ -1,5 +1,7 @@
 "Schedules: every scheduler of torch on our optimizers, gradient scaling, and schedules drawn before training."
 import math
+import pickle
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler as ls
 
 import formulas
-from miniai.optim import SGD, Adam, Momentum, RMSProp, optimizer, plot_schedule
+from miniai.optim import SGD, Adam, Momentum, RMSProp, optimizer, plot_schedule, warmup_cosine
 from miniai.optim.schedules import most_steps, trace_schedule
 from opts import each_class, param
 
@@ -277,3 +279,32 @@ def test_a_schedule_is_drawn_on_every_class(cls):
     sched = on(ls.OneCycleLR, max_lr=1., total_steps=5, cycle_momentum=cls in (Momentum, Adam))
     titles = [ax.get_title() for ax in plot_schedule(sched, 5, cls).flat]
     assert titles == ['lr', *{Momentum: ['momentum'], Adam: ['beta1']}.get(cls, [])]
+
+
+# Told their length
+
+@pytest.mark.parametrize(('warmup', 'steps', 'rising'), [(.1, 40, 4), (0., 10, 0), (.5, 7, 4), (.1, 1, 0)])
+@pytest.mark.parametrize('final', [0., .1])
+def test_warmup_cosine_rises_to_the_rate_then_falls_along_half_a_cosine(warmup, steps, rising, final):
+    up = [2.*(i + 1)/(rising + 1) for i in range(rising)]
+    angles = np.linspace(0, np.pi, steps - rising + 1)[:-1]
+    want = [*up, *2.*(final + (1 - final)*np.cos(angles/2)**2)]  # half a cosine: cos(a/2)^2 = (1 + cos a)/2
+    assert trace_schedule(warmup_cosine(warmup, final), steps, lr=2.)['lr'] == pytest.approx(want, rel=1e-12)
+    opt = Adam([param(1)], lr=2.)
+    sched = warmup_cosine(warmup, final)(opt, steps)
+    opt.step()
+    for _ in range(steps + 3): sched.step()
+    assert opt.param_groups[0]['lr'] == pytest.approx(2.*final, abs=1e-12)
+
+
+def test_a_warmup_that_is_no_share_is_an_error_and_a_schedule_can_be_pickled():
+    for bad in (-.1, 1., 500):
+        with pytest.raises(ValueError, match='warmup, a share of all steps, must be in'): warmup_cosine(bad)
+    again = pickle.loads(pickle.dumps(warmup_cosine(.2)))
+    assert trace_schedule(again, 9) == trace_schedule(warmup_cosine(.2), 9)
+
+
+def test_a_number_of_steps_that_is_given_stays():
+    def sched(opt, steps=5): return ls.LinearLR(opt, .1, total_iters=steps)
+    assert trace_schedule(sched, 9) == trace_schedule(partial(sched, steps=5), 9)
+    assert trace_schedule(sched, 9)['lr'][5] == pytest.approx(1.)

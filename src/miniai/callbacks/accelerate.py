@@ -31,6 +31,8 @@ class AccelerateCB(TrainCB):
         learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self._own[:3])
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
 
+    scaler = property(lambda self: self.acc.scaler, doc="Accelerate's GradScaler, or None.")
+
     def state_dict(self) -> dict[str, Any]:
         "The state of Accelerate's gradient scaler, empty if it has none."
         return dict(scaler={} if self.acc.scaler is None else self.acc.scaler.state_dict())

@@ -2,27 +2,45 @@
 from collections.abc import Callable
 from typing import Any
 
+from torch.amp import GradScaler
 from torch.optim import lr_scheduler
 
+from miniai.callbacks.checks import check_optimizer
 from miniai.data.loaders import length_of
 from miniai.events import Callback
-from miniai.optim.schedules import most_steps
+from miniai.optim.optimizer import inner_optimizer
+from miniai.optim.schedules import make_schedule, most_steps
 
 __all__ = ['BaseSchedCB', 'BatchSchedCB', 'EpochSchedCB']
 
 
 class BaseSchedCB(Callback):
-    "Base class of schedules: `sched(opt)` makes a torch scheduler when a training fit starts, kept as `schedo`."
-    unit = ''
-    def __init__(self, sched: Callable[[Any], Any]) -> None: self.sched, self.schedo = sched, None
+    """Base class of schedules: `sched(opt)` makes a torch scheduler when a training fit starts, kept as `schedo`. If
+    `sched` has an argument `steps` without default, it gets the number of steps that the fit will take. `opt` names the
+    Learner's attribute that holds the optimizer."""
+    unit, _opt = '', 'opt'
+    def __init__(self, sched: Callable[..., Any], opt: str = 'opt') -> None:
+        self.sched, self._opt, self.schedo = sched, opt, None
 
     def before_fit(self, learn: Any) -> None:
         if not learn.trains: return
-        self.schedo = self.sched(learn.opt)
+        steps = self.total_steps(learn)
+        self.schedo = make_schedule(self.sched, self._optimizer(learn), steps)
+        self._check(steps)
+
+    def _optimizer(self, learn: Any) -> Any:
+        opt = getattr(learn, self._opt, None)
+        if opt is None:
+            raise ValueError(f"{type(self).__name__}: the Learner has no optimizer {self._opt!r}: set "
+                             f"learn.{self._opt} before the fit, or in before_fit of an earlier callback")
+        check_optimizer(opt)
+        return opt
+
+    def _check(self, steps: int | None) -> None:
         if isinstance(self.schedo, lr_scheduler.ReduceLROnPlateau):
-            raise TypeError("ReduceLROnPlateau needs a loss, which this callback does not pass to it: step it in "
-                            "your own callback, in after_epoch, with learn.history[-1]['loss']")
-        steps, most = self.total_steps(learn), most_steps(self.schedo)
+            raise TypeError("ReduceLROnPlateau needs a validation metric: use PlateauCB('-loss', factor=0.1, "
+                            "patience=10)")
+        most = most_steps(self.schedo)
         if steps is not None and steps > most:
             raise ValueError(f"the schedule {type(self.schedo).__name__} is made for {most} steps, but this fit takes "
                              f"{steps} {self.unit}: pass it a total of {steps}, or train for fewer epochs")
@@ -36,8 +54,9 @@ class BaseSchedCB(Callback):
 
 
 class BatchSchedCB(BaseSchedCB):
-    """A schedule stepped after each training batch. If several batches make one step of the optimizer, it waits and
-    then takes all their steps at once."""
+    """A schedule stepped after each training batch whose step was taken: not if a GradScaler (an attribute `scaler` of
+    the Learner or a callback) or `skip_nonfinite` skipped it. If several batches make one step of the optimizer, it
+    waits and then takes all their steps at once."""
     unit, _due = 'batches', 0  # steps that are still to be taken
 
     def total_steps(self, learn: Any) -> int | None:
@@ -46,7 +65,16 @@ class BatchSchedCB(BaseSchedCB):
 
     def before_fit(self, learn: Any) -> None:
         super().before_fit(learn)
-        self._due = 0
+        self._due, self._before = 0, []
+
+    def before_batch(self, learn: Any) -> None:
+        if learn.training: self._before = self._skips(learn)
+
+    def _skips(self, learn: Any) -> list[float]:
+        "Numbers that fall when a step is skipped: minus the optimizer's count of them, and the scales of GradScalers."
+        scalers = [getattr(o, 'scaler', None) for o in (learn, *learn.cbs)]
+        skipped = getattr(inner_optimizer(getattr(learn, self._opt)), 'skipped', 0)
+        return [-skipped, *(s.get_scale() for s in scalers if isinstance(s, GradScaler))]
 
     def after_batch(self, learn: Any) -> None:
         if not learn.training: return
@@ -54,10 +82,11 @@ class BatchSchedCB(BaseSchedCB):
         if not learn.hold_step: self._take_due(learn)
 
     def after_epoch(self, learn: Any) -> None:
-        if learn.training: self._take_due(learn)
+        if learn.training and self._due: self._take_due(learn)
 
     def _take_due(self, learn: Any) -> None:
-        for _ in range(self._due): self._step(learn)
+        skipped = any(now < then for now, then in zip(self._skips(learn), self._before, strict=False))
+        for _ in range(0 if skipped else self._due): self._step(learn)
         self._due = 0
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from miniai.optim.optimizer import optimizer as optimizer
 from miniai.optim.rules import scalars as scalars
 from miniai.optim.rules import starts as starts
 from miniai.optim.schedules import plot_schedule as plot_schedule
+from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'Lion',
-           'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule', 'no_decay_groups', 'depth_groups',
-           'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum']
+           'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule', 'warmup_cosine', 'no_decay_groups',
+           'depth_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum']

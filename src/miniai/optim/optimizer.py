@@ -14,7 +14,7 @@ from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import Stages, program
 from miniai.optim.state_dict import check_loadable, own_group, restore_states
 
-__all__ = ['RuleOptimizer', 'optimizer']
+__all__ = ['RuleOptimizer', 'optimizer', 'inner_optimizer']
 
 OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=False, cautious=False, ema=None,
                state=None, rounding='nearest', seed=0)
@@ -227,3 +227,9 @@ def optimizer(rule: Callable, name: str | None = None) -> type[RuleOptimizer]:
     name = name or rule_name(rule).title().replace('_', '')
     module = getattr(rule, '__module__', __name__)
     return type(name, (RuleOptimizer,), dict(rule=staticmethod(rule), __doc__=rule.__doc__, __module__=module))
+
+
+def inner_optimizer(opt: Any) -> Any:
+    "The optimizer inside wrappers, such as Accelerate's, that keep it as `optimizer`; `opt` itself if it is none."
+    while hasattr(getattr(opt, 'optimizer', None), 'step'): opt = opt.optimizer
+    return opt

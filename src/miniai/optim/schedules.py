@@ -1,7 +1,9 @@
-"What a torch scheduler does to every hyperparameter, traced and drawn before training."
+"Schedules that know their length, and what a torch scheduler does to every hyperparameter, drawn before training."
+import inspect
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,34 @@ from torch.optim import lr_scheduler
 
 from miniai.show.plots import get_grid
 
-__all__ = ['plot_schedule', 'trace_schedule', 'most_steps']
+__all__ = ['warmup_cosine', 'make_schedule', 'plot_schedule', 'trace_schedule', 'most_steps']
+
+
+def warmup_cosine(warmup: float = 0.1, final: float = 0.) -> Callable[..., Any]:
+    """A schedule for BatchSchedCB: the rate rises linearly for a share `warmup` of all steps, then falls along half a
+    cosine to `final` times itself (Loshchilov & Hutter 2016)."""
+    if not 0 <= warmup < 1: raise ValueError(f"warmup, a share of all steps, must be in [0, 1), got {warmup}")
+    return partial(_warmup_cosine, warmup=warmup, final=final)
+
+
+def _warmup_cosine(opt: Any, steps: int, *, warmup: float, final: float) -> Any:
+    return lr_scheduler.LambdaLR(opt, partial(_warm_cosine, steps=steps, rising=round(warmup*steps), final=final))
+
+
+def _warm_cosine(i: int, steps: int, rising: int, final: float) -> float:
+    if i < rising: return (i + 1)/(rising + 1)
+    done = min((i - rising)/max(1, steps - rising), 1.)
+    return final + (1 - final)*(1 + math.cos(math.pi*done))/2
+
+
+def make_schedule(sched: Callable[..., Any], opt: Any, steps: int | None) -> Any:
+    """The scheduler `sched(opt)`, or `sched(opt, steps=…)` if it has an argument `steps` without default. ValueError if
+    the number of steps is not known."""
+    given = inspect.signature(sched).parameters.get('steps')
+    if given is None or given.default is not given.empty: return sched(opt)
+    if steps is not None: return sched(opt, steps=steps)
+    raise ValueError("the schedule needs the number of steps, but the training loader has no length: give the number, "
+                     "as in lambda opt: sched(opt, 10_000)")
 
 
 def most_steps(sched: Any) -> float:
@@ -34,7 +63,7 @@ def trace_schedule(sched: Callable[[Any], Any], steps: int, opt_func: Callable =
     beta2, …. `sched(opt)` creates the scheduler on a temporary optimizer from `opt_func`. ValueError if it allows fewer
     steps."""
     opt = opt_func([torch.nn.Parameter(torch.zeros(()))], lr=lr)
-    schedo, rows = sched(opt), []
+    schedo, rows = make_schedule(sched, opt, steps), []
     if steps > most_steps(schedo):
         raise ValueError(f"the schedule {type(schedo).__name__} allows {most_steps(schedo)} steps, "
                          f"fewer than {steps}")
