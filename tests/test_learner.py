@@ -33,6 +33,7 @@ from miniai.learner import (
     to_cpu,
     with_cbs,
 )
+from miniai.optim import Adam, AdamW
 from miniai.sgd import RecorderCB
 from small import AROUND, WITHIN, Heard, batches, hooks_on, learner, loaders, mlp, raising, same, weights
 
@@ -727,3 +728,76 @@ def test_without_progress_a_fit_prints_a_plain_line_for_each_epoch_and_phase(cap
     assert [line[:2] for line in lines] == [[f'epoch {n}', f'phase {p}'] for n in (1, 2) for p in ('train', 'valid')]
     assert all([x.split()[0] for x in line[2:]] == ['accuracy', 'loss', 'seconds'] for line in lines)
 
+
+
+# A batch cut short leaves no gradient
+
+CUTS = ('backward', 'after_backward', 'step', 'after_step', 'zero_grad')
+OPTIMIZERS = (optim.SGD, partial(optim.SGD, momentum=.9), optim.AdamW, Adam, partial(AdamW, clip_norm=1.))
+
+
+def cutting(cuts, order, kind):
+    "A callback that raises `kind` in the training batches that `cuts` names: {batch: event}."
+    def cut(event):
+        def f(learn):
+            if learn.training and cuts.get(learn.iter) == event and learn.epoch == 0: raise kind()
+        return f
+    return SimpleNamespace(order=order, stands_in=True, **{e: cut(e) for e in CUTS})
+
+
+def plain_with_cuts(model, opt, train, cuts, order):
+    "A loop in which a batch that is cut before its step does nothing. A callback before TrainCB cuts `step` before it."
+    stepped = ('after_step', 'zero_grad') if order < 0 else ('step', 'after_step', 'zero_grad')
+    for i, (xb, yb) in enumerate(train):
+        loss = F.cross_entropy(model(xb), yb)
+        if i in cuts and cuts[i] not in stepped: continue
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_batch_cut_short_leaves_no_gradient_behind(data):
+    sizes = data.draw(st.lists(st.integers(2, 7), min_size=2, max_size=6))
+    cuts = data.draw(st.dictionaries(st.integers(0, len(sizes) - 1), st.sampled_from(CUTS), min_size=1))
+    order, opt_func = data.draw(st.sampled_from([-1, 1])), data.draw(st.sampled_from(OPTIMIZERS))
+    train = [b for i, bs in enumerate(sizes) for b in batches(1, bs, seed=i)]
+    model = data.draw(st.sampled_from([mlp, dropout_free_norm]))()
+    plain = copy.deepcopy(model)
+    cb = cutting(cuts, order, CancelBatchException)
+    learn = Learner(model, DataLoaders(train, []), F.cross_entropy, .1, [TrainCB(), cb], opt_func)
+    with suppress(CancelBatchException): learn.fit(1, valid=False)
+    cut_while_zeroing = 'zero_grad' in cuts.values() and order < 0  # the callback forbids the zeroing itself
+    if cut_while_zeroing: return
+    plain_with_cuts(plain, opt_func(plain.parameters(), lr=.1), train, cuts, order)
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=1e-4, atol=1e-5)
+    assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def dropout_free_norm(): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize('kind', [KeyboardInterrupt, RuntimeError, CancelEpochException, CancelFitException])
+@pytest.mark.parametrize('event', CUTS[:-1])
+def test_a_fit_that_ends_in_the_middle_of_a_batch_leaves_no_gradient_to_the_next_fit(kind, event):
+    learn, plain = learner(TrainCB(), Learner, opt_func=None), learner().model
+    learn.opt, opt = optim.Adam(learn.model.parameters(), .01), optim.Adam(plain.parameters(), .01)
+    with suppress(KeyboardInterrupt, RuntimeError): learn.fit(1, valid=False, cbs=cutting({1: event}, 1, kind))
+    assert all(p.grad is None for p in learn.model.parameters())
+    learn.fit(1, valid=False)
+    done = 2 if event in ('step', 'after_step') else 1
+    for xb, yb in batches()[:done] + batches():
+        opt.zero_grad()
+        F.cross_entropy(plain(xb), yb).backward()
+        opt.step()
+    torch.testing.assert_close(weights(learn), plain.state_dict())
+
+
+def test_an_error_in_the_middle_of_the_backward_leaves_no_gradient():
+    learn = learner()
+    def fails(g):
+        if learn.iter == 1: raise RuntimeError('oh')
+    learn.model[0].weight.register_hook(fails)
+    with pytest.raises(RuntimeError, match='oh'): learn.fit(1)
+    assert all(p.grad is None for p in learn.model.parameters())

@@ -47,21 +47,22 @@ def as_list(cbs: Any) -> list:
 
 
 class CallbackList(list):
-    "A list that calls its `on_change()` after each change."
-    on_change: Callable[[], Any] = staticmethod(lambda: None)
+    "A list of callbacks with `dispatch`, the table of who hears what, which each change sets to None."
+    dispatch: 'Dispatch | None' = None
+    def __getstate__(self) -> None: "The table is made again where it is needed."
 
 
-def _notifying(change: Callable) -> Callable:
+def _forgetting(change: Callable) -> Callable:
     @wraps(change)
     def changed(self: CallbackList, *args: Any, **kwargs: Any) -> Any:
         try: return change(self, *args, **kwargs)
-        finally: self.on_change()
+        finally: self.dispatch = None
     return changed
 
 
 for _nm in ('append', 'extend', 'insert', 'remove', 'pop', 'clear', 'sort', 'reverse',
             '__setitem__', '__delitem__', '__iadd__', '__imul__'):
-    setattr(CallbackList, _nm, _notifying(getattr(list, _nm)))
+    setattr(CallbackList, _nm, _forgetting(getattr(list, _nm)))
 
 
 def _in_order(cbs: Iterable) -> list: return sorted(cbs, key=lambda cb: getattr(cb, 'order', 0))

@@ -54,7 +54,7 @@ class Learner:
     check_finite = True
     opt = epochs = n_epochs = epoch = iter = dl = batch = preds = loss = metrics = display = ended_by = None
     trains = validates = resume = dry_run = skip_backward = hold_step = fitting = False
-    _dispatch = _last_dispatch = None
+    _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
                  lr: float | None = 0.1, cbs: Any = None, opt_func: Callable | None = optim.SGD) -> None:
@@ -75,12 +75,14 @@ class Learner:
         self.get_loss()
         self.callback('after_loss')
         if not self.training or self.skip_backward: return
-        self.backward()
-        if self.hold_step: return
-        self.callback('after_backward')
-        self.step()
-        self.callback('after_step')
-        self.zero_grad()
+        try:
+            self.backward()
+            if self.hold_step: return
+            self.callback('after_backward')
+            self.step()
+            self.callback('after_step')
+        finally:  # a batch cut short leaves no gradient either
+            if not self.hold_step: self.zero_grad()
 
     @with_cbs('epoch')
     def _one_epoch(self) -> None:
@@ -116,7 +118,7 @@ class Learner:
             check_fit(self, n_epochs, train, valid, resume, self._own_phases())
             self.n_epochs, self.epochs, self.trains, self.validates = n_epochs, range(n_epochs), train, valid
             self.history, self.metrics, self.resume = [], None, resume
-            self.skip_backward, self.hold_step, self._dispatch = False, False, None
+            self.skip_backward, self.hold_step, self._cbs.dispatch = False, False, None
             self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)
             self._fit()
@@ -143,12 +145,12 @@ class Learner:
 
     def callback(self, method_nm: str) -> None:
         "Call the method `method_nm` of every callback, in rising `order`. AttributeError if it is not an event."
-        dispatch = self._dispatch or self._listen(method_nm)
+        dispatch = self._cbs.dispatch or self._listen(method_nm)
         if method_nm not in dispatch.silent: dispatch(method_nm, self)
 
     def _listen(self, event: str) -> Dispatch:
         "Build the table of listeners. If a callback is invalid, cleanups still use the previous table."
-        try: self._dispatch = self._last_dispatch = Dispatch(self.cbs, self.events)
+        try: self._cbs.dispatch = self._last_dispatch = Dispatch(self.cbs, self.events)
         except Exception:
             if not event.startswith('cleanup_') or self._last_dispatch is None: raise
         return self._last_dispatch
@@ -161,10 +163,7 @@ class Learner:
     @cbs.setter
     def cbs(self, cbs: list) -> None:
         self._cbs = cbs if isinstance(cbs, CallbackList) else CallbackList(as_list(cbs))
-        self._cbs.on_change = self._forget_listeners
-        self._forget_listeners()
-
-    def _forget_listeners(self) -> None: self._dispatch = None
+        self._cbs.dispatch = None
 
     def _remove(self, cb: Any) -> None:
         "Remove the last occurrence of `cb`, if it is still there."

@@ -334,7 +334,7 @@ def test_without_it_the_loop_calls_the_very_methods():
     learn.cbs = [rec]
     class Sees(Callback):
         def after_batch(self, learn):
-            assert rec.after_batch in learn._dispatch.table['after_batch']
+            assert rec.after_batch in learn.cbs.dispatch.table['after_batch']
             assert not own(learn)
     learn.fit(1, cbs=Sees())
 
