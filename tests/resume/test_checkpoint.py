@@ -106,7 +106,7 @@ def test_a_cancelled_epoch_is_done_and_a_cancelled_batch_counts(tmp_path):
 
 @pytest.mark.parametrize(('number', 'at', 'saved'), [
     (signal.SIGTERM, (0, True, 2), '00000-1-00000003'), (signal.SIGINT, (1, True, 4), '00001-1-00000005'),
-    (signal.SIGTERM, (0, False, 0), '00000-2-00000001')])
+    (signal.SIGTERM, (0, False, 0), '00000-2-00000001'), (signal.SIGHUP, (0, True, 3), '00000-1-00000004')])
 def test_a_signal_lets_the_batch_finish_saves_and_exits_and_the_run_resumes(number, at, saved, whole, tmp_path, capfd):
     before = [signal.getsignal(s) for s in BOTH]
     epoch, training, batch = at

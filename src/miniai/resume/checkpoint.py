@@ -34,9 +34,9 @@ class CheckpointCB(Callback):
     best.safetensors. `background` writes while training continues; the next batch or the end raises a failure.
 
     `learn.fit(n, resume=True)` continues from the newest valid checkpoint, bit for bit, from any batch of training or
-    validation. On SIGTERM or SIGINT the run finishes its batch, saves, and exits with 143 or 130 (KeyboardInterrupt in
-    a notebook); a second signal exits at once. Dry runs and fits that only validate save nothing. See
-    docs/checkpoints.md."""
+    validation. On SIGTERM, SIGINT or SIGHUP the run finishes its batch, saves, and exits with 143, 130 or 129
+    (KeyboardInterrupt in a notebook); a second signal exits at once. Dry runs and fits that only validate save nothing.
+    See docs/checkpoints.md."""
     order = math.inf
     can_resume = only_shows = True
     _run = None  # the current fit, if it is to be saved

@@ -4,7 +4,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, Self
@@ -12,13 +12,14 @@ from typing import Any, Self
 __all__ = ['stop_signals', 'terminable', 'held', 'SignalWatch', 'OutlastSignals']
 
 _GRACE = 30  # seconds
+_STOPS = [getattr(signal, nm) for nm in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, nm)]
 
 
 def stop_signals() -> list[int]:
-    """SIGTERM and SIGINT, if they can be handled here: only in the main thread, and not if they are ignored, because
+    """SIGTERM, SIGINT, SIGHUP, if they can be handled here: only in the main thread, not if they are ignored, because
     child processes should ignore them too."""
     if threading.current_thread() is not threading.main_thread(): return []
-    return [s for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) not in (signal.SIG_IGN, None)]
+    return [s for s in _STOPS if signal.getsignal(s) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def terminable() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    "Hold SIGTERM and SIGINT back until the end of the block. No effect outside the main thread."
+    "Hold SIGTERM, SIGINT and SIGHUP back until the end of the block. No effect outside the main thread."
     old, received = {}, []
     try:
         for s in stop_signals(): old[s] = signal.signal(s, lambda number, frame: received.append(number))
@@ -47,7 +48,7 @@ def held() -> Iterator[None]:
 
 
 class SignalWatch:
-    """Notes the first SIGTERM or SIGINT in `signal`; a second one sets `forced` and has its usual effect at once.
+    """Notes the first SIGTERM, SIGINT or SIGHUP in `signal`; a second sets `forced` and has its usual effect at once.
     Watches until `close()`, which restores the old handlers. Does nothing outside the main thread, with `on` False, and
     for signals that are ignored. Forked processes ignore SIGINT, because Ctrl-C in a terminal reaches them too; SIGTERM
     has its usual effect on them."""
@@ -66,7 +67,9 @@ class SignalWatch:
         try: clear_line = f"\r{' '*(os.get_terminal_size(2).columns - 1)}\r"  # there may be a progress bar
         except OSError: clear_line = '\n'
         name = signal.Signals(number).name
-        os.write(2, f'{clear_line}{name}: finishing this batch and saving; send it again to stop at once\n'.encode())
+        with suppress(OSError):  # after SIGHUP the terminal is gone
+            os.write(2, f'{clear_line}{name}: finishing this batch and saving; send it again to stop at once\n'
+                     .encode())
 
     def leave(self) -> None:
         "If a signal was noted, raise KeyboardInterrupt in a notebook, else SystemExit with 143 or 130; only once."
@@ -101,7 +104,7 @@ class OutlastSignals:
 
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if hasattr(signal, 'alarm'): signal.signal(signal.SIGTERM, self._outlast)
+        for s in {*_STOPS} - {signal.SIGINT} if hasattr(signal, 'alarm') else (): signal.signal(s, self._outlast)
         if self.then is not None: self.then(worker)
 
     def _outlast(self, number: int, frame: Any) -> None:
