@@ -103,10 +103,10 @@ def test_a_run_that_is_never_the_same_is_not_blamed_on_resuming(quick, said):
 @pytest.mark.parametrize('part', ['model', 'opt', 'history', 'states', 'attributes', 'random'])
 def test_a_difference_in_any_part_of_a_run_is_found(monkeypatch, said, part):
     state = run_state(fitted(proving.whole()))
-    ends = dict(uninterrupted=state, resumed=state | {part: spoilt(state[part])})
-    def result(self, name, part, expected=0):
-        return dict(state=ends[part.result.name], places=[(0, 0), (0, 1), (0, 2)])
-    monkeypatch.setattr(proof._Runs, '_run', result)
+    def result(task, folder, name, ending, saves=False):
+        ends = state if name == 'uninterrupted' else state | {part: spoilt(state[part])}
+        return dict(state=ends, places=[(0, 0), (0, 1), (0, 2)])
+    monkeypatch.setattr(proof, '_run', result)
     found = prove(proving.whole, said, batches=2)
     assert [nm.split()[0] for nm in found.differs] == [part]
 
@@ -149,12 +149,11 @@ def test_a_run_that_should_have_been_killed_and_was_not_is_an_error(tmp_path):
 
 
 def test_output_and_results_of_an_earlier_run_are_not_taken_for_those_of_a_later_one(tmp_path, monkeypatch):
-    runs = proof._Runs(b'', {}, None, tmp_path, print)
     (tmp_path/'log').write_text('old words')
-    proof.save(tmp_path/'uninterrupted', dict(places=[]))
+    proof.save(tmp_path/'result', dict(places=[]))
     monkeypatch.setattr(proof, '_exit_code_of', lambda process: 0)
     says = r"exited with code 0: it did not start; its output is above\. .* under `if __name__ == '__main__':`"
-    with pytest.raises(ProofError, match=says): runs.uninterrupted()
+    with pytest.raises(ProofError, match=says): proof._run(b'', tmp_path, 'first', proof._EndCB())
 
 
 @pytest.mark.parametrize('count', ['n_epochs', 'batches'])

@@ -33,26 +33,21 @@ _NOTHING = _Nothing()
 
 
 def _walk(a: Any, b: Any, leave_out: Collection[str], path: tuple) -> Iterator[tuple[str, str]]:
+    alike, parts = isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b), ()
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         parts = [(k, a.get(k, _NOTHING), b.get(k, _NOTHING)) for k in {**a, **b} if k not in leave_out]
-    elif (isinstance(a, list | tuple) and type(a) is type(b) and len(a) == len(b)
-          and any(map(_has_parts, [*a, *b]))): parts = zip(range(len(a)), a, b, strict=True)
-    else:
-        parts, description = (), _difference(a, b)
-        if description: yield ' '.join(map(str, path)), description
+    elif alike and any(isinstance(x, Mapping | list | tuple | Tensor | np.ndarray) for x in (*a, *b)):
+        parts = zip(range(len(a)), a, b, strict=True)
+    elif alike:  # a row of plain values is one place
+        said = [f'item {i}: {_brief(x)} and {_brief(y)}' for i, (x, y) in enumerate(zip(a, b, strict=True))
+                if not _same(x, y)]
+        if said: yield ' '.join(map(str, path)), said[0]
+    elif not _same(a, b): yield ' '.join(map(str, path)), _difference(a, b)
     for k, x, y in parts: yield from _walk(x, y, leave_out, (*path, k))
 
 
-def _has_parts(x: Any) -> bool: return isinstance(x, Mapping | list | tuple | Tensor | np.ndarray)
-def _is_row(x: Any) -> bool: return isinstance(x, list | tuple) and not any(map(_has_parts, x))
-
-
 def _difference(a: Any, b: Any) -> str:
-    "A description of how two leaves or lists of plain values differ; '' if they are the same."
-    if _is_row(a) and _is_row(b) and type(a) is type(b) and len(a) == len(b):
-        pairs = enumerate(zip(a, b, strict=True))
-        return next((f'item {i}: {_brief(x)} and {_brief(y)}' for i, (x, y) in pairs if not _same(x, y)), '')
-    if _same(a, b): return ''
+    "How two values or tensors that are not the same differ."
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)):
         return f'{_brief(a)} and {_brief(b)}'
     wide = torch.complex128 if a.is_complex() else torch.float64

@@ -6,7 +6,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,15 +50,12 @@ class Proof:
 
     def __str__(self) -> str:
         if self.same: return f'identical to the bit: {self.compared}'
-        text = f'NOT identical: {_first_of(self.differs)}\ncompared: {self.compared}'
+        shown = '; '.join(f'{nm} ({values})' for nm, values in list(self.differs.items())[:_SHOWN])
+        more = f'; and {len(self.differs) - _SHOWN:,} more' if len(self.differs) > _SHOWN else ''
+        text = f'NOT identical: {shown}{more}\ncompared: {self.compared}'
         if not self.repeats: return (f"{text}\ntwo uninterrupted runs differ too, so no run can be resumed exactly: "
                                      f"something draws random numbers without a seed, or computes in no fixed order")
         return text
-
-
-def _first_of(differs: dict[str, str]) -> str:
-    shown = '; '.join(f'{nm} ({values})' for nm, values in list(differs.items())[:_SHOWN])
-    return shown + (f'; and {len(differs) - _SHOWN:,} more' if len(differs) > _SHOWN else '')
 
 
 def prove_learner(make: Callable[[], Any], n_epochs: int = 2, batches: int | None = None,
@@ -73,19 +71,23 @@ def prove_learner(make: Callable[[], Any], n_epochs: int = 2, batches: int | Non
     for nm, n in (('n_epochs', n_epochs), ('batches', 1 if batches is None else batches)):
         if isinstance(n, bool) or not isinstance(n, SupportsIndex) or n < 1:
             raise ValueError(f"{nm} must be a whole number above 0, got {n!r}")
-    try: task = pickle.dumps(make)
+    try: task = pickle.dumps((make, dict(n_epochs=n_epochs, lr=lr, valid=valid)))
     except Exception as e:
         raise TypeError(f"fresh processes must be able to import make: give a function defined at the top level of a "
                         f"module or script, or a functools.partial of one ({e})") from e
     with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
-        runs = _Runs(task, dict(n_epochs=n_epochs, lr=lr, valid=valid), batches, Path(folder), say)
+        run = partial(_run, task, Path(folder))
         say(f'running {f"{batches} batches" if batches else f"{n_epochs} epoch(s)"} without interruption …')
-        whole = runs.uninterrupted()
+        whole = run('uninterrupted', _EndCB(batches))
+        n = _batches_in(whole['places'])
+        if n < (batches or 1):
+            raise ValueError(f"{batches} batches were asked for, but {n_epochs} epoch(s) have only {n}")
         kills = _default_kills(whole['places']) if kills is None else _checked(kills, whole['places'], batches)
-        resumed = runs.resumed(kills, whole['places'][-1])
+        resumed = _resumed(run, kills, whole['places'][-1] if batches else None, say)
         found = differences(whole['state'], resumed['state'], leave_out)
         if found: say('not identical; running once more without interruption, to see whether such runs agree …')
-        repeats = not found or not differences(whole['state'], runs.uninterrupted()['state'], leave_out)
+        again = run('uninterrupted', _EndCB(batches)) if found else whole
+        repeats = not differences(whole['state'], again['state'], leave_out)
     return Proof(list(kills), _compared(whole['state'], leave_out), found, repeats)
 
 
@@ -122,48 +124,26 @@ def _batches_in(places: list[Place]) -> int: return sum(1 for _, done in places 
 
 # The runs, each in its own process
 
-@dataclass(frozen=True)
-class _Part:
-    "A run or part of a run: the fit's arguments, where its result and its checkpoints go, and where and how it ends."
-    fit: dict[str, Any]
-    result: Path
-    checkpoints: Path | None = None
-    batches: int | None = None
-    end: Place | None = None
-    kill: bool = False
+def _resumed(run: Callable, kills: Sequence[Place], end: Place | None, say: Callable) -> dict[str, Any]:
+    "The result of a fit that is killed at each of `kills` and resumed, to `end` or to its own end."
+    for i, (epoch, done) in enumerate(kills):
+        place = f'after {done} {"batch" if done == 1 else "batches"} of epoch {epoch}' if done else (
+            f'before epoch {epoch}')
+        say(f'{"resumed, and" if i else "the same run,"} killed {place} …')
+        run('resumed' if i else 'first', _EndCB(end=(epoch, done), kill=True), saves=True)
+    say('resumed to the end …')
+    return run('resumed', _EndCB(end=end), saves=True)
 
 
-class _Runs:
-    "Runs of one Learner, each in its own process, and their results."
-    def __init__(self, task: bytes, fit: dict, batches: int | None, folder: Path, say: Callable) -> None:
-        self.task, self.fit, self.batches, self.folder, self.say = task, fit, batches, folder, say
-
-    def uninterrupted(self) -> dict[str, Any]:
-        "The result of a run without interruption."
-        result = self._run('uninterrupted', _Part(self.fit, self.folder/'uninterrupted', batches=self.batches))
-        n = _batches_in(result['places'])
-        if n >= (self.batches or 1): return result
-        raise ValueError(f"{self.batches} batches were asked for, but {self.fit['n_epochs']} epoch(s) have only {n}")
-
-    def resumed(self, kills: Sequence[Place], last: Place) -> dict[str, Any]:
-        "The result of a run that is killed at each of `kills`, and resumed."
-        part = _Part(self.fit, self.folder/'resumed', self.folder/'checkpoints')
-        for i, (epoch, done) in enumerate(kills):
-            place = f'after {done} {"batch" if done == 1 else "batches"} of epoch {epoch}' if done else (
-                f'before epoch {epoch}')
-            self.say(f'{"resumed, and" if i else "the same run,"} killed {place} …')
-            self._run('resumed' if i else 'first', replace(part, end=(epoch, done), kill=True), -signal.SIGKILL)
-        self.say('resumed to the end …')
-        return self._run('resumed', replace(part, end=last if self.batches else None))
-
-    def _run(self, name: str, part: _Part, expected: int = 0) -> Any:
-        "The result of a part in its own process, which must end with the exit code `expected`."
-        log = self.folder/'log'
-        for p in (part.result, log): p.unlink(missing_ok=True)  # of the run before
-        args = self.task, part, log, get_start_method()
-        code = _exit_code_of(get_context('spawn').Process(target=_child, args=args))
-        if code != expected or not (expected or part.result.exists()): raise _failure(name, code, part.result, log)
-        return None if expected else load(part.result)
+def _run(task: bytes, folder: Path, name: str, ending: '_EndCB', saves: bool = False) -> dict[str, Any]:
+    "The result of a fit in its own process, until `ending` ends it; empty if that kills it."
+    result, log = folder/'result', folder/'log'
+    for p in (result, log): p.unlink(missing_ok=True)  # of the run before
+    args = task, ending, result, folder/'checkpoints' if saves else None, log, get_start_method()
+    code = _exit_code_of(get_context('spawn').Process(target=_child, args=args))
+    if ending.kill and code == -signal.SIGKILL: return {}
+    if ending.kill or code or not result.exists(): raise _failure(name, code, result, log)
+    return load(result)
 
 
 def _exit_code_of(process: Any) -> int:
@@ -194,36 +174,32 @@ def _failure(name: str, code: int, result: Path, log: Path) -> ProofError:
 
 # In the process
 
-def _child(task: bytes, part: _Part, log: Path, start_method: str) -> None:
+def _child(task: bytes, ending: '_EndCB', result: Path, checkpoints: Path | None, log: Path, start_method: str) -> None:
     set_start_method(start_method, force=True)  # for the loaders' workers, as in the process of the user
     with log.open('w') as f:
         for fd in (1, 2): os.dup2(f.fileno(), fd)
     if sys.stdout: sys.stdout.reconfigure(errors='backslashreplace')  # a name that it cannot encode is no failure
     try:
         set_seed(0)
-        learn = pickle.loads(task)()
+        make, fit = pickle.loads(task)
+        learn = make()
         if not callable(getattr(learn, 'fit', None)):
             raise TypeError(f"make() must return a Learner, got {type(learn).__name__}")
         if any(isinstance(cb, CheckpointCB) for cb in learn.cbs):
             raise ValueError("make() returns a Learner with a CheckpointCB: leave it out, the proof adds its own")
-        _fit(learn, part)
+        saving = [CheckpointCB(checkpoints, batches=1)] if checkpoints else []
+        warnings.filterwarnings('error', 'skipped .*checkpoint-')  # it must resume where it was killed, not before
+        learn.fit(**fit, cbs=[*saving, ending], resume=bool(saving))
+        save(result, dict(state=run_state(learn), places=ending.places))
     except Exception as e:
-        save(part.result, dict(error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc()))
+        save(result, dict(error=f'{type(e).__name__}: {e}', traceback=traceback.format_exc()))
         sys.exit(1)
-
-
-def _fit(learn: Any, part: _Part) -> None:
-    ending = _EndCB(part.batches, part.end, part.kill)
-    saving = [CheckpointCB(part.checkpoints, batches=1)] if part.checkpoints else []
-    warnings.filterwarnings('error', 'skipped .*checkpoint-')  # it must resume where it was killed, not before
-    learn.fit(**part.fit, cbs=[*saving, ending], resume=bool(saving))
-    save(part.result, dict(state=run_state(learn), places=ending.places))
 
 
 class _EndCB(Callback):
     "Notes the places of a run, and ends it after `batches` batches or at `end`: kills its process or cancels the fit."
     order, only_shows = CheckpointCB.order, True
-    def __init__(self, batches: int | None, end: Place | None, kill: bool) -> None:
+    def __init__(self, batches: int | None = None, end: Place | None = None, kill: bool = False) -> None:
         self.batches, self.end, self.kill, self.places = batches, end, kill, []
 
     def before_epoch(self, learn: Any) -> None:
