@@ -1,5 +1,8 @@
 "The loop, against plain PyTorch and against a small model of its events; and what it says when something is wrong."
 import copy
+import gc
+import pickle
+import weakref
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,8 +18,16 @@ from torch import nn, optim
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from miniai.activations import ActivationStats, HooksCallback
+from miniai.callbacks.accumulate import AccumulateCB
+from miniai.callbacks.compile import CompileCB
+from miniai.callbacks.layout import ChannelsLastCB
 from miniai.callbacks.metrics import accuracy
+from miniai.callbacks.mix import MixUpCB
+from miniai.callbacks.precision import MixedPrecision
+from miniai.callbacks.train_loss import LabelSmoothingCB
 from miniai.datasets import DataLoaders
+from miniai.diagnosis.profile import ProfileCB
+from miniai.kernels.math import sign
 from miniai.learner import (
     Callback,
     CancelBatchException,
@@ -33,9 +44,9 @@ from miniai.learner import (
     to_cpu,
     with_cbs,
 )
-from miniai.optim import Adam, AdamW
-from miniai.sgd import RecorderCB
-from small import AROUND, WITHIN, Heard, batches, hooks_on, learner, loaders, mlp, raising, same, weights
+from miniai.optim import Adam, AdamW, optimizer
+from miniai.sgd import BatchSchedCB, RecorderCB
+from small import AROUND, WITHIN, Heard, batches, equal, hooks_on, learner, loaders, mlp, raising, same, weights
 
 CANCELS = dict(fit=CancelFitException, epoch=CancelEpochException, batch=CancelBatchException)
 
@@ -801,3 +812,77 @@ def test_an_error_in_the_middle_of_the_backward_leaves_no_gradient():
     learn.model[0].weight.register_hook(fails)
     with pytest.raises(RuntimeError, match='oh'): learn.fit(1)
     assert all(p.grad is None for p in learn.model.parameters())
+
+
+# After a fit: freed at once, pickled, copied
+
+def lr_of(cb): return cb.pg['lr']
+def falling(opt): return optim.lr_scheduler.ExponentialLR(opt, .9)
+def is_relu(m): return isinstance(m, nn.ReLU)
+def sign_step(p, g, *, t, lr): return p - lr*sign(g)
+
+
+CALLBACKS = dict(
+    none=list, shows=lambda: [MetricsCB(accuracy), ProgressCB(plot=True)], stats=lambda: [ActivationStats(is_relu)],
+    schedule=lambda: [BatchSchedCB(falling), RecorderCB(lr=lr_of)], accumulate=lambda: [AccumulateCB(3)],
+    half=lambda: [MixedPrecision(dtype=torch.float16)], layout=lambda: [ChannelsLastCB()], mix=lambda: [MixUpCB()],
+    compiled=lambda: [CompileCB(backend='eager')], smooth=lambda: [LabelSmoothingCB()], profile=lambda: [ProfileCB()])
+ENDS = dict(done=None, error=KeyError, cancel=CancelFitException)
+
+
+def ended(cbs, end, opt_func=AdamW, **kwargs):
+    "A Learner after a fit with `cbs` that ended as `end` says."
+    half = any(isinstance(cb, MixedPrecision) for cb in cbs)
+    learn = learner(cbs, Learner if half else TrainLearner, opt_func=opt_func, lr=.01)
+    stop = [cutting({2: 'after_backward'}, 1, ENDS[end])] if ENDS[end] else []
+    if stop: vars(stop[0]).pop('backward')
+    with suppress(KeyError): learn.fit(2, cbs=stop, **kwargs)
+    return learn
+
+
+@pytest.mark.parametrize('valid', [True, False])
+@pytest.mark.parametrize('end', ENDS)
+@pytest.mark.parametrize('name', CALLBACKS)
+def test_after_any_fit_a_learner_is_copied_pickled_and_freed_at_once(name, end, valid):
+    learn = ended(CALLBACKS[name](), end, valid=valid)
+    for other in (copy.deepcopy(learn), pickle.loads(pickle.dumps(learn))):
+        assert same(weights(learn), weights(other))
+        assert equal(learn.opt.state_dict(), other.opt.state_dict())
+        assert other.opt.param_groups[0]['params'][0] is next(other.model.parameters())
+        other.fit(1)
+        assert not same(weights(learn), weights(other))
+    gc.collect()
+    gc.disable()
+    try:
+        model = weakref.ref(learn.model)
+        del learn, other
+        assert model() is None
+    finally: gc.enable()
+
+
+@pytest.mark.parametrize('end', ENDS)
+def test_after_any_fit_the_tensors_of_a_learner_hold_no_graph_and_have_their_values(end):
+    class Keep(TrainLearner):
+        def predict(self): self.preds = dict(out=self.model(self.batch[0]), parts=(self.model[0](self.batch[0]),))
+        def get_loss(self): self.loss = self.own_loss = F.cross_entropy(self.preds['out'], self.batch[1])
+    learn = learner(cls=Keep)
+    class Watch:
+        def after_loss(self, learn): self.loss, self.preds = learn.loss.item(), learn.preds['out'].detach()
+        def after_backward(self, learn):
+            if ENDS[end] and learn.iter == 2: raise ENDS[end]()
+    watch = Watch()
+    with suppress(KeyError): learn.fit(1, valid=False, cbs=watch)
+    tensors = [learn.loss, learn.own_loss, learn.preds['out'], learn.preds['parts'][0]]
+    assert [t.requires_grad for t in tensors] == [False]*4
+    assert (learn.loss.item(), learn.own_loss.item()) == (watch.loss, watch.loss)
+    assert torch.equal(learn.preds['out'], watch.preds)
+
+
+def test_an_optimizer_made_from_a_rule_is_pickled_and_copied_with_its_learner():
+    learn = ended([], 'done', optimizer(sign_step, 'MySign'))
+    for other in (pickle.loads(pickle.dumps(learn)), copy.deepcopy(learn)):
+        assert type(other.opt).__name__ == 'MySign'
+        want = [p - .01*torch.sign(torch.ones_like(p)) for p in other.model.parameters()]
+        for p in other.model.parameters(): p.grad = torch.ones_like(p)
+        other.opt.step()
+        torch.testing.assert_close(list(other.model.parameters()), want)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-__all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'detached', 'to_cpu',
-           'collate_device', 'is_number', 'to_scalar', 'DeferredScalars']
+__all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device', 'detached',
+           'without_graph', 'to_cpu', 'collate_device', 'is_number', 'to_scalar', 'DeferredScalars']
 
 def_device: str = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
@@ -54,6 +54,11 @@ def to_device(x: Any, device: str | torch.device = def_device) -> Any:
 def detached(x: Any) -> Any:
     "Detach every tensor in the nest `x`, on its device; float16 and bfloat16 become float32."
     return map_tensors(_detached, x)
+
+
+def without_graph(x: Any) -> Any:
+    "The nest `x` with every tensor that was computed with gradients detached from its graph."
+    return map_tensors(lambda t: t if t.grad_fn is None else t.detach(), x)
 
 
 def to_cpu(x: Any) -> Any:

@@ -21,8 +21,8 @@ from miniai.callbacks.train import (
     checked,
     loss_of,
 )
-from miniai.callbacks.wrapped import first_batch_of
-from miniai.device import to_cpu
+from miniai.callbacks.wrapped import WrappedLoader, first_batch_of
+from miniai.device import to_cpu, without_graph
 from miniai.diagnosis.capture import capture_preds, show_image_batch
 from miniai.diagnosis.summary import summary
 from miniai.diagnosis.tta import tta
@@ -128,6 +128,14 @@ class Learner:
         finally:
             self.fitting = self.resume = False
             for cb in added: self._remove(cb)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        "Keep no graph, no wrapped loader and no table of listeners, so that the Learner can be copied, pickled and freed."
+        for nm, x in list(vars(self).items()):
+            if isinstance(x, torch.Tensor) or nm in ('batch', 'preds'): setattr(self, nm, without_graph(x))
+        while isinstance(self.dl, WrappedLoader): self.dl = self.dl.dl
+        self._last_dispatch = None
 
     def _own_phases(self) -> set[str]:
         return {p for p in PHASES if p in vars(self) or getattr(type(self), p) is not getattr(Learner, p)}

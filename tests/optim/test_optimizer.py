@@ -442,3 +442,21 @@ def test_the_optimizer_inside_wrappers_is_found():
     opt, other = AdamW([param(1)]), object()
     assert inner_optimizer(Wrapper(Wrapper(opt))) is Wrapper(opt).optimizer is inner_optimizer(opt) is opt
     assert inner_optimizer(other) is other
+
+
+def halving(p, g, *, t, lr): return p*.5 - lr*g
+
+
+Halving = optimizer(halving, 'AnotherName')
+
+
+def test_an_optimizer_made_from_a_rule_is_pickled_even_as_the_rule_of_a_group():
+    ps = [param(3), param(2)]
+    opt = SGD([dict(params=ps[:1]), dict(params=ps[1:], rule=Halving)], .1)
+    for one in (opt, Halving(ps, .1)):
+        other = pickle.loads(pickle.dumps(one))
+        assert [type(other).__name__, len(other.param_groups)] == [type(one).__name__, len(one.param_groups)]
+        p = other.param_groups[-1]['params'][-1]
+        want, p.grad = p.detach()*.5 - .1, torch.ones_like(p)
+        other.step()
+        torch.testing.assert_close(p.detach(), want)

@@ -1,4 +1,5 @@
 "A rule as a torch.optim.Optimizer: its arguments, parameter groups, state_dict and step."
+import copyreg
 import inspect
 import math
 import re
@@ -21,7 +22,18 @@ OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=F
 _KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 
 
-class RuleOptimizer(torch.optim.Optimizer):
+class _RuleClass(type):
+    "The type of optimizer classes. Those made by `optimizer(rule)` are pickled as that call."
+
+
+def _reduced(cls: _RuleClass) -> str | tuple:
+    return (optimizer, vars(cls)['made_from']) if 'made_from' in vars(cls) else cls.__qualname__
+
+
+copyreg.pickle(_RuleClass, _reduced)
+
+
+class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
     """An optimizer made from a `rule`, a function as described in miniai.optim.rules. Arguments: `params, lr, wd`, the
     weight decay, then the rule's other hyperparameters with their defaults, then options by keyword.
 
@@ -226,7 +238,8 @@ def optimizer(rule: Callable, name: str | None = None) -> type[RuleOptimizer]:
     "The optimizer class of a rule: `Mine = optimizer(my_rule)`."
     name = name or rule_name(rule).title().replace('_', '')
     module = getattr(rule, '__module__', __name__)
-    return type(name, (RuleOptimizer,), dict(rule=staticmethod(rule), __doc__=rule.__doc__, __module__=module))
+    return _RuleClass(name, (RuleOptimizer,), dict(rule=staticmethod(rule), made_from=(rule, name),
+                                                   __doc__=rule.__doc__, __module__=module))
 
 
 def inner_optimizer(opt: Any) -> Any:
