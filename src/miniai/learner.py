@@ -131,7 +131,7 @@ class Learner:
             self._let_go()
 
     def _let_go(self) -> None:
-        "Keep no graph, no wrapped loader and no table of listeners, so that the Learner can be copied, pickled and freed."
+        "Keep no graph and no wrapped loader, so that the Learner can be copied, pickled and freed."
         for nm, x in list(vars(self).items()):
             if isinstance(x, torch.Tensor) or nm in ('batch', 'preds'): setattr(self, nm, without_graph(x))
         while isinstance(self.dl, WrappedLoader): self.dl = self.dl.dl
