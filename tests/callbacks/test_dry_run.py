@@ -137,7 +137,7 @@ def test_callbacks_may_be_set_to_none():
 
 def test_a_schedule_that_follows_the_loss_is_refused_before_the_first_batch():
     learn = learner(EpochSchedCB(torch.optim.lr_scheduler.ReduceLROnPlateau))
-    with pytest.raises(TypeError, match='ReduceLROnPlateau needs a loss'): learn.fit(1)
+    with pytest.raises(TypeError, match='ReduceLROnPlateau needs a validation metric: use PlateauCB'): learn.fit(1)
     assert learn.iter is None
 
 
