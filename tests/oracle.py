@@ -45,7 +45,8 @@ class Oracle:
         out = rule.rule(p, g, *self.s, **h, **(dict(t=self.t) if rule.uses_t else {}))
         new, *self.s = out if isinstance(out, tuple) else (out,)
         if o.get('cautious') and (p - new)*g <= 0: new = p
-        self.p, self.ema = new, o.get('ema', 0.)*self.ema + (1 - o.get('ema', 0.))*new
+        decay = min(o.get('ema', 0.), (1 + self.t)/(10 + self.t))
+        self.p, self.ema = new, decay*self.ema + (1 - decay)*new
 
 
 def starting(rng, dtype, shapes=SHAPES, strided=False):

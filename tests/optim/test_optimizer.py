@@ -439,6 +439,7 @@ def test_libraries_may_clip_gradients_because_a_gradscaler_unscales_them_before_
 def test_the_optimizer_inside_wrappers_is_found():
     class Wrapper:
         def __init__(self, opt): self.optimizer = opt
+        def step(self): self.optimizer.step()
     opt, other = AdamW([param(1)]), object()
     assert inner_optimizer(Wrapper(Wrapper(opt))) is Wrapper(opt).optimizer is inner_optimizer(opt) is opt
     assert inner_optimizer(other) is other

@@ -38,10 +38,12 @@ def test_clipping_by_value_is_torchs_clip_grad_value_and_a_step(path):
 
 # Weight averages
 
-def test_the_weight_average_is_torchs_averaged_model(path):
+@pytest.mark.parametrize('decay', [.3, .6, .999])
+def test_the_weight_average_is_torchs_averaged_model_with_a_warm_up(path, decay):
     model = nn.Linear(7, 5)
-    opt = AdamW(model.parameters(), lr=.1, ema=.9)
-    avg = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(.9))
+    opt = AdamW(model.parameters(), lr=.1, ema=decay)
+    def warm(avg, p, t): return avg.lerp(p, 1 - min(decay, (1 + float(t))/(10 + float(t))))
+    avg = torch.optim.swa_utils.AveragedModel(model, avg_fn=warm)
     avg.update_parameters(model)
     for seed in range(20):
         run(opt, [*model.parameters()], 1, seed)

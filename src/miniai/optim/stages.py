@@ -10,7 +10,7 @@ from miniai.kernels.trace import Trace, trace_rule
 from miniai.optim.spec import RuleSpec, rule_name
 
 __all__ = ['Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2', 'agrees', 'cautious',
-           'rescaled', 'averaged']
+           'rescaled', 'averaged', 'warm_decay']
 
 SMALLEST_SHARE = 1e-3  # as in the authors' code: a step becomes at most a thousand times longer
 
@@ -55,9 +55,14 @@ def rescaled(p: Any, new_p: Any, share: Any) -> Any:
     return p - (p - new_p) * (1/maximum(share, SMALLEST_SHARE))
 
 
-def averaged(ema: Any, p: Any, decay: Any) -> Any:
-    "An exponential average of the parameter."
-    return ema + (1 - decay)*(p - ema)
+def averaged(ema: Any, p: Any, decay: Any, t: Any) -> Any:
+    "An exponential average of the parameter, which warms up: over about the last tenth of the first steps."
+    return ema + (1 - warm_decay(decay, t))*(p - ema)
+
+
+def warm_decay(decay: Any, t: Any) -> Any:
+    "The weight that an average has at step `t`: `decay`, and less at first (TensorFlow's ExponentialMovingAverage)."
+    return minimum(decay, (1 + t)/(10 + t))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +93,7 @@ def program(spec: RuleSpec, stages: Stages) -> Program:
         new_p, *new = _call(spec, p, g, states, h)
         if stages.rescaled: new_p = rescaled(p, new_p, h['share'])
         if stages.cautious: new_p = cautious(p, new_p, g)
-        average = (averaged(states[n], new_p, h['ema_decay']),) if stages.ema else ()
+        average = (averaged(states[n], new_p, h['ema_decay'], h['t']),) if stages.ema else ()
         return (new_p, *new[:n], *average, *new[n:])
     def mask(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
         p, g = prepared(stages, p, g, h)
