@@ -1,40 +1,184 @@
-"AverageCB: validation uses the averaged weights, training the weights themselves."
+"AverageCB: validation uses the averages of weights and buffers, training the weights themselves."
+import copy
+import shutil
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from miniai.callbacks.average import AverageCB
+from miniai import AverageCB, Callback, CancelFitException, CheckpointCB, Learner, MetricsCB, TrainLearner
+from miniai.callbacks.accelerate import AccelerateCB
+from miniai.checkpoint import load
 from miniai.optim import AdamW
+from small import learner, loaders, same, weights
+
+EPOCHS, LR = 4, .05
 
 
-class FakeLearner:
-    def __init__(self, opt, training, trains=True): self.opt, self.training, self.trains = opt, training, trains
+def bn_net(width=8, momentum=.1):
+    torch.manual_seed(5)
+    norm = nn.BatchNorm1d(width, momentum=momentum)
+    return nn.Sequential(nn.Linear(4, width, bias=False), norm, nn.Tanh(), nn.Linear(width, 3))
 
 
-def stepped():
-    model = nn.Linear(3, 2)
-    opt = AdamW(model.parameters(), lr=.1, ema=.9)
-    for p in model.parameters(): p.grad = torch.randn_like(p)
-    for _ in range(3): opt.step()
-    return model, opt
+def trained(cbs, model=None, decay=.9, cls=TrainLearner, opt_func=None, **kw):
+    model = model or bn_net()
+    opt_func = opt_func or partial(AdamW, ema=decay, eps=1e-3)
+    learn = learner([MetricsCB(), *cbs], cls=cls, model=model, lr=LR, opt_func=opt_func)
+    learn.fit(EPOCHS, **kw)
+    return learn
 
 
-def test_only_an_evaluation_epoch_sees_the_averages():
-    model, opt = stepped()
-    weights, average, cb = model.weight.detach().clone(), opt.state[model.weight]['ema'].clone(), AverageCB()
-    for training, seen in ((True, weights), (False, average)):
-        learn = FakeLearner(opt, training)
-        cb.before_fit(learn)
-        cb.before_epoch(learn)
-        assert torch.equal(model.weight, seen)
-        cb.cleanup_epoch(learn)
-        assert torch.equal(model.weight, weights)
-        assert torch.equal(opt.state[model.weight]['ema'], average)
+def valid_losses(learn): return [r['loss'] for r in learn.history if r['phase'] == 'eval']
+def state(model): return {nm: x for nm, x in model.state_dict().items() if x.is_floating_point()}
+
+
+def by_hand(model, decay, dls=None):
+    "Plain PyTorch in double precision: torch's AdamW, averages that warm up; validation losses, averages, weights."
+    model, dls, t, losses = model.double(), dls or loaders(), 0, []
+    opt = torch.optim.AdamW(model.parameters(), lr=LR, eps=1e-3)
+    params = [nm for nm, _ in model.named_parameters()]
+    averages = {nm: x.clone() for nm, x in state(model).items()}
+    for _ in range(EPOCHS):
+        model.train()
+        for x, y in dls.train:
+            opt.zero_grad()
+            F.cross_entropy(model(x.double()), y).backward()
+            opt.step()
+            t += 1
+            d = min(decay, (1 + t)/(10 + t))
+            for nm, x in state(model).items():
+                averages[nm] = x.clone() if t == 1 and nm not in params else d*averages[nm] + (1 - d)*x
+        other = copy.deepcopy(model).eval()
+        other.load_state_dict(averages, strict=False)
+        with torch.no_grad(): sums = [(F.cross_entropy(other(x.double()), y)*len(y), len(y)) for x, y in dls.valid]
+        losses.append((sum(s for s, _ in sums)/sum(n for _, n in sums)).item())
+    return losses, averages, state(model)
+
+
+@settings(max_examples=15)
+@given(width=st.integers(1, 9), momentum=st.sampled_from([.1, .5, None]), decay=st.sampled_from([0., .5, .9, .999]))
+def test_validation_sees_the_averages_of_weights_and_of_batchnorms_statistics(width, momentum, decay):
+    want, _, end = by_hand(bn_net(width, momentum), decay)
+    learn = trained([AverageCB()], bn_net(width, momentum), decay)
+    assert valid_losses(learn) == pytest.approx(want, rel=2e-3, abs=1e-4)
+    for nm, x in state(learn.model).items(): torch.testing.assert_close(x.double(), end[nm], rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize('keep', [True, False])
+def test_accelerates_wrapper_does_not_hide_the_averages(keep):
+    learn = trained([AverageCB(keep), AccelerateCB(mixed_precision='no')], cls=Learner)
+    want, averages, raw = by_hand(bn_net(), .9)
+    assert valid_losses(learn) == pytest.approx(want, rel=1e-3)
+    for nm, x in state(learn.model).items():
+        torch.testing.assert_close(x.double(), (averages if keep else raw)[nm], rtol=1e-3, atol=1e-4)
+
+
+class StopAt(Callback):
+    def __init__(self, how): self.how = how
+    def cleanup_epoch(self, learn):
+        if learn.epoch == EPOCHS - 1 and not learn.training: raise self.how
+
+
+@pytest.mark.parametrize('cbs', [[], [StopAt(CancelFitException())]])
+def test_keep_leaves_the_averages_in_the_model(cbs):
+    learn = trained([AverageCB(keep=True), *cbs])
+    averages = by_hand(bn_net(), .9)[1]
+    for nm, x in state(learn.model).items(): torch.testing.assert_close(x.double(), averages[nm], rtol=1e-3, atol=1e-4)
+    before, last = weights(learn), valid_losses(learn)[-1]
+    assert not learn.opt.shows_averages
+    learn.fit(1, train=False)
+    assert valid_losses(learn) == [last]
+    assert same(before, weights(learn))
+    with torch.no_grad(): learn.model[0].weight.zero_()  # the user's own weights are validated as they are
+    learn.fit(1, train=False)
+    assert valid_losses(learn) != [last]
+
+
+def test_an_error_leaves_the_weights_and_a_search_for_a_rate_leaves_everything():
+    learn = learner([AverageCB(keep=True), StopAt(RuntimeError('stop'))], model=bn_net(), lr=LR,
+                    opt_func=partial(AdamW, ema=.9, eps=1e-3))
+    with pytest.raises(RuntimeError, match='stop'): learn.fit(EPOCHS)
+    raw = by_hand(bn_net(), .9)[2]
+    for nm, x in state(learn.model).items(): torch.testing.assert_close(x.double(), raw[nm], rtol=1e-3, atol=1e-4)
+    before = weights(learn)
+    del learn.cbs[1]
+    learn.lr_find(max_epochs=2)
+    assert same(before, weights(learn))
+
+
+class SpoilCB(Callback):
+    def after_loss(self, learn):
+        if learn.training and learn.iter == 2: learn.loss.register_hook(lambda g: g*torch.inf)
+
+
+@pytest.mark.filterwarnings('ignore:.*were skipped')
+def test_a_skipped_step_changes_no_average():
+    cb = AverageCB()
+    learn = learner([cb, SpoilCB()], model=bn_net(), lr=LR, opt_func=partial(AdamW, ema=.9, skip_nonfinite=True))
+    learn.fit(1)
+    steps, buffers = cb.state_dict().values()
+    assert steps == 3
+    dls = loaders()
+    del dls.train[2]
+    other = AverageCB()
+    learner(other, model=bn_net(), lr=LR, dls=dls, opt_func=partial(AdamW, ema=.9, eps=1e-3)).fit(1)
+    assert buffers.keys() == other.state_dict()['buffers'].keys() == {'1.running_mean', '1.running_var'}
+
+
+# Checkpoints
+
+def test_the_best_checkpoint_loads_as_the_model_that_was_validated_and_resumes_from_the_weights(tmp_path):
+    def saved(folder, **kw): return [AverageCB(), CheckpointCB(folder, best='-loss', keep=99, **kw)]
+    learn = trained(saved(tmp_path/'a'))
+    losses, best = valid_losses(learn), load(tmp_path/'a'/'best.safetensors')
+    model = bn_net()
+    model.load_state_dict(best['model'])
+    check = learner(MetricsCB(), model=model, opt_func=None)
+    check.fit(1, train=False)
+    assert valid_losses(check) == [min(losses)]
+    assert any((best['raw'][nm] != x).any() for nm, x in best['model'].items())
+    (tmp_path/'b').mkdir()
+    epoch = losses.index(min(losses)) + 1
+    name = next(p.name for p in sorted((tmp_path/'a').glob('checkpoint-*')) if f'-{epoch:05d}-' in p.name)
+    shutil.copy(tmp_path/'a'/'best.safetensors', tmp_path/'b'/name)
+    again = trained(saved(tmp_path/'b'), resume=True)
+    assert valid_losses(again) == losses
+    assert same(weights(again), weights(learn))
+
+
+class Stop(Callback):
+    only_shows = True
+    def __init__(self, training, at): self.training, self.at = training, at
+    def after_batch(self, learn):
+        if learn.epoch == 1 and (learn.training, learn.iter) == (self.training, self.at): raise CancelFitException
+
+
+@pytest.mark.parametrize(('training', 'at'), [(True, 1), (False, 0)])
+def test_a_run_resumes_with_the_averages_of_its_buffers_also_from_within_validation(tmp_path, training, at):
+    whole = trained([AverageCB()])
+    trained([AverageCB(), CheckpointCB(tmp_path), Stop(training, at)])
+    resumed = trained([AverageCB(), CheckpointCB(tmp_path)], resume=True)
+    assert valid_losses(resumed) == valid_losses(whole)
+    assert same(weights(resumed), weights(whole))
 
 
 def test_an_optimizer_without_averages_is_an_error_that_says_what_to_do():
-    learn = FakeLearner(partial(AdamW, lr=.1)([nn.Parameter(torch.ones(2))]), True)
     with pytest.raises(ValueError, match='AverageCB needs an optimizer that keeps weight averages'):
-        AverageCB().before_fit(learn)
+        learner(AverageCB(), opt_func=AdamW).fit(1)
+
+
+def test_a_new_fit_starts_new_averages_and_one_that_keeps_its_optimizer_continues_them():
+    cb = AverageCB()
+    learn = learner([MetricsCB(), cb], model=bn_net(), lr=LR, opt_func=partial(AdamW, ema=.9, eps=1e-3))
+    learn.fit(2)
+    learn.opt_func = None
+    learn.fit(2)
+    assert valid_losses(learn) == valid_losses(trained([AverageCB()]))[2:]
+    learn.opt_func = partial(AdamW, ema=.9, eps=1e-3)
+    learn.fit(1)
+    assert cb.state_dict()['steps'] == 4

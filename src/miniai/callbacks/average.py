@@ -1,26 +1,92 @@
-"Validation with weight averages."
+"Validation with weight averages, and with averages of what belongs to them, such as BatchNorm's statistics."
 from typing import Any
 
-from miniai.events import Callback
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from miniai.events import Callback, is_cancel
+from miniai.optim.optimizer import inner_optimizer
+from miniai.optim.stages import warm_decay
 
 __all__ = ['AverageCB']
 
 
 class AverageCB(Callback):
-    "Validates with the weight averages of an optimizer made with `ema=…`. Training uses the weights themselves."
-    _swapped = False
+    """Validates with the weight averages of an optimizer made with `ema=…`. Training uses the weights themselves. The
+    model's floating-point buffers, such as BatchNorm's statistics, are averaged like the weights. With `keep` the
+    averages stay in the model when a training fit ends, unless by an error. CheckpointCB's best.safetensors has the
+    averages as its `model`, and the weights as `raw`."""
+    _own, _kept, _model = None, False, None  # the buffers while averages are in their place
+
+    def __init__(self, keep: bool = False) -> None:
+        self._keep, self._steps, self._buffers = keep, 0, {}
 
     def before_fit(self, learn: Any) -> None:
-        if learn.trains and getattr(learn.opt, 'ema', None) is None:
+        opt, self._model = inner_optimizer(learn.opt), learn.model
+        if not learn.trains: return
+        if getattr(opt, 'ema', None) is None:
             raise ValueError("AverageCB needs an optimizer that keeps weight averages, such as "
                              "opt_func=partial(AdamW, ema=0.999)")
+        self._kept = False
+        if _steps(opt) != self._steps: self._steps, self._buffers = _steps(opt), {}
+
+    @torch.no_grad()
+    def after_step(self, learn: Any) -> None:
+        opt = inner_optimizer(learn.opt)
+        steps, buffers = _steps(opt), self._now()
+        if steps == self._steps: return  # it was skipped
+        self._steps, self._buffers = steps, self._buffers or {nm: b.clone() for nm, b in buffers.items()}
+        for nm, b in buffers.items(): self._buffers[nm].lerp_(b, 1 - warm_decay(opt.ema, steps))
+
+    def _now(self) -> dict[str, Tensor]:
+        return {nm: b for nm, b in self._model.named_buffers() if not is_lazy(b) and b.is_floating_point()}
 
     def before_epoch(self, learn: Any) -> None:
-        if not learn.training and hasattr(learn.opt, 'swap_averages'): self._swap(learn)
+        opt = inner_optimizer(learn.opt)
+        if learn.training or self._kept or getattr(opt, 'ema', None) is None: return
+        opt.swap_averages()
+        self.swap_averages()
 
     def cleanup_epoch(self, learn: Any) -> None:
-        if self._swapped: self._swap(learn)
+        if not self.shows_averages: return
+        inner_optimizer(learn.opt).swap_averages()
+        self.swap_averages()
 
-    def _swap(self, learn: Any) -> None:
-        learn.opt.swap_averages()
-        self._swapped = not self._swapped
+    @property
+    def shows_averages(self) -> bool:
+        "Whether the model's buffers are their averages now."
+        return self._own is not None
+
+    @torch.no_grad()
+    def swap_averages(self) -> None:
+        "Replace the model's buffers by their averages; called again, put them back."
+        now = self._now()
+        new, self._own = (self._own, None) if self.shows_averages else (
+            self._buffers, {nm: now[nm].clone() for nm in self._buffers})
+        for nm, x in new.items(): now[nm].copy_(x)
+
+    def averaged(self, learn: Any, state: dict[str, Any]) -> dict[str, Any]:
+        "The model's state_dict `state` with averages of parameters and buffers in it."
+        named, states = learn.model.named_parameters(remove_duplicate=False), inner_optimizer(learn.opt).state
+        averages = {nm: states[p]['ema'].to(p.dtype) for nm, p in named if 'ema' in states.get(p, {})} | self._buffers
+        return {nm: averages.get(nm, x) for nm, x in state.items()}
+
+    def cleanup_fit(self, learn: Any) -> None:
+        ended = learn.ended_by is None or is_cancel(learn.ended_by)
+        if self._keep and self._model is not None and ended and learn.trains:
+            inner_optimizer(learn.opt).keep_averages()
+            self.swap_averages()
+            self._own, self._kept = None, True
+        self._model = None
+
+    def state_dict(self) -> dict[str, Any]:
+        "The averages of the buffers, and after how many steps."
+        return dict(steps=self._steps, buffers=self._buffers)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Restore what `state_dict` returned."
+        self._steps, self._buffers = state['steps'], state['buffers']
+
+
+def _steps(opt: Any) -> int: return max((s['step'] for s in opt.state.values()), default=0)

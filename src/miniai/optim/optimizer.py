@@ -176,6 +176,11 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
             weights, self._weights = self._weights, None
             for p, x in weights.items(): p.copy_(x)
 
+    def keep_averages(self) -> None:
+        "Replace parameters by their weight averages for good."
+        if self._weights is None: self.swap_averages()
+        self._weights = None
+
     def state_dict(self) -> dict[str, Any]:
         """Like torch's. Each group also has what torch's class of the same mathematics needs there, its kind of decay,
         and the name of its rule's class."""

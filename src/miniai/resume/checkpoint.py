@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from miniai.callbacks.average import AverageCB
 from miniai.callbacks.dry_run import patch
 from miniai.callbacks.metrics import MetricsCB, direction
 from miniai.callbacks.train import FiniteLossCB
@@ -232,11 +233,14 @@ class _Run:
 
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
-        with real_weights(learn.opt):
+        with real_weights(learn):
             state = self.state.take(learn, within_pass=position['batch'] > 0)
             change = self.state.change(state)
             if change: warnings.warn(f"CheckpointCB: checkpoints saved from now on cannot be resumed: {change}. "
                                      f"Make this change before the fit", stacklevel=5)
+            for cb in learn.cbs if best else ():
+                if not isinstance(cb, AverageCB): continue
+                state |= dict(raw=state['model'], model=cb.averaged(learn, state['model']))
             self.files.save(dict(position=position, versions=versions(learn), **state), best)
         self._start_counting()
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from miniai.environment import version_of
+from miniai.optim.optimizer import inner_optimizer
 from miniai.randomness import random_states, set_random_states
 from miniai.resume.objects import device_of, misfit, restore_state, state_of
 from miniai.resume.packing import Unpacker
@@ -115,14 +116,14 @@ def _whole(state: dict[str, Any]) -> dict[str, Any]:
     "The states of all objects, by path."
     model, opt = state.get('roots', ('learn.model', 'learn.opt'))
     return state['states'] | state['objects'] | {
-        model: state['objects'][model] | dict(state=state['model']), opt: state['opt']}
+        model: state['objects'][model] | dict(state=state.get('raw', state['model'])), opt: state['opt']}
 
 
 def restore(learn: Any, state: dict[str, Any], names: dict[int, str]) -> list[str]:
     """Restore everything that `state` holds. Returns the paths of what could not be restored. ResumeError, and nothing
     is changed, if an object refuses its state. `names` are those of the RunState."""
     nodes = walk(learn, names)
-    with real_weights(learn.opt):
+    with real_weights(learn):
         unpacker = _unpacker(learn, nodes)
         _restore_stateful(nodes, state['states'], unpacker)
         for path, x in _whole(state).items():
@@ -182,10 +183,10 @@ def _restore_stateful(nodes: dict[str, Node], states: dict[str, Any], unpacker: 
 
 
 @contextmanager
-def real_weights(opt: Any) -> Iterator[None]:
-    "Within this context parameters hold the weights, even if the optimizer has swapped in their averages."
-    swapped = getattr(opt, 'shows_averages', False)
-    if swapped: opt.swap_averages()
+def real_weights(learn: Any) -> Iterator[None]:
+    "Within this context the model holds its weights, even if optimizer and callbacks have swapped in their averages."
+    swapped = [x for x in (inner_optimizer(learn.opt), *learn.cbs) if getattr(x, 'shows_averages', False)]
+    for x in swapped: x.swap_averages()
     try: yield
     finally:
-        if swapped: opt.swap_averages()
+        for x in swapped: x.swap_averages()
