@@ -2,11 +2,13 @@
 import runpy
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils.data import default_collate
 
 import miniai.device
@@ -197,3 +199,41 @@ def test_a_larger_tensor_is_kept_without_its_graph():
     r = DeferredScalars([1.])
     r.append(torch.ones(2, requires_grad=True)*2)
     assert (r.values[1].tolist(), r.values[1].requires_grad, len(r)) == ([2., 2.], False, 2)
+
+
+@dataclass(frozen=True)
+class Item:
+    x: torch.Tensor
+    y: list
+    name: str = 'a'
+
+
+class Graph:
+    "An object with a `to` of its own, in which no nest is known."
+    device = 'cpu'
+    def to(self, device):
+        self.device = device
+        return self
+
+
+def test_the_tensors_of_a_dataclass_are_found_moved_and_mapped_and_the_rest_stays():
+    item = Item(torch.zeros(2), [torch.ones(3)])
+    assert [len(t) for t in tensors_in((1, item))] == [2, 3]
+    assert first_tensor(item) is item.x
+    moved = to_device([item], 'meta')[0]
+    assert (type(moved), moved.x.device.type, moved.y[0].device.type, moved.name) == (Item, 'meta', 'meta', 'a')
+    assert map_tensors(len, item) == Item(2, [3])
+    assert item.x.device.type == 'cpu'
+
+
+def test_an_object_with_a_to_of_its_own_moves_by_it_wherever_it_is():
+    graph = Graph()
+    moved = to_device((graph, dict(g=[graph])), 'meta')
+    assert moved[0] is moved[1]['g'][0] is graph
+    assert graph.device == 'meta'
+
+
+def test_a_packed_sequence_keeps_its_batch_sizes_on_the_cpu_as_torch_does():
+    packed = pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])
+    moved = to_device([packed], 'meta')[0]
+    assert (moved.data.device.type, moved.batch_sizes.device.type) == ('meta', 'cpu')

@@ -3,6 +3,7 @@ from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
 from miniai.callbacks.average import AverageCB as AverageCB
 from miniai.callbacks.batch import BatchTransformCB as BatchTransformCB
 from miniai.callbacks.early_stopping import EarlyStoppingCB as EarlyStoppingCB
+from miniai.callbacks.hf import HFCB as HFCB
 from miniai.callbacks.metrics import MetricsCB as MetricsCB
 from miniai.callbacks.metrics import accuracy as accuracy
 from miniai.callbacks.mix import MixUpCB as MixUpCB
@@ -43,8 +44,8 @@ from miniai.resume.restore import ResumeError as ResumeError
 __version__ = '0.3.0'
 __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
-    'TrainCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'ProgressCB', 'RecorderCB',
-    'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule', 'EarlyStoppingCB', 'AverageCB',
-    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'DataLoaders',
-    'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam',
-    'AdamW', 'Lion', 'optimizer']
+    'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'ProgressCB',
+    'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule', 'EarlyStoppingCB',
+    'AverageCB', 'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError',
+    'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum',
+    'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

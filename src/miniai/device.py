@@ -1,5 +1,7 @@
 "Devices: the default one, moving nested batches to it and back, and scalars that stay there until they are read."
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,14 +14,26 @@ __all__ = ['def_device', 'map_tensors', 'tensors_in', 'first_tensor', 'to_device
 def_device: str = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
 
 
-# Nests: tensors inside tuples, lists and mappings
+# Nests: tensors inside tuples, lists, mappings and dataclasses
 
-def map_tensors(f: Callable[[Tensor], Any], x: Any) -> Any:
-    "A copy of the nest `x` with `f` applied to every tensor. Anything else in it stays the same object."
-    if isinstance(x, Tensor): return f(x)
-    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(map_tensors(f, o) for o in x))
-    if isinstance(x, (tuple, list)): return type(x)([map_tensors(f, o) for o in x])
-    return _like(x, {k: map_tensors(f, v) for k, v in x.items()}) if isinstance(x, Mapping) else x
+def map_tensors(f: Callable[[Any], Any], x: Any, method: str = '') -> Any:
+    """A copy of the nest `x` with `f` applied to every tensor, and to every object that has `method`. Anything else in
+    it stays the same object."""
+    if isinstance(x, Tensor) or (method and hasattr(x, method)): return f(x)
+    if isinstance(x, tuple) and hasattr(x, '_fields'): return type(x)(*(map_tensors(f, o, method) for o in x))
+    if isinstance(x, (tuple, list)): return type(x)([map_tensors(f, o, method) for o in x])
+    if isinstance(x, Mapping): return _like(x, {k: map_tensors(f, v, method) for k, v in x.items()})
+    return _mapped_fields(f, x, method) if _is_dataclass(x) else x
+
+
+def _mapped_fields(f: Callable[[Any], Any], x: Any, method: str) -> Any:
+    new = copy(x)
+    for nm in (field.name for field in fields(x)):
+        object.__setattr__(new, nm, map_tensors(f, getattr(x, nm), method))  # it may be frozen
+    return new
+
+
+def _is_dataclass(x: Any) -> bool: return is_dataclass(x) and not isinstance(x, type)
 
 
 def _like(old: Mapping, new: dict) -> Mapping:
@@ -35,6 +49,7 @@ def tensors_in(x: Any) -> Iterator[Tensor]:
     elif isinstance(x, Mapping): yield from tensors_in(tuple(x.values()))
     elif isinstance(x, tuple | list):
         for o in x: yield from tensors_in(o)
+    elif _is_dataclass(x): yield from tensors_in([getattr(x, field.name) for field in fields(x)])
 
 
 def first_tensor(x: Any) -> Tensor | None:
@@ -47,8 +62,8 @@ def first_tensor(x: Any) -> Tensor | None:
 # Moving
 
 def to_device(x: Any, device: str | torch.device = def_device) -> Any:
-    "Move every tensor in the nest `x` to `device`."
-    return map_tensors(lambda t: t.to(device), x)
+    "Move every tensor in the nest `x` to `device`. Objects with their own `to`, such as graphs, move by that."
+    return map_tensors(lambda t: t.to(device), x, 'to')
 
 
 def detached(x: Any) -> Any:

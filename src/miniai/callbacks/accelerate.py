@@ -14,8 +14,9 @@ class AccelerateCB(TrainCB):
     pass. After the fit the Learner has its own model, optimizer and loaders again. `mixed_precision` is Accelerate's;
     without an accelerator 'fp16' becomes 'bf16', with a warning."""
     order = DeviceCB.order + 10
-    def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16") -> None:
-        super().__init__(n_inp)
+    def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16", inputs: Any = None,
+                 targets: Any = None) -> None:
+        super().__init__(n_inp, inputs, targets)
         try:
             from accelerate import Accelerator
         except ImportError as e:

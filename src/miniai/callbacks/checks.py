@@ -57,7 +57,8 @@ def _check_phases(learn: Any, phases: tuple[str, ...], own: set[str]) -> None:
 def _uses_loss_func(learn: Any, own: set[str]) -> bool:
     "Is the get_loss that will run one of the library's own?"
     providers = [learn] if 'get_loss' in own else [cb for cb in learn.cbs if hasattr(cb, 'get_loss')]
-    return any(getattr(p.get_loss, '__module__', '').startswith('miniai.') for p in providers)
+    return any(getattr(p.get_loss, '__module__', '').startswith('miniai.') for p in providers
+               if getattr(p, 'uses_loss_func', True))
 
 
 def _check_resume(learn: Any, train: bool) -> None:

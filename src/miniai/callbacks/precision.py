@@ -12,8 +12,9 @@ class MixedPrecision(TrainCB):
     """Runs forward pass and loss in half precision with autocast: bfloat16 on the CPU, float16 on CUDA, or `dtype`. In
     float16 small gradients would become 0, so a GradScaler, kept as `scaler`, scales the loss up and gradients down."""
     order = DeviceCB.order + 10
-    def __init__(self, n_inp: int = 1, dtype: torch.dtype | None = None) -> None:
-        super().__init__(n_inp)
+    def __init__(self, n_inp: int = 1, dtype: torch.dtype | None = None, inputs: Any = None,
+                 targets: Any = None) -> None:
+        super().__init__(n_inp, inputs, targets)
         if dtype not in (None, torch.float16, torch.bfloat16):
             raise ValueError(f"MixedPrecision: dtype must be torch.float16 or torch.bfloat16, got {dtype}")
         self.dtype, self.autocast = dtype, None

@@ -3,27 +3,74 @@ import inspect
 import math
 import time
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from miniai.callbacks.wrapped import MappedLoader
 from miniai.device import def_device, is_number, to_device, to_scalar
 from miniai.events import Callback, CancelFitException
 
 __all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'FiniteLossCB', 'SkippedStepsCB', 'NonFiniteLossError', 'checked',
-           'inputs_of', 'loss_of', 'n_inputs']
+           'inputs_of', 'loss_of', 'n_inputs', 'as_tuple', 'item_of']
 
 
 class TrainCB(Callback):
     """The five phases of a batch: the first `n_inp` items of the batch are the model's inputs, the rest go to the loss.
-    Subclasses may replace single phases."""
-    def __init__(self, n_inp: int = 1) -> None: self.n_inp = n_inp
-    def predict(self, learn: Any) -> None: learn.preds = learn.model(*inputs_of(learn.batch, self.n_inp))
+    Subclasses may replace single phases.
+
+    For batches that are dicts or objects, `inputs` and `targets` say what to take: keys or attributes by name, or
+    functions of the batch; one, or a tuple of them. Names become keyword arguments of the model, functions positional
+    ones. Each batch becomes a tuple as it is loaded, (what functions give, a dict of what has a name, *targets), for
+    all callbacks alike. A fit that does not train needs no targets."""
+    inputs: Any = None
+    targets: Any = ()
+    def __init__(self, n_inp: int = 1, inputs: Any = None, targets: Any = None) -> None:
+        self.n_inp = n_inp
+        if inputs is None and targets is None: return
+        if inputs is None or n_inp != 1:
+            raise ValueError("TrainCB: give either n_inp, for batches that are tuples, or inputs and targets")
+        self.inputs, self.targets = as_tuple(inputs), as_tuple(targets)
+        functions = sum(map(callable, self.inputs))
+        self.n_inp = functions + (functions < len(self.inputs))
+
+    def before_epoch(self, learn: Any) -> None:
+        if self.inputs is not None: learn.dl = MappedLoader(learn.dl, partial(self._as_tuple, needs_all=learn.trains))
+
+    def _as_tuple(self, batch: Any, needs_all: bool) -> tuple:
+        positional = [f(batch) for f in self.inputs if callable(f)]
+        named = {nm: item_of(batch, nm) for nm in self.inputs if not callable(nm)}
+        targets = [item_of(batch, t, optional=not needs_all) for t in self.targets]
+        return (*positional, *([named] if named else []), *(t for t in targets if t is not None))
+
+    def predict(self, learn: Any) -> None:
+        inputs, named = inputs_of(learn.batch, self.n_inp), {}
+        if self.inputs and not all(map(callable, self.inputs)): *inputs, named = inputs
+        learn.preds = learn.model(*inputs, **named)
+
     def get_loss(self, learn: Any) -> None: learn.loss = loss_of(learn, learn.batch[self.n_inp:])
     def backward(self, learn: Any) -> None: learn.loss.backward()
     def step(self, learn: Any) -> None: learn.opt.step()
     def zero_grad(self, learn: Any) -> None: learn.opt.zero_grad()
+
+
+def as_tuple(x: Any) -> tuple:
+    "One name or function, or several, or None, as a tuple."
+    return () if x is None else (x,) if isinstance(x, str) or callable(x) else tuple(x)
+
+
+def item_of(batch: Any, name: Any, optional: bool = False) -> Any:
+    """The item of a batch with that key or attribute, or what a function of the batch returns. KeyError if there is
+    none; None if it is `optional`."""
+    if callable(name): return name(batch)
+    try: return batch[name] if isinstance(batch, Mapping) else getattr(batch, name)
+    except (KeyError, AttributeError):
+        if optional: return None
+        known = list(batch) if isinstance(batch, Mapping) else list(getattr(batch, '__dict__', ()))
+        raise KeyError(f"a batch, a {type(batch).__name__}, has no {name!r}; it has {known}") from None
 
 
 def checked(batch: Any) -> tuple | list:
@@ -36,8 +83,8 @@ def _not_a_tuple(batch: Any) -> TypeError:
     if isinstance(batch, torch.Tensor): found = f"a bare tensor of shape {tuple(batch.shape)}"
     elif isinstance(batch, dict): found = f"a {type(batch).__name__} with keys {list(batch)}"
     else: found = f"a {type(batch).__name__}"
-    return TypeError(f"a batch must be a tuple (inputs, targets), got {found}: let the loader's dataset return pairs, "
-                     f"or turn each batch into a tuple with BatchTransformCB or the loader's collate_fn")
+    return TypeError(f"a batch must be a tuple (inputs, targets), got {found}: use Learner with TrainCB(inputs=…, "
+                     f"targets=…), which names what to take, or the loader's collate_fn")
 
 
 def inputs_of(batch: Any, n_inp: int) -> tuple | list:

@@ -2,7 +2,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-__all__ = ['WrappedLoader', 'first_batch_of']
+__all__ = ['WrappedLoader', 'MappedLoader', 'first_batch_of']
 
 
 def first_batch_of(dl: Any) -> int:
@@ -22,3 +22,12 @@ class WrappedLoader:
     def _then(self) -> Iterator:
         yield from self.dl
         self.at_end()
+
+
+class MappedLoader(WrappedLoader):
+    "The batches of `dl`, each changed by `f`."
+    def __init__(self, dl: Iterable, f: Callable[[Any], Any]) -> None:
+        super().__init__(dl)
+        self.f = f
+
+    def __iter__(self) -> Iterator: return map(self.f, self.dl)

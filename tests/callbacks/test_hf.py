@@ -1,0 +1,102 @@
+"Models that compute their own loss."
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai import AccumulateCB, CheckpointCB, DataLoaders, Learner, MetricsCB, accuracy
+from miniai.callbacks.hf import HFCB
+from resuming import assert_resumes_exactly
+from small import learner
+
+
+@dataclass
+class Output(OrderedDict):
+    "As a ModelOutput of transformers: a mapping with attributes, in which what is None is missing."
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+
+
+class BatchEncoding(UserDict):
+    def to(self, device):
+        self.data = {k: v.to(device) for k, v in self.data.items()}
+        return self
+
+
+class Classifier(nn.Module):
+    "As a ForSequenceClassification: it takes its labels and returns its own loss."
+    def __init__(self):
+        super().__init__()
+        self.emb, self.out = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+    def forward(self, input_ids, attention_mask=None, labels=None):
+        logits = self.out((self.emb(input_ids)*attention_mask[..., None]).sum(1))
+        return Output(None if labels is None else F.cross_entropy(logits, labels), logits)
+
+
+def batches(n=4, seed=1, labels=True):
+    g = torch.Generator().manual_seed(seed)
+    for i in range(n):
+        ids = torch.randint(0, 20, (4 + i, 5), generator=g)
+        y = dict(labels=torch.randint(0, 3, (4 + i,), generator=g))
+        yield BatchEncoding(dict(input_ids=ids, attention_mask=(ids > 3).float()) | (y if labels else {}))
+
+
+def model():
+    torch.manual_seed(4)
+    return Classifier()
+
+
+def hf_learner(*cbs, train=None, valid=None, loss_func=None, **kwargs):
+    dls = DataLoaders(train or list(batches()), valid or list(batches(2, 7)))
+    return learner([HFCB(), *cbs], cls=Learner, model=model(), dls=dls, loss_func=loss_func, **kwargs)
+
+
+def test_a_model_that_computes_its_loss_trains_as_in_plain_pytorch():
+    learn = hf_learner(MetricsCB(acc=accuracy))
+    learn.fit(2)
+    expected = model()
+    opt = torch.optim.SGD(expected.parameters(), .1)
+    for b in [*batches()]*2:
+        expected(**b).loss.backward()
+        opt.step()
+        opt.zero_grad()
+    for p, q in zip(learn.model.parameters(), expected.parameters(), strict=True): assert torch.equal(p, q)
+    with torch.no_grad(): outs = [(expected(**b), b['labels']) for b in batches(2, 7)]
+    n = sum(len(y) for _, y in outs)
+    assert learn.history[-1]['loss'] == pytest.approx(sum(o.loss.item()*len(y) for o, y in outs)/n)
+    assert learn.history[-1]['acc'] == pytest.approx(sum((o.logits.argmax(1) == y).sum().item() for o, y in outs)/n)
+
+
+def test_accumulated_batches_of_such_a_model_are_one_large_batch():
+    learn = hf_learner(AccumulateCB(4))
+    learn.fit(1)
+    expected = model().double()
+    ids, mask, y = (torch.cat([b[k] for b in batches()]) for k in ('input_ids', 'attention_mask', 'labels'))
+    expected(ids, mask.double(), y).loss.backward()
+    for p, q in zip(learn.model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p.double(), q - .1*q.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_predictions_need_no_labels_and_training_does():
+    bare = list(batches(2, labels=False))
+    learn = hf_learner(train=bare, valid=bare)
+    preds, targets = learn.capture_preds()
+    assert targets is None
+    torch.testing.assert_close(preds, torch.cat([learn.model(**b).logits for b in bare]))
+    with pytest.raises((KeyError, ValueError), match='labels'): learn.fit(1)
+
+
+def test_a_model_without_logits_is_an_error_that_says_what_to_use_instead():
+    class Bare(Classifier):
+        def forward(self, **batch): return super().forward(**batch).logits
+    learn = learner(HFCB(), cls=Learner, model=Bare(), dls=DataLoaders(list(batches()), []))
+    with pytest.raises(TypeError, match=r'a Tensor, has no logits; use TrainCB\(inputs=…'): learn.fit(1, valid=False)
+
+
+def test_such_a_run_resumes_exactly(tmp_path):
+    def make(folder, *cbs): return hf_learner(CheckpointCB(folder, batches=1, keep=99), *cbs)
+    assert_resumes_exactly(make, tmp_path, stops=((0, 1), (1, 3), (0, 0, False)))
