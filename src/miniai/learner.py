@@ -8,6 +8,7 @@ from torch import nn, optim
 from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
+from miniai.callbacks.closure import ClosureCB
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
@@ -111,7 +112,7 @@ class Learner:
         CheckpointCB, if there is one. ValueError or TypeError, before the first batch, for what is sure to fail; a fit
         that fails before its first epoch leaves history and optimizer as they were."""
         if self.fitting: raise RuntimeError("this Learner is already fitting; wait until that fit has ended")
-        added = [*as_list(cbs), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
+        added = [*as_list(cbs), ClosureCB(), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
         self.cbs.extend(added)
         self.fitting, self.epoch, before = True, None, (self.history, self.opt)
         try:
