@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from miniai.callbacks.metrics import MetricsCB, accuracy
 from miniai.callbacks.record import RecorderCB
-from miniai.callbacks.schedule import BatchSchedCB
 from miniai.data import DataLoaders
 from miniai.events import Callback
 from miniai.learner import TrainLearner
 from miniai.resume.checkpoint import CheckpointCB
+from miniai.steps.schedule import BatchSchedCB
 
 
 class OddSampler:

@@ -14,11 +14,11 @@ from miniai import BatchSchedCB, Callback, DataLoaders, MetricsCB, RecorderCB, T
 from miniai.accel import AccumulateCB
 from miniai.activations import set_seed
 from miniai.augment import RandCrop
-from miniai.callbacks.average import AverageCB
 from miniai.data import SeededSamples
 from miniai.optim import AdamW
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.resume.state import run_state
+from miniai.steps.average import AverageCB
 
 
 class Noisy:

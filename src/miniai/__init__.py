@@ -1,18 +1,14 @@
 "miniai: train PyTorch models with accelerated SGD. The names that a user types first."
 from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
-from miniai.callbacks.average import AverageCB as AverageCB
 from miniai.callbacks.batch import BatchTransformCB as BatchTransformCB
 from miniai.callbacks.early_stopping import EarlyStoppingCB as EarlyStoppingCB
 from miniai.callbacks.hf import HFCB as HFCB
 from miniai.callbacks.metrics import MetricsCB as MetricsCB
 from miniai.callbacks.metrics import accuracy as accuracy
 from miniai.callbacks.mix import MixUpCB as MixUpCB
-from miniai.callbacks.plateau import PlateauCB as PlateauCB
 from miniai.callbacks.precision import MixedPrecision as MixedPrecision
 from miniai.callbacks.progress import ProgressCB as ProgressCB
 from miniai.callbacks.record import RecorderCB as RecorderCB
-from miniai.callbacks.schedule import BatchSchedCB as BatchSchedCB
-from miniai.callbacks.schedule import EpochSchedCB as EpochSchedCB
 from miniai.callbacks.train import DeviceCB as DeviceCB
 from miniai.callbacks.train import TrainCB as TrainCB
 from miniai.data.fmnist import fashion_mnist as fashion_mnist
@@ -40,6 +36,10 @@ from miniai.optim import warmup_cosine as warmup_cosine
 from miniai.randomness import set_seed as set_seed
 from miniai.resume.checkpoint import CheckpointCB as CheckpointCB
 from miniai.resume.restore import ResumeError as ResumeError
+from miniai.steps.average import AverageCB as AverageCB
+from miniai.steps.plateau import PlateauCB as PlateauCB
+from miniai.steps.schedule import BatchSchedCB as BatchSchedCB
+from miniai.steps.schedule import EpochSchedCB as EpochSchedCB
 
 __version__ = '0.3.0'
 __all__ = [

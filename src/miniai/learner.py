@@ -8,7 +8,6 @@ from torch import nn, optim
 from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
-from miniai.callbacks.closure import ClosureCB
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.progress import ProgressCB
@@ -40,6 +39,7 @@ from miniai.events import (
     run_cbs,
     with_cbs,
 )
+from miniai.steps.closure import ClosureCB
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError',
            'Callback', 'run_cbs', 'with_cbs', 'to_cpu', 'Learner', 'TrainLearner', 'MomentumLearner',

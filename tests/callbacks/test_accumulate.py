@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from miniai.accel import AccumulateCB, MixedPrecision
-from miniai.callbacks.average import AverageCB
-from miniai.callbacks.schedule import BatchSchedCB, EpochSchedCB
 from miniai.data import DataLoaders
 from miniai.learner import (
     CancelBatchException,
@@ -25,6 +23,8 @@ from miniai.learner import (
 )
 from miniai.optim import SGD, AdamW
 from miniai.resume.checkpoint import CheckpointCB
+from miniai.steps.average import AverageCB
+from miniai.steps.schedule import BatchSchedCB, EpochSchedCB
 from resuming import StopCB
 from small import Heard, batches, learner, mlp, raising, same, weights
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.callbacks.schedule import BatchSchedCB
 from miniai.data import fashion_mnist
 from miniai.device import def_device
 from miniai.jobs import build
 from miniai.jobs.build import auto_lr, build_data, build_device, build_model, build_schedule, learning_rate
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
+from miniai.steps.schedule import BatchSchedCB
 from tiny import write_tiny
 
 

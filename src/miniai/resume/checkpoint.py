@@ -9,7 +9,6 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from miniai.callbacks.average import AverageCB
 from miniai.callbacks.dry_run import patch
 from miniai.callbacks.metrics import MetricsCB, direction
 from miniai.callbacks.train import FiniteLossCB
@@ -24,6 +23,7 @@ from miniai.resume.restore import ResumeError, check_same, real_weights, restore
 from miniai.resume.signals import OutlastSignals, SignalWatch
 from miniai.resume.start import ResumePoint, find_resume_point
 from miniai.resume.state import RunState, loaders_of
+from miniai.steps.average import AverageCB
 
 __all__ = ['CheckpointCB']
 

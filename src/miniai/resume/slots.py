@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
-from miniai.callbacks.schedule import BaseSchedCB
+from miniai.steps.schedule import BaseSchedCB
 
 __all__ = ['ITEMS', 'HOOKS', 'attributes_of', 'options_of', 'set_items', 'slots_of', 'slot_names', 'cells_of',
            'names_in', 'globals_in', 'is_hugging_face']

@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from miniai.callbacks.metrics import direction
-from miniai.callbacks.schedule import BaseSchedCB
+from miniai.steps.schedule import BaseSchedCB
 
 __all__ = ['PlateauCB']
 

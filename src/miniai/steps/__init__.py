@@ -1,0 +1,1 @@
+"Callbacks around the optimizer's step: schedules, weight averages, closures."
