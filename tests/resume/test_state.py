@@ -347,6 +347,22 @@ def test_how_a_pass_began_is_a_copy_of_what_has_changed_in_it_and_only_of_the_da
     assert 'learn.dls.train.rng' in begun['states']
 
 
+ORDER = np.arange(3)
+
+
+def test_a_global_order_that_the_learner_holds_too_is_part_of_how_a_pass_began():
+    learn = holding(thing=Thing(order=ORDER))
+    learn.dls.train.order_of = lambda: ORDER
+    state, before = RunState(learn), ORDER.copy()
+    try:
+        ORDER[:] = 5
+        state.begin_pass(learn)
+        ORDER[:] = 9
+        begun = state.take(learn, within_pass=True)['begun']
+        assert attributes(begun)[f'module {__name__}.ORDER'].tolist() == [5, 5, 5]
+    finally: ORDER[:] = before
+
+
 def test_the_whole_state_of_a_run_is_data():
     learn = holding(n=1, thing=Thing(rate=.1))
     assert {'learn.n', 'learn.thing.rate', 'learn.dls.train.batch_size'} <= attributes(run_state(learn)).keys()

@@ -102,7 +102,7 @@ def _is_time(text: str) -> bool:
 def _is_strict(node: Node | None, path: str, name: str) -> bool:
     # The first is restored; the second matters if workers draw; the third is only what can be seen from outside.
     if name in ('frozen', 'num_workers', 'content'): return False
-    if node is None or (path.startswith('learn.dls') and name in ('class', 'length')): return path != 'run'
+    if node is None or (path.startswith('learn.dls') and name == 'class'): return path != 'run'
     x = node.slots.get(name)
     texts = x if isinstance(x, list | tuple) and x else [x]
     users = path.startswith('learn.dls') or origin_of(type(node.object)) == 'user'
@@ -138,13 +138,11 @@ def restore(learn: Any, state: dict[str, Any], names: dict[int, str]) -> list[st
 
 
 def restore_data(learn: Any, data: dict[str, Any], names: dict[int, str], leave_out: tuple[str, ...] = ()) -> None:
-    "Restore random states, generators and the state of the data, but for paths that begin as in `leave_out`."
-    def wanted(path: str, n: Node) -> bool: return path.startswith(DATA) or n.kind == 'generator'
+    "Restore random states, generators and the attributes in `data`, but for paths that begin as in `leave_out`."
     everything = walk(learn, names)
-    nodes = {path: n for path, n in everything.items()
-             if wanted(path, n) and not (leave_out and path.startswith(leave_out))}
+    nodes = {path: n for path, n in everything.items() if not (leave_out and path.startswith(leave_out))}
     unpacker = _unpacker(learn, everything)
-    _restore_stateful(nodes, data['states'], unpacker)
+    _restore_stateful({path: n for path, n in nodes.items() if path.startswith(DATA)}, data['states'], unpacker)
     _restore_rest(nodes, data, unpacker)
 
 

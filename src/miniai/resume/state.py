@@ -75,7 +75,7 @@ class RunState:
                      for path, slots in self.begun['attributes'].items()}
             begun = self.begun | dict(attributes={path: {nm: slots[nm] for nm in slots if nm in moved[path]}
                                                   for path, slots in self.begun['attributes'].items() if moved[path]})
-        attributes = found.attributes(self.first, moved)
+        attributes = found.attributes(found.nodes, self.first, moved)
         objects = {path: state_of(n) for path, n in found.nodes.items() if n.kind in ('module', 'optimizer')}
         settings = {path: {nm: text for nm, (text, told) in texts.items() if found.is_same(self.first, path, nm)}
                     for path, texts in found.texts.items()}
@@ -155,13 +155,13 @@ class _Found:
         data = path in self.nodes and self.nodes[path].data
         return text is not None and first.get(path, {}).get(nm) == text and text[1] >= (SOME if data else ALL)
 
-    def attributes(self, first: dict, moved: dict[str, set[str]]) -> dict[str, dict]:
-        "The slots that differ from `first` or are in `moved`, packed, by path."
+    def attributes(self, nodes: dict[str, Node], first: dict, moved: dict[str, set[str]]) -> dict[str, dict]:
+        "The slots of `nodes` that differ from `first` or are in `moved`, packed, by path."
         def packed(path: str, n: Node) -> dict[str, Any]:
             return {nm: self._pack(first, path, nm, x) for nm, x in n.slots.items()
                     if nm != HOOKS and (n.keeps is None or nm in n.keeps)
                     and (not self.is_same(first, path, nm) or nm in moved.get(path, ()))}
-        found = {path: packed(path, n) for path, n in self.nodes.items()}
+        found = {path: packed(path, n) for path, n in nodes.items()}
         return {path: slots for path, slots in found.items() if slots}
 
     def _pack(self, first: dict, path: str, nm: str, x: Any) -> Any:
@@ -175,8 +175,8 @@ class _Found:
         nodes = {path: n for path, n in self.nodes.items() if path.startswith(DATA)}
         small = {path: {nm for nm in n.slots if self.texts[path][nm][1] == ALL or 'sampler' in path}
                  for path, n in nodes.items()}
-        attributes = {path: x for path, x in self.attributes(first, small).items() if path in nodes}
-        return dict(attributes=attributes, random=random_states(), running=self.running(), states=self.states(nodes))
+        return dict(attributes=self.attributes(nodes, first, small), random=random_states(), running=self.running(),
+                    states=self.states(nodes))
 
     def states(self, nodes: dict[str, Node]) -> dict[str, Any]:
         "The states of all generators, and of the objects with a state_dict among `nodes`."
