@@ -283,7 +283,7 @@ def test_squared_error_of_torchmetrics_is_the_loss_of_a_regression():
 
 
 class Largest:
-    "A metric of one's own, without a state_dict."
+    "A user's metric, without a state_dict."
     def __init__(self): self.reset()
     def reset(self): self.seen = []
     def update(self, preds, targets): self.seen.append(preds.max().item())

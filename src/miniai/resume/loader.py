@@ -3,18 +3,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from miniai.data.seeded import SeededSamples
 from miniai.randomness import host_states, same_states
 from miniai.resume.restore import restore_data
 from miniai.resume.walk import has_state_dict, walk
-from miniai.resume.workers import is_fixed, iterating_over, set_workers
+from miniai.resume.workers import is_fixed, is_indexed, iterating_over, set_workers
 
 __all__ = ['RemainingBatches', 'can_seek', 'resume_warning']
-
-_TORCH_ITER = DataLoader.__iter__
 
 
 def can_seek(dl: Any) -> bool:
@@ -54,9 +52,7 @@ class RemainingBatches:
             batches = dl.batches(dl.epoch, self.first_batch)
             restore_data(self.learn, self.now, self.names)
             return batches
-        indexed = (getattr(type(dl), '__iter__', None) is _TORCH_ITER and dl.batch_sampler is not None
-                   and not isinstance(dl.dataset, IterableDataset))
-        if not indexed or (dl.num_workers and not self._is_fixed()): return self._loading_earlier_batches()
+        if not is_indexed(dl) or (dl.num_workers and not self._is_fixed()): return self._loading_earlier_batches()
         rest = _RemainingIndices(dl.batch_sampler, self.first_batch, self._after_indices)
         with iterating_over(dl, rest): return iter(dl)
 

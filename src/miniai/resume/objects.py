@@ -51,7 +51,7 @@ def shape_of(node: Node, names: dict[int, str]) -> dict[str, str]:
     groups of an optimizer, the kind of a generator. `names` are the paths of the modules' parameters, by id."""
     if node.kind == 'module':
         classes = {f'{nm}.class'.strip('.'): type(m).__qualname__ for nm, m in node.object.named_modules()}
-        return classes | {nm: _described(x) for nm, x in node.object.state_dict().items()}
+        return classes | _shapes(node.object.state_dict())
     if node.kind == 'generator': return {'': _kind_of(node.object)}
     if node.kind != 'optimizer': return {}
     return {f'group {i}, parameter {k}': names.get(id(p), f'a tensor {_described(p)}')
@@ -98,7 +98,7 @@ def _restore_module(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def _misfit_of_module(m: nn.Module, state: dict[str, Any]) -> str:
-    there, saved = (_shapes(s) for s in (_module_state(m)['state'], state['state']))
+    there, saved = (_shapes(s) for s in (m.state_dict(), state['state']))
     if there != saved: return f'{min(there.items() ^ saved.items())[0]} differs'
     params = dict(m.named_parameters())
     for nm, g in state['grads'].items():

@@ -230,8 +230,9 @@ class Unpacker:
 def _constant_in(live: Collection, packed: Any) -> Any:
     "The constant that was packed as `packed`, if it is among the live values."
     if type(packed) is not tuple or packed[0] not in ('constant', 'enum'): return None
-    return next((x for x in live if isinstance(x, CONSTANTS) and packed[:3][-1 if packed[0] == 'enum' else 1] == (
-        x.name if isinstance(x, Enum) else name_of(x))), None)
+    wanted = packed[2] if packed[0] == 'enum' else packed[1]
+    def name(x: Any) -> str: return x.name if isinstance(x, Enum) else name_of(x)
+    return next((x for x in live if isinstance(x, CONSTANTS) and name(x) == wanted), None)
 
 
 _MAKERS = dict(list=list, tuple=tuple, deque=deque, bytearray=bytearray, set=set, frozenset=frozenset)

@@ -52,21 +52,29 @@ def slots_of(x: Any, origin: str, kind: str) -> dict[str, Any]:
     return own | {HOOKS: hooks} if hooks else own
 
 
+def is_hugging_face(x: Any) -> bool:
+    "Is this a dataset of Hugging Face? The state_dict of a stream tells where its next pass starts, not this one."
+    return type(x).__module__.startswith('datasets.')
+
+
 def options_of(x: Any) -> frozenset[str]:
     "The names of a class's constructor."
     try: return frozenset(signature(type(x).__init__).parameters)
     except ValueError: return frozenset()
 
 
+def _base_of(x: list | dict | set) -> type: return next(c for c in (list, dict, set) if isinstance(x, c))
+
+
 def _items_of(x: list | dict | set) -> Any:
     "The items of a user's container, whatever its own methods do."
-    base = next(c for c in (list, dict, set) if isinstance(x, c))
+    base = _base_of(x)
     return dict(dict.items(x)) if base is dict else base(base.__iter__(x))
 
 
 def set_items(x: list | dict | set, items: Any) -> None:
     "Replace the items of a user's container."
-    base = next(c for c in (list, dict, set) if isinstance(x, c))
+    base = _base_of(x)
     base.clear(x)
     if base is list: list.extend(x, items)
     else: base.update(x, items)
@@ -123,9 +131,10 @@ def _code_text(code: CodeType, doc: str | None = None) -> str:
 
 def _slots_of_optimizer(opt: Any) -> dict[str, Any]:
     ours = type(opt).__module__.startswith('miniai.')
-    own = {k: v for k, v in getattr(opt, '__dict__', {}).items()
+    there = attributes_of(opt) or {}
+    own = {k: v for k, v in there.items()
            if k not in _OPTIMIZER_NAMES and not (k.startswith('_') and (ours or hasattr(opt, 'spec')))}
-    hooks = [h for nm, x in (attributes_of(opt) or {}).items() if nm.endswith('_hooks') for h in list(x.values())]
+    hooks = [h for nm, x in there.items() if nm.endswith('_hooks') for h in list(x.values())]
     return own | dict(parameters=[g['params'] for g in opt.param_groups], rule=getattr(opt, 'rule', None)) | (
         {HOOKS: hooks} if hooks else {})
 
@@ -142,8 +151,3 @@ def globals_in(code: CodeType) -> frozenset[str]:
     "The globals that a function names, with those of functions inside it."
     own = {i.argval for i in get_instructions(code) if i.opname.endswith(('_GLOBAL', '_NAME'))}
     return frozenset(own.union(*(globals_in(c) for c in code.co_consts if isinstance(c, CodeType))))
-
-
-def is_hugging_face(x: Any) -> bool:
-    "Is this a dataset of Hugging Face? The state_dict of a stream tells where its next pass starts, not this one."
-    return type(x).__module__.startswith('datasets.')

@@ -3,12 +3,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from miniai.data.loaders import Dataset
 from miniai.data.seeded import SeededSamples
 
-__all__ = ['is_fixed', 'has_running_workers', 'set_workers', 'iterating_over']
+__all__ = ['is_fixed', 'is_indexed', 'has_running_workers', 'set_workers', 'iterating_over']
 
 _TORCH_ITER = DataLoader.__iter__
 _FIXED = SeededSamples, TensorDataset, Dataset
@@ -21,6 +21,12 @@ def is_fixed(dl: DataLoader) -> bool:
         if isinstance(ds, ConcatDataset): return all(map(fixed, ds.datasets))
         return type(ds) in _FIXED
     return fixed(dl.dataset) and dl.collate_fn is default_collate
+
+
+def is_indexed(dl: Any) -> bool:
+    "Does `dl` load each batch by a list of indices? A subclass with its own __iter__ may do anything."
+    return (getattr(type(dl), '__iter__', None) is _TORCH_ITER and dl.batch_sampler is not None
+            and not isinstance(dl.dataset, IterableDataset))
 
 
 def has_running_workers(dl: Any) -> bool:
