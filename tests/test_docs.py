@@ -38,7 +38,7 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['checkpoints', 'learner', 'your_own_rule']
+    assert [p.stem for p in PAGES] == ['checkpoints', 'learner', 'tasks', 'your_own_rule']
 
 
 def test_the_page_on_checkpoints_shows_an_exact_resume_and_a_refusal(capsys):
@@ -69,6 +69,27 @@ def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):
     assert 'stopped in epoch' in out
     assert '[] torch.Size([200, 1])' in out  # a dry run left no trace
     assert 'the largest weight is' in out
+
+
+def test_ten_everyday_tasks_give_the_weights_and_figures_of_plain_pytorch(capsys):
+    text, names = (DOCS/'tasks.md').read_text(), {}
+    run('tasks', names)
+    assert text.count('\n## ') == capsys.readouterr().out.count('same weights') == 10
+    assert not re.search(r'\._[a-z]', '\n'.join(cells(text)))  # no private names
+    assert torch.equal(names['confusion'], names['plain_confusion'])
+    assert names['confusion'].diagonal().sum() > 0.7*names['confusion'].sum()
+
+
+def test_the_comparison_of_the_page_on_tasks_can_fail():
+    names = {'__name__': 'tasks'}
+    exec(compile(cells((DOCS/'tasks.md').read_text())[0], 'tasks', 'exec'), names)
+    learn, plain = TrainLearner(nn.Linear(2, 1)), nn.Linear(2, 1)
+    plain.load_state_dict(learn.model.state_dict())
+    learn.history = [dict(loss=0.5)]
+    names['same'](learn, plain, loss=torch.tensor(0.5))
+    with pytest.raises(AssertionError): names['same'](learn, plain, loss=torch.tensor(0.51))
+    with torch.no_grad(): plain.bias += 1e-3
+    with pytest.raises(AssertionError): names['same'](learn, plain)
 
 
 # The tables of docs/learner.md
