@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from miniai import AccumulateCB, CheckpointCB, DataLoaders, Learner, MetricsCB, accuracy
+from miniai import AccumulateCB, CheckpointCB, DataLoaders, Learner, MetricsCB, MixedPrecision, accuracy
+from miniai.accel import AccelerateCB
 from miniai.callbacks.hf import HFCB
 from resuming import assert_resumes_exactly
 from small import learner
@@ -18,6 +19,10 @@ class Output(OrderedDict):
     "As a ModelOutput of transformers: a mapping with attributes, in which what is None is missing."
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
+
+    def __post_init__(self):
+        if isinstance(self.loss, dict): self.loss, self.logits = self.loss.get('loss'), self.loss.get('logits')
+        self.update({k: v for k, v in vars(self).items() if v is not None})
 
 
 class BatchEncoding(UserDict):
@@ -69,6 +74,32 @@ def test_a_model_that_computes_its_loss_trains_as_in_plain_pytorch():
     n = sum(len(y) for _, y in outs)
     assert learn.history[-1]['loss'] == pytest.approx(sum(o.loss.item()*len(y) for o, y in outs)/n)
     assert learn.history[-1]['acc'] == pytest.approx(sum((o.logits.argmax(1) == y).sum().item() for o, y in outs)/n)
+
+
+class HFMixed(HFCB, MixedPrecision): pass
+class HFAccelerate(HFCB, AccelerateCB): pass
+
+
+@pytest.mark.parametrize('cls', [HFMixed, HFAccelerate])
+@pytest.mark.filterwarnings('ignore:AccelerateCB. fp16 needs an accelerator')
+def test_such_a_model_trains_in_half_precision_by_a_class_with_two_bases(cls):
+    learn = learner(cls(), cls=Learner, model=model(), dls=DataLoaders(list(batches()), []), loss_func=None)
+    learn.fit(2, valid=False)
+    expected = model()
+    opt = torch.optim.SGD(expected.parameters(), .1)
+    for b in [*batches()]*2:
+        with torch.autocast('cpu', torch.bfloat16): loss = expected(**b).loss
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    for p, q in zip(learn.model.parameters(), expected.parameters(), strict=True): assert torch.equal(p, q)
+    assert not torch.equal(learn.model.out.weight, hf_learner().model.out.weight)
+
+
+def test_two_sets_of_phases_are_a_warning_that_says_how_to_combine_them():
+    said = r'predict is defined by HFCB and MixedPrecision.* class Both\(HFCB, Mixed'
+    with pytest.warns(UserWarning, match=said), pytest.raises(ValueError, match='no loss function'):
+        hf_learner(MixedPrecision()).fit(1)
 
 
 def test_accumulated_batches_of_such_a_model_are_one_large_batch():

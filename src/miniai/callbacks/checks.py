@@ -50,8 +50,9 @@ def _check_phases(learn: Any, phases: tuple[str, ...], own: set[str]) -> None:
         names += [type(cb).__name__ for cb in providers[phase] if not getattr(cb, 'stands_in', False)]
         if len(names) < 2: continue
         what = f"only {names[0]}'s runs" if phase in own else 'all of them run'
-        return warnings.warn(f"the phase {phase} is defined by {' and '.join(names)}: {what}. Use Learner with one "
-                             f"such callback, or TrainLearner without", stacklevel=4)
+        return warnings.warn(f"the phase {phase} is defined by {' and '.join(names)}: {what}. Use TrainLearner "
+                             f"without such a callback, or Learner with one. It may derive from two: class Both(HFCB, "
+                             f"MixedPrecision): pass", stacklevel=4)
 
 
 def _uses_loss_func(learn: Any, own: set[str]) -> bool:
