@@ -189,3 +189,40 @@ def test_without_the_package_accelerate_the_error_says_what_to_install(monkeypat
     monkeypatch.setitem(sys.modules, 'accelerate', None)
     said = r"needs the package accelerate: pip install 'miniai-torch\[hf\]'"
     with pytest.raises(ImportError, match=said): AccelerateCB()
+
+
+@pytest.fixture
+def scaling(accelerate, monkeypatch):
+    "Accelerate scales gradients, as with fp16 on an accelerator."
+    import accelerate as hf
+    class Scales(hf.Accelerator):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.scaler = scaler(True)
+    monkeypatch.setattr(hf, 'Accelerator', Scales)
+
+
+@pytest.mark.usefixtures('scaling')
+@pytest.mark.parametrize('own', [False, True])
+def test_with_a_gradscaler_callbacks_clip_gradients_that_are_not_scaled(own):
+    cb = AccelerateCB(mixed_precision='no')
+    def clip(learn):
+        if own: cb.scaler.unscale_(learn.opt.optimizer)  # as acc.clip_grad_norm_ does
+        nn.utils.clip_grad_norm_(learn.model.parameters(), .1)
+    learn, plain = dl_learner([cb, At('after_backward', clip)], opt_func=torch.optim.AdamW), mlp()
+    plain.load_state_dict(learn.model.state_dict())
+    learn.fit(1, valid=False)
+    opt = torch.optim.AdamW(plain.parameters(), .1)
+    for xb, yb in learn.dls.train:
+        nn.functional.cross_entropy(plain(xb), yb).backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), .1)
+        opt.step()
+        opt.zero_grad()
+    assert cb.scaler.is_enabled()
+    torch.testing.assert_close(weights(learn), plain.state_dict(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures('scaling')
+def test_an_optimizer_that_no_scaler_can_step_is_refused():
+    with pytest.raises(TypeError, match=r'AccelerateCB scales gradients in float16, .* got a PlainSGD'):
+        learner(AccelerateCB(mixed_precision='no'), Learner, opt_func=PlainSGD).fit(1)
