@@ -392,3 +392,16 @@ def test_a_learner_that_keeps_gradients_is_refused_at_its_first_step():
 def test_a_loss_that_is_no_tensor_is_refused():
     with pytest.raises(TypeError, match='needs a loss that is a tensor, got a float'):
         trained(AccumulateCB(2), batches(4), loss_func=lambda out, y: 1.)
+
+
+def test_gradients_of_parameters_that_the_optimizer_does_not_hold_are_named():
+    "As of a GAN whose discriminator has an optimizer of its own, which its author does not zero."
+    class TwoOptimizers(TrainLearner):
+        def step(self):
+            super().step()
+            self.opt_d.step()
+    def first_layer(params, lr): return torch.optim.SGD(list(params)[:2], lr)
+    learn = learner(AccumulateCB(2), cls=TwoOptimizers, opt_func=first_layer)
+    learn.opt_d = torch.optim.SGD(learn.model[2].parameters(), .1)
+    says = r'2 parameter\(s\) that learn\.opt does not hold, such as 2\.weight, still have gradients after zero_grad'
+    with pytest.raises(ValueError, match=says): learn.fit(1)

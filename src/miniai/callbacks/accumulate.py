@@ -67,8 +67,17 @@ class AccumulateCB(Callback):
     def after_step(self, learn: Any) -> None: self._start_group()
 
     def after_batch(self, learn: Any) -> None:
-        if self._zeroing_checked or not learn.training or learn.hold_step: return
+        if not self._zeroing_checked and learn.training and not learn.hold_step: self._check_zeroing(learn)
+
+    def _check_zeroing(self, learn: Any) -> None:
         self._zeroing_checked = True
+        held = {id(p) for g in getattr(learn.opt, 'param_groups', ()) for p in g['params']}
+        others = [nm for nm, p in learn.model.named_parameters()
+                  if held and id(p) not in held and p.grad is not None and p.grad.any()]
+        if others:
+            raise ValueError(f"AccumulateCB: {len(others)} parameter(s) that learn.opt does not hold, such as "
+                             f"{others[0]}, still have gradients after zero_grad: zero them there too, as "
+                             f"learn.model.zero_grad() does, or freeze them by requires_grad_(False)")
         if any(g.any() for g in _gradients(learn)):
             raise ValueError(f"AccumulateCB cannot be used with {type(learn).__name__}, whose zero_grad keeps "
                              f"gradients: use a Learner that zeroes them, such as TrainLearner, and take momentum from "

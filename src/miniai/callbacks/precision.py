@@ -39,7 +39,7 @@ class ScalingCB(TrainCB):
         return learn.opt
 
     def before_fit(self, learn: Any) -> None:
-        if not learn.trains or self.scaler is None or not self.scaler.is_enabled(): return
+        if not getattr(learn, 'trains', True) or self.scaler is None or not self.scaler.is_enabled(): return
         if not hasattr(learn.opt, 'param_groups'):
             raise TypeError(f"{type(self).__name__} scales gradients in float16, which needs a torch.optim.Optimizer, "
                             f"got a {type(learn.opt).__name__}: use one of miniai.optim, or bfloat16")

@@ -21,15 +21,16 @@ class PlateauCB(BaseSchedCB):
         super().__init__(partial(ReduceLROnPlateau, mode=mode, factor=factor, patience=patience, **kwargs), opt)
 
     def before_fit(self, learn: Any) -> None:
-        if learn.trains and not learn.validates:
+        if getattr(learn, 'trains', True) and not getattr(learn, 'validates', True):
             raise ValueError("PlateauCB needs validation: use fit(valid=True), or remove it from cbs")
         super().before_fit(learn)
 
     def _check(self, steps: int | None) -> None: "Torch's scheduler takes any number of steps."
 
     def after_epoch(self, learn: Any) -> None:
-        if learn.training or not learn.trains: return
-        name, row = direction(self.metric)[0], learn.history[-1] if learn.history else {}
+        if learn.model.training or not getattr(learn, 'trains', True): return
+        history = getattr(learn, 'history', ())
+        name, row = direction(self.metric)[0], history[-1] if history else {}
         if name not in row:
             raise ValueError(f"PlateauCB: validation has no metric {name!r}, only {sorted(row)}: add "
                              f"MetricsCB({name}=…) to cbs")

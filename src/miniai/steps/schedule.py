@@ -23,7 +23,7 @@ class BaseSchedCB(Callback):
         self.sched, self._opt, self.schedo = sched, opt, None
 
     def before_fit(self, learn: Any) -> None:
-        if not learn.trains: return
+        if not getattr(learn, 'trains', True): return  # a user's own Learner may have less
         steps = self.total_steps(learn)
         self.schedo = make_schedule(self.sched, self._optimizer(learn), steps)
         self._check(steps)
@@ -50,7 +50,7 @@ class BaseSchedCB(Callback):
         return None
 
     def _step(self, learn: Any) -> None:
-        if learn.training and not learn.skip_backward: self.schedo.step()
+        if learn.model.training and not getattr(learn, 'skip_backward', False): self.schedo.step()
 
 
 class BatchSchedCB(BaseSchedCB):
@@ -68,7 +68,7 @@ class BatchSchedCB(BaseSchedCB):
         self._due, self._before = 0, []
 
     def before_batch(self, learn: Any) -> None:
-        if learn.training: self._before = self._skips(learn)
+        if learn.model.training: self._before = self._skips(learn)
 
     def _skips(self, learn: Any) -> list[float]:
         "Numbers that fall when a step is skipped: minus the optimizer's count of them, and the scales of GradScalers."
@@ -77,12 +77,12 @@ class BatchSchedCB(BaseSchedCB):
         return [-skipped, *(s.get_scale() for s in scalers if isinstance(s, GradScaler))]
 
     def after_batch(self, learn: Any) -> None:
-        if not learn.training: return
+        if not learn.model.training: return
         self._due += 1
-        if not learn.hold_step: self._take_due(learn)
+        if not getattr(learn, 'hold_step', False): self._take_due(learn)
 
     def after_epoch(self, learn: Any) -> None:
-        if learn.training and self._due: self._take_due(learn)
+        if learn.model.training and self._due: self._take_due(learn)
 
     def _take_due(self, learn: Any) -> None:
         skipped = any(now < then for now, then in zip(self._skips(learn), self._before, strict=False))
