@@ -271,7 +271,10 @@ def test_from_arrays_sends_batches_to_a_device():
     (dict(valid=(torch.zeros(0, 4, 4), [])), ValueError, 'the validation arrays have no rows'),
     (dict(valid=1.), ValueError, 'must be between 0 and 1, got 1.0'),
     (dict(valid=.01), ValueError, 'leaves none for validation'),
-    (dict(valid='x'), TypeError, r'a fraction or a pair \(x_valid, y_valid\), got a str'),
+    (dict(valid='x'), TypeError, r'a fraction, indices or a pair \(x_valid, y_valid\), got a str'),
+    (dict(x=torch.zeros(20, 8, 8, 3)), ValueError, r'shape \(20, 8, 8, 3\) .* pass channels_last=True or channels_l'),
+    (dict(valid=((np.zeros((3, 4, 4)), np.zeros(3)), [1, 2, 3])), ValueError, 'valid has 2 inputs and 1 targets, tr'),
+    (dict(x=(torch.zeros(20, 3), torch.zeros(20)), normalize=(0., 1.)), ValueError, 'must be True or False'),
     (dict(valid=(torch.zeros(3, 4, 5), [1, 2, 3])), ValueError, r'got torch.uint8 \(4, 4\) and torch.float32 \(4, 5\)'),
     (dict(valid=(torch.zeros(3, 4, 4).byte(), [1., 2., 3.])), ValueError, 'y must have the same dtype'),
     (dict(x=torch.arange(20), normalize=True), ValueError, 'got torch.int64'),
@@ -280,6 +283,89 @@ def test_from_arrays_sends_batches_to_a_device():
 def test_from_arrays_says_what_is_wrong(given, error, said):
     x, y = arrays()
     with pytest.raises(error, match=said): DataLoaders.from_arrays(**dict(x=x, y=y) | given)
+
+
+@pytest.mark.parametrize('make', [np.array, torch.tensor, list, lambda rows: rows])
+def test_from_arrays_takes_the_indices_of_a_fold(make):
+    x, y = np.random.default_rng(0).random((12, 3)), np.arange(12)
+    fold = make(range(3, 6))
+    dls = DataLoaders.from_arrays(x, y, valid=fold, bs=4, normalize=True)
+    rest = [*range(3), *range(6, 12)]
+    assert drawn(dls.valid) == [3, 4, 5]
+    assert sorted(drawn(dls.train)) == rest
+    xb, yb = next(iter(dls.valid))
+    np.testing.assert_allclose(xb, (x[yb] - x[rest].mean(0))/x[rest].std(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_from_arrays_takes_several_inputs_and_targets_of_any_dtype_each_normalised_by_itself(own):
+    r = np.random.default_rng(0)
+    table, images, ids = r.normal(5, 2, (30, 3)), r.integers(0, 256, (30, 6, 6, 3), np.uint8), np.arange(30, dtype='i4')
+    y, weight = np.arange(30) % 2, r.random(30)
+    pair = tuple(a[20:] for a in (table, images, ids)), (y[20:], weight[20:])
+    dls = DataLoaders.from_arrays((table, images, ids), (y, weight), pair if own else range(20, 30), 7, normalize=True)
+    train = slice(0, 30 if own else 20)
+    for loader in (dls.train, dls.valid):
+        for tb, ib, db, yb, wb in loader:
+            np.testing.assert_allclose(tb, (table[db] - table[train].mean(0))/table[train].std(0), rtol=1e-4, atol=1e-5)
+            im = images.transpose(0, 3, 1, 2)/255
+            mean, std = (f(im[train], axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.std))
+            np.testing.assert_allclose(ib, (im[db] - mean)/std, rtol=1e-4, atol=1e-5)
+            assert (db.dtype, wb.dtype, yb.tolist()) == (torch.int64, torch.float32, y[db].tolist())
+    for a, t in zip((table, images, ids, y, weight), dls.train.tensors, strict=True):
+        assert np.shares_memory(a, t.numpy())
+
+
+@pytest.mark.parametrize(('shape', 'given', 'moved'), [
+    ((6, 7, 8, 3), None, True), ((6, 7, 8, 1), None, True), ((6, 3, 8, 3), None, False), ((6, 16, 4, 4), None, False),
+    ((6, 3, 8, 3), True, True), ((6, 7, 8, 3), False, False), ((6, 7, 8), None, False), ((6, 7, 8), True, False),
+    ((6, 7, 8, 5), None, False), ((6, 7, 8, 5), True, True)])
+@pytest.mark.parametrize('dtype', ['u1', 'f4', 'i4'])
+def test_from_arrays_moves_the_channels_of_images_whose_shape_is_clear_or_that_are_said_to_have_them_last(
+        shape, given, moved, dtype):
+    x = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+    if dtype == 'f4' and given is None and moved: return  # an error, see below
+    batches = list(DataLoaders.from_arrays(x, np.arange(6), range(3), 2, channels_last=given).train)
+    expected = x/255 if dtype == 'u1' else x
+    if moved and (given or dtype == 'u1'): expected = expected.transpose(0, 3, 1, 2)
+    elif x.ndim == 3 and dtype == 'u1': expected = expected[:, None]
+    for xb, yb in batches:
+        np.testing.assert_allclose(xb, expected[yb.numpy()], rtol=1e-6)
+        assert xb.is_contiguous()
+
+
+# A loader put in later
+
+def normalised():
+    return DataLoaders.from_arrays(np.random.default_rng(0).random((20, 3)), np.arange(20), normalize=True)
+
+
+@pytest.mark.parametrize('new', [lambda: MemoryLoader(np.zeros((4, 3)), bs=2), lambda: [(torch.zeros(4, 3),)],
+                                 lambda: DataLoader(TensorDataset(torch.zeros(4, 3)))])
+def test_a_loader_that_is_not_normalised_as_the_other_is_reported_when_it_is_put_in(new):
+    said = r'the inputs of valid, a .*, are normalised .*, and those of train by mean \[.*\] and .*train.like\(x, y\)'
+    dls = normalised()
+    with pytest.warns(UserWarning, match=said) as warned: dls.valid = new()
+    assert warned[0].filename == __file__
+    with pytest.warns(UserWarning, match=said): DataLoaders(normalised().train, new())
+    dls = DataLoaders((), normalised().valid)
+    with pytest.warns(UserWarning, match='the inputs of train, .* those of valid'): dls.train = new()
+
+
+def test_a_normalised_loader_put_next_to_one_that_is_not_is_reported():
+    dls = DataLoaders.from_arrays(torch.zeros(20, 3), torch.arange(20))
+    with pytest.warns(UserWarning, match='valid, .* by mean .* and those of train by nothing'):
+        dls.valid = normalised().valid
+
+
+def test_a_loader_that_is_normalised_alike_an_empty_one_and_unknown_ones_are_not_reported():
+    dls = normalised()
+    dls.valid = dls.valid.like(np.ones((5, 3)), np.arange(5))
+    dls.valid = ()
+    dls.train = ()
+    DataLoaders([1], DataLoader(TensorDataset(torch.zeros(4, 3))))
+    plain = DataLoaders.from_arrays(torch.zeros(20, 3), torch.arange(20))
+    plain.valid = [1]
 
 
 def test_from_arrays_and_cached_keep_a_subclass_and_its_attributes(dd):

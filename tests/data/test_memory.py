@@ -281,3 +281,76 @@ def test_without_std_it_is_1_and_without_mean_it_is_0():
     (torch.randn(3), dict(std=float('inf')), 'must be finite')])
 def test_a_mean_or_std_that_does_not_fit_the_inputs_is_an_error(x, kw, said):
     with pytest.raises(ValueError, match=said): Scaling(x, **kw)
+
+
+# Dtypes, images with channels last, several inputs
+
+def batch(*arrays, **kw): return next(iter(MemoryLoader(*arrays, bs=4, **kw)))
+
+
+@pytest.mark.parametrize('target', [True, False])
+@pytest.mark.parametrize(('dtype', 'becomes'), [
+    ('f8', torch.float32), ('f4', torch.float32), ('f2', torch.float16), ('i4', torch.int64), ('i8', torch.int64),
+    ('i2', torch.int64), ('i1', torch.int64), ('u2', torch.int64), ('u4', torch.int64), ('?', torch.bool),
+    ('c16', torch.complex128)])
+def test_arrays_of_double_precision_or_of_integers_become_what_models_and_losses_take(dtype, becomes, target):
+    a = np.arange(10).astype(dtype)
+    loader = MemoryLoader(a, a, bs=4, shuffle=True)
+    got = next(iter(loader))[target]
+    assert got.dtype == becomes
+    assert got.tolist() == a[loader._orders(0)[torch.device('cpu')].numpy()][:4].tolist()
+    assert np.shares_memory(a, loader.tensors[target].numpy())
+
+
+def test_a_tensor_keeps_its_dtype_a_list_has_that_of_its_numbers_and_pixels_are_labels_only_as_targets():
+    for dtype in (torch.float64, torch.int32, torch.int8): assert batch(torch.zeros(5, dtype=dtype))[0].dtype == dtype
+    x, y = batch([np.float64(1), 2., 3.], [1, 2, 3])
+    assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    mask = np.arange(4, dtype=np.uint8).reshape(4, 1)
+    x, y = batch(mask, mask)
+    assert (x.dtype, y.dtype, y.tolist()) == (torch.float32, torch.int64, [[0], [1], [2], [3]])
+
+
+@pytest.mark.parametrize('shuffle', [True, False])
+def test_images_with_channels_last_come_with_channels_first(shuffle):
+    x = np.random.default_rng(0).integers(0, 256, (6, 7, 8, 3), np.uint8)
+    loader = MemoryLoader(x, np.arange(6), bs=4, shuffle=shuffle, channels_last=True, mean=[.1, .2, .3])
+    expected = x.transpose(0, 3, 1, 2)/255 - np.reshape([.1, .2, .3], (3, 1, 1))
+    for xb, yb in loader:
+        np.testing.assert_allclose(xb, expected[yb], rtol=1e-5, atol=1e-6)
+        assert xb.is_contiguous()
+    said = r'needs images \(N, H, W, C\), got shape \(6, 7, 8\)'
+    with pytest.raises(ValueError, match=said): MemoryLoader(x[..., 0], bs=2, channels_last=True)
+
+
+@pytest.mark.parametrize('device', [None, 'cpu'])
+def test_double_precision_is_normalised_before_it_is_rounded(device):
+    x = 1.6e9 + np.arange(10.)  # seconds since 1970, which float32 rounds to multiples of 128
+    got = batch(x, mean=x.mean(), std=x.std(), device=device)[0]
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got, ((x - x.mean())/x.std())[:4], rtol=1e-6)
+
+
+def test_each_of_several_inputs_has_a_scaling_of_its_own():
+    image, table, ids, y = np.full((5, 2, 2), 51, np.uint8), np.ones((5, 2)), np.arange(5), np.arange(5, dtype='u1')
+    means, stds = [.1, torch.tensor([1., 0.]), None], [.5, 2., None]
+    got = batch(image, table, ids, y, n_inp=3, mean=means, std=stds)
+    assert [t.dtype for t in got] == [torch.float32, torch.float32, torch.int64, torch.int64]
+    torch.testing.assert_close(got[0], torch.full((4, 1, 2, 2), (.2 - .1)/.5))
+    assert got[1].tolist() == [[0., .5]]*4
+    assert got[2].tolist() == got[3].tolist() == [0, 1, 2, 3]
+
+
+def test_a_loader_like_another_scales_its_inputs_in_the_same_way_and_goes_in_order():
+    x, y = np.random.default_rng(0).random((20, 3)), np.arange(20)
+    first = MemoryLoader(x, y, bs=4, shuffle=True, drop_last=True, mean=.3, std=.2, seed=1)
+    new = first.like(x[:6] + 1, y[:6])
+    got = [torch.cat(ts) for ts in zip(*new, strict=True)]
+    np.testing.assert_allclose(got[0], (x[:6] + 1 - .3)/.2, rtol=1e-5)
+    assert got[1].tolist() == list(range(6))
+    assert (len(first), first.n, first.shuffle, first.epoch) == (5, 20, True, 0)
+    bare, = next(iter(first.like(x)))
+    np.testing.assert_allclose(bare, (x[:4] - .3)/.2, rtol=1e-5)
+    said = r'x must have the same dtype and row shape in both loaders, got torch.float32 \(3,\) and torch.float32 \(2,'
+    with pytest.raises(ValueError, match=said): first.like(x[:, :2], y)
+    with pytest.raises(ValueError, match=r'y must have the same dtype .*got torch.int64'): first.like(x, y/2)

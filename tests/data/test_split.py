@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from miniai.data.split import mean_std, split_rows
+from miniai.data.split import mean_std, other_rows, split_rows
 
 
 @given(st.integers(2, 200), st.floats(.01, .99), st.integers(-2**40, 2**40))
@@ -31,6 +31,26 @@ def test_a_fraction_outside_0_to_1_is_an_error(fraction):
 @pytest.mark.parametrize(('fraction', 'part'), [(.01, 'validation'), (.99, 'training')])
 def test_a_fraction_that_leaves_a_part_empty_is_an_error(fraction, part):
     with pytest.raises(ValueError, match=f'of 10 samples leaves none for {part}'): split_rows(10, fraction, 0)
+
+
+@given(st.integers(2, 50), st.data())
+def test_the_rows_that_are_not_for_validation_are_for_training(n, data):
+    valid = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=n - 1, unique=True))
+    mask = np.isin(np.arange(n), valid)
+    for given_as in (valid, tuple(valid), np.array(valid), np.array(valid, 'i4'), torch.tensor(valid)):
+        rows = [r.tolist() for r in other_rows(n, given_as)]
+        assert rows == [[i for i in range(n) if i not in valid], valid]
+    for given_as in (mask, torch.tensor(mask)):
+        assert [r.tolist() for r in other_rows(n, given_as)] == [rows[0], sorted(valid)]
+
+
+@pytest.mark.parametrize(('valid', 'said'), [
+    ([3, 10], 'indices from 3 to 10, but there are 10'), ([-1], 'indices from -1 to -1'), ([2, 2], 'same index twice'),
+    ([], 'has 0 of 10 samples, which leaves none for validation'), (range(10), 'leaves none for training'),
+    ([.5], 'got torch.float32'), (np.zeros((2, 2), int), r'of shape \(2, 2\)'),
+    (np.ones(3, bool), 'a mask of 10 bools, got torch.bool')])
+def test_indices_that_are_not_a_part_of_the_rows_are_an_error(valid, said):
+    with pytest.raises(ValueError, match=said): other_rows(10, valid if isinstance(valid, np.ndarray) else list(valid))
 
 
 @given(hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=4), elements=st.floats(-100, 100)),

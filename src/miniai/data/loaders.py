@@ -1,4 +1,5 @@
 "A pair of loaders, from arrays, datasets or a Hugging Face DatasetDict, and how batches become tuples."
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial, wraps
@@ -54,8 +55,14 @@ def get_dls(train_ds: Any, valid_ds: Any, bs: int, **kwargs: Any) -> tuple[DataL
 
 
 class DataLoaders:
-    "Any two iterables of batches, `train` and `valid`; either may be replaced, and one may be empty."
+    """Any two iterables of batches, `train` and `valid`; either may be replaced, and one may be empty. Warns if a
+    MemoryLoader is normalised and the other loader is not, or not known to be, by the same mean and std."""
     def __init__(self, train: Iterable, valid: Iterable) -> None: self.train, self.valid = train, valid
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        other = dict(train='valid', valid='train').get(name)
+        if other and hasattr(self, other): _check_normalised_alike(name, value, other, getattr(self, other))
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}(train: {_described(self.train)},\n' \
@@ -76,14 +83,17 @@ class DataLoaders:
     @classmethod
     def from_arrays(cls, x: Any, y: Any, valid: float | Sequence = 0.2, bs: int = 64, seed: int = 0,
                     normalize: bool | Sequence = False, device: str | torch.device | None = None,
-                    drop_last: bool = False, source: str = '') -> 'DataLoaders':
-        """MemoryLoaders over inputs `x` (first dimension: samples) and targets `y`, which stay in memory uncopied.
-        `valid` is a pair (x_valid, y_valid), or the fraction of samples to draw for it with `seed`. Training is
-        shuffled by (seed, epoch), and `drop_last` drops its smaller last batch; validation is in order, with batches
-        twice as large. Batches go to `device`, where uint8 inputs become float32 from 0 to 1, and (N, H, W) gets a
-        channel. `normalize` subtracts a mean and divides by a standard deviation: a pair, or with True those of the
-        training inputs, for each channel (dimension 1). ValueError or TypeError for arguments that do not fit."""
-        return cls(*memory_loaders(x, y, valid, bs, seed, normalize, drop_last, device=device, source=source))
+                    drop_last: bool = False, source: str = '', channels_last: bool | None = None) -> 'DataLoaders':
+        """MemoryLoaders over inputs `x` (first dimension: samples) and targets `y`, or tuples of several, which stay in
+        memory uncopied. `valid` is a pair (x_valid, y_valid), indices, or the fraction of samples to draw with `seed`.
+        Training is shuffled by (seed, epoch), and `drop_last` drops its smaller last batch; validation is in order,
+        with batches twice as large. Batches go to `device`; `MemoryLoader` says what dtypes become. uint8 inputs become
+        float32 from 0 to 1, (N, H, W) gets a channel, and (N, H, W, C) with C of 1, 3 or 4 becomes (N, C, H, W); for
+        floats of such a shape `channels_last` must say so. `normalize` subtracts a mean and divides by a standard
+        deviation: a pair, or with True those of the training inputs, for each channel (dimension 1).
+        `dls.train.like(x, y)` makes a loader of a test set. ValueError or TypeError for what does not fit."""
+        return cls(*memory_loaders(x, y, valid, bs, seed, normalize, channels_last, device=device, drop_last=drop_last,
+                                   source=source))
 
     def cached(self, memory: float | None = None, check: str = 'some', seed: int = 0) -> 'DataLoaders':
         """The same batches from memory, for DataLoaders over datasets that give the same samples each time. Each sample
@@ -97,6 +107,17 @@ class DataLoaders:
         new = copy(self)
         new.train, new.valid = cached_pair(self.train, self.valid, memory, check, seed)
         return new
+
+
+def _check_normalised_alike(name: str, dl: Any, other_name: str, other: Any) -> None:
+    "Warn if `dl` is not normalised as `other`, a MemoryLoader, is."
+    if not isinstance(other, MemoryLoader) or dl is None or length_of(dl) == 0: return
+    there, here = other.normalised_by, dl.normalised_by if isinstance(dl, MemoryLoader) else None
+    if here == there or (here is None and not there): return
+    by = 'in a way that is not known' if here is None else f"by {here or 'nothing'}"
+    warnings.warn(f"the inputs of {name}, a {type(dl).__name__}, are normalised {by}, and those of {other_name} by "
+                  f"{there or 'nothing'}: dls.{other_name}.like(x, y) makes a loader that is normalised alike",
+                  stacklevel=3)
 
 
 def _described(dl: Any) -> str:

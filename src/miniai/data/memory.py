@@ -1,6 +1,7 @@
 "Batches from arrays in memory: shuffled by (seed, epoch), gathered, and scaled to floats one batch at a time."
 import warnings
 from collections.abc import Callable, Iterator
+from copy import copy
 from operator import index
 from typing import Any
 
@@ -8,25 +9,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'permutation', 'batches_in_words']
+__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'permutation', 'batches_in_words']
 
 
 class MemoryLoader:
     """Batches of `bs` rows, as tuples, from tensors or arrays of equal length, which are neither copied nor converted.
-    A batch goes to `device`, if given, and there its first tensor, the inputs, is scaled (see `Scaling` for `to_float`,
-    `mean` and `std`). With `shuffle` the order is a function of `seed` and epoch, else that of the arrays, or of
-    `rows`, the indices to use. `epoch` is the next epoch: each pass adds one, and it may be set. `drop_last` drops a
-    smaller last batch, `pack` makes a batch from a list of tensors, and `source` says where the data came from.
-    ValueError or TypeError for arrays that are not numbers, differ in length, or do not fit `mean` and `std`."""
+    In a batch tensors keep their dtype. Of other arrays float64 becomes float32, and integers int64, but for uint8
+    inputs. Batches go to `device`, if given. The first `n_inp` arrays, the inputs, are scaled (see `Scaling` for
+    `to_float`, `mean` and `std`), and with `channels_last` images (N, H, W, C) come as (N, C, H, W); if `n_inp` is
+    above 1, `mean`, `std` and `channels_last` are lists. With `shuffle` the order is a function of `seed` and epoch,
+    else that of the arrays, or of `rows`, the indices to use. `epoch` is the next epoch: each pass adds one, and it may
+    be set. `drop_last` drops a smaller last batch, `pack` makes a batch from a list of tensors, and `source` says where
+    the data came from. ValueError or TypeError for arguments that do not fit."""
     def __init__(self, *arrays: Any, bs: int, shuffle: bool = False, seed: int = 0, drop_last: bool = False,
                  device: str | torch.device | None = None, to_float: bool = True, mean: Any = None, std: Any = None,
-                 rows: Tensor | None = None, pack: Callable[[list[Tensor]], Any] = tuple, source: str = '') -> None:
+                 rows: Tensor | None = None, pack: Callable[[list[Tensor]], Any] = tuple, source: str = '',
+                 n_inp: int = 1, channels_last: Any = None) -> None:
         if index(bs) < 1: raise ValueError(f"the batch size must be 1 or more, got {bs}")
-        self.tensors, self.rows = as_tensors(*arrays), rows
-        self.n = len(self.tensors[0]) if rows is None else len(rows)
         self.bs, self.shuffle, self.seed, self.drop_last = bs, shuffle, seed, drop_last
-        self.device, self.pack, self.source, self.epoch = device, pack, source, 0
-        self.scaling = Scaling(self.tensors[0], to_float, mean, std)
+        self.device, self.pack, self.source, self.n_inp = device, pack, source, n_inp
+        means, stds, self.channels_last = ([v] if n_inp == 1 else v or [None]*n_inp for v in (mean, std, channels_last))
+        self._hold(arrays, rows)
+        inputs, targets = self.tensors[:n_inp], self.tensors[n_inp:]
+        self.scalings = [Scaling(x, to_float, m, s) for x, m, s in zip(inputs, means, stds, strict=True)]
+        self.scalings += [Scaling(y, to_float=False) for y in targets]
+
+    def _hold(self, arrays: tuple, rows: Tensor | None) -> None:
+        self.tensors, self.rows, self.epoch = as_tensors(*arrays), rows, 0
+        self.n = len(self.tensors[0]) if rows is None else len(rows)
+        self.dtypes = [_dtype_in_batches(a, t, i < self.n_inp)
+                       for i, (a, t) in enumerate(zip(arrays, self.tensors, strict=True))]
+        for i, last in enumerate(self.channels_last):
+            if last: self.tensors[i] = channels_first(self.tensors[i])
+
+    def like(self, *arrays: Any, rows: Tensor | None = None) -> 'MemoryLoader':
+        """A loader of other arrays, such as a test set, in order, with inputs scaled as those of this loader. Targets
+        may be left out. ValueError for arrays of another dtype or row shape."""
+        new = copy(self)
+        new.shuffle = new.drop_last = False
+        new._hold(arrays, rows)
+        for i, kinds in enumerate(zip(self._kinds(), new._kinds(), strict=False)):
+            if kinds[0] != kinds[1]: raise ValueError(
+                f"{'x' if i < self.n_inp else 'y'} must have the same dtype and row shape in both loaders, got "
+                f"{' and '.join(f'{dtype} {shape}' for dtype, shape in kinds)}")
+        return new
+
+    def _kinds(self) -> list[tuple]:
+        "Dtype in batches and row shape of each array."
+        return [(d, tuple(t.shape[1:])) for d, t in zip(self.dtypes, self.tensors, strict=True)]
+
+    @property
+    def normalised_by(self) -> str:
+        "Mean and standard deviation of each input that is normalised, as text; '' if none is."
+        return ', '.join(f'mean {_rounded(s.mean)} and std {_rounded(s.std)}' for s in self.scalings if s.normalises)
 
     def __len__(self) -> int: return self.n//self.bs if self.drop_last else (self.n + self.bs - 1) // self.bs
 
@@ -61,9 +96,21 @@ class MemoryLoader:
         return None if order is None else {t.device: order.to(t.device) for t in self.tensors}
 
     def _batches(self, orders: dict[torch.device, Tensor] | None, rows: slice) -> Iterator:
-        for batch in zip(*(_gathered(t, orders, rows, self.bs) for t in self.tensors), strict=True):
-            x, *others = batch if self.device is None else [t.to(self.device) for t in batch]
-            yield self.pack([self.scaling(x), *others])
+        for batch in zip(*(self._parts(i, orders, rows) for i in range(len(self.tensors))), strict=True):
+            yield self.pack([*batch])
+
+    def _parts(self, i: int, orders: dict[torch.device, Tensor] | None, rows: slice) -> Iterator[Tensor]:
+        "What batches hold of array `i`, one batch after the other."
+        t, dtype, scaling = self.tensors[i], self.dtypes[i], self.scalings[i]
+        parts, early = _gathered(t, orders, rows, self.bs), t.dtype != dtype
+        # Double precision is scaled before it is rounded, and before it moves: some devices have none.
+        if early: parts = (scaling(part).to(dtype) for part in parts)
+        if self.device is not None: parts = (part.to(self.device) for part in parts)
+        return map(scaling, parts) if scaling.changes and not early else parts
+
+
+def _rounded(t: Tensor) -> str:
+    return str([round(x, 4) for x in t.tolist()] if t.ndim else round(t.item(), 4))
 
 
 def batches_in_words(n: int, bs: int | None) -> str:
@@ -71,9 +118,14 @@ def batches_in_words(n: int, bs: int | None) -> str:
     return f'{n:,} batch{"es"*(n != 1)}' + (f' of {bs}' if bs else '')
 
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
 def _gathered(t: Tensor, orders: dict[torch.device, Tensor] | None, rows: slice, bs: int) -> Iterator[Tensor]:
     "Copies of the rows, `bs` at a time: the user may change a batch."
-    if orders is None: yield from (part.clone() for part in t[rows].split(bs))
+    signed = _SIGNED.get(t.dtype)  # index_select takes these
+    if signed: yield from (part.view(t.dtype) for part in _gathered(t.view(signed), orders, rows, bs))
+    elif orders is None: yield from (part.clone(memory_format=torch.contiguous_format) for part in t[rows].split(bs))
     else: yield from (t.index_select(0, part) for part in orders[t.device][rows].split(bs))  # 8x faster than t[part]
 
 
@@ -109,6 +161,19 @@ def _as_tensor(a: Any) -> Tensor:
         raise TypeError(f"cannot make a tensor from a {type(a).__name__}: give numbers of one shape ({e})") from e
 
 
+def _dtype_in_batches(a: Any, t: Tensor, is_input: bool) -> torch.dtype:
+    "The dtype in batches of the array `a`, which is held as the tensor `t`."
+    if isinstance(a, Tensor) or (is_input and t.dtype == torch.uint8): return t.dtype
+    if t.dtype == torch.float64: return torch.float32
+    return t.dtype if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool else torch.int64
+
+
+def channels_first(x: Tensor) -> Tensor:
+    "Images (N, H, W, C) as (N, C, H, W), a view."
+    if x.ndim != 4: raise ValueError(f"channels_last needs images (N, H, W, C), got shape {tuple(x.shape)}")
+    return x.permute(0, 3, 1, 2)
+
+
 class Scaling:
     """Scales the inputs of a batch. With `to_float`, uint8 becomes float32 from 0 to 1, and (N, H, W) gets a channel,
     (N, 1, H, W). Then `mean` is subtracted and the result divided by `std`: numbers, or one for each channel (dimension
@@ -118,6 +183,7 @@ class Scaling:
         self.pixels = to_float and x.dtype == torch.uint8
         self.channel = self.pixels and x.ndim == 3
         self.normalises = mean is not None or std is not None
+        self.changes = self.pixels or self.normalises
         self.mean = torch.as_tensor(0. if mean is None else mean, dtype=torch.float64)
         self.std  = torch.as_tensor(1. if std is None else std, dtype=torch.float64)
         if self.normalises: self._check(x)
@@ -147,7 +213,7 @@ class Scaling:
 
     def _constant(self, name: str, x: Tensor) -> Tensor:
         "mean, std, scale or shift on the device of `x`, in its dtype, shaped for its channels."
-        key = name, x.device
+        key = name, x.device, x.dtype
         if key not in self._constants:
             t = getattr(self, name)
             shape = [-1, *[1]*(x.ndim - 2)] if t.ndim else ()
