@@ -1,5 +1,7 @@
 "AccumulateCB: several batches to a step are one large batch, in gradients, weights, and what the others hear."
+import copy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -323,6 +325,76 @@ def test_a_cancel_in_the_last_step_of_a_loader_without_length_is_heard_as_in_any
     assert heard.log.count('cleanup_epoch') == epochs
     assert heard.log.count('after_epoch') == (2 if isinstance(e, CancelBatchException) else 0)
     assert all(p.grad is None for p in learn.model.parameters())
+
+
+EARLY = ('before_batch', 'after_predict', 'after_loss', 'after_loss, late')  # before gradients flow
+NO_STEP = ('after_backward', 'step')
+PLACES = (*EARLY, 'backward', 'within backward', *NO_STEP, 'after_step', 'after_batch')
+
+
+def cutting(cuts):
+    "Callbacks that cancel the training batches that `cuts` names: {batch: place}."
+    def cut(event, place, order):
+        def f(learn):
+            if learn.training and cuts.get(learn.iter) == place: raise CancelBatchException()
+        return SimpleNamespace(order=order, stands_in=True, **{event: f})
+    orders = {'after_loss, late': 2e9, 'backward': -1, 'step': -1}
+    return [cut(p.partition(',')[0], p, orders.get(p, 1)) for p in PLACES if p != 'within backward']
+
+
+def plain_groups(model, opt, bs, n, cuts, sized):
+    "One large batch for every `n` batches that were not cut. A cut in the backward of a group or in its step drops it."
+    group = []
+    def step():
+        x, y = map(torch.cat, zip(*group, strict=True))
+        opt.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        opt.step()
+    for i, b in enumerate(bs):
+        place, complete = cuts.get(i), len(group) + 1 == n or (sized and i + 1 == len(bs))
+        if place in EARLY or (place == 'backward' and not complete): continue
+        group = [] if 'backward' in (place or '').split() else [*group, b]
+        if not complete or not group: continue
+        if place not in NO_STEP: step()
+        group = []
+    if group and cuts.get(len(bs) - 1) not in NO_STEP: step()
+
+
+@pytest.mark.filterwarnings('ignore:AccumulateCB. batch . of epoch 0 .* was cancelled in its backward')
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_cancels_in_any_places_leave_the_groups_of_a_plain_loop(data):
+    sizes = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=8))
+    n, opt_func = data.draw(st.integers(1, 4)), data.draw(st.sampled_from([*OPTS.values()][:3]))
+    sized = data.draw(st.booleans())
+    cuts = data.draw(st.dictionaries(st.integers(0, len(sizes) - 1), st.sampled_from(PLACES), min_size=1))
+    bs = [(x.double(), y) for x, y in of_sizes(sizes)]
+    dls = DataLoaders(bs if sized else Unsized(bs), [])
+    learn = learner([*cutting(cuts), AccumulateCB(n), TrainCB()], Learner, mlp().double(), dls, opt_func=opt_func)
+    plain = copy.deepcopy(learn.model)
+    def fails(g):
+        if cuts.get(learn.iter) == 'within backward': raise CancelBatchException()
+    learn.model[0].weight.register_hook(fails)
+    learn.fit(1, valid=False)
+    plain_groups(plain, opt_func(plain.parameters(), lr=.1), bs, n, cuts, sized)
+    torch.testing.assert_close(weights(learn), plain.state_dict(), rtol=1e-9, atol=1e-9)
+    assert all(p.grad is None for p in learn.model.parameters())
+
+
+@pytest.mark.parametrize('start', [True, False])
+def test_a_batch_cancelled_in_its_backward_drops_its_group_with_a_warning(start):
+    class Cancels(TrainLearner):
+        def backward(self):
+            if start and self.iter == 1: raise CancelBatchException()
+            super().backward()
+    learn = learner(AccumulateCB(2), Cancels, dls=DataLoaders(batches(4), []))
+    def fails(g):
+        if not start and learn.iter == 1: raise CancelBatchException()
+    learn.model[0].weight.register_hook(fails)
+    says = 'batch 1 of epoch 0 .* was cancelled in its backward'
+    with pytest.warns(UserWarning, match=says): learn.fit(1, valid=False)
+    plain = trained([], joined(batches(4)[2:], 2))
+    torch.testing.assert_close(weights(learn), weights(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_an_epoch_cancelled_within_a_group_drops_it_and_the_next_epoch_starts_clean():

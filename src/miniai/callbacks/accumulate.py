@@ -1,9 +1,11 @@
 "Gradient accumulation: one step for several batches, equal to a step with one large batch."
+import warnings
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 from torch import Tensor
+from torch.autograd import Variable
 
 from miniai.callbacks.metrics import batch_size
 from miniai.callbacks.wrapped import WrappedLoader
@@ -18,9 +20,10 @@ class AccumulateCB(Callback):
     mean over samples. Batches are weighted by size. An epoch's last group may be smaller; it steps as the epoch ends.
 
     While a group is incomplete `learn.hold_step` is True: `after_backward`, `step`, `after_step` and `zero_grad` are
-    skipped. `learn.loss` stays the batch's own. A batch cancelled before its backward is not counted; a group
-    whose step is cancelled, or that a cancelled epoch or an error cuts short, is dropped. ValueError if `n` is below 1,
-    for a batch without samples, and for a Learner whose `zero_grad` keeps gradients, as MomentumLearner's does."""
+    skipped. `learn.loss` stays the batch's own. A batch cancelled before its backward is not counted; a group is
+    dropped if its step is cancelled, if an error or a cancelled epoch cuts it short, and, with a warning, if a batch is
+    cancelled in its backward. ValueError if `n` is below 1, for a batch without samples, and for a Learner whose
+    `zero_grad` keeps gradients, as MomentumLearner's does."""
     order = 1e9  # after callbacks that change the loss, before those that save the run
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -28,7 +31,8 @@ class AccumulateCB(Callback):
         self.n, self.planned, self.length = n, 0, None  # gradients so far are weighted for `planned` samples
         self._start_group()
 
-    def _start_group(self) -> None: self.batches, self.samples, self.complete = 0, 0, False
+    def _start_group(self) -> None:
+        self.batches, self.samples, self.complete, self.in_backward = 0, 0, False, False
 
     def before_fit(self, learn: Any) -> None: self._zeroing_checked = self.n == 1
 
@@ -53,7 +57,10 @@ class AccumulateCB(Callback):
         def start_backward(g: Tensor | None = None) -> Tensor | None:
             "The batch counts from the moment its gradients begin to flow, weighted."
             self.batches, self.samples, self.complete = batches, samples, complete
-            return None if g is None else g*weight
+            if g is None: return None
+            self.in_backward = True
+            Variable._execution_engine.queue_callback(self._end_backward)
+            return g*weight
         if learn.loss.requires_grad: learn.loss.register_hook(start_backward)
         else: start_backward()
         learn.hold_step = not complete
@@ -63,6 +70,8 @@ class AccumulateCB(Callback):
         if samples != self.planned and self.batches:
             for g in _gradients(learn): g.mul_(self.planned/samples)
         self.planned = samples
+
+    def _end_backward(self) -> None: self.in_backward = False
 
     def after_step(self, learn: Any) -> None: self._start_group()
 
@@ -84,7 +93,18 @@ class AccumulateCB(Callback):
                              f"the optimizer")
 
     def cleanup_batch(self, learn: Any) -> None:
-        if self.complete: self._drop(learn)  # its step was cancelled
+        if not learn.training: return
+        cut = self.in_backward or self._zeroed(learn)
+        if cut and isinstance(learn.ended_by, CancelBatchException): warnings.warn(
+            f"AccumulateCB: batch {learn.iter} of epoch {learn.epoch} (both counted from 0) was cancelled in its "
+            f"backward: the gradients of its group are not complete, and are dropped", stacklevel=2)
+        if cut or self.complete: self._drop(learn)
+        learn.hold_step = self.batches > 0
+
+    def _zeroed(self, learn: Any) -> bool:
+        "Are the gradients of an incomplete group gone, because its last batch was cancelled as its backward began?"
+        waits = self.batches and not self.complete and not learn.hold_step
+        return bool(waits) and not any(g.any() for g in _gradients(learn))
 
     def _finish(self, learn: Any) -> None:
         "At the end of the epoch, step with an incomplete last group."
