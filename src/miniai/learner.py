@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
+from miniai.callbacks.modes import set_mode
 from miniai.callbacks.progress import ProgressCB
 from miniai.callbacks.train import (
     DeviceCB,
@@ -54,6 +55,7 @@ class Learner:
     events: tuple[str, ...] = EVENTS + PHASES
     check_finite = True
     opt = epochs = n_epochs = epoch = iter = dl = batch = preds = loss = metrics = display = ended_by = None
+    kept_in_eval, _left_in_eval = None, ()
     trains = validates = resume = dry_run = skip_backward = hold_step = fitting = False
     _last_dispatch = None
 
@@ -95,7 +97,7 @@ class Learner:
 
     def one_epoch(self, training: bool) -> None:
         "One pass over `dls.train`, or over `dls.valid` if `training` is False."
-        self.model.train(training)
+        set_mode(self, training)
         self.dl, self.iter = self.dls.train if training else self.dls.valid, None
         self._one_epoch()
 

@@ -39,10 +39,10 @@ _GLOBAL_GENERATORS = torch.default_generator, np.random.get_state.__self__, rand
 _KNOWN = 'miniai', 'torchvision', 'timm', 'torchmetrics', 'torchdata'
 _KNOWN_IN_TORCH = 'torch.nn', 'torch.optim', 'torch.utils.data'
 _LIBRARIES = tuple({sysconfig.get_paths()[k] for k in ('stdlib', 'platstdlib', 'purelib', 'platlib')})
-_OF_THE_LOOP = frozenset((  # attributes of every Learner
+_OF_THE_LOOP = frozenset((  # attributes of every Learner, except for those that are part of a run, such as kept_in_eval
     'model', 'dls', 'loss_func', 'opt_func', 'lr', 'opt', 'epochs', 'n_epochs', 'epoch', 'iter', 'dl', 'batch', 'preds',
     'loss', 'metrics', 'display', 'ended_by', 'trains', 'validates', 'resume', 'dry_run', 'skip_backward', 'hold_step',
-    'fitting', 'history', '_cbs', '_last_dispatch'))
+    'fitting', 'history', '_cbs', '_last_dispatch', '_left_in_eval'))
 
 
 @dataclass

@@ -1,0 +1,46 @@
+"Training and eval mode, for models of which a part stays in eval mode, such as a frozen BatchNorm."
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+__all__ = ['set_mode']
+
+
+def set_mode(learn: Any, training: bool) -> None:
+    """Put the model into training or eval mode. What stands in eval mode inside a model in training is
+    `learn.kept_in_eval`: it returns to eval mode whenever the model is put into training. A model that is wholly in
+    eval mode trains wholly, except for what earlier passes kept. A model's own `train` method keeps its say."""
+    if not isinstance(learn.model, nn.Module): return learn.model.train(training)
+    kept = _in_eval(learn)
+    learn.model.train(training)
+    if training:
+        kept = [m for m in kept if m.training]
+        learn._left_in_eval = {m for m in learn.model.modules() if not m.training}  # by the model's own `train`
+        for m in kept: m.training = False
+        _warn_of_dropout(learn.model, set(kept))
+    learn.kept_in_eval = kept
+
+
+def _in_eval(learn: Any) -> list[nn.Module]:
+    root, known = _unwrapped(learn.model), learn.kept_in_eval
+    inside = [m for m in root.modules() if m is not root]
+    is_seen = root.training or (known is None and any(m.training for m in inside))
+    found = inside if is_seen else [m for m in inside if m in set(known or ())]
+    return [m for m in found if not m.training and m not in learn._left_in_eval]
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    "The model inside wrappers such as DistributedDataParallel, which are in training mode when they are made."
+    children = dict(model.named_children())
+    return _unwrapped(*children.values()) if children.keys() in ({'module'}, {'_orig_mod'}) else model
+
+
+def _warn_of_dropout(model: nn.Module, kept: set[nn.Module]) -> None:
+    "Dropout that is off where parameters train is usually what `from_pretrained` left behind."
+    for nm, m in model.named_modules():
+        if m not in kept or not any(p.requires_grad for p in m.parameters()): continue
+        if any(isinstance(d, _DropoutNd) and d.p and d in kept for d in m.modules()): return warnings.warn(
+            f"{nm} is in eval mode inside a model in training mode, and stays so: its dropout is off, although its "
+            f"parameters train. If you want dropout, call learn.model.train() before fit", stacklevel=4)
