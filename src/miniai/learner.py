@@ -8,6 +8,7 @@ from torch import nn, optim
 from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
+from miniai.callbacks.first_batch import FirstBatchCB
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.modes import set_mode
@@ -22,6 +23,7 @@ from miniai.callbacks.train import (
     checked,
     loss_of,
 )
+from miniai.callbacks.trained import can_train, new_optimizer, trained_parameters
 from miniai.callbacks.wrapped import WrappedLoader, first_batch_of
 from miniai.device import to_cpu, without_graph
 from miniai.diagnosis.capture import capture_preds, show_image_batch
@@ -114,7 +116,8 @@ class Learner:
         CheckpointCB, if there is one. ValueError or TypeError, before the first batch, for what is sure to fail; a fit
         that fails before its first epoch leaves history and optimizer as they were."""
         if self.fitting: raise RuntimeError("this Learner is already fitting; wait until that fit has ended")
-        added = [*as_list(cbs), ClosureCB(), SkippedStepsCB(), *([FiniteLossCB()] if self.check_finite else [])]
+        added = [*as_list(cbs), ClosureCB(), SkippedStepsCB(), FirstBatchCB(),
+                 *([FiniteLossCB()] if self.check_finite else [])]
         self.cbs.extend(added)
         self.fitting, self.epoch, before = True, None, (self.history, self.opt)
         try:
@@ -148,11 +151,10 @@ class Learner:
         if self.trains:
             if self.opt_func:
                 check_lr(lr)
-                self.opt = self.opt_func(self.model.parameters(), lr)
+                self.opt = new_optimizer(self, lr)
             check_optimizer(self.opt, self.opt_func)
-        elif self.opt_func and self.opt is None and lr is not None and lr >= 0:
-            params = list(self.model.parameters())
-            if params: self.opt = self.opt_func(params, lr)
+        elif self.opt_func and self.opt is None and lr is not None and lr >= 0 and can_train(self):
+            self.opt = new_optimizer(self, lr)
 
     def callback(self, method_nm: str) -> None:
         "Call the method `method_nm` of every callback, in rising `order`. AttributeError if it is not an event."
@@ -214,5 +216,5 @@ class MomentumLearner(TrainLearner):
 
     @torch.no_grad()
     def zero_grad(self) -> None:
-        for p in self.model.parameters():
+        for p in trained_parameters(self):
             if p.grad is not None: p.grad *= self.mom

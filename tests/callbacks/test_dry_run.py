@@ -1,12 +1,15 @@
 "Looking at a Learner leaves all that it and its callbacks recorded; mistakes in callbacks are said, not swallowed."
 import gc
+import random
 import weakref
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn, optim
+from torch.utils.data import DataLoader, TensorDataset
 
 from miniai import (
     ActivationStats,
@@ -20,6 +23,7 @@ from miniai import (
     accuracy,
 )
 from miniai.accel import MixedPrecision
+from miniai.activations import set_seed
 from miniai.callbacks.dry_run import dry_run, patch
 from miniai.data import MemoryLoader
 from miniai.learner import CancelBatchException, Learner, MomentumLearner
@@ -271,3 +275,82 @@ def test_an_attribute_is_put_back_unless_somebody_has_set_it_since():
             patch(undo, o, 'there', 'patched')
             o.there = 'set since'
         assert o.there == 'set since'
+
+
+# Losses, other modules and optimizers, random states
+
+class CountingLoss(nn.Module):
+    "Cross-entropy with a learned scale; counts its calls."
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer('calls', torch.zeros(()))
+
+    def forward(self, preds, y):
+        self.calls += 1
+        return F.cross_entropy(preds*self.scale, y)
+
+
+class TwoNets(TrainLearner):
+    "Trains a second network, with an optimizer of its own, as a GAN does."
+    def get_loss(self):
+        super().get_loss()
+        self.loss = self.loss + self.second(self.batch[0]).square().mean()
+
+    def step(self):
+        super().step()
+        self.opt_second.step()
+        self.opt_second.zero_grad()
+
+
+def two_nets():
+    learn = small_learner(cls=TwoNets, model=nn.Sequential(net(), nn.Dropout(.5)), loss_func=CountingLoss())
+    learn.second = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
+    learn.opt_second = optim.Adam(learn.second.parameters())
+    return learn
+
+
+def held(learn):
+    grads = [p.grad for m in (learn.model, learn.second, learn.loss_func) for p in m.parameters()]
+    return [weights(learn), grads, *(o.state_dict() for o in (learn.second, learn.opt_second, learn.loss_func))]
+
+
+LOOKS = ['lr_find', 'summary', 'show_image_batch', 'capture_preds', 'tta']
+
+
+@pytest.mark.parametrize('look', LOOKS)
+def test_a_look_leaves_losses_other_networks_and_their_optimizers_as_they_were(look, monkeypatch):
+    monkeypatch.setattr('miniai.diagnosis.capture.show_images', lambda *args, **kwargs: None)
+    learn = two_nets()
+    learn.fit(1)
+    before = copied(held(learn))
+    getattr(learn, look)(**(dict(tfms=lambda x: x.flip(1)) if look == 'tta' else {}))
+    assert equal(held(learn), before)
+
+
+def test_a_look_leaves_what_callbacks_hold_as_it_was():
+    class Teacher(Callback):
+        def __init__(self): self.net, self.loss_func = nn.Linear(4, 3), CountingLoss()
+        def before_fit(self, learn): self.net.weight.data += 1
+        def after_batch(self, learn): self.loss_func(learn.preds, learn.batch[1])
+    cb = Teacher()
+    learn = small_learner(cb)
+    before = copied([cb.net.state_dict(), cb.loss_func.state_dict()])
+    learn.lr_find()
+    assert equal([cb.net.state_dict(), cb.loss_func.state_dict()], before)
+
+
+@pytest.mark.parametrize('look', LOOKS)
+def test_training_after_a_look_draws_the_same_random_numbers_as_without(look, monkeypatch):
+    monkeypatch.setattr('miniai.diagnosis.capture.show_images', lambda *args, **kwargs: None)
+    def run(looks):
+        set_seed(5)
+        ds = TensorDataset(torch.randn(24, 4), torch.randint(3, (24,)))
+        own = torch.Generator().manual_seed(2)
+        dls = DataLoaders(DataLoader(ds, 6, shuffle=True, generator=own), DataLoader(ds, 6, shuffle=True))
+        learn = two_nets()
+        learn.dls = dls
+        if looks: getattr(learn, look)(**(dict(tfms=lambda x: x.flip(1)) if look == 'tta' else {}))
+        learn.fit(1)
+        return held(learn), torch.rand(1), random.random(), np.random.rand(), own.get_state()
+    assert equal(run(looks=True), run(looks=False))

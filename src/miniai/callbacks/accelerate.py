@@ -6,6 +6,7 @@ import torch
 
 from miniai.callbacks.precision import PatientScaler, ScalingCB
 from miniai.callbacks.train import DeviceCB
+from miniai.callbacks.trained import loss_modules
 from miniai.device import def_device
 
 __all__ = ['AccelerateCB']
@@ -34,6 +35,7 @@ class AccelerateCB(ScalingCB):
         self._attributes = set(vars(learn.model))
         learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self._own[:3])
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
+        for loss in loss_modules(learn).values(): loss.to(self.acc.device)
         super().before_fit(learn)
 
     scaler = property(lambda self: self.acc.scaler, doc="Accelerate's GradScaler, or None.")

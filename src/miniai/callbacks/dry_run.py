@@ -2,11 +2,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+
+from miniai.callbacks.trained import loss_modules
+from miniai.randomness import host_states, random_states, set_host_states, set_random_states
 
 __all__ = ['dry_run', 'snapshot_of', 'patch']
 
@@ -15,13 +19,19 @@ Undo = Callable[[], Any]
 
 @contextmanager
 def dry_run(learn: Any, trains: bool = False) -> Iterator[None]:
-    """Within it `learn` may fit, with `learn.dry_run` set; afterwards the Learner, its callbacks, its loaders and the
-    mode of every module are as before. With `trains` the weights, gradients and an optimizer that stays from fit to fit
-    are restored too. An object can define `snapshot()`, which returns a function that restores the object. For Learners
-    and callbacks without it, all attributes are restored."""
-    loaders = [dl for dl in (getattr(learn.dls, nm, None) for nm in ('train', 'valid')) if hasattr(dl, 'snapshot')]
-    undo = [_modes(learn.model), *map(snapshot_of, (learn, *learn.cbs, *loaders))]
-    if trains: undo += [_tensors(learn.model), _optimizer(learn)]
+    """Within it `learn` may fit, with `learn.dry_run` set; afterwards the Learner, its callbacks, its loaders, the
+    random states, and the modes and buffers of every module are as before, as is all of a loss. With `trains` the
+    weights and gradients of all modules, and optimizers that stay from fit to fit, are restored too. An object can
+    define `snapshot()`, which returns a function that restores the object. For Learners and callbacks without it, all
+    attributes are restored."""
+    loaders = [dl for nm in ('train', 'valid') if (dl := getattr(learn.dls, nm, None)) is not None]
+    attributes = [x for o in (learn, *learn.cbs) for x in getattr(o, '__dict__', {}).values()]
+    losses = {*loss_modules(learn).values()}
+    modules = {learn.model, *losses, *(x for x in attributes if isinstance(x, nn.Module))}
+    undo = [_random(loaders), *map(snapshot_of, (learn, *learn.cbs))]
+    undo += [snapshot_of(dl) for dl in loaders if hasattr(dl, 'snapshot')]
+    for m in modules: undo += [_modes(m), _tensors(m, trains or m in losses)]
+    if trains: undo += map(_optimizer, _kept_optimizers(learn, attributes))
     learn.cbs, learn.dry_run = list(learn.cbs), True
     try: yield
     finally:
@@ -47,12 +57,13 @@ def _modes(model: nn.Module) -> Undo:
     return put_back
 
 
-def _tensors(model: nn.Module) -> Undo:
-    "Parameters, gradients and buffers. Lazy ones have no values yet."
-    def tensors() -> dict: return {nm: x for nm, x in (*model.named_parameters(), *model.named_buffers())
-                                   if not is_lazy(x)}
+def _tensors(module: nn.Module, weights: bool) -> Undo:
+    "Buffers, and with `weights` parameters and gradients. Lazy ones have no values yet."
+    def tensors() -> dict:
+        params = module.named_parameters() if weights else ()
+        return {nm: x for nm, x in (*params, *module.named_buffers()) if not is_lazy(x)}
     values = {nm: x.detach().clone() for nm, x in tensors().items()}
-    grads = [(p, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+    grads = [(p, None if p.grad is None else p.grad.clone()) for p in module.parameters()] if weights else ()
     @torch.no_grad()
     def put_back() -> None:
         for nm, x in tensors().items():
@@ -61,12 +72,29 @@ def _tensors(model: nn.Module) -> Undo:
     return put_back
 
 
-def _optimizer(learn: Any) -> Undo:
-    "The state of an optimizer that the next fit keeps using, because there is no `opt_func` to make a new one."
-    opt = learn.opt
-    if learn.opt_func is not None or not hasattr(opt, 'state_dict'): return lambda: None
+def _kept_optimizers(learn: Any, attributes: list) -> list:
+    "The optimizers that the next fit keeps using: not `learn.opt` if there is an `opt_func` to make a new one."
+    found = {id(o): o for o in attributes if hasattr(o, 'param_groups') and hasattr(o, 'state_dict')}
+    if learn.opt_func is None and hasattr(learn.opt, 'state_dict'): found[id(learn.opt)] = learn.opt
+    else: found.pop(id(learn.opt), None)
+    return list(found.values())
+
+
+def _optimizer(opt: Any) -> Undo:
     state = deepcopy(opt.state_dict())
     return lambda: opt.load_state_dict(state)
+
+
+def _random(loaders: list) -> Undo:
+    "The random states of torch, its devices, numpy and Python, and of the loaders' own generators."
+    if torch.cuda.is_available() and not torch.cuda.is_initialized(): restore = partial(set_host_states, host_states())
+    else: restore = partial(set_random_states, random_states())
+    owners = [o for dl in loaders for o in (dl, getattr(dl, 'sampler', None))]
+    own = [(g, g.get_state()) for o in owners if isinstance(g := getattr(o, 'generator', None), torch.Generator)]
+    def put_back() -> None:
+        restore()
+        for g, state in own: g.set_state(state)
+    return put_back
 
 
 def patch(undo: ExitStack, o: Any, name: str, value: Any) -> None:

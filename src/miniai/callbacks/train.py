@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from miniai.callbacks.trained import loss_modules
 from miniai.callbacks.wrapped import MappedLoader
 from miniai.device import def_device, is_number, to_device, to_scalar
 from miniai.events import Callback, CancelFitException
@@ -127,10 +128,11 @@ class SingleBatchCB(Callback):
 
 
 class DeviceCB(Callback):
-    "Moves the model and every batch to `device`."
+    "Moves the model, a loss that is a module, and every batch to `device`."
     def __init__(self, device: str | torch.device = def_device) -> None: self.device = torch.device(device)
     def before_fit(self, learn: Any) -> None:
         if hasattr(learn.model, 'to'): learn.model.to(self.device)
+        for loss in loss_modules(learn).values(): loss.to(self.device)
     def before_batch(self, learn: Any) -> None: learn.batch = to_device(learn.batch, self.device)
 
 

@@ -64,9 +64,10 @@ class _StopAtCB(Callback):
 def first_train_batch(learn: Any, event: str, cbs: list) -> Any:
     "Run the first training batch up to and including `event`, and return it. The Learner is left as it was."
     with dry_run(learn, trains=True):
-        no_optimizer, no_parameters = learn.opt_func is None and learn.opt is None, not list(learn.model.parameters())
-        # An optimizer that steps nothing, so that the checks before the fit pass.
-        if no_optimizer or no_parameters: learn.opt_func = lambda params, lr: torch.optim.SGD([torch.zeros(1)], lr)
+        no_optimizer = learn.opt_func is None and learn.opt is None
+        if no_optimizer or not any(p.requires_grad for p in learn.model.parameters()):
+            # An optimizer that steps nothing, so that the checks before the fit pass.
+            learn.opt_func = lambda params, lr: torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr)
         learn.loss_func = learn.loss_func or (lambda preds, *targets: preds)
         learn.fit(1, valid=False, lr=learn.lr or 0., cbs=[_StopAtCB(event), *cbs])
         return learn.batch
