@@ -199,6 +199,22 @@ def test_dropout_that_is_off_where_parameters_train_is_told():
     fit(learn, 1)
 
 
+def test_a_body_left_in_eval_by_an_earlier_fit_is_told_and_a_norm_frozen_by_itself_is_not():
+    body = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    fit(start(body)[0], 1)  # which ends in eval mode
+    learn, _ = start(nn.Sequential(body, nn.Linear(3, 3)))
+    before = body[1].running_mean.clone()
+    says = r'^0 is in eval mode.*stays so: its BatchNorm keeps its statistics, although its parameters train\. If you'
+    with pytest.warns(UserWarning, match=says): fit(learn, 1)
+    assert torch.equal(body[1].running_mean, before)
+    learn.model.train()
+    fit(learn, 1)
+    assert not torch.equal(body[1].running_mean, before)
+    learn.model.train()
+    body[1].eval()
+    fit(learn, 1)
+
+
 def frozen_run(folder, *cbs, n_before=0):
     torch.manual_seed(0)
     learn = TrainLearner(net(), loaders(), F.cross_entropy, .1)

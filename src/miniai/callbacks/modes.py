@@ -3,6 +3,7 @@ import warnings
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 __all__ = ['set_mode']
@@ -19,7 +20,7 @@ def set_mode(learn: Any, training: bool) -> None:
         kept = [m for m in kept if m.training]
         learn._left_in_eval = {m for m in learn.model.modules() if not m.training}  # by the model's own `train`
         for m in kept: m.training = False
-        _warn_of_dropout(learn.model, set(kept))
+        _warn_of_kept(learn.model, set(kept))
     learn.kept_in_eval = kept
 
 
@@ -37,10 +38,18 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return _unwrapped(*children.values()) if children.keys() in ({'module'}, {'_orig_mod'}) else model
 
 
-def _warn_of_dropout(model: nn.Module, kept: set[nn.Module]) -> None:
-    "Dropout that is off where parameters train is usually what `from_pretrained` left behind."
+def _warn_of_kept(model: nn.Module, kept: set[nn.Module]) -> None:
+    "Parts in eval mode whose parameters train are usually what `from_pretrained` or an earlier fit left behind."
     for nm, m in model.named_modules():
         if m not in kept or not any(p.requires_grad for p in m.parameters()): continue
-        if any(isinstance(d, _DropoutNd) and d.p and d in kept for d in m.modules()): return warnings.warn(
-            f"{nm} is in eval mode inside a model in training mode, and stays so: its dropout is off, although its "
-            f"parameters train. If you want dropout, call learn.model.train() before fit", stacklevel=4)
+        inside = [d for d in m.modules() if d in kept and d is not m]
+        found = [says for says, of in (("its dropout is off", _drops), ("its BatchNorm keeps its statistics", _tracks))
+                 if any(map(of, inside))]
+        if found: return warnings.warn(
+            f"{nm} is in eval mode inside a model in training mode, and stays so: {' and '.join(found)}, although its "
+            f"parameters train. If you don't want that, call learn.model.train() before fit; if you do, put only those "
+            f"modules into eval mode", stacklevel=4)
+
+
+def _drops(m: nn.Module) -> bool: return isinstance(m, _DropoutNd) and m.p > 0
+def _tracks(m: nn.Module) -> bool: return isinstance(m, _NormBase) and m.running_mean is not None
