@@ -1,7 +1,7 @@
 "Batches from arrays in memory: shuffled by (seed, epoch), gathered, and scaled to floats one batch at a time."
 import warnings
 from collections.abc import Callable, Iterator
-from copy import copy
+from copy import copy, deepcopy
 from operator import index
 from typing import Any
 
@@ -31,8 +31,8 @@ class MemoryLoader:
         means, stds, self.channels_last = ([v] if n_inp == 1 else v or [None]*n_inp for v in (mean, std, channels_last))
         self._hold(arrays, rows)
         inputs, targets = self.tensors[:n_inp], self.tensors[n_inp:]
-        self.scalings = [Scaling(x, to_float, m, s) for x, m, s in zip(inputs, means, stds, strict=True)]
-        self.scalings += [Scaling(y, to_float=False) for y in targets]
+        scalings = [Scaling(x, to_float, m, s) for x, m, s in zip(inputs, means, stds, strict=True)]
+        self.scaling, *self.other_scalings = scalings + [Scaling(y, to_float=False) for y in targets]
 
     def _hold(self, arrays: tuple, rows: Tensor | None) -> None:
         self.tensors, self.rows, self.epoch = as_tensors(*arrays), rows, 0
@@ -46,7 +46,8 @@ class MemoryLoader:
         """A loader of other arrays, such as a test set, in order, with inputs scaled as those of this loader. Targets
         may be left out. ValueError for arrays of another dtype or row shape."""
         new = copy(self)
-        new.shuffle = new.drop_last = False
+        new.shuffle, new.drop_last, new.seed = False, False, 0
+        new.scaling, new.other_scalings = deepcopy((self.scaling, self.other_scalings))
         new._hold(arrays, rows)
         for i, kinds in enumerate(zip(self._kinds(), new._kinds(), strict=False)):
             if kinds[0] != kinds[1]: raise ValueError(
@@ -61,7 +62,8 @@ class MemoryLoader:
     @property
     def normalised_by(self) -> str:
         "Mean and standard deviation of each input that is normalised, as text; '' if none is."
-        return ', '.join(f'mean {_rounded(s.mean)} and std {_rounded(s.std)}' for s in self.scalings if s.normalises)
+        scalings = [s for s in (self.scaling, *self.other_scalings) if s.normalises]
+        return ', '.join(f'mean {_rounded(s.mean)} and std {_rounded(s.std)}' for s in scalings)
 
     def __len__(self) -> int: return self.n//self.bs if self.drop_last else (self.n + self.bs - 1) // self.bs
 
@@ -101,7 +103,7 @@ class MemoryLoader:
 
     def _parts(self, i: int, orders: dict[torch.device, Tensor] | None, rows: slice) -> Iterator[Tensor]:
         "What batches hold of array `i`, one batch after the other."
-        t, dtype, scaling = self.tensors[i], self.dtypes[i], self.scalings[i]
+        t, dtype, scaling = self.tensors[i], self.dtypes[i], self.other_scalings[i - 1] if i else self.scaling
         parts, early = _gathered(t, orders, rows, self.bs), t.dtype != dtype
         # Double precision is scaled before it is rounded, and before it moves: some devices have none.
         if early: parts = (scaling(part).to(dtype) for part in parts)
