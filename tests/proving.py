@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn, optim
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from miniai.callbacks.metrics import MetricsCB, accuracy
 from miniai.callbacks.record import RecorderCB
 from miniai.data import DataLoaders
 from miniai.events import Callback
 from miniai.learner import TrainLearner
+from miniai.metrics.metrics import MetricsCB, accuracy
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.steps.schedule import BatchSchedCB
 

@@ -21,7 +21,6 @@ from miniai.activations import ActivationStats, HooksCallback
 from miniai.callbacks.accumulate import AccumulateCB
 from miniai.callbacks.compile import CompileCB
 from miniai.callbacks.layout import ChannelsLastCB
-from miniai.callbacks.metrics import accuracy
 from miniai.callbacks.mix import MixUpCB
 from miniai.callbacks.precision import MixedPrecision
 from miniai.callbacks.train_loss import LabelSmoothingCB
@@ -44,6 +43,7 @@ from miniai.learner import (
     to_cpu,
     with_cbs,
 )
+from miniai.metrics.metrics import accuracy
 from miniai.optim import Adam, AdamW, optimizer
 from miniai.sgd import BatchSchedCB, RecorderCB
 from small import AROUND, WITHIN, Heard, batches, equal, hooks_on, learner, loaders, mlp, raising, same, weights
@@ -720,7 +720,7 @@ def test_a_learner_and_its_callbacks_say_what_they_are():
     said = repr(learn)
     for part in ('TrainLearner', 'Sequential', '67 parameters', 'cross_entropy', 'SGD', 'MetricsCB, AccumulateCB',
                  repr(learn.dls)): assert part in said
-    assert repr(AccumulateCB(4)) == 'AccumulateCB(n=4)'
+    assert repr(AccumulateCB(4)) == 'AccumulateCB(n=4, weight=None)'
     assert repr(learner(opt_func=None)).count('None') == 1
 
 

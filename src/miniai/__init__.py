@@ -1,10 +1,7 @@
 "miniai: train PyTorch models with accelerated SGD. The names that a user types first."
 from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
 from miniai.callbacks.batch import BatchTransformCB as BatchTransformCB
-from miniai.callbacks.early_stopping import EarlyStoppingCB as EarlyStoppingCB
 from miniai.callbacks.hf import HFCB as HFCB
-from miniai.callbacks.metrics import MetricsCB as MetricsCB
-from miniai.callbacks.metrics import accuracy as accuracy
 from miniai.callbacks.mix import MixUpCB as MixUpCB
 from miniai.callbacks.precision import MixedPrecision as MixedPrecision
 from miniai.callbacks.progress import ProgressCB as ProgressCB
@@ -24,6 +21,11 @@ from miniai.events import CancelEpochException as CancelEpochException
 from miniai.events import CancelFitException as CancelFitException
 from miniai.learner import Learner as Learner
 from miniai.learner import TrainLearner as TrainLearner
+from miniai.metrics.early_stopping import EarlyStoppingCB as EarlyStoppingCB
+from miniai.metrics.metrics import MetricsCB as MetricsCB
+from miniai.metrics.metrics import accuracy as accuracy
+from miniai.metrics.metrics import binary_accuracy as binary_accuracy
+from miniai.metrics.whole import Whole as Whole
 from miniai.optim import SGD as SGD
 from miniai.optim import Adam as Adam
 from miniai.optim import AdamW as AdamW
@@ -44,8 +46,8 @@ from miniai.steps.schedule import EpochSchedCB as EpochSchedCB
 __version__ = '0.3.0'
 __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
-    'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'ProgressCB',
-    'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule', 'EarlyStoppingCB',
-    'AverageCB', 'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError',
-    'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum',
-    'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
+    'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
+    'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
+    'EarlyStoppingCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB',
+    'ResumeError', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD',
+    'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

@@ -10,7 +10,6 @@ from torch.nn.parameter import is_lazy
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
 from miniai.callbacks.first_batch import FirstBatchCB
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
-from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.modes import set_mode
 from miniai.callbacks.progress import ProgressCB
 from miniai.callbacks.train import (
@@ -20,7 +19,6 @@ from miniai.callbacks.train import (
     SingleBatchCB,
     SkippedStepsCB,
     TrainCB,
-    checked,
     loss_of,
 )
 from miniai.callbacks.trained import can_train, new_optimizer, trained_parameters
@@ -42,6 +40,8 @@ from miniai.events import (
     run_cbs,
     with_cbs,
 )
+from miniai.metrics.batch import checked
+from miniai.metrics.metrics import MetricsCB
 from miniai.steps.closure import ClosureCB
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError',

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from miniai.callbacks.metrics import accuracy as accuracy
 from miniai.data.loaders import Dataset as Dataset
 from miniai.data.loaders import get_dls as get_dls
+from miniai.metrics.metrics import accuracy as accuracy
+from miniai.metrics.metrics import binary_accuracy as binary_accuracy
 
-__all__ = ['accuracy', 'report', 'Dataset', 'fit', 'get_dls']
+__all__ = ['accuracy', 'binary_accuracy', 'report', 'Dataset', 'fit', 'get_dls']
 
 
 def report(loss: Tensor, preds: Tensor, yb: Tensor) -> None:

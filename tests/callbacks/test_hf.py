@@ -112,6 +112,31 @@ def test_accumulated_batches_of_such_a_model_are_one_large_batch():
         torch.testing.assert_close(p.double(), q - .1*q.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_tokens_that_are_ignored_do_not_count_if_weight_says_so():
+    class Tokens(Classifier):
+        "As a ForTokenClassification."
+        def forward(self, input_ids, labels=None):
+            logits = self.out(self.emb(input_ids))
+            return Output(None if labels is None else F.cross_entropy(logits.flatten(0, 1), labels.flatten()), logits)
+    g = torch.Generator().manual_seed(1)
+    bs = [dict(input_ids=torch.randint(0, 20, (3, n), generator=g), labels=torch.randint(0, 3, (3, n), generator=g))
+          for n in (2, 5, 9)]
+    for b in bs[::2]: b['labels'][:, 1:] = -100
+    def tokens(learn): return (learn.batch[1] != -100).sum()
+    torch.manual_seed(4)
+    learn = learner([HFCB(), AccumulateCB(3, tokens), MetricsCB(weight=tokens)], cls=Learner, model=Tokens().double(),
+                    dls=DataLoaders(bs, []), loss_func=None)
+    torch.manual_seed(4)
+    expected = Tokens().double()
+    loss = F.cross_entropy(torch.cat([expected(**b).logits.flatten(0, 1) for b in bs]),
+                           torch.cat([b['labels'].flatten() for b in bs]))
+    loss.backward()
+    learn.fit(1, valid=False)
+    assert learn.history[0]['loss'] == pytest.approx(loss.item(), rel=1e-9)
+    for p, q in zip(learn.model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q - .1*q.grad, rtol=1e-9, atol=1e-12)
+
+
 def test_predictions_need_no_labels_and_training_does():
     bare = list(batches(2, labels=False))
     learn = hf_learner(train=bare, valid=bare)

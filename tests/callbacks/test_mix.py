@@ -10,10 +10,10 @@ from torch import nn
 
 from miniai.accel import MixedPrecision
 from miniai.augment import CutMixCB, LabelSmoothingCB, MixUpCB
-from miniai.callbacks.metrics import accuracy
 from miniai.datasets import DataLoaders
 from miniai.init import BatchTransformCB
 from miniai.learner import CancelBatchException, Learner, MetricsCB, TrainCB, TrainLearner
+from miniai.metrics.metrics import accuracy
 from small import Heard, TwoInputs, learner, raising, same, weights
 
 MIXERS = pytest.mark.parametrize('mixer', [MixUpCB, CutMixCB])
@@ -317,3 +317,35 @@ def test_a_bad_alpha_is_an_error(mixer):
 def test_two_mixers_are_an_error():
     learn = image_learner([MixUpCB(), CutMixCB()])
     with pytest.raises(ValueError, match='MixUpCB and CutMixCB cannot be used in the same fit'): learn.fit(1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, st.sampled_from([(), (1,), (2,)]))
+def test_cutmix_pastes_into_masks_what_it_pastes_into_images(seed, channels):
+    x, _ = images(6, seed=seed)
+    masks = x.reshape(6, 1, 9, 7).expand(6, *(channels or (1,)), 9, 7).reshape(6, *channels, 9, 7).clone()
+    seen = Seen(CutMixCB(generator=seeded(seed)))
+    loss = lambda p, y: (p - y.flatten(1)[:, :3]).abs().mean()  # noqa: E731
+    image_learner([seen.mixer, seen], dls=DataLoaders([(x, masks)], []), loss_func=loss).fit(1, valid=False)
+    (_, (mixed, y), preds, seen_loss, *_), = seen.batches
+    assert torch.equal(y.reshape(6, -1, 9, 7), mixed.expand(6, *(channels or (1,)), 9, 7))
+    torch.testing.assert_close(seen_loss, loss(preds, y))
+
+
+def test_cutmix_mixes_the_loss_of_a_class_beside_a_mask_in_the_share_of_the_area():
+    x, y = images(6)
+    seen = Seen(CutMixCB(generator=seeded(3)))
+    loss = lambda p, mask, y: F.cross_entropy(p, y) + mask.mean()  # noqa: E731
+    image_learner([TrainCB(), seen.mixer, seen], cls=Learner, dls=DataLoaders([(x, x[:, 0], y)], []), loss_func=loss
+                  ).fit(1, valid=False)
+    (_, (_, mask, same_y), preds, seen_loss, lam, perm), = seen.batches
+    assert torch.equal(same_y, y)
+    expected = lam*F.cross_entropy(preds, y) + (1 - lam)*F.cross_entropy(preds, y[perm]) + mask.mean()
+    torch.testing.assert_close(seen_loss, expected)
+
+
+def test_cutmix_refuses_masks_of_another_size():
+    x, _ = images(4)
+    learn = image_learner(CutMixCB(), dls=DataLoaders([(x, x[:, 0, :4, :3])], []), loss_func=lambda p, y: p.mean())
+    with pytest.raises(ValueError, match=r'as large as the images, \(9, 7\): got targets of shape \(4, 4, 3\)'):
+        learn.fit(1, valid=False)

@@ -71,3 +71,15 @@ def test_plot_draws_one_panel_per_record():
     axs = plt.gcf().axes
     assert [ax.get_title() for ax in axs] == ['a', 'b']
     assert [list(ax.lines[0].get_ydata()) for ax in axs] == [[1.]*4, [2.]*4]
+
+
+def test_any_figure_of_the_learner_can_be_recorded():
+    rec = RecorderCB(loss=lambda cb: cb.learn.loss, same=lambda learn: learn.loss, size=lambda cb: len(cb.learn.batch))
+    class Look:
+        losses = []
+        def after_loss(self, learn):
+            if learn.training: self.losses.append(learn.loss.item())
+    look = Look()
+    learner([rec, look]).fit(1)
+    assert rec.recs == dict(loss=look.losses, same=look.losses, size=[2.]*4)
+    assert rec.learn is None

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from miniai import AccumulateCB, CheckpointCB, MixedPrecision, accuracy
-from miniai.callbacks.train import n_inputs
 from miniai.datasets import DataLoaders
 from miniai.learner import CancelFitException, DeviceCB, Learner, MetricsCB, SingleBatchCB, TrainCB
 from resuming import assert_resumes_exactly
@@ -50,11 +49,6 @@ def test_a_subclass_may_replace_a_single_phase():
 
 
 def test_a_batch_may_be_a_list(): learner(dls=DataLoaders([[*b] for b in batches()], [])).fit(1, valid=False)
-
-
-def test_the_number_of_inputs_is_that_of_the_callback_that_trains_or_one():
-    assert n_inputs(learner(TrainCB(n_inp=3))) == 3
-    assert n_inputs(learner([Heard()])) == 1
 
 
 def test_metrics_that_were_used_by_another_learner_take_the_number_of_inputs_of_this_one():

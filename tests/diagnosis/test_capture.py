@@ -6,6 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from miniai.augment import CapturePreds
@@ -118,6 +120,50 @@ def test_every_module_keeps_its_mode_however_a_capture_ends(look, ends):
     if ends: learn.cbs.append(Heard({'after_predict': raising(ends)}))
     with suppress(ValueError, KeyboardInterrupt): getattr(learn, look)()
     assert [m.training for m in learn.model.modules()] == [True, True, False, True]
+
+
+# Batches of any shape, from any loader
+
+class Doubled(nn.Module):
+    def forward(self, x): return x*2
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 2)), min_size=1, max_size=5),
+       st.booleans(), st.integers(0, 99))
+def test_each_sample_has_its_prediction_and_target_whatever_the_batches_are_padded_to(shapes, labelled, seed):
+    g = torch.Generator().manual_seed(seed)
+    bs = [(torch.randn(*shape, generator=g), torch.randint(0, 3, shape[:2], generator=g)) for shape in shapes]
+    learn = learner(model=Doubled(), dls=DataLoaders([], batches()), loss_func=lambda p, y: p.mean(), opt_func=None)
+    preds, targets, inps = learn.capture_preds(dl=bs if labelled else [x for x, _ in bs], inps=True)
+    xs, ys = ([row for b in bs for row in b[i]] for i in (0, 1))
+    assert len(preds) == len(xs)
+    for found, x in zip(preds, xs, strict=True): assert torch.equal(found, x*2)
+    for found, x in zip(inps, xs, strict=True): assert torch.equal(found, x)
+    if labelled:
+        for found, y in zip(targets, ys, strict=True): assert torch.equal(found, y)
+    else: assert targets is None
+    assert isinstance(preds, torch.Tensor) == (len({x.shape for x in xs}) == 1)
+
+
+def test_inputs_that_nobody_asked_for_need_not_be_joined():
+    class Pooled(nn.Module):
+        def forward(self, x): return x.mean(1)
+    bs = [(torch.randn(2, t, 3), torch.zeros(2)) for t in (4, 7)]
+    learn = learner(model=Pooled(), dls=DataLoaders([], bs), loss_func=lambda p, y: p.mean(), opt_func=None)
+    preds, targets = learn.capture_preds()
+    assert torch.equal(preds, torch.cat([x.mean(1) for x, _ in bs]))
+    assert targets.shape == (4,)
+    assert isinstance(learn.capture_preds(inps=True)[2], list)
+
+
+def test_another_loader_is_used_for_this_capture_only():
+    learn, other = learner(), DataLoaders.from_arrays(torch.randn(12, 4), torch.zeros(12).long(), valid=.5, bs=2).train
+    dls, epoch = learn.dls, other.epoch
+    preds, targets = learn.capture_preds(dl=other)
+    assert (len(preds), len(targets)) == (6, 6)
+    assert learn.dls is dls
+    assert other.epoch == epoch
 
 
 # Pictures of a batch

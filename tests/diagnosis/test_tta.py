@@ -134,3 +134,43 @@ def test_integer_outputs_are_those_of_the_original_batch():
     (logits, classes), _ = learn.tta()
     assert torch.equal(classes, x.flatten(1)[:, :3].argmax(1))
     assert torch.allclose(logits, (x.flatten(1)[:, :3] + x.flip(-1).flatten(1)[:, :3])/2)
+
+
+# Predictions with a place for each pixel
+
+def up(x): return x.flip(-2)
+def mask_learner(): return learner(model=nn.Conv2d(1, 2, 3, padding=1), dls=DataLoaders([], images(4, 3)),
+                                   loss_func=lambda p, y: p.mean())
+
+
+def masks_by_hand(learn, *views):
+    x = torch.cat([x for x, _ in learn.dls.valid])
+    with torch.no_grad(): return sum(undo(learn.model(f(x))) for f, undo in views)/len(views)
+
+
+def test_masks_of_mirror_images_are_mirrored_back_before_they_are_averaged():
+    learn = mask_learner()
+    torch.testing.assert_close(learn.tta()[0], masks_by_hand(learn, (same_image, same_image), (mirror, mirror)))
+
+
+def test_a_view_may_say_how_its_masks_are_moved_back():
+    learn = mask_learner()
+    torch.testing.assert_close(learn.tta([(up, up), (darker, same_image), mirror])[0], masks_by_hand(
+        learn, (same_image, same_image), (up, up), (darker, same_image), (mirror, mirror)))
+
+
+def test_masks_that_may_have_moved_are_refused():
+    says = r'predictions of shape \(4, 2, 6, 5\) may depend on where things are.*pass tfms=\[\(up, undo\)\]'
+    with pytest.raises(ValueError, match=says): mask_learner().tta(up)
+    smaller = learner(model=nn.Conv2d(1, 2, 3), dls=DataLoaders([], images(4)), loss_func=lambda p, y: p.mean())
+    with pytest.raises(ValueError, match=r'predictions of shape \(4, 2, 4, 3\) may'): smaller.tta()
+    with pytest.raises(TypeError, match=r'and of pairs \(tfm, undo\)'): mask_learner().tta([(up, up, up)])
+
+
+def test_another_loader_may_be_given():
+    learn = image_learner()
+    other = [(x,) for x, _ in images(3, 2, seed=5)]
+    preds, targets = learn.tta(darker, dl=other)
+    assert targets is None
+    learn.dls = DataLoaders([], [(x, None) for x, in other])
+    torch.testing.assert_close(preds, by_hand(learn, same_image, darker))

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from miniai import ActivationStats, Callback, DataLoaders, MetricsCB, TrainLearner
 from miniai.accel import AccumulateCB
-from miniai.callbacks.metrics import accuracy
 from miniai.checkpoint.tree import flatten
+from miniai.metrics.metrics import accuracy
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.resume.packing import unpack_dense
 from miniai.resume.restore import ResumeError

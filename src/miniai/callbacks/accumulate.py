@@ -7,28 +7,33 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Variable
 
-from miniai.callbacks.metrics import batch_size
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data.loaders import length_of
+from miniai.device import to_scalar
 from miniai.events import Callback, CancelBatchException
+from miniai.metrics.batch import batch_size
+from miniai.metrics.weight import Weight, check_weight, is_sum, sum_error, summed, weight_of
 
 __all__ = ['AccumulateCB']
 
 
 class AccumulateCB(Callback):
-    """Steps once per `n` training batches, with the gradient of one batch that holds them all, for a loss that is a
-    mean over samples. Batches are weighted by size. An epoch's last group may be smaller; it steps as the epoch ends.
+    """Steps once per `n` training batches, with the gradient of one batch that holds them all. A batch weighs as many
+    as its samples, or what PyTorch's cross-entropy divides by, or `weight(learn)`; batches of a loss that is a sum add
+    up (PyTorch's with reduction='sum', or weight='sum'). An epoch's last group may be smaller; it steps at its end.
 
     While a group is incomplete `learn.hold_step` is True: `after_backward`, `step`, `after_step` and `zero_grad` are
-    skipped. `learn.loss` stays the batch's own. A batch cancelled before its backward is not counted; a group is
-    dropped if its step is cancelled, if an error or a cancelled epoch cuts it short, and, with a warning, if a batch is
-    cancelled in its backward. ValueError if `n` is below 1, for a batch without samples, and for a Learner whose
-    `zero_grad` keeps gradients, as MomentumLearner's does."""
+    skipped. A batch cancelled before its backward is not counted; a group is dropped if its step is cancelled, if an
+    error or a cancelled epoch cuts it short, and, with a warning, if a batch is cancelled in its backward. ValueError
+    if `n` is below 1, for a batch without samples, for a sum without weight='sum', and for a Learner whose `zero_grad`
+    keeps gradients, as MomentumLearner's does."""
     order = 1e9  # after callbacks that change the loss, before those that save the run
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, weight: Weight = None) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ValueError(f"AccumulateCB: n must be a whole number of batches, 1 or more, got {n!r}")
-        self.n, self.planned, self.length = n, 0, None  # gradients so far are weighted for `planned` samples
+        check_weight('AccumulateCB', weight)
+        self.n, self.weight, self.length = n, weight, None
+        self.planned, self._adds_up = 0, False  # gradients so far are weighted for a group of this weight
         self._start_group()
 
     def _start_group(self) -> None:
@@ -38,22 +43,22 @@ class AccumulateCB(Callback):
 
     def before_epoch(self, learn: Any) -> None:
         self._start_group()
-        self.length = length_of(learn.dl)
-        if learn.training: learn.dl = WrappedLoader(learn.dl, at_end=lambda: self._finish(learn))
+        self.length, self._weigh, self._adds_up = length_of(learn.dl), None, False
+        if learn.model.training: learn.dl = WrappedLoader(learn.dl, at_end=lambda: self._finish(learn))
 
     def after_loss(self, learn: Any) -> None:
-        if not learn.training: return
-        size = batch_size(learn.batch)
-        if not size:
+        if not learn.model.training: return
+        if not batch_size(learn.batch):
             raise ValueError(f"AccumulateCB weights batches by their samples, and batch {learn.iter} of epoch "
                              f"{learn.epoch} (both counted from 0) has none: let the loader skip empty batches")
         if not isinstance(learn.loss, Tensor):
             raise TypeError(f"AccumulateCB needs a loss that is a tensor, got a {type(learn.loss).__name__}")
+        size = self._weight_of_batch(learn)
         batches, samples = self.batches + 1, self.samples + size
         complete = batches == self.n or learn.iter + 1 == self.length
-        if not self.batches: self.planned = self.n*size
+        if not self.batches: self.planned = self.n*(size + (size == 0))
         if complete: self._plan_for(samples, learn)
-        weight = size/self.planned
+        weight = 1. if self._adds_up else size/self.planned
         def start_backward(g: Tensor | None = None) -> Tensor | None:
             "The batch counts from the moment its gradients begin to flow, weighted."
             self.batches, self.samples, self.complete = batches, samples, complete
@@ -65,9 +70,19 @@ class AccumulateCB(Callback):
         else: start_backward()
         learn.hold_step = not complete
 
-    def _plan_for(self, samples: int, learn: Any) -> None:
+    def _weight_of_batch(self, learn: Any) -> float | Tensor:
+        if self._weigh is None:
+            self._weigh = weight_of(learn, self.weight)
+            self._adds_up = self._weigh is summed
+            if self.weight is None and not self._adds_up and is_sum(learn.loss, batch_size(learn.batch)):
+                raise sum_error(learn.loss_func)
+        return to_scalar(self._weigh(learn))
+
+    def _plan_for(self, samples: float | Tensor, learn: Any) -> None:
         "Change the weights of the gradients so far to those of a group of `samples`."
-        if samples != self.planned and self.batches:
+        if self._adds_up: return
+        samples = samples + (samples == 0)
+        if self.batches and (isinstance(samples, Tensor) or samples != self.planned):
             for g in _gradients(learn): g.mul_(self.planned/samples)
         self.planned = samples
 
@@ -76,7 +91,7 @@ class AccumulateCB(Callback):
     def after_step(self, learn: Any) -> None: self._start_group()
 
     def after_batch(self, learn: Any) -> None:
-        if not self._zeroing_checked and learn.training and not learn.hold_step: self._check_zeroing(learn)
+        if not self._zeroing_checked and learn.model.training and not learn.hold_step: self._check_zeroing(learn)
 
     def _check_zeroing(self, learn: Any) -> None:
         self._zeroing_checked = True
@@ -130,13 +145,13 @@ class AccumulateCB(Callback):
     def state_dict(self) -> dict[str, Any]:
         "The group so far."
         return dict(n=self.n, batches=self.batches, samples=self.samples, planned=self.planned,
-                    known=self._zeroing_checked)
+                    known=self._zeroing_checked, adds_up=self._adds_up)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Restore what `state_dict` returned. ValueError if that was for another `n`."
         if state['n'] != self.n: raise ValueError(f"n was {state['n']} in the checkpoint and is {self.n} now")
         self.batches, self.samples, self.planned = state['batches'], state['samples'], state['planned']
-        self._zeroing_checked = state['known']
+        self._zeroing_checked, self._adds_up = state['known'], state.get('adds_up', False)
 
 
 def _gradients(learn: Any) -> Iterable[Tensor]:

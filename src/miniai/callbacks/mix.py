@@ -9,10 +9,11 @@ import torch
 from torch import Generator, Tensor
 
 from miniai.callbacks.dry_run import patch
-from miniai.callbacks.train import DeviceCB, inputs_of, n_inputs
+from miniai.callbacks.train import DeviceCB
 from miniai.device import first_tensor, map_tensors, tensors_in
 from miniai.events import Callback
 from miniai.images import check_images
+from miniai.metrics.batch import inputs_of, n_inputs
 
 __all__ = ['MixUpCB', 'CutMixCB']
 
@@ -30,7 +31,7 @@ class _MixCB(Callback):
         if len(names) > 1: raise ValueError(f"{' and '.join(names)} cannot be used in the same fit: keep one of them")
 
     def before_batch(self, learn: Any) -> None:
-        if not learn.training: return
+        if not learn.model.training: return
         name, n, g = type(self).__name__, n_inputs(learn), self.generator
         inputs = tuple(inputs_of(learn.batch, n))
         for i, item in enumerate(learn.batch):
@@ -43,7 +44,7 @@ class _MixCB(Callback):
         rng = random.Random(torch.randint(2**62, (), generator=g, device=None if g is None else g.device).item())
         self.lam = rng.betavariate(self.alpha, self.alpha)
         self.perm = torch.randperm(len(x), generator=g, device=x.device if g is None else g.device)
-        learn.batch = (*self._mixed(inputs, rng), *learn.batch[n:])
+        learn.batch = (*self._mixed(inputs, rng), *map_tensors(self._mixed_target, tuple(learn.batch[n:])))
         # The phase is replaced, not the loss changed in after_loss, so that what callbacks add there is added once.
         patch(self._undo, learn, 'get_loss', partial(self._mixed_loss, learn))
 
@@ -53,10 +54,16 @@ class _MixCB(Callback):
         self._undo.close()
         learn.get_loss()
         batch, loss, n = learn.batch, learn.loss, n_inputs(learn)
-        learn.batch = (*batch[:n], *map_tensors(self._permuted, tuple(batch[n:])))
+        if all(map(self._is_mixed, tensors_in(batch[n:]))): return
+        learn.batch = (*batch[:n], *map_tensors(self._other_target, tuple(batch[n:])))
         try: learn.get_loss()
         finally: learn.batch = batch
         learn.loss = self.lam*loss + (1 - self.lam)*learn.loss
+
+    def _is_mixed(self, target: Tensor) -> bool: return False
+    def _mixed_target(self, target: Tensor) -> Tensor: return target
+    def _other_target(self, target: Tensor) -> Tensor:
+        return target if self._is_mixed(target) else self._permuted(target)
 
     def _permuted(self, t: Tensor) -> Tensor: return t[self.perm.to(t.device)]
 
@@ -84,8 +91,9 @@ class CutMixCB(_MixCB):
     """Pastes a rectangle of another image of the batch into each training image (N, C, H, W), at one place per batch
     (Yun et al. 2019, algorithm 1). Its area is a share 1 - lam of the image, with lam from Beta(`alpha`, `alpha`),
     less what is cut off at the edges. The loss is lam*loss(preds, y) + (1 - lam)*loss(preds, y[perm]), with lam the
-    share of the image that stayed. Works with any loss and with integer classes. Validation and the targets in the
-    batch are not changed. Accuracy in training is that of the images pasted into."""
+    share of the image that stayed. Targets with a value for each pixel, such as masks, get the same rectangle pasted
+    and are used as they then are; they must be as large as the images. Validation and other targets in the batch are
+    not changed. Accuracy in training is that of the images pasted into."""
     def __init__(self, alpha: float = 1., generator: Generator | None = None) -> None:
         super().__init__(alpha, generator)
 
@@ -93,15 +101,24 @@ class CutMixCB(_MixCB):
         for x in tensors_in(inputs): check_images(x)
         sizes = {tuple(x.shape[-2:]) for x in tensors_in(inputs)}
         if len(sizes) > 1: raise ValueError(f"CutMixCB needs inputs of one size, got images of sizes {sorted(sizes)}")
-        size = sizes.pop()
-        rows, cols = (_span(n, math.sqrt(1 - self.lam), rng) for n in size)
-        self.lam = 1 - (rows.stop - rows.start)*(cols.stop - cols.start) / math.prod(size)
+        self._size = sizes.pop()
+        self._place = tuple(_span(n, math.sqrt(1 - self.lam), rng) for n in self._size)
+        rows, cols = self._place
+        self.lam = 1 - (rows.stop - rows.start)*(cols.stop - cols.start) / math.prod(self._size)
+        return map_tensors(self._pasted, inputs)
 
-        def pasted(x: Tensor) -> Tensor:
-            out = x.clone()
-            out[:, :, rows, cols] = self._permuted(x[:, :, rows, cols])
-            return out
-        return map_tensors(pasted, inputs)
+    def _pasted(self, x: Tensor) -> Tensor:
+        out, place = x.clone(), (..., *self._place)
+        out[place] = self._permuted(x[place])
+        return out
+
+    def _is_mixed(self, target: Tensor) -> bool: return target.ndim > 2
+
+    def _mixed_target(self, target: Tensor) -> Tensor:
+        if not self._is_mixed(target): return target
+        if tuple(target.shape[-2:]) == self._size: return self._pasted(target)
+        raise ValueError(f"CutMixCB pastes into targets with a value for each pixel, and they must be as large as the "
+                         f"images, {self._size}: got targets of shape {tuple(target.shape)}")
 
 
 def _span(n: int, share: float, rng: random.Random) -> slice:

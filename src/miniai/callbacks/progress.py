@@ -3,11 +3,11 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from miniai.callbacks.metrics import MetricsCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number, to_scalar
 from miniai.events import Callback
+from miniai.metrics.metrics import MetricsCB
 from miniai.show.displays import best_display
 
 __all__ = ['ProgressCB', 'EpochsBar']
@@ -61,7 +61,7 @@ class ProgressCB(Callback):
     def before_epoch(self, learn: Any) -> None:
         if self._own_metrics: self._own_metrics.before_epoch(learn)
         learn.dl = WrappedLoader(learn.dl)
-        self._label = f"epoch {learn.epoch + 1}/{learn.n_epochs} {'train' if learn.training else 'valid'}"
+        self._label = f"epoch {learn.epoch + 1}/{learn.n_epochs} {'train' if learn.model.training else 'valid'}"
         self._first, self._total = learn.dl.first_batch, length_of(learn.dl)
         self._show_bar(self._first, '')
 
@@ -79,14 +79,14 @@ class ProgressCB(Callback):
 
     def after_batch(self, learn: Any) -> None:
         if self._own_metrics: self._own_metrics.after_batch(learn)
-        if not learn.training: return
+        if not learn.model.training: return
         if is_number(learn.loss): self._losses.append(learn.loss)
         if self.plot and time.perf_counter() >= self._next_curve: self._draw_curves()
 
     def after_epoch(self, learn: Any) -> None:
         if self._own_metrics: self._own_metrics.after_epoch(learn)
         self._epoch_done = True
-        if not learn.training:
+        if not learn.model.training:
             self.val_losses.append(float(self._all_metrics(learn)[0].loss.compute()))
             self._val_batches.append(len(self._losses))
         if self.plot: self._draw_curves()

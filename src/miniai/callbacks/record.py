@@ -5,6 +5,7 @@ from typing import Any
 from miniai.callbacks.checks import check_names
 from miniai.device import DeferredScalars
 from miniai.events import Callback
+from miniai.metrics.metrics import takes_learner
 from miniai.show.plots import get_grid
 
 __all__ = ['HasLearnCB', 'RecorderCB']
@@ -17,13 +18,15 @@ class HasLearnCB(Callback):
     def cleanup_fit(self, learn: Any) -> None: self.learn = None
 
 
-class RecorderCB(Callback):
+class RecorderCB(HasLearnCB):
     """After each training batch, appends `d[name](self)` to the list `recs[name]`:
-    `RecorderCB(lr=lambda cb: cb.pg['lr'])`. `pg` is the optimizer's first parameter group."""
+    `RecorderCB(lr=lambda cb: cb.pg['lr'])`. `pg` is the optimizer's first parameter group, and `learn` the Learner
+    during a fit. A function whose parameter is called `learn` gets the Learner: `RecorderCB(loss=lambda learn: …)`."""
     only_shows = True
-    def __init__(self, **d: Callable[['RecorderCB'], Any]) -> None:
+    def __init__(self, **d: Callable[[Any], Any]) -> None:
         self.d, self.pg = d, None
         self._scalars = {k: DeferredScalars() for k in d}
+        self._of_learner = {k for k, f in d.items() if takes_learner(f)}
 
     @property
     def recs(self) -> dict[str, list[float]]:
@@ -44,13 +47,14 @@ class RecorderCB(Callback):
         self.recs = state
 
     def before_fit(self, learn: Any) -> None:
+        super().before_fit(learn)
         self._scalars = {k: DeferredScalars() for k in self.d}
         groups = getattr(learn.opt, 'param_groups', None)
         self.pg = groups[0] if groups else None
 
     def after_batch(self, learn: Any) -> None:
-        if not learn.training: return
-        for k, f in self.d.items(): self._scalars[k].append(f(self))
+        if not learn.model.training: return
+        for k, f in self.d.items(): self._scalars[k].append(f(learn if k in self._of_learner else self))
 
     def plot(self) -> None:
         "Plot each record over the batches, one panel per record."

@@ -14,9 +14,10 @@ from miniai.callbacks.trained import loss_modules
 from miniai.callbacks.wrapped import MappedLoader
 from miniai.device import def_device, is_number, to_device, to_scalar
 from miniai.events import Callback, CancelFitException
+from miniai.metrics.batch import inputs_of
 
-__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'FiniteLossCB', 'SkippedStepsCB', 'NonFiniteLossError', 'checked',
-           'inputs_of', 'loss_of', 'n_inputs', 'as_tuple', 'item_of']
+__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'FiniteLossCB', 'SkippedStepsCB', 'NonFiniteLossError', 'loss_of',
+           'as_tuple', 'item_of']
 
 
 class TrainCB(Callback):
@@ -72,30 +73,6 @@ def item_of(batch: Any, name: Any, optional: bool = False) -> Any:
         if optional: return None
         known = list(batch) if isinstance(batch, Mapping) else list(getattr(batch, '__dict__', ()))
         raise KeyError(f"a batch, a {type(batch).__name__}, has no {name!r}; it has {known}") from None
-
-
-def checked(batch: Any) -> tuple | list:
-    "The batch, if it is a tuple or list; TypeError otherwise."
-    if isinstance(batch, (tuple, list)): return batch
-    raise _not_a_tuple(batch)
-
-
-def _not_a_tuple(batch: Any) -> TypeError:
-    if isinstance(batch, torch.Tensor): found = f"a bare tensor of shape {tuple(batch.shape)}"
-    elif isinstance(batch, dict): found = f"a {type(batch).__name__} with keys {list(batch)}"
-    else: found = f"a {type(batch).__name__}"
-    return TypeError(f"a batch must be a tuple (inputs, targets), got {found}: use Learner with TrainCB(inputs=…, "
-                     f"targets=…), which names what to take, or the loader's collate_fn")
-
-
-def inputs_of(batch: Any, n_inp: int) -> tuple | list:
-    "The first `n_inp` items of a batch. TypeError if the batch is not a tuple or list."
-    return checked(batch)[:n_inp]
-
-
-def n_inputs(learn: Any) -> int:
-    "How many items of a batch are inputs: `n_inp` of the callback that has one, else 1."
-    return next((cb.n_inp for cb in learn.cbs if hasattr(cb, 'n_inp')), 1)
 
 
 def loss_of(learn: Any, targets: tuple | list) -> Any:

@@ -1,53 +1,65 @@
 "Predictions of the validation set, and pictures of the first training batch, without training."
 import math
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from miniai.callbacks.dry_run import dry_run
-from miniai.callbacks.train import SingleBatchCB, inputs_of, n_inputs
+from miniai.callbacks.train import SingleBatchCB
+from miniai.data.loaders import DataLoaders
 from miniai.device import first_tensor, to_cpu
 from miniai.events import PHASES, Callback, CancelFitException, as_list
+from miniai.metrics.batch import batch_size, inputs_of, n_inputs
+from miniai.metrics.whole import joined
 from miniai.show.plots import show_images
 
 __all__ = ['CapturePreds', 'capture_preds', 'first_train_batch', 'show_image_batch']
 
 
 class CapturePreds(Callback):
-    """Keeps the inputs, predictions and targets of every batch on the CPU. When the fit ends, they are concatenated as
-    `all_inps`, `all_preds` and `all_targs`."""
+    """Keeps the predictions and targets of every batch on the CPU, and with `inps` the inputs. When the fit ends, they
+    are joined as `all_preds`, `all_targs` and `all_inps`: concatenated, or, if their shapes differ from batch to
+    batch, a list with an item per sample."""
     order = SingleBatchCB.order - 0.5
+    def __init__(self, inps: bool = True) -> None: self.inps = inps
+
     def before_fit(self, learn: Any) -> None:
-        self.all_inps, self.all_preds, self.all_targs = [], [], []
+        self.all_inps, self.all_preds, self.all_targs, self._sizes = [], [], [], []
         self._n_inp = n_inputs(learn)
 
     def after_batch(self, learn: Any) -> None:
         inps, targs = inputs_of(learn.batch, self._n_inp), learn.batch[self._n_inp:]
-        self.all_inps.append(to_cpu(inps[0] if self._n_inp == 1 else tuple(inps)))
+        if self.inps: self.all_inps.append(to_cpu(inps[0] if self._n_inp == 1 else tuple(inps)))
         self.all_preds.append(to_cpu(learn.preds))
         self.all_targs.append(to_cpu(targs[0] if len(targs) == 1 else tuple(targs) or None))
+        self._sizes.append(batch_size(inps))
 
     def cleanup_fit(self, learn: Any) -> None:
         if not getattr(self, 'all_preds', None): return
-        self.all_preds, self.all_targs, self.all_inps = map(_joined, (self.all_preds, self.all_targs, self.all_inps))
+        self.all_preds, self.all_targs = (joined(xs, self._sizes) for xs in (self.all_preds, self.all_targs))
+        self.all_inps = joined(self.all_inps, self._sizes) if self.inps else None
 
 
-def _joined(xs: list) -> Any:
-    "One nest from those of several batches: tensors are concatenated, anything else is kept in a list."
-    first = xs[0]
-    if isinstance(first, Tensor): return torch.cat(xs) if first.ndim else torch.stack(xs)
-    if isinstance(first, tuple | list): return tuple(map(_joined, map(list, zip(*xs, strict=True))))
-    if isinstance(first, dict): return {k: _joined([x[k] for x in xs]) for k in first}
-    return None if first is None else xs
-
-
-def capture_preds(self: Any, cbs: Any = None, inps: bool = False) -> tuple:
-    """Predictions and targets of the whole validation set, as a pair on the CPU; with `inps` the inputs come third.
-    Targets are None if batches have none. Trains nothing and leaves `learn.history` alone."""
-    capture = CapturePreds()
-    with dry_run(self): self.fit(1, train=False, cbs=[capture, *as_list(cbs)])
+def capture_preds(self: Any, cbs: Any = None, inps: bool = False, dl: Any = None) -> tuple:
+    """Predictions and targets of the whole validation set, or of `dl`, any loader, as a pair on the CPU; with `inps`
+    the inputs come third. Targets are None if batches have none; a batch may then be a bare tensor. What cannot be
+    concatenated, such as batches padded to different lengths, comes as a list with an item per sample. Trains nothing
+    and leaves `learn.history` alone."""
+    capture = CapturePreds(inps)
+    with dry_run(self), ExitStack() as undo:
+        if hasattr(dl, 'snapshot'): undo.callback(dl.snapshot())
+        if dl is not None: self.dls = DataLoaders(getattr(self.dls, 'train', ()), dl)
+        self.fit(1, train=False, cbs=[_BareInputCB(), capture, *as_list(cbs)])
     return (capture.all_preds, capture.all_targs, capture.all_inps)[:3 if inps else 2]
+
+
+class _BareInputCB(Callback):
+    "A batch that is a single tensor has inputs only."
+    order = -math.inf
+    def before_batch(self, learn: Any) -> None:
+        if isinstance(learn.batch, Tensor): learn.batch = (learn.batch,)
 
 
 class _StopAtCB(Callback):

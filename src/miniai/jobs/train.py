@@ -8,7 +8,6 @@ from typing import Any
 
 import torch.nn.functional as F
 
-from miniai.callbacks.metrics import accuracy
 from miniai.events import Callback
 from miniai.jobs.build import build_data, build_device, build_model, build_schedule, learning_rate
 from miniai.jobs.compute import build_computing, resolve
@@ -17,6 +16,7 @@ from miniai.jobs.recording import Recording
 from miniai.jobs.registry import OPTIMIZERS
 from miniai.jobs.run_folder import RunFolder
 from miniai.learner import DeviceCB, Learner, MetricsCB
+from miniai.metrics.metrics import accuracy
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
 

@@ -10,12 +10,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from miniai.callbacks.dry_run import patch
-from miniai.callbacks.metrics import MetricsCB, direction
 from miniai.callbacks.train import FiniteLossCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.checkpoint.tree import flatten
 from miniai.device import is_number
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
+from miniai.metrics.direction import check_metric, direction, no_metric
 from miniai.resume.files import BEST, RunFiles, files_of, place_of
 from miniai.resume.loader import resume_warning
 from miniai.resume.objects import check_savable
@@ -61,7 +61,7 @@ class CheckpointCB(Callback):
         if learn.dry_run and learn.resume: raise ValueError("fit(…, resume=True) continues training, but this fit is a "
                                                             "dry run, such as a search for a learning rate")
         if not learn.trains or learn.dry_run: return
-        self._check_best(learn)
+        if self.best: check_metric(learn, self.best, 'CheckpointCB')
         check_savable(learn)
         self._run = _Run(self, learn)
         self._run.begin(learn)
@@ -112,7 +112,7 @@ class CheckpointCB(Callback):
         unknown = bool(self.best) and not values and not learn.ended_by
         due = (self.epochs and done % self.epochs == 0) or self._is_due(learn)
         if last or ends or best or due or unknown: self.save(learn, 'done' if last else 'train', done, 0, best)
-        if unknown: raise self._no_metric(list(learn.history[-1]) if learn.history else [])
+        if unknown: raise no_metric(self.best, 'CheckpointCB', list(learn.history[-1]) if learn.history else [])
 
     def _best_so_far(self, learn: Any) -> list:
         "The values of the metric `best` so far, signed so that larger is better; empty if this epoch has none."
@@ -128,17 +128,6 @@ class CheckpointCB(Callback):
         for cb in learn.cbs:
             if isinstance(cb, FiniteLossCB): cb.read(learn)
         self._run.save(learn, dict(phase=phase, epoch=epoch, batch=batch, n_epochs=learn.n_epochs), best)
-
-    def _check_best(self, learn: Any) -> None:
-        "ValueError if no callback can supply the metric `best`. A user's own callback may supply any."
-        known = [nm for cb in learn.cbs if isinstance(cb, MetricsCB) for nm in ('seconds', *cb.all_metrics)]
-        methods = [getattr(cb, 'after_epoch', None) for cb in learn.cbs]
-        users = [m for m in methods if m and not (getattr(m, '__module__', None) or '').startswith('miniai.')]
-        if self.best and known and not users and direction(self.best)[0] not in known: raise self._no_metric(known)
-
-    def _no_metric(self, there: list[str]) -> ValueError:
-        return ValueError(f"CheckpointCB: best={self.best!r} needs a metric {direction(self.best)[0]!r}; there are "
-                          f"{sorted(set(there)) or 'none: add MetricsCB() to cbs'}")
 
 
 def _phase(learn: Any) -> str: return 'train' if learn.training else 'valid'

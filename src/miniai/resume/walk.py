@@ -15,8 +15,8 @@ import torch
 from torch import Generator, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from miniai.callbacks.early_stopping import EarlyStoppingCB
 from miniai.events import Callback
+from miniai.metrics.early_stopping import EarlyStoppingCB
 from miniai.resume.slots import (
     HOOKS,
     ITEMS,

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from miniai.callbacks.metrics import direction
+from miniai.metrics.direction import check_metric, direction, no_metric
 from miniai.steps.schedule import BaseSchedCB
 
 __all__ = ['PlateauCB']
@@ -21,17 +21,15 @@ class PlateauCB(BaseSchedCB):
         super().__init__(partial(ReduceLROnPlateau, mode=mode, factor=factor, patience=patience, **kwargs), opt)
 
     def before_fit(self, learn: Any) -> None:
-        if getattr(learn, 'trains', True) and not getattr(learn, 'validates', True):
+        if learn.trains and not learn.validates:
             raise ValueError("PlateauCB needs validation: use fit(valid=True), or remove it from cbs")
+        if learn.trains and not learn.dry_run: check_metric(learn, self.metric, 'PlateauCB')
         super().before_fit(learn)
 
     def _check(self, steps: int | None) -> None: "Torch's scheduler takes any number of steps."
 
     def after_epoch(self, learn: Any) -> None:
-        if learn.model.training or not getattr(learn, 'trains', True): return
-        history = getattr(learn, 'history', ())
-        name, row = direction(self.metric)[0], history[-1] if history else {}
-        if name not in row:
-            raise ValueError(f"PlateauCB: validation has no metric {name!r}, only {sorted(row)}: add "
-                             f"MetricsCB({name}=…) to cbs")
+        if learn.training or not learn.trains: return
+        name, row = direction(self.metric)[0], learn.history[-1] if learn.history else {}
+        if name not in row: raise no_metric(self.metric, 'PlateauCB', row)
         self.schedo.step(row[name])

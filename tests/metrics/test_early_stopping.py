@@ -5,10 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from miniai import Callback, CheckpointCB, EarlyStoppingCB
-from miniai.callbacks.metrics import direction
 from miniai.callbacks.progress import ProgressCB
 from resuming import Quiet
-from small import learner
+from small import learner, same, weights
 
 
 class Scores:
@@ -31,10 +30,6 @@ def test_a_fit_ends_two_epochs_after_its_best(metric, figures, epochs, best):
     assert (cb.best, cb.best_epoch) == best
 
 
-def test_a_minus_reverses_the_direction_and_is_not_part_of_the_name():
-    assert (direction('loss'), direction('-loss'), direction('f-1')) == (('loss', 1), ('loss', -1), ('f-1', 1))
-
-
 def test_an_improvement_of_less_than_min_delta_does_not_count():
     cb = EarlyStoppingCB('score', patience=2, min_delta=.5)
     learn = learner([cb, Scores(1, 1.4, 1.5, 9)])
@@ -47,7 +42,7 @@ def test_a_restored_state_keeps_the_best_and_a_new_fit_forgets_it():
     learner([cb, Scores(1, 2)]).fit(2)
     other.load_state_dict(cb.state_dict())
     assert (other.best, other.best_epoch) == (2, 1)
-    other.before_fit(SimpleNamespace(trains=True, validates=True))
+    other.before_fit(SimpleNamespace(cbs=[Scores()], metrics=None))
     assert other.best is None
 
 
@@ -94,5 +89,27 @@ def test_wrong_arguments_are_errors():
         learner([EarlyStoppingCB()]).fit(1, valid=False)
     with pytest.raises(ValueError, match='patience must be at least 1 epoch, got 0'): EarlyStoppingCB(patience=0)
     with pytest.raises(ValueError, match='min_delta must be at least 0, got -1'): EarlyStoppingCB(min_delta=-1)
-    with pytest.raises(ValueError, match=r"validation has no metric 'f1', only .*: add MetricsCB\(f1=…\) to cbs"):
+    with pytest.raises(ValueError, match=r"validation metric 'f1'; there are .*: add MetricsCB\(f1=…\) to cbs"):
         learner([EarlyStoppingCB('f1'), Scores(1)]).fit(1)
+
+
+def test_a_direction_that_would_stop_an_improving_run_is_refused():
+    with pytest.raises(ValueError, match=r"'loss' would look for the highest loss.*write '-loss'"):
+        EarlyStoppingCB('loss')
+
+
+def test_a_metric_that_nothing_supplies_is_reported_before_training():
+    learn = learner([EarlyStoppingCB('-loss')])
+    before = weights(learn)
+    with pytest.raises(ValueError, match=r"there are none: add MetricsCB\(\) to cbs"): learn.fit(1)
+    learn.cbs.append(Quiet())
+    learn.fit(1)  # the advice is right
+    with pytest.raises(ValueError, match=r"'f1'; there are \['loss', 'seconds'\]: add MetricsCB\(f1=…\) to cbs"):
+        learner([EarlyStoppingCB('f1'), ProgressCB()]).fit(1)
+    assert not same(weights(learn), before)
+
+
+def test_predictions_can_be_captured_in_a_learner_that_stops_early():
+    learn = learner([EarlyStoppingCB('score'), Scores(1)])
+    learn.cbs.pop()
+    assert len(learn.capture_preds()[0]) == 12

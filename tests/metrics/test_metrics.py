@@ -1,5 +1,7 @@
 "Figures of an epoch, against numpy's averages and torchmetrics."
 import json
+import math
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,14 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torchmetrics import MeanSquaredError, MetricCollection, MinMaxMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.functional.classification import binary_accuracy as tm_binary_accuracy
 
-from miniai.callbacks.metrics import FunctionMetric, Mean
 from miniai.datasets import DataLoaders
-from miniai.learner import CancelEpochException, Learner, MetricsCB, TrainCB
+from miniai.learner import CancelEpochException, Learner, MetricsCB, TrainCB, TrainLearner
+from miniai.metrics.metrics import FunctionMetric, Mean, binary_accuracy, takes_learner
 from miniai.resume.checkpoint import CheckpointCB
+from miniai.sgd import RecorderCB
 from miniai.training import accuracy
 from resuming import assert_resumes_exactly
-from small import Heard, OffCPU, batches, learner, off_cpu, raising
+from small import Heard, OffCPU, batches, learner, mlp, off_cpu, raising, two_inputs
 
 
 class Quiet(MetricsCB):
@@ -204,6 +208,66 @@ def test_a_loss_that_is_no_number_is_left_out():
     assert cb.logged[0]['loss'] == 'nan'
 
 
+def test_metrics_get_all_targets_as_the_loss_does_or_predictions_alone():
+    seen = []
+    def both(preds, a, b): return seen.append((a, b)) or 0.
+    def alone(preds): return preds.mean()
+    def loss(preds, a, b): return preds.mean() + 0*a.mean()
+    dls = two_inputs()
+    learn = learner([TrainCB(), Quiet(both=both, alone=alone, acc=lambda p, a, b: accuracy(p, b))], Learner, dls=dls,
+                    loss_func=loss)
+    learn.fit(train=False)
+    (x, x2, y), = dls.valid
+    assert torch.equal(seen[0][0], x2)
+    assert torch.equal(seen[0][1], y)
+    assert learn.history[0]['alone'] == pytest.approx(learn.model(x).mean().item(), rel=1e-5)
+    assert learn.history[0]['acc'] == pytest.approx((learn.model(x).argmax(1) == y).float().mean().item())
+
+
+@pytest.mark.parametrize(('metric', 'says'), [
+    (MulticlassAccuracy(3), "metric 'm' takes .*, but the batch has 2 target.s., which all metrics get"),
+    (accuracy, 'dim must be a whole number or None, got a Tensor. It takes one target')])
+def test_a_metric_of_one_target_does_not_silently_get_the_first_of_two(metric, says):
+    with pytest.raises(TypeError, match=says):
+        learner([TrainCB(), Quiet(m=metric)], Learner, dls=two_inputs(), loss_func=lambda p, a, b: p.mean()
+                ).fit(train=False)
+
+
+def test_predictions_alone_need_no_targets():
+    only_inputs = [(x,) for x, _ in uneven()]
+    learn = learner(Quiet(top=lambda preds: preds.max(1)[0].mean()), dls=DataLoaders([], only_inputs))
+    learn.fit(train=False)
+    expected = learn.model(torch.cat([x for x, in only_inputs])).max(1)[0].mean().item()
+    assert learn.history[0]['top'] == pytest.approx(expected, rel=1e-5)
+
+
+def test_figures_of_the_learner_are_means_over_batches_in_table_history_and_recorder():
+    class Adversary(TrainLearner):
+        def get_loss(self):
+            super().get_loss()
+            self.d_loss = self.preds.pow(2).mean() if self.training else None
+    cb, rec = Quiet(d_loss=lambda learn: learn.d_loss), RecorderCB(d_loss=lambda learn: learn.d_loss)
+    learn = learner([cb, rec], Adversary, dls=DataLoaders(uneven(), uneven()), lr=0.)
+    learn.fit(1)
+    x = torch.cat([x for x, _ in uneven()])
+    assert learn.history[0]['d_loss'] == pytest.approx(learn.model(x).pow(2).mean().item(), rel=1e-5)
+    assert math.isnan(learn.history[1]['d_loss'])
+    assert cb.logged[0]['d_loss'] == f"{learn.history[0]['d_loss']:.3f}"
+    assert rec.recs['d_loss'] == pytest.approx([learn.model(x).pow(2).mean().item() for x, _ in uneven()], rel=1e-5)
+
+
+def test_a_function_of_the_learner_is_one_whose_first_parameter_is_called_learn():
+    assert takes_learner(lambda learn: 1)
+    assert not takes_learner(lambda preds, learn: 1)
+    assert not takes_learner(max)
+
+
+def test_a_capture_without_targets_leaves_out_the_metrics_that_need_them():
+    learn = learner(Quiet(acc=accuracy, m=MulticlassAccuracy(3), top=lambda preds: preds.max()))
+    with warnings.catch_warnings(action='error'): preds, targets = learn.capture_preds(dl=[(x,) for x, _ in uneven()])
+    assert (len(preds), targets) == (13, None)
+
+
 # Metrics go to where the predictions are
 
 class Elsewhere(OffCPU):
@@ -256,7 +320,7 @@ def test_what_is_no_metric_is_refused_without_a_name_too():
 
 def test_metrics_without_targets_say_so():
     only_inputs = [(x,) for x, _ in batches()]
-    says = r"metrics \['acc'\] need targets, but the batch has none: all of its 1 item\(s\) are inputs"
+    says = r"metric 'acc' needs targets, but the batch has none: all of its 1 item\(s\) are inputs"
     with pytest.raises(ValueError, match=says):
         learner(Quiet(acc=accuracy), dls=DataLoaders([], only_inputs)).fit(train=False)
 
@@ -308,6 +372,79 @@ def test_accuracy_is_the_share_of_rows_whose_largest_entry_is_at_the_target(rows
     assert acc.shape == ()
     assert acc.dtype == torch.float32
     assert abs(acc.item() - expected) < 1e-6
+
+
+def numpy_accuracy(out, y, dim, ignored=-100):
+    hits = (np.asarray(out).argmax(dim) == np.asarray(y))[np.asarray(y) != ignored]
+    return hits.mean() if hits.size else math.nan
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(2, 5), st.integers(0, 2), st.integers(0, 99),
+       st.sampled_from([-100, 0, 1]))
+def test_accuracy_is_numpys_for_classes_in_any_dimension_that_fits(shape, classes, at, seed, ignored):
+    g = torch.Generator().manual_seed(seed)
+    dim = 1 + at % len(shape)
+    out = torch.randn(*shape[:dim], classes, *shape[dim:], generator=g)
+    y = torch.randint(0, classes, shape, generator=g)
+    y[torch.rand(shape, generator=g) < .3] = ignored
+    expected = numpy_accuracy(out, y, dim, ignored)
+    fits = [i for i in range(1, out.ndim) if out.shape[:i] + out.shape[i + 1:] == y.shape]
+    assert accuracy(out, y, dim=dim, ignore_index=ignored).item() == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    if len(fits) == 1:
+        assert accuracy(out, y, ignore_index=ignored).item() == pytest.approx(expected, abs=1e-6, nan_ok=True)
+    else:
+        with pytest.raises(ValueError, match=r'could each be the classes: say which, as in partial\(accuracy, dim='):
+            accuracy(out, y)
+
+
+def test_accuracy_of_tokens_counts_tokens_over_the_whole_epoch():
+    bs = [(torch.randn(2, t, 4), torch.randint(0, 3, (2, t))) for t in (5, 9, 2)]
+    for _, y in bs: y[:, 1:2] = -100
+    model, loss = mlp(), lambda p, y: F.cross_entropy(p.flatten(0, 1), y.flatten())
+    learn = learner(Quiet(acc=accuracy), model=model, dls=DataLoaders([], bs), loss_func=loss)
+    learn.fit(train=False)
+    hits = torch.cat([(model(x).argmax(-1) == y)[y != -100] for x, y in bs])
+    assert learn.history[0]['acc'] == pytest.approx(hits.double().mean().item())
+
+
+@pytest.mark.parametrize(('out', 'y', 'says'), [
+    ((6, 3), (6, 1), 'targets need the shape of the outputs without the classes'),
+    ((6, 1), (6,), 'use binary_accuracy'),
+    ((6,), (6,), 'use binary_accuracy'), ((6, 3), (6, 3), 'use binary_accuracy'),
+    ((6, 3), (5,), 'targets need the shape'),
+    ((6, 4, 4), (6, 4), r'dimensions \[1, 2\] could each be the classes')])
+def test_accuracy_refuses_other_shapes(out, y, says):
+    with pytest.raises(ValueError, match=says): accuracy(torch.randn(out), torch.zeros(y).long())
+
+
+def test_accuracy_refuses_a_dim_that_does_not_fit():
+    with pytest.raises(ValueError, match='targets need the shape'):
+        accuracy(torch.randn(6, 3, 4), torch.zeros(6, 3), 1)
+    assert accuracy(torch.eye(4)[None], torch.arange(4)[None], dim=-1) == 1
+
+
+@pytest.mark.parametrize(('out', 'y'), [((7,), (7,)), ((7, 1), (7,)), ((7,), (7, 1)), ((7, 1), (7, 1)),
+                                        ((7, 5), (7, 5))])
+def test_binary_accuracy_is_torchmetrics(out, y):
+    preds, targets = torch.randn(out), torch.randint(0, 2, y)
+    expected = tm_binary_accuracy(preds.flatten().sigmoid(), targets.flatten()).item()
+    assert binary_accuracy(preds, targets).item() == pytest.approx(expected)
+    assert binary_accuracy(preds, targets.float()).item() == pytest.approx(expected)
+
+
+def test_binary_accuracy_ignores_what_is_ignored_and_refuses_other_shapes():
+    preds, y = torch.tensor([1., -1., 2., -2.]), torch.tensor([1, 1, -100, -100])
+    assert binary_accuracy(preds, y) == .5
+    with pytest.raises(ValueError, match='needs one logit per target'): binary_accuracy(torch.randn(4, 2), y)
+
+
+def test_an_accuracy_over_an_epoch_is_that_of_the_targets_that_count():
+    bs = [(x, torch.where(torch.arange(len(y)) < n, y, -100)) for (x, y), n in zip(uneven(), (1, 5, 0), strict=True)]
+    learn = learner(Quiet(accuracy, b=lambda p, y: 1.), dls=DataLoaders([], bs))
+    learn.fit(train=False)
+    x, y = (torch.cat(t) for t in zip(*bs, strict=True))
+    assert learn.history[0]['accuracy'] == pytest.approx(numpy_accuracy(learn.model(x).detach(), y, 1))
 
 
 def test_accuracy_of_pixel_predictions_counts_pixels():

@@ -1,0 +1,228 @@
+"Metrics: computed over an epoch's batches, kept on the device, and read at the end into a row of `learn.history`."
+import inspect
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniai.device import detached, first_tensor, is_number, to_cpu, to_scalar
+from miniai.events import Callback
+from miniai.metrics.batch import batch_size, checked, target_slice
+from miniai.metrics.weight import Weight, check_weight, weight_of
+from miniai.show.displays import PlainDisplay
+
+__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'accuracy', 'binary_accuracy', 'takes_learner']
+
+
+def accuracy(out: Tensor, yb: Tensor, dim: int | None = None, ignore_index: int = -100) -> Tensor:
+    """Fraction of the targets other than `ignore_index` whose class has the largest output, a 0-d tensor. The shape of
+    `out` is that of `yb` with a dimension more, for the classes: `dim`, which must be given if several would fit."""
+    usual = dim is None and out.ndim == 2 and out.shape[:1] == yb.shape and out.shape[1] > 1
+    kept  = yb != ignore_index
+    right = (out.argmax(1 if usual else _class_dim(out, yb, dim)) == yb) & kept
+    return right.count_nonzero()/kept.count_nonzero()
+
+
+def _class_dim(out: Tensor, yb: Tensor, dim: int | None) -> int:
+    "The dimension of `out` that holds the classes, `dim` if that is given."
+    if not isinstance(dim, int | None): raise TypeError(
+        f"accuracy: dim must be a whole number or None, got a {type(dim).__name__}. It takes one target: for a batch "
+        f"with several, write a function that chooses, such as lambda out, a, b: accuracy(out, a)")
+    shape, targets = tuple(out.shape), tuple(yb.shape)
+    fits = [i for i in range(1, out.ndim) if shape[:i] + shape[i+1:] == targets]
+    if dim is not None: fits = [i for i in fits if i == dim % out.ndim]
+    if len(fits) == 1 and shape[fits[0]] > 1: return fits[0]
+    says = (f"dimensions {fits} could each be the classes: say which, as in partial(accuracy, dim={fits[-1]})"
+            if len(fits) > 1 else "with one output per target, use binary_accuracy"
+            if fits or out.numel() == yb.numel() else "targets need the shape of the outputs without the classes")
+    raise ValueError(f"accuracy: outputs of shape {shape} and targets of shape {targets}: {says}")
+
+
+def binary_accuracy(out: Tensor, yb: Tensor, ignore_index: int = -100) -> Tensor:
+    """Fraction of targets, 0 or 1, on whose side of 0 the output is, a 0-d tensor. `out` holds one logit per target,
+    in the shape of `yb` or with a last dimension of 1 more or less. Targets of `ignore_index` do not count."""
+    if tuple(yb.shape) not in (tuple(out.shape), (*out.shape, 1)) and tuple(out.shape) != (*yb.shape, 1):
+        raise ValueError(f"binary_accuracy: outputs of shape {tuple(out.shape)} and targets of shape "
+                         f"{tuple(yb.shape)}: it needs one logit per target. For several classes use accuracy")
+    out, kept = out.reshape(yb.shape), yb != ignore_index
+    return (((out > 0) == (yb > 0.5)) & kept).count_nonzero()/kept.count_nonzero()
+
+
+class Mean:
+    "A weighted mean of scalars, summed on their device. `compute()` is NaN before the first update."
+    def __init__(self) -> None: self.reset()
+    def reset(self) -> None: self.total, self.weight = 0., 0
+
+    def update(self, value: float | Tensor, weight: float | Tensor = 1) -> None:
+        "Add `value`, a number or a tensor of one element, `weight` times. With weight 0 it may be NaN."
+        value, weight = to_scalar(value), to_scalar(weight)
+        if isinstance(weight, Tensor): value = torch.where(weight == 0, 0., value)
+        elif not weight: return
+        self.total, self.weight = self.total + value*weight, self.weight + weight
+
+    def compute(self) -> Tensor:
+        "The mean so far, a 0-d tensor on the CPU."
+        total, weight = (x.item() if isinstance(x, Tensor) else x for x in (self.total, self.weight))
+        return torch.tensor(total/weight if weight else float('nan'), dtype=torch.float64)
+
+    def state_dict(self) -> dict[str, Any]: return dict(total=self.total, weight=self.weight)
+    def load_state_dict(self, state: dict[str, Any]) -> None: self.total, self.weight = state['total'], state['weight']
+
+
+class FunctionMetric(Mean):
+    """A function of (preds, *targets), or of preds alone, that returns a scalar, as a metric: its mean over batches,
+    weighted by their samples, or for accuracies by the targets that are not ignored."""
+    def __init__(self, f: Callable[..., float | Tensor]) -> None:
+        super().__init__()
+        function, options = (f.func, f.keywords) if isinstance(f, partial) else (f, {})
+        self.f, self._ignored = f, options.get('ignore_index', -100)
+        self._is_accuracy = function in (accuracy, binary_accuracy)
+
+    def update(self, preds: Any, *targets: Any, weight: float | Tensor | None = None) -> None:
+        if self._is_accuracy: weight = (targets[0] != self._ignored).count_nonzero()
+        super().update(self.f(preds, *targets), batch_size(targets or preds) if weight is None else weight)
+
+
+class _LearnerFigure(Mean):
+    "A function of the Learner that returns a scalar, as a metric. Batches for which it returns None do not count."
+    def __init__(self, f: Callable[[Any], float | Tensor | None]) -> None:
+        super().__init__()
+        self.f = f
+
+    def update(self, learn: Any, weight: float | Tensor | None = None) -> None:
+        value = self.f(learn)
+        if is_number(value): super().update(value, batch_size(learn.batch) if weight is None else weight)
+
+
+class MetricsCB(Callback):
+    """Metrics by name: objects with `update(preds, *targets)`, `compute()`, `reset()`; functions of (preds, *targets),
+    averaged over batches (use `Whole` for F1, AUC or RMSE, which are no averages); or functions of the Learner, if
+    their parameter is called `learn`, averaged too. `all_metrics` holds them and `loss`, also an average: in it a batch
+    weighs what PyTorch's cross-entropy divides by, for other losses its samples. `weight(learn)` sets the weight in all
+    averages; weight='sum' says that the loss is a sum. After each epoch `learn.history` gets a row of numbers and
+    `_log` a dict of strings; by default it prints the row, unless a ProgressCB shows it."""
+    def __init__(self, *ms: Any, weight: Weight = None, **metrics: Any) -> None:
+        named = [(getattr(m, '__name__', type(m).__name__), m) for m in ms] + list(metrics.items())
+        names, reserved = [nm for nm, _ in named], ('loss', 'epoch', 'train', 'phase', 'seconds')
+        taken = sorted({nm for nm in names if names.count(nm) > 1 or nm in reserved})
+        if taken: raise ValueError(f"MetricsCB: the name {', '.join(taken)} is taken; name metrics by keyword, as in "
+                                   f"accuracy=…")
+        check_weight('MetricsCB', weight)
+        self.weight, self.metrics = weight, {nm: _as_metric(nm, m) for nm, m in named}
+        self.loss, self.row, self.displayed = Mean(), {}, False
+        self.all_metrics = self.metrics | dict(loss=self.loss)
+        self._used, self._placed, self._started, self._rows = self.all_metrics, False, 0., None
+
+    def _log(self, d: dict[str, str]) -> None:
+        if not self.displayed: PlainDisplay().row(self.row)
+
+    def before_fit(self, learn: Any) -> None:
+        learn.metrics = self
+        if getattr(learn, 'history', None) is self._rows: learn.history = self._rows = []  # a Learner without its own
+
+    def before_epoch(self, learn: Any) -> None:
+        for m in self.all_metrics.values(): m.reset()
+        self._used, self._placed, self._started = self.all_metrics, False, time.perf_counter()
+
+    def after_batch(self, learn: Any) -> None:
+        if not self._placed: self._place_metrics(learn)
+        if is_number(learn.loss): self.loss.update(learn.loss, self._loss_weight(learn))
+        weight = self.weight(learn) if callable(self.weight) else None
+        for m in self._figures: m.update(learn, weight)
+        if not self._takes_preds: return
+        given = detached((learn.preds, *learn.batch[self._targets]))
+        for m, n in self._functions: m.update(*given[:n], weight=weight)
+        for update, n in self._objects: update(*given[:n])
+
+    def _place_metrics(self, learn: Any) -> None:
+        """What each metric gets, and where: metrics that can move go where the predictions are; the others get
+        predictions on the CPU. Once an epoch."""
+        self._placed, self._loss_weight, self._targets = True, weight_of(learn, self.weight), target_slice(learn)
+        self._figures = [m for m in self.metrics.values() if isinstance(m, _LearnerFigure)]
+        self._functions, self._objects = [], []
+        self._takes_preds = len(self._figures) < len(self.metrics)
+        if not self._takes_preds: return
+        n_targets, first = len(checked(learn.batch)[self._targets]), first_tensor(learn.preds)
+        device = torch.device('cpu') if first is None else first.device
+        for nm, m in self.metrics.items():
+            if isinstance(m, _LearnerFigure): continue
+            taken = _targets_taken(nm, m, n_targets)
+            if taken is None:
+                self._leave_out(nm, learn)
+                continue
+            if hasattr(m, 'to'): m.to(device)
+            if isinstance(m, FunctionMetric): self._functions.append((m, 1 + taken))
+            elif device.type == 'cpu' or hasattr(m, 'to'): self._objects.append((m.update, 1 + taken))
+            else: self._objects.append((partial(_update_on_cpu, m), 1 + taken))
+
+    def _leave_out(self, nm: str, learn: Any) -> None:
+        "A metric that needs targets, for a batch without: an error, except in a dry run, such as capture_preds."
+        if not getattr(learn, 'dry_run', False):
+            raise ValueError(f"metric {nm!r} needs targets, but the batch has none: all of its {len(learn.batch)} "
+                             f"item(s) are inputs")
+        self._used = {k: m for k, m in self._used.items() if k != nm}
+
+    def after_epoch(self, learn: Any) -> None:
+        training, seconds = learn.model.training, time.perf_counter() - self._started
+        values = {nm: m.compute() for nm, m in self._used.items()}
+        texts, phase = {nm: _text(v) for nm, v in values.items()}, 'train' if training else 'eval'
+        row = dict(epoch=learn.epoch, phase=phase) | {nm: _plain(v) for nm, v in values.items()} | dict(seconds=seconds)
+        last = learn.history[-1] if learn.history else {}
+        if (last.get('epoch'), last.get('phase')) == (learn.epoch, phase): last |= row
+        else: learn.history.append(row)
+        shown_phase = 'train' if training else 'valid'
+        self.row = dict(epoch=str(learn.epoch + 1), phase=shown_phase) | texts | dict(seconds=f'{seconds:.1f}')
+        self.displayed = getattr(learn, 'display', None) is not None or getattr(learn, 'dry_run', False)
+        self._log(texts | dict(epoch=learn.epoch, train=phase))
+
+
+def _as_metric(nm: str, m: Any) -> Any:
+    if isinstance(m, type):
+        raise TypeError(f"metric {nm!r} is the class {m.__name__}; pass an instance of it: {m.__name__}()")
+    if hasattr(m, 'update'):
+        lacks = [f for f in ('compute', 'reset') if not hasattr(m, f)]
+        if not lacks: return m
+        raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has update but no {' and no '.join(lacks)}: "
+                        f"a metric needs update, compute and reset")
+    if callable(m): return _LearnerFigure(m) if takes_learner(m) else FunctionMetric(m)
+    raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; "
+                    f"got {m!r}")
+
+
+def _update_on_cpu(m: Any, *args: Any) -> None: m.update(*to_cpu(args))
+
+
+def takes_learner(f: Callable) -> bool:
+    "Whether the first parameter of `f` is called `learn`."
+    try: return next(iter(inspect.signature(f).parameters), None) == 'learn'
+    except (TypeError, ValueError): return False
+
+
+def _targets_taken(nm: str, m: Any, n_targets: int) -> int | None:
+    "How many targets a metric gets: all that there are, or none if it takes predictions alone. None if it needs some."
+    try: signature = inspect.signature(m.f if hasattr(m, 'f') else m.update)
+    except (TypeError, ValueError): return n_targets or None  # a built-in
+    for n in (n_targets, 0):
+        try: signature.bind(*range(1 + n))
+        except TypeError: continue
+        return n
+    if not n_targets: return None
+    raise TypeError(f"metric {nm!r} takes {signature}, but the batch has {n_targets} target(s), which all metrics get "
+                    f"as the loss does: write a function that chooses, such as lambda preds, a, b: f(preds, a)")
+
+
+def _plain(v: Any) -> Any:
+    if isinstance(v, dict): return {k: _plain(x) for k, x in v.items()}
+    if isinstance(v, Tensor): return v.item() if v.numel() == 1 else v.tolist()
+    return v
+
+
+def _text(v: Any) -> str:
+    if isinstance(v, dict): return ' '.join(f'{k} {_text(x)}' for k, x in v.items())
+    if isinstance(v, Tensor) and v.numel() > 10: return f'{tuple(v.shape)} numbers'
+    v = _plain(v)
+    if isinstance(v, list): return ' '.join(map(_text, v))
+    return f'{v:.3f}' if isinstance(v, int | float) else str(v)

@@ -1,0 +1,83 @@
+"What a batch weighs when several are averaged: its samples, or what its loss divided by."
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from miniai.device import first_tensor
+from miniai.metrics.batch import batch_size, target_slice
+
+__all__ = ['Weight', 'check_weight', 'is_sum', 'sum_error', 'summed', 'weight_of']
+
+Weight = Callable[[Any], float | Tensor] | str | None
+_OF_CLASSES = F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
+
+
+def check_weight(name: str, weight: Weight) -> None:
+    "TypeError unless `weight` is a function, 'sum' or None."
+    if weight is None or weight == 'sum' or callable(weight): return
+    raise TypeError(f"{name}: weight must be a function of the Learner that says what a batch weighs, 'sum' for a loss "
+                    f"that is a sum over the batch, or None, got {weight!r}")
+
+
+def weight_of(learn: Any, weight: Weight = None) -> Callable[[Any], float | Tensor]:
+    """A function of the Learner that says what a batch's loss weighs: `weight` if that is a function; `summed` if it is
+    'sum' or the loss is one of PyTorch's with reduction='sum'; for cross-entropy and nll_loss the class weights of the
+    targets that are not ignored, added up; else the number of samples. ValueError for an unknown loss that is a sum."""
+    if weight is not None: return summed if weight == 'sum' else weight
+    loss_func = getattr(learn, 'loss_func', None)
+    f, options = _taken_apart(loss_func)
+    if options.get('reduction') == 'sum':
+        if (getattr(f, '__module__', '') or '').startswith('torch.nn.'): return summed
+        raise sum_error(loss_func)
+    part = target_slice(learn)
+    targets = first_tensor(learn.batch[part]) if isinstance(learn.batch, tuple | list) else None
+    if f not in _OF_CLASSES or targets is None or targets.is_floating_point():  # probabilities of classes
+        return _samples
+    weights, ignored = options.get('weight'), options.get('ignore_index', -100)
+    return partial(_counted if weights is None else partial(_class_weights, weights.detach()), part.start, ignored)
+
+
+def summed(learn: Any) -> int:
+    "The weight of a batch whose loss is a sum: batches add up, so each counts once."
+    return 1
+
+
+def _samples(learn: Any) -> int: return batch_size(learn.batch)
+def _counted(item: int, ignored: int, learn: Any) -> Tensor: return (learn.batch[item] != ignored).count_nonzero()
+
+
+def _class_weights(weights: Tensor, item: int, ignored: int, learn: Any) -> Tensor:
+    kept = learn.batch[item] != ignored
+    return (weights[learn.batch[item].where(kept, 0)]*kept).sum()
+
+
+def _taken_apart(loss_func: Any) -> tuple[Any, dict[str, Any]]:
+    "The function that computes a loss, and its options: keywords of a partial, attributes of a module."
+    options = {}
+    while isinstance(loss_func, partial): options, loss_func = loss_func.keywords | options, loss_func.func
+    if not isinstance(loss_func, nn.Module): return loss_func, options
+    names = 'reduction', 'weight', 'ignore_index'
+    return type(loss_func).forward, {nm: getattr(loss_func, nm) for nm in names if hasattr(loss_func, nm)}
+
+
+def is_sum(loss: Tensor, n: int) -> bool:
+    "Does the graph of `loss` say that it, or a part added to it, is a sum over a batch of `n` samples?"
+    return loss.grad_fn is not None and _is_sum(loss.grad_fn, n)
+
+
+def _is_sum(fn: Any, n: int) -> bool:
+    name = type(fn).__name__
+    if name.startswith(('AddBackward', 'SubBackward')): return any(_is_sum(f, n) for f, _ in fn.next_functions if f)
+    if name.startswith('SumBackward'): return tuple(fn._saved_self_sym_sizes[:1]) == (n,)
+    return getattr(fn, '_saved_reduction', 1) == 2
+
+
+def sum_error(loss_func: Any) -> ValueError:
+    "The error for a loss that is a sum, or has a part that is one."
+    name = '' if loss_func is None else f" {getattr(loss_func, '__name__', type(loss_func).__name__)}"
+    return ValueError(f"the loss{name} is a sum over the batch, or a part of it is, so the number of samples is not "
+                      f"its weight: use a mean, or pass weight='sum' if all of it is a sum, or weight=lambda learn: …, "
+                      f"what a batch weighs")

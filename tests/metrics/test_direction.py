@@ -1,0 +1,54 @@
+"Which metric to watch: wrong directions and missing metrics are refused before training."
+import pytest
+from torchmetrics import MeanSquaredError
+from torchmetrics.classification import MulticlassAccuracy
+
+from miniai import Callback, CheckpointCB, EarlyStoppingCB
+from miniai.metrics.direction import check_metric, direction, no_metric
+from miniai.training import accuracy
+from resuming import Quiet
+from small import learner, same, weights
+
+
+@pytest.mark.parametrize(('metric', 'found'), [('score', ('score', 1)), ('-score', ('score', -1)), ('f-1', ('f-1', 1)),
+                                               ('-loss', ('loss', -1)), ('accuracy', ('accuracy', 1))])
+def test_a_minus_reverses_the_direction_and_is_not_part_of_the_name(metric, found): assert direction(metric) == found
+
+
+@pytest.mark.parametrize(('wrong', 'right'), [('loss', '-loss'), ('d_loss', '-d_loss'), ('RMSE', '-RMSE'),
+                                              ('MeanSquaredError', '-MeanSquaredError'), ('-accuracy', 'accuracy'),
+                                              ('-val_acc', 'val_acc'), ('-MulticlassAccuracy', 'MulticlassAccuracy')])
+def test_the_wrong_direction_of_a_known_name_is_refused_with_the_right_one(wrong, right):
+    with pytest.raises(ValueError, match=f"write '{right}'$"): direction(wrong)
+    direction(right)
+
+
+@pytest.mark.parametrize('cb', [lambda m, d: EarlyStoppingCB(m), lambda m, d: CheckpointCB(d, best=m)])
+@pytest.mark.parametrize('metric', ['loss', 'f1', '-acc', 'error_rate', '-hits'])
+def test_every_callback_that_watches_a_metric_refuses_before_the_first_step(cb, metric, tmp_path):
+    learn = learner([Quiet(acc=accuracy, hits=MulticlassAccuracy(3))])
+    before = weights(learn)
+    def run(): learn.fit(1, cbs=cb(metric, tmp_path))
+    with pytest.raises(ValueError, match=r'write|add MetricsCB'): run()
+    assert same(weights(learn), before)
+
+
+def test_a_torchmetrics_metric_knows_its_direction_by_whatever_name():
+    learn = learner([Quiet(x=MeanSquaredError(), y=MulticlassAccuracy(3))])
+    check_metric(learn, '-x', 'it')
+    check_metric(learn, 'y', 'it')
+    with pytest.raises(ValueError, match="write '-x'"): check_metric(learn, 'x', 'it')
+    with pytest.raises(ValueError, match="write 'y'"): check_metric(learn, '-y', 'it')
+
+
+def test_a_users_callback_may_supply_any_metric():
+    class Mine(Callback):
+        def after_epoch(self, learn): pass
+    check_metric(learner(Mine()), 'anything', 'it')
+    with pytest.raises(ValueError, match=r"it needs a validation metric 'anything'; there are none: add MetricsCB"):
+        check_metric(learner(), 'anything', 'it')
+
+
+def test_the_advice_for_the_loss_is_not_itself_refused():
+    assert 'add MetricsCB() to cbs' in str(no_metric('-loss', 'it', []))
+    assert 'add MetricsCB(f1=…) to cbs' in str(no_metric('f1', 'it', []))
