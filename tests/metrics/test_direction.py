@@ -3,7 +3,7 @@ import pytest
 from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
-from miniai import Callback, CheckpointCB, EarlyStoppingCB
+from miniai import Callback, CheckpointCB, EarlyStoppingCB, PlateauCB
 from miniai.metrics.direction import check_metric, direction, no_metric
 from miniai.training import accuracy
 from resuming import Quiet
@@ -35,6 +35,7 @@ def test_every_callback_that_watches_a_metric_refuses_before_the_first_step(cb, 
 
 def test_a_torchmetrics_metric_knows_its_direction_by_whatever_name():
     learn = learner([Quiet(x=MeanSquaredError(), y=MulticlassAccuracy(3))])
+    learn.validates = True
     check_metric(learn, '-x', 'it')
     check_metric(learn, 'y', 'it')
     with pytest.raises(ValueError, match="write '-x'"): check_metric(learn, 'x', 'it')
@@ -44,9 +45,19 @@ def test_a_torchmetrics_metric_knows_its_direction_by_whatever_name():
 def test_a_users_callback_may_supply_any_metric():
     class Mine(Callback):
         def after_epoch(self, learn): pass
-    check_metric(learner(Mine()), 'anything', 'it')
+    ours, theirs = learner(), learner(Mine())
+    ours.validates = theirs.validates = True
+    check_metric(theirs, 'anything', 'it')
     with pytest.raises(ValueError, match=r"it needs a validation metric 'anything'; there are none: add MetricsCB"):
-        check_metric(learner(), 'anything', 'it')
+        check_metric(ours, 'anything', 'it')
+
+
+@pytest.mark.parametrize('cb', [lambda d: EarlyStoppingCB(), lambda d: CheckpointCB(d, best='-loss'),
+                                lambda d: PlateauCB('-loss')])
+def test_a_fit_without_validation_has_no_metric_to_watch(cb, tmp_path):
+    learn = learner([Quiet(), cb(tmp_path)])
+    with pytest.raises(ValueError, match=r'CB needs validation: use fit\(valid=True\), or remove it'):
+        learn.fit(1, valid=False)
 
 
 def test_the_advice_for_the_loss_is_not_itself_refused():

@@ -39,7 +39,11 @@ class AccumulateCB(Callback):
     def _start_group(self) -> None:
         self.batches, self.samples, self.complete, self.in_backward = 0, 0, False, False
 
-    def before_fit(self, learn: Any) -> None: self._zeroing_checked = self.n == 1
+    def before_fit(self, learn: Any) -> None:
+        self._zeroing_checked = self.n == 1
+        if not hasattr(learn, 'hold_step'):
+            raise TypeError(f"AccumulateCB needs a Learner that, while learn.hold_step is True, skips all that follows "
+                            f"backward in a batch; {type(learn).__name__} has no hold_step: use a Learner of miniai")
 
     def before_epoch(self, learn: Any) -> None:
         self._start_group()

@@ -13,4 +13,4 @@ class BatchTransformCB(Callback):
         self.tfm, self.on_train, self.on_val = tfm, on_train, on_val
 
     def before_batch(self, learn: Any) -> None:
-        if self.on_train if learn.training else self.on_val: learn.batch = self.tfm(learn.batch)
+        if self.on_train if learn.model.training else self.on_val: learn.batch = self.tfm(learn.batch)

@@ -23,5 +23,5 @@ class HFCB(TrainCB):
 
     def get_loss(self, learn: Any) -> None:
         "The model has computed the loss already."
-        if learn.loss is None and learn.trains: raise ValueError(
+        if learn.loss is None and getattr(learn, 'trains', True): raise ValueError(
             f"HFCB: the model returned no loss for a batch with {list(learn.batch[0])}: it needs 'labels'")

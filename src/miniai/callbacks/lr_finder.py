@@ -27,15 +27,16 @@ class LRFinderCB(Callback):
     def before_fit(self, learn: Any) -> None:
         self._was_dry_run, learn.dry_run = getattr(learn, 'dry_run', False), True
         self.lrs, self.losses, self.suggestion, self.peak, self.best = [], [], None, None, math.inf
-        if learn.trains and not isinstance(learn.opt, torch.optim.Optimizer):
+        trains = getattr(learn, 'trains', True)
+        if trains and not isinstance(learn.opt, torch.optim.Optimizer):
             raise TypeError(f"LRFinderCB changes the learning rate of a torch.optim.Optimizer, and learn.opt is a "
                             f"{type(learn.opt).__name__}: use an optimizer of torch.optim or miniai.optim")
-        self.sched = torch.optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma) if learn.trains else None
+        self.sched = torch.optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma) if trains else None
 
     def after_batch(self, learn: Any) -> None:
-        if not learn.training: raise CancelEpochException()
+        if not learn.model.training: raise CancelEpochException()
         loss = float(learn.loss.detach())
-        if learn.hold_step and math.isfinite(loss): return
+        if getattr(learn, 'hold_step', False) and math.isfinite(loss): return
         self.lrs.append(float(learn.opt.param_groups[0]['lr']))
         self.losses.append(loss)
         self.best = min(self.best, loss)

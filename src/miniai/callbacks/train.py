@@ -40,7 +40,8 @@ class TrainCB(Callback):
         self.n_inp = functions + (functions < len(self.inputs))
 
     def before_epoch(self, learn: Any) -> None:
-        if self.inputs is not None: learn.dl = MappedLoader(learn.dl, partial(self._as_tuple, needs_all=learn.trains))
+        if self.inputs is None: return
+        learn.dl = MappedLoader(learn.dl, partial(self._as_tuple, needs_all=getattr(learn, 'trains', True)))
 
     def _as_tuple(self, batch: Any, needs_all: bool) -> tuple:
         positional = [f(batch) for f in self.inputs if callable(f)]
@@ -83,9 +84,10 @@ def loss_of(learn: Any, targets: tuple | list) -> Any:
 
 def _loss_without_targets(learn: Any) -> Any:
     "The loss if it takes predictions alone. Otherwise there is none: None in validation, ValueError in training."
-    if learn.loss_func is None and not learn.trains: return None
+    trains = getattr(learn, 'trains', True)
+    if learn.loss_func is None and not trains: return None
     if _takes_predictions_alone(learn.loss_func): return learn.loss_func(learn.preds)
-    if not learn.trains: return None
+    if not trains: return None
     name = getattr(learn.loss_func, '__name__', type(learn.loss_func).__name__)
     raise ValueError(f"the batch has no targets for {name}: all of its {len(learn.batch)} item(s) are inputs. "
                      f"Let the loader yield (inputs, targets), or pass n_inp to TrainCB")
@@ -127,7 +129,7 @@ class FiniteLossCB(Callback):
 
     def after_loss(self, learn: Any) -> None:
         loss = learn.loss
-        if not learn.training or not is_number(loss): learn.skip_backward = False
+        if not learn.model.training or not is_number(loss): learn.skip_backward = False
         elif isinstance(loss, torch.Tensor) and not loss.is_cpu: self._unread.append((learn.iter, loss.detach()))
         else: learn.skip_backward = not math.isfinite(to_scalar(loss))
 

@@ -25,7 +25,7 @@ class TrainLossCB(Callback):
         if len(names) > 1: raise ValueError(f"{' and '.join(names)} cannot be used in the same fit: keep one of them")
 
     def before_batch(self, learn: Any) -> None:
-        if not learn.training: return
+        if not learn.model.training: return
         self._own, learn.loss_func, self._swapped = learn.loss_func, self.loss_func, True
 
     def cleanup_batch(self, learn: Any) -> None:
@@ -42,7 +42,7 @@ class LabelSmoothingCB(TrainLossCB):
 
     def before_fit(self, learn: Any) -> None:
         super().before_fit(learn)
-        if learn.trains: self.loss_func = _smoothed(learn.loss_func, self.eps)
+        if getattr(learn, 'trains', True): self.loss_func = _smoothed(learn.loss_func, self.eps)
 
 
 def _smoothed(loss_func: Any, eps: float) -> Callable:

@@ -78,7 +78,7 @@ class ProfileCB(Callback):
         patch(self._undo, learn, 'one_epoch', partial(self._epoch, learn, learn.one_epoch))
 
     def after_fit(self, learn: Any) -> None:
-        if learn.trains and self._phases and not self.quiet: self._log(self.table())
+        if getattr(learn, 'trains', True) and self._phases and not self.quiet: self._log(self.table())
 
     def cleanup_fit(self, learn: Any) -> None: self._undo.close()
 

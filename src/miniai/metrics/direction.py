@@ -4,7 +4,7 @@ from typing import Any
 
 from miniai.metrics.metrics import MetricsCB
 
-__all__ = ['check_metric', 'direction', 'no_metric']
+__all__ = ['check_metric', 'direction', 'is_watched', 'no_metric']
 
 _FALLS = {'loss', 'nll', 'mse', 'rmse', 'mae', 'mape', 'error', 'err', 'perplexity', 'ppl', 'wer', 'cer', 'fid'}
 _RISES = {'accuracy', 'acc', 'f1', 'auc', 'auroc', 'iou', 'miou', 'dice', 'precision', 'recall', 'r2', 'bleu', 'psnr'}
@@ -26,11 +26,18 @@ def _wrong_direction(metric: str, right: str) -> ValueError:
                       f"which is better when it {'falls' if falls else 'rises'}: write {right!r}")
 
 
+def is_watched(learn: Any) -> bool:
+    "Whether this is real training, so that metrics are watched."
+    return getattr(learn, 'trains', True) and not getattr(learn, 'dry_run', False)
+
+
 def check_metric(learn: Any, metric: str, who: str) -> None:
     """ValueError, before the fit, if no callback can supply `metric`, or if its direction is wrong. A user's own
     callback may supply any."""
     name, sign = direction(metric)
-    known = {nm: m for cb in (*learn.cbs, learn.metrics) if isinstance(cb, MetricsCB)
+    if not getattr(learn, 'validates', True):
+        raise ValueError(f"{who} needs validation: use fit(valid=True), or remove it from cbs")
+    known = {nm: m for cb in (*learn.cbs, getattr(learn, 'metrics', None)) if isinstance(cb, MetricsCB)
              for nm, m in (('seconds', None), *cb.all_metrics.items())}
     rises = getattr(known.get(name), 'higher_is_better', None)  # torchmetrics' metrics know it
     if rises is not None and rises != (sign > 0): raise _wrong_direction(metric, name if rises else f'-{name}')

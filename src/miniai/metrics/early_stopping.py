@@ -2,7 +2,7 @@
 from typing import Any
 
 from miniai.events import Callback, CancelFitException
-from miniai.metrics.direction import check_metric, direction, no_metric
+from miniai.metrics.direction import check_metric, direction, is_watched, no_metric
 
 __all__ = ['EarlyStoppingCB']
 
@@ -11,7 +11,7 @@ class EarlyStoppingCB(Callback):
     """Ends a fit when `metric` has not improved by more than `min_delta` for `patience` epochs. It is a validation
     metric: 'accuracy' should rise, '-loss' should fall. NaN is never an improvement. `best` and `best_epoch` are the
     best value and its epoch. The fit ends after every callback's `after_epoch`."""
-    order, _over, _watches = 100, False, True
+    order, _over = 100, False
     def __init__(self, metric: str = '-loss', patience: int = 3, min_delta: float = 0.) -> None:
         if patience < 1: raise ValueError(f"EarlyStoppingCB: patience must be at least 1 epoch, got {patience}")
         if min_delta < 0: raise ValueError(f"EarlyStoppingCB: min_delta must be at least 0, got {min_delta}")
@@ -21,11 +21,7 @@ class EarlyStoppingCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         self.best, self.best_epoch, self._over = None, None, False
-        self._watches = getattr(learn, 'trains', True) and not getattr(learn, 'dry_run', False)
-        if not self._watches: return
-        if not getattr(learn, 'validates', True):
-            raise ValueError("EarlyStoppingCB needs validation: use fit(valid=True), or remove it from cbs")
-        check_metric(learn, self.metric, 'EarlyStoppingCB')
+        if is_watched(learn): check_metric(learn, self.metric, 'EarlyStoppingCB')
 
     def before_epoch(self, learn: Any) -> None:
         "If a resumed run had already stopped early, stop it again."
@@ -34,7 +30,7 @@ class EarlyStoppingCB(Callback):
         if self._is_over(row['epoch']): raise CancelFitException()
 
     def after_epoch(self, learn: Any) -> None:
-        if learn.model.training or not self._watches: return
+        if learn.model.training or not is_watched(learn): return
         name, sign = direction(self.metric)
         row = learn.history[-1] if learn.history else {}
         if name not in row: raise no_metric(self.metric, 'EarlyStoppingCB', list(row))

@@ -58,6 +58,8 @@ class CheckpointCB(Callback):
     # Event by event
 
     def before_fit(self, learn: Any) -> None:
+        if not hasattr(learn, 'resume'):
+            raise TypeError(f"CheckpointCB needs a Learner of miniai, got a {type(learn).__name__}")
         if learn.dry_run and learn.resume: raise ValueError("fit(…, resume=True) continues training, but this fit is a "
                                                             "dry run, such as a search for a learning rate")
         if not learn.trains or learn.dry_run: return

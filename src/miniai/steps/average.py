@@ -24,7 +24,7 @@ class AverageCB(Callback):
 
     def before_fit(self, learn: Any) -> None:
         opt, self._model = inner_optimizer(learn.opt), learn.model
-        if not learn.trains: return
+        if not getattr(learn, 'trains', True): return
         if getattr(opt, 'ema', None) is None:
             raise ValueError("AverageCB needs an optimizer that keeps weight averages, such as "
                              "opt_func=partial(AdamW, ema=0.999)")
@@ -44,7 +44,7 @@ class AverageCB(Callback):
 
     def before_epoch(self, learn: Any) -> None:
         opt = inner_optimizer(learn.opt)
-        if learn.training or self._kept or getattr(opt, 'ema', None) is None: return
+        if learn.model.training or self._kept or getattr(opt, 'ema', None) is None: return
         opt.swap_averages()
         self.swap_averages()
 
@@ -73,8 +73,9 @@ class AverageCB(Callback):
         return {nm: averages.get(nm, x) for nm, x in state.items()}
 
     def cleanup_fit(self, learn: Any) -> None:
-        ended = learn.ended_by is None or is_cancel(learn.ended_by)
-        if self._keep and self._model is not None and ended and learn.trains:
+        error = getattr(learn, 'ended_by', None)
+        ended = getattr(learn, 'trains', True) and (error is None or is_cancel(error))
+        if self._keep and self._model is not None and ended:
             inner_optimizer(learn.opt).keep_averages()
             self.swap_averages()
             self._own, self._kept = None, True

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from miniai.metrics.direction import check_metric, direction, no_metric
+from miniai.metrics.direction import check_metric, direction, is_watched, no_metric
 from miniai.steps.schedule import BaseSchedCB
 
 __all__ = ['PlateauCB']
@@ -21,15 +21,13 @@ class PlateauCB(BaseSchedCB):
         super().__init__(partial(ReduceLROnPlateau, mode=mode, factor=factor, patience=patience, **kwargs), opt)
 
     def before_fit(self, learn: Any) -> None:
-        if learn.trains and not learn.validates:
-            raise ValueError("PlateauCB needs validation: use fit(valid=True), or remove it from cbs")
-        if learn.trains and not learn.dry_run: check_metric(learn, self.metric, 'PlateauCB')
+        if is_watched(learn): check_metric(learn, self.metric, 'PlateauCB')
         super().before_fit(learn)
 
     def _check(self, steps: int | None) -> None: "Torch's scheduler takes any number of steps."
 
     def after_epoch(self, learn: Any) -> None:
-        if learn.training or not learn.trains: return
+        if learn.model.training or not is_watched(learn): return
         name, row = direction(self.metric)[0], learn.history[-1] if learn.history else {}
         if name not in row: raise no_metric(self.metric, 'PlateauCB', row)
         self.schedo.step(row[name])
