@@ -65,16 +65,16 @@ def fit_until_stopped(learn, n_epochs=2, **kwargs):
         raise AssertionError('the run was not stopped')
 
 
-def assert_resumes_exactly(make, folder, stops=((0, 2), (1, 1)), n_epochs=2):
+def assert_resumes_exactly(make, folder, stops=((0, 2), (1, 1)), n_epochs=2, **fit):
     """`make(folder, *cbs)` returns a Learner. Run it without interruption; then stop it after each of some batches,
     resume it under another seed, and compare everything."""
     whole = make(folder/'whole')
-    whole.fit(n_epochs)
+    whole.fit(n_epochs, **fit)
     for at in stops:
-        fit_until_stopped(make(folder/str(at), StopCB(*at)), n_epochs)
+        fit_until_stopped(make(folder/str(at), StopCB(*at)), n_epochs, **fit)
         resumed = make(folder/str(at))
         torch.manual_seed(99)
-        resumed.fit(n_epochs, resume=True)
+        resumed.fit(n_epochs, **fit, resume=True)
         assert digest(resumed) == digest(whole), f'stopped after {at}'
 
 

@@ -3,6 +3,7 @@ from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
 from miniai.callbacks.batch import BatchTransformCB as BatchTransformCB
 from miniai.callbacks.hf import HFCB as HFCB
 from miniai.callbacks.mix import MixUpCB as MixUpCB
+from miniai.callbacks.passes import MaxBatchesCB as MaxBatchesCB
 from miniai.callbacks.precision import MixedPrecision as MixedPrecision
 from miniai.callbacks.progress import ProgressCB as ProgressCB
 from miniai.callbacks.record import RecorderCB as RecorderCB
@@ -48,6 +49,7 @@ __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
-    'EarlyStoppingCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB',
+    'EarlyStoppingCB', 'MaxBatchesCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB',
+    'CheckpointCB',
     'ResumeError', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD',
     'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

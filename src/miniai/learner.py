@@ -11,6 +11,7 @@ from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
 from miniai.callbacks.first_batch import FirstBatchCB
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.modes import set_mode
+from miniai.callbacks.passes import steps_cbs
 from miniai.callbacks.progress import ProgressCB
 from miniai.callbacks.train import (
     DeviceCB,
@@ -109,15 +110,18 @@ class Learner:
             if self.trains: self.one_epoch(True)
             if self.validates: torch.no_grad()(self.one_epoch)(False)
 
-    def fit(self, n_epochs: int = 1, train: bool = True, valid: bool = True, cbs: Any = None,
-            lr: float | None = None, resume: bool = False) -> None:
-        """Train for `n_epochs` and validate after each; `train` and `valid` switch either off. `cbs` are added for this
-        fit only, and `lr` replaces the Learner's. With `resume` the fit continues from the newest checkpoint of its
-        CheckpointCB, if there is one. ValueError or TypeError, before the first batch, for what is sure to fail; a fit
-        that fails before its first epoch leaves history and optimizer as they were."""
+    def fit(self, n_epochs: int | None = None, train: bool = True, valid: bool = True, cbs: Any = None,
+            lr: float | None = None, resume: bool = False, *, steps: int | None = None,
+            valid_every: int | None = None) -> None:
+        """Train for `n_epochs`, by default 1, and validate after each; `train` and `valid` switch either off. Or train
+        for `steps` batches, in epochs of `valid_every`, by default of one pass. `cbs` are added for this fit only, and
+        `lr` replaces the Learner's. With `resume` the fit continues from the newest checkpoint of its CheckpointCB, if
+        there is one. ValueError or TypeError, before the first batch, for what is sure to fail; a fit that fails before
+        its first epoch leaves history and optimizer as they were."""
         if self.fitting: raise RuntimeError("this Learner is already fitting; wait until that fit has ended")
-        added = [*as_list(cbs), ClosureCB(), SkippedStepsCB(), FirstBatchCB(),
-                 *([FiniteLossCB()] if self.check_finite else [])]
+        added = [*as_list(cbs), *steps_cbs(n_epochs, steps, valid_every), ClosureCB(), SkippedStepsCB(), FirstBatchCB()]
+        if self.check_finite: added.append(FiniteLossCB())
+        n_epochs = 1 if n_epochs is None else n_epochs
         self.cbs.extend(added)
         self.fitting, self.epoch, before = True, None, (self.history, self.opt)
         try:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from miniai import MaxBatchesCB
 from miniai.datasets import DataLoaders
 from miniai.learner import CancelBatchException, CancelFitException, MetricsCB, ProgressCB
 from miniai.training import accuracy
@@ -177,6 +178,15 @@ def test_the_comment_is_a_string_or_a_function_and_belongs_to_the_user(faces):
             learn.dl.comment = f'lr {learn.opt.param_groups[0]["lr"]}' if learn.training else lambda: 'eval'
     fit(Comments())
     assert [b[3] for b in faces[0].bars] == ['', *['lr 0.1']*3, '', 'eval']
+
+
+@pytest.mark.parametrize(('fit', 'totals'), [
+    (dict(cbs=MaxBatchesCB(3, 1), n_epochs=2), [('1/2', 3), ('1/2', 1), ('2/2', 3), ('2/2', 1)]),
+    (dict(steps=8, valid_every=5), [('1/2', 5), ('1/2', 2), ('2/2', 3), ('2/2', 2)]),
+    (dict(steps=6), [('1/2', 4), ('1/2', 2), ('2/2', 2), ('2/2', 2)])])
+def test_a_bar_knows_the_length_of_epochs_that_end_early_or_are_counted_in_steps(faces, fit, totals):
+    learner(ProgressCB()).fit(**fit)
+    assert [(label.split()[1], total) for label, done, total, _ in faces[0].bars if not done] == totals
 
 
 def test_the_loader_under_the_bar_keeps_its_length(faces):

@@ -181,7 +181,7 @@ class Passes:
         self.dl, self.state = dl, RunState(self.learn)
 
     def now(self):
-        taken = self.state.take(self.learn, within_pass=True)
+        taken = self.state.take(self.learn, ['begun'])
         return copy.deepcopy({nm: taken[nm] for nm in ('random', 'states', 'attributes', 'running', 'begun')})
 
     def whole(self):
@@ -192,8 +192,7 @@ class Passes:
     def rest(self, start, seen, dl=None):
         now = seen[start - 1][1]
         self.state.begin_pass(self.learn, now['begun'])
-        return RemainingBatches(self.learn, dl or self.dl, 'learn.dls.train', start, now['begun'], now,
-                                self.state.names)
+        return RemainingBatches(self.learn, dl or self.dl, 'learn.dls.train', start, now['begun'], now, self.state)
 
 
 def data_of(state): return {nm: state[nm] for nm in ('random', 'states', 'attributes')}

@@ -125,10 +125,10 @@ def test_a_finished_run_can_go_on_for_more_epochs_if_its_schedule_allows_it(tmp_
 
 def test_fewer_epochs_than_were_begun_are_refused_and_those_that_were_begun_are_finished(tmp_path):
     stopped(tmp_path, 1, 2)
-    with pytest.raises(ResumeError, match='has done 1 epochs and part of another, but fit was called with n_epochs=1'):
+    with pytest.raises(ResumeError, match='has done 1 epochs and part of another, but this fit has only 1'):
         resumed(tmp_path, 1)
     assert resumed(tmp_path).epoch == 1
-    with pytest.raises(ResumeError, match='has done 2 epochs, but fit was called with n_epochs=1'): resumed(tmp_path, 1)
+    with pytest.raises(ResumeError, match='has done 2 epochs, but this fit has only 1'): resumed(tmp_path, 1)
 
 
 @pytest.mark.parametrize('change', [lambda learn: None, lambda learn: setattr(learn, 'loss_func', F.mse_loss)])

@@ -340,7 +340,7 @@ def test_how_a_pass_began_is_a_copy_of_what_has_changed_in_it_and_only_of_the_da
     state.begin_pass(learn)
     learn.dls.train.order[:] = 9
     learn.n = 2
-    begun = state.take(learn, within_pass=True)['begun']
+    begun = state.take(learn, ['begun'])['begun']
     assert {*begun} == {'attributes', 'states', 'random', 'running'}
     assert {*attributes(begun)} == {'learn.dls.train.order'}
     assert attributes(begun)['learn.dls.train.order'].tolist() == [0, 1, 2]
@@ -358,7 +358,7 @@ def test_a_global_order_that_the_learner_holds_too_is_part_of_how_a_pass_began()
         ORDER[:] = 5
         state.begin_pass(learn)
         ORDER[:] = 9
-        begun = state.take(learn, within_pass=True)['begun']
+        begun = state.take(learn, ['begun'])['begun']
         assert attributes(begun)[f'module {__name__}.ORDER'].tolist() == [5, 5, 5]
     finally: ORDER[:] = before
 

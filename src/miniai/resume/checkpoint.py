@@ -3,6 +3,7 @@ import math
 import time
 import warnings
 from contextlib import ExitStack
+from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from miniai.callbacks.dry_run import patch
+from miniai.callbacks.passes import StepsCB
 from miniai.callbacks.train import FiniteLossCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.checkpoint.tree import flatten
@@ -21,7 +23,7 @@ from miniai.resume.loader import resume_warning
 from miniai.resume.objects import check_savable
 from miniai.resume.restore import ResumeError, check_same, real_weights, restore, versions
 from miniai.resume.signals import OutlastSignals, SignalWatch
-from miniai.resume.start import ResumePoint, find_resume_point
+from miniai.resume.start import ResumedPassCB, ResumePoint, find_resume_point
 from miniai.resume.state import RunState, loaders_of
 from miniai.steps.average import AverageCB
 
@@ -159,7 +161,8 @@ class _Run:
         if state is None and self.cb.best and self.files.has_best(): raise ResumeError(
             f"{folder} holds {BEST} of an earlier run, but no checkpoint to resume from: move it away or choose "
             f"another folder")
-        self.state = RunState(learn)
+        self.state, self.steps = RunState(learn), next((cb for cb in learn.cbs if isinstance(cb, StepsCB)), None)
+        if self.steps: self.steps.when_a_pass_begins(partial(self.state.begin_pass, learn, kind='paused'))
         for path, dl in loaders_of(learn).items():
             why = resume_warning(dl)
             if why: warnings.warn(f"CheckpointCB: the run may not resume exactly from {path}: {why}", stacklevel=4)
@@ -188,18 +191,21 @@ class _Run:
         "Let the fit start at `point`: the remaining epochs, without a pass that is done, from batch `point.batch` on."
         learn.epochs = range(point.epoch, learn.n_epochs)
         if not learn.epochs: learn.epoch = learn.n_epochs - 1
-        if not (point.trained or point.batch): return
-        self.resumed_pass = _ResumedPassCB(point, self.state.names)
+        paused = point.state.get('paused')
+        if not (point.trained or point.batch or paused): return
+        if paused: self.state.begin_pass(learn, paused, 'paused')
+        self.resumed_pass = ResumedPassCB(point, self.state, self.steps)
         learn.cbs.append(self.resumed_pass)
         self._end.callback(lambda: self.resumed_pass in learn.cbs and learn.cbs.remove(self.resumed_pass))
 
     def begin_pass(self, learn: Any) -> None:
         "Note the state of the data. In a pass that is resumed, restore what callbacks have just reset."
         resumed = self.point.state if self.point.batch else None
-        self.remaining = self.resumed_pass.remaining if resumed else None
-        if resumed and (self.remaining is None or self.remaining.taken): self._refuse_replaced_loader()
+        rest = self.resumed_pass and self.resumed_pass.remaining
+        self.remaining = None if rest is None or rest.taken else rest
+        if resumed and self.remaining is None: self._refuse_replaced_loader()
         if resumed: self._warn_lost(restore(learn, resumed, self.state.names))
-        self.state.begin_pass(learn, resumed and resumed['begun'])
+        if not (self.steps and learn.training): self.state.begin_pass(learn, resumed and resumed['begun'])
         self.begun, self.first_batch = True, self.point.batch if resumed else 0
         self.point.state = None
         learn.dl = WrappedLoader(learn.dl, at_end=self._note_end)
@@ -224,8 +230,10 @@ class _Run:
 
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
+        paused = bool(self.steps and self.steps.done)
+        begun = position['batch'] > 0 and not (self.steps and position['phase'] == 'train')
         with real_weights(learn):
-            state = self.state.take(learn, within_pass=position['batch'] > 0)
+            state = self.state.take(learn, ['begun']*begun + ['paused']*paused)
             change = self.state.change(state)
             if change: warnings.warn(f"CheckpointCB: checkpoints saved from now on cannot be resumed: {change}. "
                                      f"Make this change before the fit", stacklevel=5)
@@ -242,17 +250,3 @@ class _Run:
         "Wait for the save in progress, unless there was a second signal. Then exit if there was a signal."
         with self._end: self.files.close(wait=not self.watch.forced)
         self.watch.leave()
-
-
-class _ResumedPassCB(Callback):
-    "Runs first as a resumed run begins its passes: skips a training pass that is done, continues one that is not."
-    order, only_shows = -math.inf, True
-    def __init__(self, point: ResumePoint, names: dict[int, str]) -> None:
-        self.point, self.names, self.skips, self.remaining = point, names, point.trained, None
-
-    def before_epoch(self, learn: Any) -> None:
-        if self.skips and learn.training:
-            self.skips = False
-            raise CancelEpochException()
-        if self.point.batch and self.remaining is None:
-            learn.dl = self.remaining = self.point.remaining(learn, self.names)

@@ -1,17 +1,21 @@
 "Where a run resumes: which checkpoint it continues from."
+import math
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from miniai.callbacks.passes import StepsCB
 from miniai.checkpoint import load
 from miniai.checkpoint.folder import first_whole
+from miniai.events import Callback, CancelEpochException
 from miniai.resume.files import BEST, files_of
 from miniai.resume.loader import RemainingBatches
 from miniai.resume.old import in_todays_form, is_old
 from miniai.resume.restore import ResumeError
+from miniai.resume.state import RunState
 
-__all__ = ['ResumePoint', 'find_resume_point']
+__all__ = ['ResumePoint', 'ResumedPassCB', 'find_resume_point']
 
 
 class ResumePoint:
@@ -21,11 +25,25 @@ class ResumePoint:
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
         self.state, self.epoch, self.batch, self.trained = state, at['epoch'], at['batch'], at['phase'] == 'valid'
 
-    def remaining(self, learn: Any, names: dict[int, str]) -> RemainingBatches:
-        "The rest of the pass in which the run stopped."
-        path = f"learn.dls.{'valid' if self.trained else 'train'}"
-        now = {nm: self.state[nm] for nm in ('random', 'states', 'attributes')}
-        return RemainingBatches(learn, learn.dl, path, self.batch, self.state['begun'], now, names)
+
+class ResumedPassCB(Callback):
+    "Runs first as a resumed run begins its passes: skips a training pass that is done, continues one that is not."
+    order, only_shows = -math.inf, True
+    def __init__(self, point: ResumePoint, state: RunState, steps: StepsCB | None) -> None:
+        self.point, self.state, self.steps, self.paused = point, state, steps, point.state.get('paused')
+        self.skips, self.remaining = point.trained, None
+
+    def before_epoch(self, learn: Any) -> None:
+        if self.skips and learn.training:
+            self.skips = False
+            raise CancelEpochException()
+        state = self.point.state if self.point.batch else None  # None as well once the first epoch has begun
+        if learn.training and self.steps and self.steps.paused: begun, done = self.paused, self.steps.done
+        elif state and self.remaining is None: begun, done = state['begun'], self.point.batch
+        else: return
+        now = state and {nm: state[nm] for nm in ('random', 'states', 'attributes')}
+        path = f"learn.dls.{'train' if learn.training else 'valid'}"
+        learn.dl = self.remaining = RemainingBatches(learn, learn.dl, path, done, begun, now, self.state)
 
 
 def find_resume_point(folder: Path, n_epochs: int, model: nn.Module) -> ResumePoint:
@@ -45,4 +63,4 @@ def find_resume_point(folder: Path, n_epochs: int, model: nn.Module) -> ResumePo
     begun = bool(point.batch or point.trained)
     if n_epochs >= point.epoch + begun: return point
     raise ResumeError(f"the run in {folder} has done {point.epoch} epochs{' and part of another' if begun else ''}, "
-                      f"but fit was called with n_epochs={n_epochs}: pass a larger number")
+                      f"but this fit has only {n_epochs}: pass a larger number")

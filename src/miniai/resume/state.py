@@ -1,7 +1,7 @@
 "The state of a run as plain data, taken from what the walk finds."
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import copy
 from itertools import count
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType
@@ -48,6 +48,7 @@ class RunState:
     def __init__(self, learn: Any, everything: bool = False) -> None:
         found = _Found(learn, {})
         self.nodes, self.shapes, self.reported = found.nodes, found.shapes(), set()  # objects stay alive, and their ids
+        self.passes: dict[str, tuple[dict, dict]] = {}
         self.names = {id(n.object): path for path, n in found.nodes.items()}
         self.first = {} if everything else found.texts
 
@@ -57,24 +58,26 @@ class RunState:
         self.first = {path: {nm: x for nm, x in texts.items() if nm in settings.get(path, ()) or path not in settings}
                       for path, texts in self.first.items()}
 
-    def begin_pass(self, learn: Any, begun: dict[str, Any] | None = None) -> None:
-        "Note the state of the data as a pass begins. A checkpoint knows this of a pass that is resumed: `begun`."
+    def begin_pass(self, learn: Any, begun: dict[str, Any] | None = None, kind: str = 'begun') -> None:
+        """Note the state of the data as a pass begins: one that ends with its epoch, 'begun', or one that does not,
+        'paused'. A checkpoint knows this of a pass that is resumed: `begun`."""
         found = _Found(learn, self.names)
-        self.begun, self.texts = _cloned(found.pass_state(self.first)), found.texts
+        state, texts = _cloned(found.pass_state(self.first)), found.texts
         for path, slots in begun['attributes'].items() if begun else ():
-            self.begun['attributes'][path] = self.begun['attributes'].get(path, {}) | slots
-            self.texts[path] = {nm: x for nm, x in self.texts.get(path, {}).items() if nm not in slots}
-        if begun: self.begun |= {nm: begun[nm] for nm in ('random', 'states', 'running')}
+            state['attributes'][path] = state['attributes'].get(path, {}) | slots
+            texts[path] = {nm: x for nm, x in texts.get(path, {}).items() if nm not in slots}
+        if begun: state |= {nm: begun[nm] for nm in ('random', 'states', 'running')}
+        self.passes[kind] = state, texts
 
-    def take(self, learn: Any, within_pass: bool = False) -> dict[str, Any]:
-        """The state of the run now, with `begun`, that of the data when the pass began, if it is within one. A warning
-        names what has changed and cannot be in a checkpoint."""
-        found, begun, moved = _Found(learn, self.names), None, {}
-        if within_pass:
-            moved = {path: {nm for nm in slots if self.texts[path].get(nm) != found.texts.get(path, {}).get(nm)}
-                     for path, slots in self.begun['attributes'].items()}
-            begun = self.begun | dict(attributes={path: {nm: slots[nm] for nm in slots if nm in moved[path]}
-                                                  for path, slots in self.begun['attributes'].items() if moved[path]})
+    def data(self, learn: Any, begun: dict[str, Any]) -> dict[str, Any]:
+        "The state of the data now, with whatever may have changed since a pass began as in `begun`."
+        return _cloned(_Found(learn, self.names).pass_state(self.first, begun['attributes']))
+
+    def take(self, learn: Any, within: Collection[str] = ()) -> dict[str, Any]:
+        """The state of the run now, with that of the data when the passes began that are not over, by the kinds
+        `within`. A warning names what has changed and cannot be in a checkpoint."""
+        found, moved = _Found(learn, self.names), {}
+        begun = dict.fromkeys(('begun', 'paused')) | {kind: self._begun(kind, found, moved) for kind in within}
         attributes = found.attributes(found.nodes, self.first, moved)
         objects = {path: state_of(n) for path, n in found.nodes.items() if n.kind in ('module', 'optimizer')}
         settings = {path: {nm: text for nm, (text, told) in texts.items() if found.is_same(self.first, path, nm)}
@@ -82,10 +85,18 @@ class RunState:
         self._report(found)
         roots = found.names[id(learn.model)], found.names[id(learn.opt)]
         model, opt = objects[roots[0]].pop('state'), objects.pop(roots[1])
-        return dict(model=model, opt=opt, roots=roots, history=learn.history, objects=objects, begun=begun,
+        return dict(model=model, opt=opt, roots=roots, history=learn.history, objects=objects, **begun,
                     attributes=attributes, settings={path: s for path, s in settings.items() if s},
                     states=found.states(found.nodes), shapes=found.shapes(), random=random_states(),
                     running=found.running())
+
+    def _begun(self, kind: str, found: '_Found', moved: dict[str, set[str]]) -> dict[str, Any]:
+        "The state when a pass began, with those attributes that have changed since. Their names are added to `moved`."
+        state, texts = self.passes[kind]
+        changed = {path: {nm: x for nm, x in slots.items() if texts[path].get(nm) != found.texts.get(path, {}).get(nm)}
+                   for path, slots in state['attributes'].items()}
+        for path, slots in changed.items(): moved[path] = moved.get(path, set()) | slots.keys()
+        return state | dict(attributes={path: slots for path, slots in changed.items() if slots})
 
     def change(self, state: dict[str, Any]) -> str:
         "What is different about the run since the fit began, so that no fit could resume from `state`; '' if nothing."
@@ -170,11 +181,13 @@ class _Found:
             for p in [p for p in lost if p.startswith(f'{path}.{nm}')]: del lost[p]
         return packed
 
-    def pass_state(self, first: dict) -> dict[str, Any]:
-        "What a pass over the data may change: random states, generators, and what is small or has changed before."
+    def pass_state(self, first: dict, also: dict[str, dict] | None = None) -> dict[str, Any]:
+        """What a pass over the data may change: random states, generators, and what is small, has changed before or is
+        among `also`, by path and name."""
         nodes = {path: n for path, n in self.nodes.items() if path.startswith(DATA)}
         small = {path: {nm for nm in n.slots if self.texts[path][nm][1] == ALL or 'sampler' in path}
                  for path, n in nodes.items()}
+        for path, slots in (also or {}).items(): small[path] = small.get(path, set()) | slots.keys()
         return dict(attributes=self.attributes(nodes, first, small), random=random_states(), running=self.running(),
                     states=self.states(nodes))
 

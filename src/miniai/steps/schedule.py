@@ -6,7 +6,7 @@ from torch.amp import GradScaler
 from torch.optim import lr_scheduler
 
 from miniai.callbacks.checks import check_optimizer
-from miniai.data.loaders import length_of
+from miniai.callbacks.passes import training_batches
 from miniai.events import Callback
 from miniai.optim.optimizer import inner_optimizer
 from miniai.optim.schedules import make_schedule, most_steps
@@ -59,9 +59,7 @@ class BatchSchedCB(BaseSchedCB):
     waits and then takes all their steps at once."""
     unit, _due = 'batches', 0  # steps that are still to be taken
 
-    def total_steps(self, learn: Any) -> int | None:
-        batches = length_of(learn.dls.train)
-        return None if batches is None else learn.n_epochs*batches
+    def total_steps(self, learn: Any) -> int | None: return training_batches(learn)
 
     def before_fit(self, learn: Any) -> None:
         super().before_fit(learn)
