@@ -49,7 +49,7 @@ class StepsCB(Callback):
     """Makes a fit take `steps` training batches, in epochs of `valid_every`; `fit(steps=…, valid_every=…)` adds it. A
     pass over the loader continues from epoch to epoch, and a new one begins where it ends. `done` is how many batches
     of the pass are done."""
-    order = -1e9 + 1
+    order = -1e8
     def __init__(self, steps: int, valid_every: int | None = None) -> None:
         _check_counts('fit', steps=steps, valid_every=valid_every)
         self._steps, self._valid_every, self.every = steps, valid_every, None
