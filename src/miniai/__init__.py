@@ -50,6 +50,5 @@ __all__ = [
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
     'EarlyStoppingCB', 'MaxBatchesCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB',
-    'CheckpointCB',
-    'ResumeError', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD',
-    'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
+    'CheckpointCB', 'ResumeError', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders',
+    'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

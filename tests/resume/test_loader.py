@@ -20,7 +20,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from miniai import CheckpointCB, TrainLearner
+from miniai import CheckpointCB, MaxBatchesCB, TrainLearner
 from miniai.data import DataLoaders, Dataset, SeededSamples
 from miniai.randomness import random_states, same_states
 from miniai.resume.loader import RemainingBatches, can_seek, resume_warning
@@ -315,6 +315,12 @@ def test_a_loader_with_a_state_dict_of_its_own_goes_on_by_itself(tmp_path):
         return learner([CheckpointCB(folder, batches=1), *cbs], dls=DataLoaders(made[-1], [(X4, Y)]))
     assert_resumes_exactly(make, tmp_path, ((0, 3), (1, 0)))
     assert [dl.loaded for dl in made] == [12, 4, 8, 7, 5]
+    assert_resumes_exactly(make, tmp_path/'steps', ((0, 3), (1, 2), (2, 0)), None, steps=11, valid_every=4)
+
+
+def test_a_warning_says_that_it_continues_a_pass_which_ended_early(tmp_path):
+    with pytest.warns(UserWarning, match=r'learn\.dls\.train: by its state_dict it continues a pass that MaxBatchesCB'):
+        learner([CheckpointCB(tmp_path), MaxBatchesCB(3)], dls=DataLoaders(Speaks(), [(X4, Y)])).fit(1)
 
 
 # Attributes that change from pass to pass

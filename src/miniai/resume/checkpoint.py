@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from miniai.callbacks.dry_run import patch
-from miniai.callbacks.passes import StepsCB
+from miniai.callbacks.passes import MaxBatchesCB, StepsCB
 from miniai.callbacks.train import FiniteLossCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.checkpoint.tree import flatten
@@ -164,7 +164,7 @@ class _Run:
         self.state, self.steps = RunState(learn), next((cb for cb in learn.cbs if isinstance(cb, StepsCB)), None)
         if self.steps: self.steps.when_a_pass_begins(partial(self.state.begin_pass, learn, kind='paused'))
         for path, dl in loaders_of(learn).items():
-            why = resume_warning(dl)
+            why = resume_warning(dl, limited=any(isinstance(cb, MaxBatchesCB) for cb in learn.cbs))
             if why: warnings.warn(f"CheckpointCB: the run may not resume exactly from {path}: {why}", stacklevel=4)
         if state is not None:
             check_same(learn, state, self.state)

@@ -22,8 +22,10 @@ def can_seek(dl: Any) -> bool:
     return callable(getattr(dl, 'batches', None)) and isinstance(getattr(dl, 'epoch', None), int)
 
 
-def resume_warning(dl: Any) -> str:
-    "Why a run over `dl` may not resume exactly, and what to do; '' if it will."
+def resume_warning(dl: Any, limited: bool = False) -> str:
+    "Why a run over `dl`, with passes `limited` by MaxBatchesCB, may not resume exactly, and what to do; '' if it will."
+    if limited and has_state_dict(dl): return ("by its state_dict it continues a pass that MaxBatchesCB has ended: use "
+                                               "fit(steps=…, valid_every=…)")
     if isinstance(dl, Iterator): return "it is an iterator, which can be used only once: use a DataLoader or a list"
     if not isinstance(dl, DataLoader) or not dl.num_workers: return ''
     if not getattr(dl, 'in_order', True):
