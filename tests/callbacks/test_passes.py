@@ -235,6 +235,18 @@ def test_every_validation_reaches_a_plateau_and_epoch_schedules_step():
     assert (plateau.schedo.last_epoch, epochs.schedo.last_epoch, learn.n_epochs) == (4, 4, 4)
 
 
+def test_a_pass_that_has_given_all_its_batches_ends_before_validation():
+    log = []
+    class Ends(list):
+        def __iter__(self):
+            yield from super().__iter__()
+            log.append('end')
+    class Note(Watcher):
+        def before_epoch(self, learn): log.append(learn.training)
+    learner(Note(), dls=DataLoaders(Ends(batches(2)), batches(1))).fit(steps=4)
+    assert log == [True, 'end', False]*2
+
+
 def test_a_loader_that_gives_more_batches_than_its_length_loses_none():
     class More(list):
         def __len__(self): return 2
