@@ -1,10 +1,14 @@
 "Which metric to watch: wrong directions and missing metrics are refused before training."
+import math
+
 import pytest
+import torch
 from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
 from miniai import Callback, CheckpointCB, EarlyStoppingCB, PlateauCB
-from miniai.metrics.direction import check_metric, direction, no_metric
+from miniai.checkpoint import load
+from miniai.metrics.direction import check_metric, direction, improves, no_metric
 from miniai.training import accuracy
 from resuming import Quiet
 from small import learner, same, weights
@@ -21,6 +25,35 @@ def test_a_minus_reverses_the_direction_and_is_not_part_of_the_name(metric, foun
 def test_the_wrong_direction_of_a_known_name_is_refused_with_the_right_one(wrong, right):
     with pytest.raises(ValueError, match=f"write '{right}'$"): direction(wrong)
     direction(right)
+
+
+@pytest.mark.parametrize('sign', [1, -1])
+@pytest.mark.parametrize(('value', 'best', 'min_delta', 'improved'), [
+    (1., None, 0., True), (math.nan, None, 0., False), (2., 1., 0., True), (1., 2., 0., False), (1., 1., 0., False),
+    (1.1, 1., .2, False), (1.3, 1., .2, True), (math.nan, 1., 0., False), (1., -math.inf, 0., True),
+    (.79000000953, .78999999761, 0., False), (.790001, .79, 0., True), (1e-9, 5e-10, 0., True)])
+def test_better_by_less_than_the_rounding_of_float32_is_no_improvement(sign, value, best, min_delta, improved):
+    assert improves(sign*value, None if best is None else sign*best, sign, min_delta) == improved
+
+
+class OrderCB(Callback):
+    "Validates on the same samples in batches of another size each epoch."
+    def __init__(self, x, y): self.x, self.y = x, y
+    def before_epoch(self, learn):
+        n = 4 + learn.epoch
+        if not learn.training: learn.dl = list(zip(self.x.split(n), self.y.split(n), strict=True))
+
+
+def test_of_equal_accuracies_the_first_is_the_best_however_batches_round(tmp_path):
+    x = torch.randn(61, 4, generator=torch.Generator().manual_seed(2))
+    plain = Quiet(acc=lambda preds, y: (preds.argmax(1) == y).float().mean())
+    stop, order = EarlyStoppingCB('acc', patience=4), OrderCB(x, torch.arange(61) % 3)
+    learn = learner([plain, order, stop, CheckpointCB(tmp_path, best='acc')], lr=0.)
+    learn.fit(9)
+    values = [r['acc'] for r in learn.history if r['phase'] == 'eval']
+    assert max(values) > values[0]  # by rounding
+    assert max(values) == pytest.approx(min(values), abs=1e-7)
+    assert (stop.best_epoch, learn.epoch, load(tmp_path/'best.safetensors')['position']['epoch']) == (0, 4, 1)
 
 
 @pytest.mark.parametrize('cb', [lambda m, d: EarlyStoppingCB(m), lambda m, d: CheckpointCB(d, best=m)])

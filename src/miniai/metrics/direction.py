@@ -4,7 +4,7 @@ from typing import Any
 
 from miniai.metrics.metrics import MetricsCB
 
-__all__ = ['check_metric', 'direction', 'is_watched', 'no_metric']
+__all__ = ['check_metric', 'direction', 'improves', 'is_watched', 'no_metric']
 
 _FALLS = {'loss', 'nll', 'mse', 'rmse', 'mae', 'mape', 'error', 'err', 'perplexity', 'ppl', 'wer', 'cer', 'fid'}
 _RISES = {'accuracy', 'acc', 'f1', 'auc', 'auroc', 'iou', 'miou', 'dice', 'precision', 'recall', 'r2', 'bleu', 'psnr'}
@@ -24,6 +24,13 @@ def _wrong_direction(metric: str, right: str) -> ValueError:
     falls = right.startswith('-')
     return ValueError(f"{metric!r} would look for the {'highest' if falls else 'lowest'} {right.removeprefix('-')}, "
                       f"which is better when it {'falls' if falls else 'rises'}: write {right!r}")
+
+
+def improves(value: float, best: float | None, sign: int, min_delta: float = 0.) -> bool:
+    """Whether `value` is better than `best` so far by more than `min_delta`, and by more than the rounding of float32:
+    the same accuracy, averaged over other batches, differs in its last digits. NaN is never better."""
+    if best is None: return value == value
+    return sign*(value - best) > max(min_delta, 2e-7*min(abs(best), abs(value)))
 
 
 def is_watched(learn: Any) -> bool:

@@ -2,7 +2,7 @@
 from typing import Any
 
 from miniai.events import Callback, CancelFitException
-from miniai.metrics.direction import check_metric, direction, is_watched, no_metric
+from miniai.metrics.direction import check_metric, direction, improves, is_watched, no_metric
 
 __all__ = ['EarlyStoppingCB']
 
@@ -35,7 +35,7 @@ class EarlyStoppingCB(Callback):
         row = learn.history[-1] if learn.history else {}
         if name not in row: raise no_metric(self.metric, 'EarlyStoppingCB', list(row))
         value = row[name]
-        if value == value and (self.best is None or sign*(value - self.best) > self.min_delta):
+        if improves(value, self.best, sign, self.min_delta):
             self.best, self.best_epoch = value, learn.epoch
         self._over = self._is_over(learn.epoch)
 

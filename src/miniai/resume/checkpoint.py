@@ -17,7 +17,7 @@ from miniai.callbacks.wrapped import WrappedLoader
 from miniai.checkpoint.tree import flatten
 from miniai.device import is_number
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
-from miniai.metrics.direction import check_metric, direction, no_metric
+from miniai.metrics.direction import check_metric, direction, improves, no_metric
 from miniai.resume.files import BEST, RunFiles, files_of, place_of
 from miniai.resume.loader import resume_warning
 from miniai.resume.objects import check_savable
@@ -110,15 +110,17 @@ class CheckpointCB(Callback):
         return bool(batches) or time.monotonic() >= self._run.due
 
     def _save_epoch(self, learn: Any, ends: bool) -> None:
-        done, values = learn.epoch + 1, self._best_so_far(learn)
-        last, best = done == learn.n_epochs, bool(values) and values[-1] > max(
-            (x for x in values[:-1] if x == x), default=-math.inf)  # NaN is never best
+        done, values, top, best = learn.epoch + 1, self._values_of_best(learn), None, False
+        for x in values:
+            best = improves(x, top, 1)
+            if best: top = x
+        last = done == learn.n_epochs
         unknown = bool(self.best) and not values and not learn.ended_by
         due = (self.epochs and done % self.epochs == 0) or self._is_due(learn)
         if last or ends or best or due or unknown: self.save(learn, 'done' if last else 'train', done, 0, best)
         if unknown: raise no_metric(self.best, 'CheckpointCB', list(learn.history[-1]) if learn.history else [])
 
-    def _best_so_far(self, learn: Any) -> list:
+    def _values_of_best(self, learn: Any) -> list:
         "The values of the metric `best` so far, signed so that larger is better; empty if this epoch has none."
         if not self.best: return []
         name, sign = direction(self.best)
