@@ -429,12 +429,12 @@ def test_wrong_arguments_are_refused(tmp_path):
 
 
 def test_the_metric_for_best_must_exist_before_the_fit_or_if_a_callback_may_supply_it_after_an_epoch(tmp_path):
-    says = r"best='acuracy' needs a metric 'acuracy'; there are \['accuracy', 'loss', 'seconds'\]"
+    says = r"CheckpointCB needs a validation metric 'acuracy'; there are \['accuracy', 'loss', 'seconds'\]"
     with pytest.raises(ValueError, match=says): run(tmp_path/'a', best='acuracy').fit(1)
     assert not (tmp_path/'a').exists()
     class OwnCB(Watcher):
         def after_epoch(self, learn): pass
-    with pytest.raises(ValueError, match="best='own' needs a metric 'own'"):
+    with pytest.raises(ValueError, match="CheckpointCB needs a validation metric 'own'"):
         run(tmp_path/'b', cbs=[OwnCB()], best='own', batches=None).fit(1)
     assert checkpoints(tmp_path/'b') == ['00001-3-00000000']
 
