@@ -98,7 +98,7 @@ def test_data_loaders_are_any_two_iterables_that_may_be_replaced():
     assert (dls.train, dls.valid) == ((), [2])
 
 
-def test_from_dd_trains_on_the_first_split_shuffled_and_validates_on_the_second(dd):
+def test_from_dd_trains_on_one_split_shuffled_and_validates_on_the_other_in_order(dd):
     dls = DataLoaders.from_dd(dd.with_format('torch'), 4)
     train, valid = list(dls.train), list(dls.valid)
     assert [len(y) for y, _ in train] == [4, 4, 2]
@@ -162,6 +162,28 @@ def test_from_dd_passes_its_other_arguments_to_the_loaders(dd):
 def test_from_dd_takes_any_mapping_of_names_to_datasets():
     dls = DataLoaders.from_dd(dict(a=rows(4), b=rows(3)), 2, as_tuple=False)
     assert [len(dls.train), len(dls.valid)] == [2, 1]
+
+
+@pytest.mark.parametrize(('names', 'train', 'valid'), [
+    (['train', 'test'], 'train', 'test'), (['test', 'train'], 'train', 'test'), (['test', 'valid'], None, None),
+    (['test', 'validation', 'training'], 'training', 'validation'), (['a', 'b', 'c'], 'a', 'b'),
+    (['val', 'a', 'b'], 'a', 'val'), (['a', 'train'], 'train', 'a'), (['a', 'b', 'train'], 'train', 'a'),
+    (['dev', 'test', 'train'], 'train', 'dev'), (['unsupervised', 'eval', 'train', 'test'], 'train', 'eval'),
+    (['train', 'validation', 'valid'], 'train', 'valid')])
+def test_from_dd_takes_splits_by_their_usual_names_in_any_order_and_others_as_they_come(names, train, valid):
+    dd = hf.DatasetDict({nm: hf.Dataset.from_dict(dict(y=[i])) for i, nm in enumerate(names)})
+    if train is None:
+        said = r"no split to train on, only \['test', 'valid'\]: name one 'train'"
+        with pytest.raises(ValueError, match=said): DataLoaders.from_dd(dd, 2)
+    else:
+        dls = DataLoaders.from_dd(dd, 2)
+        taken = [next(iter(dl))[0].item() for dl in (dls.train, dls.valid)]
+        assert taken == [names.index(train), names.index(valid)]
+
+
+def test_a_pair_of_loaders_shows_the_split_of_a_dataset_that_knows_it():
+    ds = hf.Dataset.from_dict(dict(y=[1, 2]), split='validation')
+    assert repr(DataLoaders(DataLoader(ds), ())).startswith('DataLoaders(train: DataLoader, split validation, 2 samp')
 
 
 def test_from_dd_of_one_split_is_an_error_that_says_what_to_do(dd):

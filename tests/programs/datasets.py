@@ -14,10 +14,10 @@ from torch.utils.data import (
     random_split,
 )
 
-from miniai import BatchTransformCB, Callback, DataLoaders
+from miniai import BatchTransformCB, Callback, DataLoaders, Learner, TrainCB
 from miniai.augment import rand_crop
 from programs import program
-from programs.basics import callback, convnet, images, learner, loaders_of, points
+from programs.basics import callback, convnet, images, learner, loaders_of, mlp, points
 
 crop_rng = random.Random(21)
 
@@ -267,3 +267,41 @@ class BufferShuffleCB(Callback):
 def held_samples():
     "half of each batch kept for the next one"
     return learner(BufferShuffleCB(), dls=loaders_of(TensorDataset(*points())))
+
+
+class Joined(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, a, b): return self.net(torch.cat([a, b], 1))
+
+
+@program(stop=('train', 1, 2))
+def several_inputs():
+    "two arrays in memory as inputs, of unlike dtypes, normalised, with a fold for validation"
+    x, y = (t.numpy() for t in points())
+    dls = DataLoaders.from_arrays((x[:, :4].astype('f8'), x[:, 4:]), y, range(8, 16), 8, seed=3, normalize=True)
+    return learner(TrainCB(n_inp=2), Joined(), dls, cls=Learner)
+
+
+def streams(workers):
+    import datasets
+    def stream(n, seed):
+        x, y = points(n, seed)
+        ds = datasets.Dataset.from_dict(dict(x=x.tolist(), y=y.tolist()))
+        return ds.to_iterable_dataset(num_shards=2).with_format('torch')
+    dd = datasets.IterableDatasetDict(train=stream(60, 0).shuffle(seed=4, buffer_size=20), test=stream(16, 1))
+    return learner(dls=DataLoaders.from_dd(dd, 8, num_workers=workers))
+
+
+@program(stop=('train', 1, 2))
+def hugging_face_stream():
+    "a shuffled stream, told its epoch by from_dd's loader"
+    return streams(0)
+
+
+@program(stop=('train', 1, 2))
+def hugging_face_stream_in_workers():
+    "a shuffled stream in two workers"
+    return streams(2)

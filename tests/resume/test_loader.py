@@ -141,6 +141,14 @@ def own_generator(workers=0):
     return tensors(workers, sampler=RandomSampler(X, generator=g), generator=g)
 
 
+def hugging_face(workers=0, **kwargs):
+    "A shuffled stream."
+    hf = pytest.importorskip('datasets')
+    ds = hf.Dataset.from_dict(dict(x=X.tolist())).to_iterable_dataset(num_shards=2).with_format('torch')
+    ds = ds.shuffle(seed=3, buffer_size=7)
+    return DataLoaders.from_dd(dict(train=ds, test=ds), 4, num_workers=workers, **kwargs).train
+
+
 def drawing_collate(rng): return DataLoader(TensorDataset(X), 4, collate_fn=lambda b: [torch.stack(
     [x for x, in b]) + rng.random()])
 
@@ -158,7 +166,7 @@ LOADERS = dict(
     python_sampler=lambda: tensors(sampler=Shuffles(random.Random(2))),
     numpy_sampler=lambda: tensors(sampler=Shuffles(np.random.default_rng(2))),
     module_sampler=lambda: tensors(sampler=Drawn(lambda n: MODULE_LEVEL.randrange(n))),
-    class_sampler=lambda: tensors(sampler=ByItsClass()), listed=Listed, own=Own,
+    class_sampler=lambda: tensors(sampler=ByItsClass()), listed=Listed, own=Own, hugging_face=hugging_face,
     eager=lambda: DataLoader(TensorDataset(X), batch_sampler=Eager()))
 BY_WORKERS = dict(
     own_generator=own_generator, eager=lambda workers: DataLoader(TensorDataset(X), num_workers=workers,
@@ -169,7 +177,7 @@ BY_WORKERS = dict(
     noisy=lambda workers: DataLoader(Noisy(23), 4, shuffle=True, num_workers=workers),
     jittered=lambda workers: DataLoader(Jittered(23), 4, shuffle=True, num_workers=workers),
     counts=lambda workers: DataLoader(Counts(), 4, shuffle=True, num_workers=workers),
-    stream=lambda workers: DataLoader(Stream(.1), 4, num_workers=workers),
+    stream=lambda workers: DataLoader(Stream(.1), 4, num_workers=workers), hugging_face=hugging_face,
     seeded_samples=lambda workers: DataLoader(SeededSamples(Noisy(23)), 4, shuffle=True, num_workers=workers))
 
 
@@ -225,7 +233,7 @@ def test_from_every_batch_on_the_rest_of_a_pass_the_states_after_it_and_the_next
 
 
 @pytest.mark.parametrize(('kind', 'workers'), [*((kind, 1) for kind in BY_WORKERS), ('noisy', 2), ('stream', 2),
-                                               ('own_generator', 2), ('eager', 2)])
+                                               ('hugging_face', 2), ('own_generator', 2), ('eager', 2)])
 def test_with_workers_too(kind, workers): assert_goes_on(partial(BY_WORKERS[kind], workers), (1, 4, 6))
 
 

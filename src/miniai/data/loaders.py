@@ -6,11 +6,12 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from miniai.data.cached import cached_pair
 from miniai.data.memory import MemoryLoader, batches_in_words
 from miniai.data.split import memory_loaders
+from miniai.data.stream import StreamLoader
 
 __all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of']
 
@@ -36,22 +37,29 @@ class Dataset:
 
 
 def collate_dict(ds: Any) -> Callable[[list[dict]], tuple]:
-    "A collate function: a list of dicts to a tuple in the order of `ds.features`. TypeError if `ds` has no features."
+    """A collate function: a list of dicts to a tuple in the order of `ds.features`, or of the keys of the first dict if
+    a stream does not know its features. TypeError if another `ds` has no features."""
     names = getattr(ds, 'features', None)
-    if names is None:
+    if names is None and not isinstance(ds, IterableDataset):
         raise TypeError(f"a {type(ds).__name__} has no features to give batches an order: pass collate_fn, or "
                         f"as_tuple=False for batches that are dicts")
-    return partial(_collate, tuple(names))
+    return partial(_collate, names and tuple(names))
 
 
-def _collate(names: tuple[str, ...], b: list[dict]) -> tuple:  # not nested: spawned workers must pickle it
+def _collate(names: tuple[str, ...] | None, b: list[dict]) -> tuple:  # not nested: spawned workers must pickle it
+    if not isinstance(b[0], Mapping): raise TypeError(
+        f"samples must be dicts to become tuples by name, got a {type(b[0]).__name__}: pass collate_fn, or "
+        f"as_tuple=False")
     batch = default_collate(b)
-    return tuple(batch[n] for n in names)
+    return tuple(batch[n] for n in names or b[0])
 
 
 def get_dls(train_ds: Any, valid_ds: Any, bs: int, **kwargs: Any) -> tuple[DataLoader, DataLoader]:
-    "A shuffled DataLoader of batches of `bs`, and one in order with batches twice as large; `kwargs` go to both."
-    return DataLoader(train_ds, batch_size=bs, shuffle=True, **kwargs), DataLoader(valid_ds, batch_size=bs*2, **kwargs)
+    """A shuffled DataLoader of batches of `bs`, and one in order with batches twice as large; `kwargs` go to both. An
+    IterableDataset cannot be shuffled by its loader: for training it gets a StreamLoader."""
+    train = StreamLoader(train_ds, bs, **kwargs) if isinstance(train_ds, IterableDataset) else DataLoader(
+        train_ds, bs, shuffle=True, **kwargs)
+    return train, DataLoader(valid_ds, bs*2, **kwargs)
 
 
 class DataLoaders:
@@ -70,13 +78,13 @@ class DataLoaders:
 
     @classmethod
     def from_dd(cls, dd: Mapping[str, Any], batch_size: int, as_tuple: bool = True, **kwargs: Any) -> 'DataLoaders':
-        """From a Hugging Face DatasetDict: its first two splits are train and valid. Batches are tuples in the order of
-        the features, or dicts with `as_tuple=False`. `kwargs` go to both DataLoaders. ValueError for fewer than two
-        splits; TypeError for tuples from a split without features, unless `kwargs` have a collate_fn."""
-        if len(dd) < 2:
-            raise ValueError(f"the DatasetDict needs two splits, for train and valid, and has {list(dd)}: "
-                             f"split it with train_test_split")
-        train, valid = list(dd.values())[:2]
+        """From a Hugging Face DatasetDict or IterableDatasetDict: the split 'train' or 'training', and for validation
+        'valid', 'validation', 'val', 'dev', 'eval', else 'test'; the first others for those it lacks. Batches are
+        tuples in the order of the features, or dicts with `as_tuple=False`. Streams are not shuffled here: use
+        `dd['train'].shuffle(buffer_size=…)`, and each epoch has another order. `kwargs` go to both DataLoaders.
+        ValueError without two such splits; TypeError for tuples from a split without features, unless `kwargs` have a
+        collate_fn."""
+        train, valid = (dd[nm] for nm in _split_names([*dd]))
         if as_tuple and 'collate_fn' not in kwargs: kwargs['collate_fn'] = collate_dict(train)
         return cls(*get_dls(train, valid, bs=batch_size, **kwargs))
 
@@ -109,6 +117,17 @@ class DataLoaders:
         return new
 
 
+def _split_names(names: list[str]) -> tuple[str, str]:
+    "The names of the splits to train on and to validate on."
+    if len(names) < 2: raise ValueError(
+        f"the DatasetDict needs two splits, for train and valid, and has {names}: split it with train_test_split")
+    usual = [nm for nm in ('valid', 'validation', 'val', 'dev', 'eval', 'test') if nm in names]
+    others = [nm for nm in names if nm not in usual]
+    train = next((nm for nm in ('train', 'training') if nm in names), None) or next(iter(others), None)
+    if train is None: raise ValueError(f"the DatasetDict has no split to train on, only {names}: name one 'train'")
+    return train, next(iter(usual), None) or next(nm for nm in others if nm != train)
+
+
 def _check_normalised_alike(name: str, dl: Any, other_name: str, other: Any) -> None:
     "Warn if `dl` is not normalised as `other`, a MemoryLoader, is."
     if not isinstance(other, MemoryLoader) or dl is None or length_of(dl) == 0: return
@@ -124,7 +143,8 @@ def _described(dl: Any) -> str:
     "A loader in a few words: kind, samples, batches and batch size, as far as it has them."
     if isinstance(dl, MemoryLoader): return repr(dl)
     samples, batches, bs = length_of(getattr(dl, 'dataset', None)), length_of(dl), getattr(dl, 'batch_size', None)
-    parts = [type(dl).__name__]
+    parts, split = [type(dl).__name__], getattr(getattr(dl, 'dataset', None), 'split', None)
+    if split: parts.append(f'split {split}')
     if samples is not None: parts.append(f'{samples:,} samples')
     if batches is not None: parts.append(batches_in_words(batches, bs))
     return ', '.join(parts)
