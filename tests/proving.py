@@ -13,7 +13,8 @@ from miniai.callbacks.record import RecorderCB
 from miniai.data import DataLoaders
 from miniai.events import Callback
 from miniai.learner import TrainLearner
-from miniai.metrics.metrics import MetricsCB, accuracy
+from miniai.metrics.accuracy import accuracy
+from miniai.metrics.metrics import MetricsCB
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.steps.schedule import BatchSchedCB
 

@@ -43,7 +43,7 @@ from miniai.learner import (
     to_cpu,
     with_cbs,
 )
-from miniai.metrics.metrics import accuracy
+from miniai.metrics.accuracy import accuracy
 from miniai.optim import Adam, AdamW, optimizer
 from miniai.sgd import BatchSchedCB, RecorderCB
 from small import AROUND, WITHIN, Heard, batches, equal, hooks_on, learner, loaders, mlp, raising, same, weights

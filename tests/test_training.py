@@ -19,7 +19,7 @@ def task():
 
 
 def test_the_names_are_those_of_the_library():
-    check_reexports('training', {'metrics.metrics': 'accuracy binary_accuracy', 'data.loaders': 'Dataset get_dls'},
+    check_reexports('training', {'metrics.accuracy': 'accuracy binary_accuracy', 'data.loaders': 'Dataset get_dls'},
                     own='report fit')
 
 

@@ -22,10 +22,10 @@ from miniai.events import CancelEpochException as CancelEpochException
 from miniai.events import CancelFitException as CancelFitException
 from miniai.learner import Learner as Learner
 from miniai.learner import TrainLearner as TrainLearner
+from miniai.metrics.accuracy import accuracy as accuracy
+from miniai.metrics.accuracy import binary_accuracy as binary_accuracy
 from miniai.metrics.early_stopping import EarlyStoppingCB as EarlyStoppingCB
 from miniai.metrics.metrics import MetricsCB as MetricsCB
-from miniai.metrics.metrics import accuracy as accuracy
-from miniai.metrics.metrics import binary_accuracy as binary_accuracy
 from miniai.metrics.whole import Whole as Whole
 from miniai.optim import SGD as SGD
 from miniai.optim import Adam as Adam

@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from miniai.data.loaders import Dataset as Dataset
 from miniai.data.loaders import get_dls as get_dls
-from miniai.metrics.metrics import accuracy as accuracy
-from miniai.metrics.metrics import binary_accuracy as binary_accuracy
+from miniai.metrics.accuracy import accuracy as accuracy
+from miniai.metrics.accuracy import binary_accuracy as binary_accuracy
 
 __all__ = ['accuracy', 'binary_accuracy', 'report', 'Dataset', 'fit', 'get_dls']
 

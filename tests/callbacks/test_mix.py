@@ -13,7 +13,7 @@ from miniai.augment import CutMixCB, LabelSmoothingCB, MixUpCB
 from miniai.datasets import DataLoaders
 from miniai.init import BatchTransformCB
 from miniai.learner import CancelBatchException, Learner, MetricsCB, TrainCB, TrainLearner
-from miniai.metrics.metrics import accuracy
+from miniai.metrics.accuracy import accuracy
 from small import Heard, TwoInputs, learner, raising, same, weights
 
 MIXERS = pytest.mark.parametrize('mixer', [MixUpCB, CutMixCB])

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from miniai import ActivationStats, Callback, DataLoaders, MetricsCB, TrainLearner
 from miniai.accel import AccumulateCB
 from miniai.checkpoint.tree import flatten
-from miniai.metrics.metrics import accuracy
+from miniai.metrics.accuracy import accuracy
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.resume.packing import unpack_dense
 from miniai.resume.restore import ResumeError

@@ -16,7 +16,7 @@ from miniai.jobs.recording import Recording
 from miniai.jobs.registry import OPTIMIZERS
 from miniai.jobs.run_folder import RunFolder
 from miniai.learner import DeviceCB, Learner, MetricsCB
-from miniai.metrics.metrics import accuracy
+from miniai.metrics.accuracy import accuracy
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
 

@@ -10,45 +10,12 @@ from torch import Tensor
 
 from miniai.device import detached, first_tensor, is_number, to_cpu, to_scalar
 from miniai.events import Callback
+from miniai.metrics.accuracy import counts_of
 from miniai.metrics.batch import batch_size, checked, target_slice
 from miniai.metrics.weight import Weight, check_weight, weight_of
 from miniai.show.displays import PlainDisplay
 
-__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'accuracy', 'binary_accuracy', 'takes_learner']
-
-
-def accuracy(out: Tensor, yb: Tensor, dim: int | None = None, ignore_index: int = -100) -> Tensor:
-    """Fraction of the targets other than `ignore_index` whose class has the largest output, a 0-d tensor. The shape of
-    `out` is that of `yb` with a dimension more, for the classes: `dim`, which must be given if several would fit."""
-    usual = dim is None and out.ndim == 2 and out.shape[:1] == yb.shape and out.shape[1] > 1
-    kept  = yb != ignore_index
-    right = (out.argmax(1 if usual else _class_dim(out, yb, dim)) == yb) & kept
-    return right.count_nonzero()/kept.count_nonzero()
-
-
-def _class_dim(out: Tensor, yb: Tensor, dim: int | None) -> int:
-    "The dimension of `out` that holds the classes, `dim` if that is given."
-    if not isinstance(dim, int | None): raise TypeError(
-        f"accuracy: dim must be a whole number or None, got a {type(dim).__name__}. It takes one target: for a batch "
-        f"with several, write a function that chooses, such as lambda out, a, b: accuracy(out, a)")
-    shape, targets = tuple(out.shape), tuple(yb.shape)
-    fits = [i for i in range(1, out.ndim) if shape[:i] + shape[i+1:] == targets]
-    if dim is not None: fits = [i for i in fits if i == dim % out.ndim]
-    if len(fits) == 1 and shape[fits[0]] > 1: return fits[0]
-    says = (f"dimensions {fits} could each be the classes: say which, as in partial(accuracy, dim={fits[-1]})"
-            if len(fits) > 1 else "with one output per target, use binary_accuracy"
-            if fits or out.numel() == yb.numel() else "targets need the shape of the outputs without the classes")
-    raise ValueError(f"accuracy: outputs of shape {shape} and targets of shape {targets}: {says}")
-
-
-def binary_accuracy(out: Tensor, yb: Tensor, ignore_index: int = -100) -> Tensor:
-    """Fraction of targets, 0 or 1, on whose side of 0 the output is, a 0-d tensor. `out` holds one logit per target,
-    in the shape of `yb` or with a last dimension of 1 more or less. Targets of `ignore_index` do not count."""
-    if tuple(yb.shape) not in (tuple(out.shape), (*out.shape, 1)) and tuple(out.shape) != (*yb.shape, 1):
-        raise ValueError(f"binary_accuracy: outputs of shape {tuple(out.shape)} and targets of shape "
-                         f"{tuple(yb.shape)}: it needs one logit per target. For several classes use accuracy")
-    out, kept = out.reshape(yb.shape), yb != ignore_index
-    return (((out > 0) == (yb > 0.5)) & kept).count_nonzero()/kept.count_nonzero()
+__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'takes_learner']
 
 
 class Mean:
@@ -74,16 +41,24 @@ class Mean:
 
 class FunctionMetric(Mean):
     """A function of (preds, *targets), or of preds alone, that returns a scalar, as a metric: its mean over batches,
-    weighted by their samples, or for accuracies by the targets that are not ignored."""
+    weighted by their samples."""
     def __init__(self, f: Callable[..., float | Tensor]) -> None:
         super().__init__()
-        function, options = (f.func, f.keywords) if isinstance(f, partial) else (f, {})
-        self.f, self._ignored = f, options.get('ignore_index', -100)
-        self._is_accuracy = function in (accuracy, binary_accuracy)
+        self.f = f
 
     def update(self, preds: Any, *targets: Any, weight: float | Tensor | None = None) -> None:
-        if self._is_accuracy: weight = (targets[0] != self._ignored).count_nonzero()
         super().update(self.f(preds, *targets), batch_size(targets or preds) if weight is None else weight)
+
+
+class _Accuracy(FunctionMetric):
+    "`accuracy` or `binary_accuracy` as a metric: of all targets that are not ignored, the share that is right."
+    def __init__(self, f: Callable, counts: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        super().__init__(f)
+        self._counts = counts
+
+    def update(self, preds: Any, *targets: Any, weight: float | Tensor | None = None) -> None:
+        right, counted = self._counts(preds, *targets)
+        self.total, self.weight = self.total + to_scalar(right), self.weight + to_scalar(counted)
 
 
 class _LearnerFigure(Mean):
@@ -187,9 +162,15 @@ def _as_metric(nm: str, m: Any) -> Any:
         if not lacks: return m
         raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has update but no {' and no '.join(lacks)}: "
                         f"a metric needs update, compute and reset")
-    if callable(m): return _LearnerFigure(m) if takes_learner(m) else FunctionMetric(m)
+    if callable(m): return _of_function(m)
     raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; "
                     f"got {m!r}")
+
+
+def _of_function(f: Callable) -> Mean:
+    if takes_learner(f): return _LearnerFigure(f)
+    counts = counts_of(f)
+    return _Accuracy(f, counts) if counts else FunctionMetric(f)
 
 
 def _update_on_cpu(m: Any, *args: Any) -> None: m.update(*to_cpu(args))
