@@ -695,6 +695,20 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_leaves_the_weights_as_they_
     assert learn.skip_backward is False
 
 
+def test_buffers_that_a_bad_batch_has_spoiled_are_named_with_what_to_do():
+    def model(n): return nn.Sequential(*[nn.BatchNorm1d(4) for _ in range(n)], nn.Linear(4, 3))
+    def says(n, what):
+        m = model(n)
+        m.register_buffer('mask', torch.full((2, 2), -torch.inf).triu(1))
+        m.register_buffer('turns', torch.ones(2, dtype=torch.complex64))
+        dls = DataLoaders(poisoned(1), batches(1))
+        with pytest.raises(NonFiniteLossError, match=what): learner(model=m, dls=dls).fit(1)
+    advice = r' Before you train on, reset them, as reset_running_stats\(\) does for a batch norm, or load a check'
+    says(0, r'before this batch\. Usual causes')
+    says(1, r'But these buffers are not finite now: 0\.running_mean, 0\.running_var\.' + advice)
+    says(3, r'now: 0\.running_mean, 0\.running_var, 1\.running_mean, 1\.running_var and 2 more\.' + advice)
+
+
 def test_a_fit_told_not_to_check_trains_on():
     learn = learner(dls=DataLoaders(poisoned(0), []))
     learn.check_finite = False

@@ -18,7 +18,6 @@ from miniai.callbacks.train import (
     FiniteLossCB,
     NonFiniteLossError,
     SingleBatchCB,
-    SkippedStepsCB,
     TrainCB,
     loss_of,
 )
@@ -44,6 +43,7 @@ from miniai.events import (
 from miniai.metrics.batch import checked
 from miniai.metrics.metrics import MetricsCB
 from miniai.steps.closure import ClosureCB
+from miniai.steps.skipped import SkippedStepsCB
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError',
            'Callback', 'run_cbs', 'with_cbs', 'to_cpu', 'Learner', 'TrainLearner', 'MomentumLearner',

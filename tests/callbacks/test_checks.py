@@ -1,6 +1,5 @@
 "The watch over the loss: what it says, when it looks, what it leaves alone. Refusals before a fit: test_learner.py."
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from miniai.callbacks.checks import check_lr, check_optimizer
 from miniai.callbacks.train import FiniteLossCB
 from miniai.datasets import DataLoaders
 from miniai.learner import CancelBatchException, CancelEpochException, NonFiniteLossError, ProgressCB
-from miniai.optim import AdamW
 from small import Heard, batches, learner, off_cpu, raising, same, weights
 
 NAN = float('nan')
@@ -136,14 +134,3 @@ def test_an_optimizer_that_opt_func_did_not_return_is_not_blamed_on_opt_func_bei
 
 
 def test_a_torch_optimizer_passes(): check_optimizer(torch.optim.SGD([torch.ones(1)], lr=.1))
-
-
-def test_skipped_steps_are_counted_and_reported_after_their_epoch():
-    class Spoil:
-        def after_backward(self, learn):
-            if learn.iter in (1, 3): next(learn.model.parameters()).grad[0] = NAN
-    learn = learner(Spoil(), opt_func=partial(AdamW, skip_nonfinite=True))
-    with pytest.warns(UserWarning, match=r'2 step\(s\) of epoch 0 were skipped because'): fit(learn)
-    assert learn.opt.skipped == 2
-    learn.cbs.clear()
-    fit(learn)  # a warning would be an error here

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
@@ -13,10 +12,8 @@ from miniai import Callback, Learner, MixedPrecision, TrainCB, TrainLearner, opt
 from miniai.callbacks.accelerate import AccelerateCB
 from miniai.callbacks.accumulate import AccumulateCB
 from miniai.datasets import DataLoaders
-from miniai.events import run_cbs
 from miniai.sgd import BaseSchedCB, BatchSchedCB, EpochSchedCB, RecorderCB
-from miniai.steps.plateau import PlateauCB
-from small import Heard, batches, learner, loaders
+from small import Heard, batches, learner
 
 
 def lr_of(cb): return cb.pg['lr']
@@ -214,44 +211,3 @@ def test_a_second_optimizer_is_checked_as_the_first():
 
 def test_reduce_on_plateau_is_refused_with_the_callback_to_use():
     with pytest.raises(TypeError, match='use PlateauCB'): learner(BatchSchedCB(lr_scheduler.ReduceLROnPlateau)).fit(1)
-
-
-class SmallLearner:
-    "A user's own Learner, with no more than the public names that callbacks may require."
-    def __init__(self, cbs):
-        self.model, self.dls, self.cbs, self.lr, self.n_epochs = nn.Linear(4, 3), loaders(), cbs, .1, 2
-
-    def callback(self, name): run_cbs(self.cbs, name, self)
-
-    def fit(self):
-        self.opt = SGD(self.model.parameters(), lr=self.lr)
-        self.callback('before_fit')
-        for self.epoch in range(self.n_epochs):  # noqa: B020
-            for training in (True, False):
-                self.model.train(training)
-                self.callback('before_epoch')
-                for self.iter, self.batch in enumerate(self.dls.train if training else self.dls.valid):  # noqa: B020
-                    self.callback('before_batch')
-                    self.loss = F.cross_entropy(self.model(self.batch[0]), self.batch[1])
-                    if training:
-                        self.loss.backward()
-                        self.opt.step()
-                        self.opt.zero_grad()
-                    self.callback('after_batch')
-                self.callback('after_epoch')
-
-
-@pytest.mark.parametrize(('cls', 'steps'), [(BatchSchedCB, 8), (EpochSchedCB, 2)])
-def test_schedules_work_with_a_users_own_learner(cls, steps):
-    cb = cls(partial(lr_scheduler.ExponentialLR, gamma=.5))
-    learn = SmallLearner([cb])
-    learn.fit()
-    assert learn.opt.param_groups[0]['lr'] == .1*.5**steps
-
-
-def test_a_rate_that_falls_on_plateaus_works_with_a_users_own_learner():
-    class Loss(Callback):
-        def after_epoch(self, learn): learn.history = [dict(loss=1.)]
-    learn = SmallLearner([PlateauCB(factor=.5, patience=0), Loss()])
-    learn.fit()
-    assert learn.opt.param_groups[0]['lr'] == .05

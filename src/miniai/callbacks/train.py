@@ -2,7 +2,6 @@
 import inspect
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from miniai.callbacks.trained import loss_modules
+from miniai.callbacks.trained import buffers_of, loss_modules
 from miniai.callbacks.wrapped import MappedLoader
 from miniai.device import def_device, is_number, to_device, to_scalar
 from miniai.events import Callback, CancelFitException
 from miniai.metrics.batch import inputs_of
 
-__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'FiniteLossCB', 'SkippedStepsCB', 'NonFiniteLossError', 'loss_of',
-           'as_tuple', 'item_of']
+__all__ = ['TrainCB', 'SingleBatchCB', 'DeviceCB', 'FiniteLossCB', 'NonFiniteLossError', 'loss_of', 'as_tuple',
+           'item_of']
 
 
 class TrainCB(Callback):
@@ -154,17 +153,16 @@ class FiniteLossCB(Callback):
     def _fail(self, learn: Any, batch: int, loss: float, weights: str) -> None:
         raise NonFiniteLossError(
             f"the training loss is {loss} in epoch {learn.epoch}, batch {batch} (both counted from 0). {weights} "
+            f"{_spoiled(learn)}"
             f"Usual causes: a learning rate that is too high (try learn.lr_find()), inputs that are not normalised, "
             f"a log or division by zero in the loss. To train on regardless, set learn.check_finite = False")
 
 
-class SkippedStepsCB(Callback):
-    "Warns after each epoch about steps that an optimizer with `skip_nonfinite` skipped in it."
-    only_shows = True
-    def before_epoch(self, learn: Any) -> None: self.opt, self.before = learn.opt, getattr(learn.opt, 'skipped', 0)
-
-    def after_epoch(self, learn: Any) -> None:
-        if learn.opt is not self.opt or not getattr(self.opt, 'skip_nonfinite', False): return
-        skipped = self.opt.skipped - self.before
-        if skipped: warnings.warn(f"{skipped} step(s) of epoch {learn.epoch} were skipped because their gradients were "
-                                  f"not finite", stacklevel=2)
+def _spoiled(learn: Any) -> str:
+    "A sentence that names the buffers that are not finite, and says what to do; '' if there are none."
+    floats = {nm: b for nm, b in buffers_of(learn).items() if b.is_floating_point()}
+    lost = [nm for nm, b in floats.items() if (b.isnan() | b.isposinf()).any()]  # masks hold -inf
+    if not lost: return ''
+    names = ', '.join(lost[:4]) + f' and {len(lost) - 4} more'*(len(lost) > 4)
+    return (f"But these buffers are not finite now: {names}. Before you train on, reset them, as "
+            f"reset_running_stats() does for a batch norm, or load a checkpoint. ")

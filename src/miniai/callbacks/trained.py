@@ -5,9 +5,10 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ['loss_modules', 'trained_parameters', 'can_train', 'new_optimizer', 'check_trained']
+__all__ = ['loss_modules', 'buffers_of', 'trained_parameters', 'can_train', 'new_optimizer', 'check_trained']
 
 
 def loss_modules(learn: Any) -> dict[str, nn.Module]:
@@ -22,6 +23,13 @@ def _owner(f: Any) -> Any:
     "The module in a partial or behind a method."
     while isinstance(f, partial): f = f.func
     return getattr(f, '__self__', f)
+
+
+def buffers_of(learn: Any) -> dict[str, Tensor]:
+    "The buffers of the model, then those of its losses, by name. Lazy ones have no values yet."
+    named = dict(learn.model.named_buffers())
+    named |= {f'{nm}.{of}': b for nm, m in loss_modules(learn).items() for of, b in m.named_buffers()}
+    return {nm: b for nm, b in named.items() if not is_lazy(b)}
 
 
 def _of_losses(learn: Any) -> dict[str, nn.Parameter]:

@@ -2,14 +2,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch.amp import GradScaler
 from torch.optim import lr_scheduler
 
 from miniai.callbacks.checks import check_optimizer
 from miniai.callbacks.passes import training_batches
 from miniai.events import Callback
-from miniai.optim.optimizer import inner_optimizer
 from miniai.optim.schedules import make_schedule, most_steps
+from miniai.steps.skipped import skips, was_skipped
 
 __all__ = ['BaseSchedCB', 'BatchSchedCB', 'EpochSchedCB']
 
@@ -66,13 +65,7 @@ class BatchSchedCB(BaseSchedCB):
         self._due, self._before = 0, []
 
     def before_batch(self, learn: Any) -> None:
-        if learn.model.training: self._before = self._skips(learn)
-
-    def _skips(self, learn: Any) -> list[float]:
-        "Numbers that fall when a step is skipped: minus the optimizer's count of them, and the scales of GradScalers."
-        scalers = [getattr(o, 'scaler', None) for o in (learn, *learn.cbs)]
-        skipped = getattr(inner_optimizer(getattr(learn, self._opt)), 'skipped', 0)
-        return [-skipped, *(s.get_scale() for s in scalers if isinstance(s, GradScaler))]
+        if learn.model.training: self._before = skips(learn, getattr(learn, self._opt))
 
     def after_batch(self, learn: Any) -> None:
         if not learn.model.training: return
@@ -83,7 +76,7 @@ class BatchSchedCB(BaseSchedCB):
         if learn.model.training and self._due: self._take_due(learn)
 
     def _take_due(self, learn: Any) -> None:
-        skipped = any(now < then for now, then in zip(self._skips(learn), self._before, strict=False))
+        skipped = was_skipped(self._before, skips(learn, getattr(learn, self._opt)))
         for _ in range(0 if skipped else self._due): self._step(learn)
         self._due = 0
 
