@@ -301,7 +301,7 @@ def hugging_face_stream():
     return streams(0)
 
 
-@program(stop=('train', 1, 2))
+@program(stop=('train', 0, 3))
 def hugging_face_stream_in_workers():
     "a shuffled stream in two workers"
     return streams(2)

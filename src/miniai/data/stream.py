@@ -11,7 +11,9 @@ class StreamLoader(DataLoader):
     """A DataLoader of an IterableDataset, in the stream's order. Each pass begins with `dataset.set_epoch(epoch)`, if
     there is such a method, so that a stream of Hugging Face that was shuffled has another order each time. `epoch` is
     the next epoch: each pass adds one, and it may be set."""
-    epoch = 0
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epoch = 0  # not in the class: checkpoints hold an object's own attributes, also before the first pass
 
     def __iter__(self) -> Any:
         if hasattr(self.dataset, 'set_epoch'): self.dataset.set_epoch(self.epoch)
