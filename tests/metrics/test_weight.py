@@ -1,4 +1,5 @@
 "What a batch weighs: means over batches equal PyTorch's loss of all samples together, in double precision."
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import miniai
+from miniai import CancelBatchException
 from miniai.accel import AccumulateCB
 from miniai.datasets import DataLoaders
 from miniai.learner import Learner, TrainCB
@@ -64,10 +67,40 @@ def assert_accumulates(n, bs, loss_func, **kwargs):
     torch.testing.assert_close(ours, large, rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
-@given(SIZES, st.integers(1, 4), st.sampled_from(sorted(LOSSES)), st.integers(0, 99))
-def test_accumulated_gradients_are_those_of_the_large_batch(sizes, n, loss, seed):
-    assert_accumulates(n, data(sizes, seed=seed, index=IGNORED.get(loss, -100)), LOSSES[loss])
+MODELS = {'linear': lambda: nn.Linear(4, 3), 'mlp': mlp,
+          'norm': lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3))}
+OPTIMIZERS = {'SGD': partial(torch.optim.SGD, momentum=.9), 'Adam': torch.optim.Adam, 'AdamW': miniai.AdamW}
+
+
+class Cancels:
+    "Cancels some batches before their backward."
+    def __init__(self, batches, event):
+        self.batches = batches
+        setattr(self, event, self.cancel)
+
+    def cancel(self, learn):
+        if learn.iter in self.batches: raise CancelBatchException()
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIZES, st.integers(1, 4), st.sampled_from(sorted(LOSSES)), st.sampled_from(sorted(MODELS)),
+       st.sampled_from(sorted(OPTIMIZERS)), st.sets(st.integers(0, 6), max_size=3),
+       st.sampled_from(['before_batch', 'after_predict', 'after_loss']), st.integers(0, 99))
+def test_accumulation_trains_as_plain_pytorch_does_with_large_batches(
+        sizes, n, loss, model, opt, cancelled, event, seed):
+    bs, loss_func = data(sizes, seed=seed, index=IGNORED.get(loss, -100)), LOSSES[loss]
+    torch.manual_seed(seed)
+    model = MODELS[model]().double()
+    plain, opt_func = deepcopy(model), OPTIMIZERS[opt]
+    learner([AccumulateCB(n), Cancels(cancelled, event)], model=model, dls=DataLoaders(bs, []), loss_func=loss_func,
+            lr=.01, opt_func=opt_func).fit(2, valid=False)
+    plain_opt, kept = opt_func(plain.parameters(), .01), [b for i, b in enumerate(bs) if i not in cancelled]
+    for x, y in [joined(kept[i:i + n]) for i in range(0, len(kept), n)]*2:
+        plain_opt.zero_grad()
+        loss_func(plain(x), y).backward()
+        plain_opt.step()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
