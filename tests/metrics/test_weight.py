@@ -1,6 +1,7 @@
 "What a batch weighs: means over batches equal PyTorch's loss of all samples together, in double precision."
 from copy import deepcopy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from miniai import CancelBatchException
 from miniai.accel import AccumulateCB
 from miniai.datasets import DataLoaders
 from miniai.learner import Learner, TrainCB
+from miniai.metrics.weight import hides_weights, is_sum
 from resuming import Quiet
 from small import learner, mlp
 
@@ -199,3 +201,57 @@ def test_batches_that_are_no_tuples_weigh_by_samples():
 @pytest.mark.parametrize('cb', [Quiet, lambda weight: AccumulateCB(2, weight)])
 def test_a_weight_is_a_function_or_sum(cb):
     with pytest.raises(TypeError, match=r"weight must be a function of the Learner.*got 3"): cb(weight=3)
+
+
+class Pooled(nn.Module):
+    "Rows of several samples, one after another, and the number of each: one prediction per sample."
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 1).double()
+    def forward(self, x, n): return torch.stack([part.mean(0) for part in self.out(x).split(n.tolist())])
+
+
+def pooled_batches():
+    g = torch.Generator().manual_seed(3)
+    for size in (2, 5, 3):
+        n = torch.randint(1, 9, (size,), generator=g)
+        yield (torch.randn(int(n.sum()), 4, generator=g, dtype=torch.double), n,
+               torch.randn(size, 1, generator=g, dtype=torch.double))
+
+
+def test_a_batch_weighs_its_targets_where_inputs_have_other_rows():
+    bs = list(pooled_batches())
+    def gradients_of(cbs, bs):
+        got = Gradients()
+        learn = learner([TrainCB(n_inp=2), *cbs, got], cls=Learner, model=model, dls=DataLoaders(bs, bs), lr=0.,
+                        loss_func=F.mse_loss)
+        learn.fit(1)
+        return learn, got.steps
+    model = Pooled()
+    learn, ours = gradients_of([Quiet(), AccumulateCB(3)], bs)
+    _, large = gradients_of([], [joined(bs)])
+    torch.testing.assert_close(ours, large, rtol=1e-9, atol=1e-12)
+    x, n, y = joined(bs)
+    assert learn.history[-1]['loss'] == pytest.approx(F.mse_loss(model(x, n), y).item(), rel=1e-9)
+
+
+def hidden(loss):
+    "Does the graph of `loss(logits, targets)`, for targets of which one is ignored, say that it weighs them?"
+    out, y = torch.zeros(4, 3, requires_grad=True), torch.tensor([0, 1, -100, 2])
+    return hides_weights(SimpleNamespace(loss=loss(out, y), batch=(out, y), cbs=[TrainCB()], loss_func=loss))
+
+
+@pytest.mark.parametrize(('loss', 'is_hidden'), [
+    (F.cross_entropy, False), (lambda out, y: F.cross_entropy(out, y), True),
+    (lambda out, y: 2*F.cross_entropy(out, y, label_smoothing=.1) + .1, True),
+    (lambda out, y: F.cross_entropy(out, y.clamp(min=0)), False),
+    (lambda out, y: F.cross_entropy(out, y.clamp(min=0), W.float()), True),
+    (lambda out, y: F.cross_entropy(out[None].mT, y[None]), True),
+    (lambda out, y: F.cross_entropy(out, y, reduction='none').mean(), False),
+    (lambda out, y: out.square().mean(), False), (lambda out, y: 0., False)])
+def test_a_users_loss_that_weighs_targets_is_known_by_its_graph(loss, is_hidden): assert hidden(loss) == is_hidden
+
+
+def test_a_loss_added_up_in_thousands_of_steps_is_looked_through():
+    assert not hidden(lambda out, y: sum(out[:, 0].mean() for _ in range(3000)))
+    assert not is_sum(sum(torch.ones(4, requires_grad=True).mean() for _ in range(3000)), 4)

@@ -1,5 +1,5 @@
 "What a batch weighs when several are averaged: its samples, or what its loss divided by."
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from miniai.device import first_tensor
 from miniai.metrics.batch import batch_size, target_slice
 
-__all__ = ['Weight', 'check_weight', 'is_sum', 'sum_error', 'summed', 'weight_of']
+__all__ = ['Weight', 'check_weight', 'hides_weights', 'is_sum', 'sum_error', 'summed', 'weight_of']
 
 Weight = Callable[[Any], float | Tensor] | str | None
 _OF_CLASSES = F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
@@ -45,7 +45,12 @@ def summed(learn: Any) -> int:
     return 1
 
 
-def _samples(learn: Any) -> int: return batch_size(learn.batch)
+def _samples(learn: Any) -> int:
+    "The rows of the first target if that is a tensor, because inputs may have others: graphs have nodes, for example."
+    targets = learn.batch[target_slice(learn)] if isinstance(learn.batch, tuple | list) else ()
+    return batch_size(targets if targets and isinstance(targets[0], Tensor) and targets[0].ndim else learn.batch)
+
+
 def _counted(item: int, ignored: int, learn: Any) -> Tensor: return (learn.batch[item] != ignored).count_nonzero()
 
 
@@ -65,14 +70,30 @@ def _taken_apart(loss_func: Any) -> tuple[Any, dict[str, Any]]:
 
 def is_sum(loss: Tensor, n: int) -> bool:
     "Does the graph of `loss` say that it, or a part added to it, is a sum over a batch of `n` samples?"
-    return loss.grad_fn is not None and _is_sum(loss.grad_fn, n)
+    return any(_is_sum(fn, n) for fn in _parts(loss, ('AddBackward', 'SubBackward')))
 
 
 def _is_sum(fn: Any, n: int) -> bool:
-    name = type(fn).__name__
-    if name.startswith(('AddBackward', 'SubBackward')): return any(_is_sum(f, n) for f, _ in fn.next_functions if f)
-    if name.startswith('SumBackward'): return tuple(fn._saved_self_sym_sizes[:1]) == (n,)
+    if type(fn).__name__.startswith('SumBackward'): return tuple(fn._saved_self_sym_sizes[:1]) == (n,)
     return getattr(fn, '_saved_reduction', 1) == 2
+
+
+def _parts(loss: Tensor, arithmetic: tuple[str, ...]) -> Iterator[Any]:
+    "The functions in the graph of `loss` whose results arithmetic has combined."
+    functions = [loss.grad_fn]
+    while functions:
+        fn = functions.pop()
+        if type(fn).__name__.startswith(arithmetic): functions += [f for f, _ in fn.next_functions]
+        elif fn is not None: yield fn
+
+
+def hides_weights(learn: Any) -> bool:
+    """Does the graph of the loss say that it weighs classes or ignores targets, although `weight_of` does not know? So
+    it is with cross-entropy in a function or module of the user's. It reads one number from the device."""
+    if not isinstance(learn.loss, Tensor) or weight_of(learn) is not _samples: return False
+    means = (fn for fn in _parts(learn.loss, ('AddBackward', 'SubBackward', 'MulBackward', 'DivBackward'))
+             if type(fn).__name__.startswith('NllLoss') and fn._saved_reduction == 1)
+    return any(fn._saved_total_weight.item() != fn._saved_target.numel() for fn in means)
 
 
 def sum_error(loss_func: Any) -> ValueError:
