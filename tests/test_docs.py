@@ -38,7 +38,7 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['checkpoints', 'learner', 'tasks', 'your_own_rule']
+    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'learner', 'tasks', 'your_own_rule']
 
 
 def test_the_page_on_checkpoints_shows_an_exact_resume_and_a_refusal(capsys):
@@ -69,6 +69,19 @@ def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):
     assert 'stopped in epoch' in out
     assert '[] torch.Size([200, 1])' in out  # a dry run left no trace
     assert 'the largest weight is' in out
+
+
+def test_the_page_on_data_shows_what_it_says(capsys):
+    pytest.importorskip('datasets')
+    with pytest.warns(UserWarning, match='valid, a MemoryLoader, are normalised by nothing, and those of train'):
+        run('data', {})
+    out = capsys.readouterr().out
+    assert 'torch.float32 torch.int64 tensor(' in out
+    assert 'torch.Size([64, 3, 32, 32])\ninputs of shape (1000, 32, 32, 3) look like images' in out
+    assert '[(torch.float32, (64, 8)), (torch.int64, (64,)), (torch.int64, (64,))]' in out
+    assert out.count('13 2 mean [') == 5
+    assert '800 samples in memory (float32 8, int64), 13 batches of 64, shuffled' in out
+    assert '\n1000 False\n' in out
 
 
 def test_ten_everyday_tasks_give_the_weights_and_figures_of_plain_pytorch(capsys):
