@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Momentum, NAdamW, Nesterov, RMSProp
+from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
 from opts import each_class, everything, net, param, params, run, same, train
 
 
@@ -268,6 +268,10 @@ OTHERS = {
     'no amsgrad: it was saved by a class': (lambda ps: T.RAdam(ps), lambda ps: AdamW(ps)),
     'no amsgrad': (lambda ps: T.NAdam(ps, decoupled_weight_decay=True), lambda ps: AdamW(ps)),
     'no momentum_decay': (lambda ps: T.AdamW(ps), lambda ps: NAdamW(ps)),
+    "has amsgrad, eps: it was saved by a class whose mathematics are not Lion's":
+        (lambda ps: T.AdamW(ps), lambda ps: Lion(ps, .1)),
+    'has eps: it was saved by a class': (lambda ps: T.Adamax(ps), lambda ps: Lion(ps, .1)),
+    'no dampening, momentum, nesterov, weight_decay: it was': (lambda ps: T.Rprop(ps), lambda ps: Momentum(ps, .1)),
     'L2 regularisation, this AdamW has': (lambda ps: T.Adam(ps, weight_decay=.1), lambda ps: AdamW(ps)),
     "eps=1e-08, and torch's Adam has it outside the root": (lambda ps: T.Adam(ps), lambda ps: Adam(ps, .1)),
     'the rule Adam, here it has AdamW': (lambda ps: Adam(ps, .1), lambda ps: AdamW(ps)),
@@ -288,6 +292,16 @@ def test_a_state_dict_of_other_mathematics_is_refused_by_name_and_changes_nothin
     with pytest.raises(ValueError, match=says.removeprefix('RMSprop.*').removeprefix('Adagrad.*')):
         opt.load_state_dict(source.state_dict())
     assert same(opt.state_dict(), before)
+
+
+def test_torchs_muon_is_refused_also_where_the_names_of_its_states_are_known():
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    theirs = T.Muon([p])
+    p.grad = torch.ones(2, 2)
+    theirs.step()
+    for ours in (Nesterov, AdamW, Lion):
+        with pytest.raises(ValueError, match=f'ns_steps: it was saved by a class .* not {ours.__name__}'):
+            ours([p], lr=.1).load_state_dict(theirs.state_dict())
 
 
 def test_torchs_alpha_is_the_weight_of_the_average_square():

@@ -16,7 +16,7 @@ class Momentum(RuleOptimizer):
     "`Momentum(params, lr, wd=0., mom=0.9)`: SGD along an average of the gradients, dampened by 1-mom."
     rule = rules.momentum
     state_names = dict(avg='momentum_buffer')
-    torch_group = staticmethod(lambda group: dict(dampening=group['momentum'], nesterov=False))
+    torch_group = staticmethod(lambda group: dict(dampening=group.get('momentum'), nesterov=False))
 
 
 class HeavyBall(RuleOptimizer):

@@ -1,6 +1,9 @@
 "Loading a state_dict into an optimizer: what fits, and states restored in their own precision."
+from functools import cache
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from miniai.optim.slot import new_state
@@ -57,13 +60,23 @@ def _check_mathematics(k: int, saved: dict[str, Any], rule: type) -> None:
         if saved.get(nm, x) != x: raise ValueError(
             f"group {k} of the state_dict was trained with {nm}={saved[nm]}, and {rule.__name__} has {nm}={x}: load "
             f"it in an optimizer with the same mathematics")
+    known = {*names.values(), *wanted}
+    missing = sorted(known - saved.keys()) if _is_torchs(saved) else []
+    foreign = sorted((saved.keys() & _names_in_torch()) - known - {*_FLAGS}) if 'rule' not in saved else []
+    if missing or foreign:
+        has = f"no {', '.join(missing)}" if missing else ', '.join(foreign)
+        raise ValueError(f"group {k} of the state_dict has {has}: it was saved by a class whose mathematics are not "
+                         f"{rule.__name__}'s")
     if not _is_torchs(saved): return
-    missing = sorted({*names.values(), *wanted} - saved.keys())
-    if missing:
-        raise ValueError(f"group {k} of the state_dict has no {', '.join(missing)}: it was saved by a class whose "
-                         f"mathematics are not {rule.__name__}'s")
     for nm, why in rule.unlike_torch.items():
         if saved[nm]: raise ValueError(f"group {k} of the state_dict was trained with {nm}={saved[nm]}, and {why}")
+
+
+@cache
+def _names_in_torch() -> set[str]:
+    "The hyperparameters of all optimizers of torch, without those that only say how a state starts."
+    classes = [c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+    return {nm for c in classes for nm in signature(c).parameters} - {'params', 'initial_accumulator_value'}
 
 
 def own_group(opt: Any, saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
