@@ -7,7 +7,7 @@ from types import NoneType
 from typing import Any
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'PHASES', 'EVENTS', 'Callback',
-           'run_cbs', 'with_cbs', 'is_cancel', 'as_list', 'CallbackList', 'Dispatch']
+           'run_cbs', 'with_cbs', 'is_cancel', 'as_list', 'CallbackList', 'Dispatch', 'check_callback']
 
 
 class CancelBatchException(Exception):
@@ -122,7 +122,7 @@ class Dispatch:
     but isn't one."""
     def __init__(self, cbs: list, events: tuple[str, ...]) -> None:
         self.cbs, self.events, ordered = list(cbs), events, _in_order(cbs)
-        for cb in ordered: _check_names(cb, events)
+        for cb in ordered: check_callback(cb, events)
         self.wrappers = [cb.wrap_listener for cb in ordered if hasattr(type(cb), 'wrap_listener')]
         self.table = {e: self._listeners(ordered, e) for e in events}
         self.cleanups = {e for e in events if e.startswith('cleanup_')}
@@ -156,7 +156,8 @@ class Dispatch:
         e.add_note(f"raised by callback {type(owner).__name__} in event {event}")
 
 
-def _check_names(cb: Any, events: tuple[str, ...]) -> None:
+def check_callback(cb: Any, events: tuple[str, ...]) -> None:
+    "TypeError for a class or a plain value, AttributeError for a method that looks like an event but isn't one."
     if isinstance(cb, type):
         raise TypeError(f"cbs holds the class {cb.__name__}; pass an instance of it: {cb.__name__}()")
     if isinstance(cb, NoneType | str | int | float | list | tuple | dict) and not isinstance(cb, Callback):

@@ -1,11 +1,17 @@
-"The look at the first batch comes and goes."
+"What the first batch of a fit tells: a last batch that a batch norm will refuse, unused items, hidden weights."
+from itertools import islice
+
 import pytest
+import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from miniai import AccumulateCB, ProgressCB
+from miniai import AccumulateCB, Callback, DataLoaders, MemoryLoader, ProgressCB, TrainCB, TrainLearner
+from miniai.callbacks.wrapped import MappedLoader, WrappedLoader
+from miniai.learner import Learner
 from resuming import Quiet
-from small import Heard, learner
+from small import Heard, batches, learner
 
 
 def test_the_look_is_there_for_the_first_batch_of_each_fit_only():
@@ -38,3 +44,90 @@ def test_nothing_is_told_where_weights_are_given_or_nothing_is_averaged_or_the_r
     learner([Quiet(weight=weight), AccumulateCB(2, weight)], loss_func=Hiding()).fit(1)
     learner(loss_func=Hiding()).fit(1)
     learner(Quiet(), loss_func=Hiding()).lr_find(max_epochs=1)
+
+
+# A last batch of one sample
+
+def pairs(n): return TensorDataset(torch.randn(n, 4), torch.arange(n) % 3)
+def memory(n, bs=6, **kwargs): return MemoryLoader(*pairs(n).tensors, bs=bs, **kwargs)
+def torchs(n, bs=6, **kwargs): return DataLoader(pairs(n), bs, **kwargs)
+def sampled(n, bs=6): return DataLoader(pairs(40), bs, sampler=SubsetRandomSampler(range(n)))
+def norm_net(norm=None): return nn.Sequential(nn.Linear(4, 8), norm or nn.BatchNorm1d(8), nn.Linear(8, 3))
+def fit(model, dl, *cbs): learner(list(cbs), model=model, dls=DataLoaders(dl, [])).fit(1, valid=False)
+
+
+class Batches(Callback):
+    only_shows = True
+    def before_fit(self, learn): self.n = 0
+    def after_batch(self, learn): self.n += 1
+
+
+@pytest.mark.parametrize('loader', [memory, torchs, sampled])
+@pytest.mark.parametrize('norm', [nn.BatchNorm1d(8), nn.BatchNorm1d(8, track_running_stats=False)])
+def test_a_last_batch_that_a_batch_norm_will_refuse_is_an_error_in_the_first_batch(loader, norm):
+    said = r'^the last of the 4 training batches has 1 sample, and 1, a BatchNorm1d .*drop_last=True .*batch size$'
+    seen, model = Batches(), norm_net(norm)
+    with pytest.raises(ValueError, match=said): fit(model, loader(19), seen)
+    assert seen.n == 0
+    assert not model[1]._forward_pre_hooks
+
+
+def test_batches_of_one_sample_are_an_error():
+    with pytest.raises(ValueError, match=r'^a training batch has 1 sample, and 1, a BatchNorm1d'):
+        fit(norm_net(), memory(4, 1))
+
+
+def images(n): return MemoryLoader(torch.randn(n, 1, 4, 4), torch.arange(n) % 3, bs=6)
+def conv_net(): return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+class TwoViews(nn.Module):
+    "Sees each sample twice, so that its batch norm gets two values for one sample."
+    def __init__(self):
+        super().__init__()
+        self.net = norm_net()
+    def forward(self, x): return self.net(torch.cat([x, -x])).unflatten(0, (2, -1)).mean(0)
+
+
+@pytest.mark.parametrize(('model', 'dl'), [
+    (norm_net(), memory(18)), (norm_net(), memory(20)), (norm_net(), memory(19, drop_last=True)),
+    (norm_net(), torchs(19, drop_last=True)), (conv_net(), images(19)), (TwoViews(), memory(19)),
+    (norm_net(nn.LayerNorm(8)), memory(19)), (norm_net(nn.BatchNorm1d(8).eval()), memory(19))],
+    ids=['whole', 'two', 'dropped', 'dropped by torch', 'images', 'two views', 'layer norm', 'frozen'])
+def test_what_a_batch_norm_accepts_trains(model, dl):
+    seen = Batches()
+    fit(model, dl, seen)
+    assert seen.n == len(dl)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_loader_that_a_callback_wraps_is_seen_through_unless_it_becomes_shorter():
+    class Wraps(Callback):
+        def __init__(self, n): self.n = n
+        def before_epoch(self, learn):
+            learn.dl = MappedLoader(learn.dl, lambda b: b) if self.n == 4 else Shorter(learn.dl)
+    class Shorter(WrappedLoader):
+        def __len__(self): return 3
+        def __iter__(self): return islice(iter(self.dl), 3)
+    with pytest.raises(ValueError, match='the last of the 4'): fit(norm_net(), memory(19), Wraps(4))
+    fit(norm_net(), memory(19), Wraps(3))
+
+
+# Items that nothing uses
+
+def triples(): return DataLoaders(*[[(x, y, x) for x, y in batches(n)] for n in (3, 1)])
+
+
+def test_items_that_a_train_learner_drops_are_told_once_a_fit():
+    learn = learner(dls=triples())
+    for _ in range(2):
+        says = r'has 3 items and TrainLearner uses 2.*TrainCB\(n_inp=…\)'
+        with pytest.warns(UserWarning, match=says) as told: learn.fit(2)
+        assert len(told) == 1
+
+
+def test_a_learner_that_takes_its_own_items_is_not_warned():
+    class Mine(TrainLearner):
+        def get_loss(self): self.loss = self.loss_func(self.preds, self.batch[1]) + self.batch[2].mean()
+    learner(cls=Mine, dls=triples()).fit(1)
+    learner(TrainCB(), cls=Learner, dls=triples(), loss_func=lambda p, y, x: F.cross_entropy(p, y)).fit(1)

@@ -78,7 +78,8 @@ def test_smoothing_another_loss_is_an_error_before_the_first_batch():
 def test_wrong_arguments_are_errors():
     for eps in (-.1, 1.1):
         with pytest.raises(ValueError, match=rf'must be in \[0, 1\], got {eps}'): LabelSmoothingCB(eps)
-    with pytest.raises(TypeError, match='must be a function, got 3'): TrainLossCB(3)
+    for x in (3, torch.nn.MSELoss):
+        with pytest.raises(TypeError, match='must be a function or an instance of a loss, got'): TrainLossCB(x)
 
 
 def test_two_training_losses_are_an_error():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from miniai.data import MemoryLoader, SeededSamples
-from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace
+from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace, last_batch_size
 
 hf = pytest.importorskip('datasets')
 
@@ -399,3 +399,18 @@ def test_from_arrays_and_cached_keep_a_subclass_and_its_attributes(dd):
     assert (type(cached), cached.note) == (Mine, 'mine')
     assert isinstance(dls.train, DataLoader)
     assert isinstance(cached.train, MemoryLoader)
+
+
+@given(st.integers(1, 40), st.integers(1, 10), st.booleans())
+def test_the_size_of_the_last_batch_is_known_before_it_is_loaded(n, bs, drop_last):
+    ds = TensorDataset(torch.arange(n))
+    for dl in (DataLoader(ds, bs, shuffle=True, drop_last=drop_last),
+               MemoryLoader(*ds.tensors, bs=bs, drop_last=drop_last),
+               DataLoader(ds, batch_sampler=BatchSampler(SequentialSampler(ds), bs, drop_last))):
+        *_, last = [None, *dl]
+        if last is not None: assert last_batch_size(dl) == len(last[0])
+
+
+def test_the_size_of_the_last_batch_of_other_loaders_is_not_known():
+    own = DataLoader(TensorDataset(torch.arange(3)), batch_sampler=[[0, 1], [2]])
+    assert [last_batch_size(dl) for dl in (own, [1, 2], DataLoader(range(3), batch_size=None))] == [None]*3

@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
 import torch
+from torch import nn
 
+from miniai import optim
+from miniai.callbacks.names import check_names_of
 from miniai.data.loaders import length_of
 from miniai.events import PHASES
 
@@ -17,13 +20,33 @@ def check_fit(learn: Any, n_epochs: int, train: bool, valid: bool, resume: bool,
     if isinstance(n_epochs, bool) or not isinstance(n_epochs, SupportsIndex) or n_epochs < 0:
         raise ValueError(f"n_epochs must be a whole number, 0 or more, got {n_epochs!r}")
     if not train and not valid: raise ValueError("nothing to do: fit was called with train=False and valid=False")
+    _check_arguments(learn)
+    check_names_of(learn)
     for name, runs in (('train', train), ('valid', valid)):
         if runs: _check_loader(learn, name)
     _check_phases(learn, PHASES if train else PHASES[:2], own_phases)
-    if train and not callable(learn.loss_func) and _uses_loss_func(learn, own_phases):
-        raise ValueError(f"no loss function: loss_func is {learn.loss_func!r}; pass one, "
+    if train and learn.loss_func is None and _uses_loss_func(learn, own_phases):
+        raise ValueError("no loss function: loss_func is None; pass one, "
                          f"such as torch.nn.functional.cross_entropy, to {type(learn).__name__}")
     if resume: _check_resume(learn, train)
+
+
+def _check_arguments(learn: Any) -> None:
+    "TypeError for a name or a class where an object or function is meant."
+    for nm in ('model', 'loss_func'):
+        x = getattr(learn, nm)
+        if isinstance(x, type) and issubclass(x, nn.Module):
+            raise TypeError(f"{nm} is the class {x.__name__}; pass an instance of it: {x.__name__}(…)")
+    if learn.loss_func is not None and not callable(learn.loss_func):
+        raise TypeError(f"loss_func must be a function of (preds, targets), such as torch.nn.functional.cross_entropy, "
+                        f"got {learn.loss_func!r}")
+    if learn.opt_func is None or callable(learn.opt_func): return
+    if hasattr(learn.opt_func, 'step'):
+        raise TypeError(f"opt_func is an optimizer ({type(learn.opt_func).__name__}); pass what makes one, such as its "
+                        f"class; or set learn.opt to it, with opt_func=None")
+    name = next((nm for nm in optim.__all__ if nm.lower() == str(learn.opt_func).lower()), 'Adam')
+    raise TypeError(f"opt_func must be a function of (params, lr) or an optimizer class, got {learn.opt_func!r}: "
+                    f"write opt_func={name}, with `from miniai import {name}`")
 
 
 def _check_loader(learn: Any, name: str) -> None:

@@ -17,7 +17,8 @@ class TrainLossCB(Callback):
     your own `get_loss`, call `learn.loss_func` in it."""
     _swapped = False
     def __init__(self, loss_func: Callable) -> None:
-        if not callable(loss_func): raise TypeError(f"TrainLossCB: loss_func must be a function, got {loss_func!r}")
+        if not callable(loss_func) or isinstance(loss_func, type):
+            raise TypeError(f"TrainLossCB: loss_func must be a function or an instance of a loss, got {loss_func!r}")
         self.loss_func = loss_func
 
     def before_fit(self, learn: Any) -> None:

@@ -6,14 +6,14 @@ from functools import partial, wraps
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
 from miniai.data.cached import cached_pair
 from miniai.data.memory import MemoryLoader, batches_in_words
 from miniai.data.split import memory_loaders
 from miniai.data.stream import StreamLoader
 
-__all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of']
+__all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of', 'last_batch_size']
 
 
 def inplace(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -154,3 +154,12 @@ def length_of(x: Any) -> int | None:
     "The number of items in `x`, such as batches; None if it has no length."
     try: return len(x)
     except (TypeError, NotImplementedError): return None
+
+
+def last_batch_size(dl: Any) -> int | None:
+    "The number of samples in the last batch of a DataLoader or MemoryLoader; None if that is not known."
+    if isinstance(dl, MemoryLoader): n, bs, drop_last = dl.n, dl.bs, dl.drop_last
+    elif isinstance(dl, DataLoader) and type(dl.batch_sampler) is BatchSampler:
+        n, bs, drop_last = length_of(dl.batch_sampler.sampler), dl.batch_sampler.batch_size, dl.batch_sampler.drop_last
+    else: return None
+    return bs if drop_last or not n else (n - 1) % bs + 1
