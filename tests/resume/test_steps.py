@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from miniai import CancelFitException, CheckpointCB, MaxBatchesCB, ResumeError
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data import DataLoaders
+from miniai.data.stream import StreamLoader
 from miniai.resume.workers import set_workers
 from resuming import Noisy, StopCB, Watcher, assert_resumes_exactly, digest, fit_until_stopped, loaders, run
 from small import batches, learner
@@ -38,7 +39,7 @@ LOADERS = dict(
     generator=lambda: DataLoaders(tensors(generator=torch.Generator().manual_seed(6)), valid()),
     stream=lambda: DataLoaders(DataLoader(Stream(), 5), valid()),
     stream_with_workers=lambda: DataLoaders(DataLoader(Stream(), 5, num_workers=1), valid()),
-    hugging_face=lambda: DataLoaders(DataLoader(hugging_face(), 5, collate_fn=pairs), valid()))
+    hugging_face=lambda: DataLoaders(StreamLoader(hugging_face(), 5, collate_fn=pairs), valid()))
 
 
 def maker(kind):
