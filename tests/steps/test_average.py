@@ -122,12 +122,30 @@ def test_a_skipped_step_changes_no_average():
     learn = learner([cb, SpoilCB()], model=bn_net(), lr=LR, opt_func=partial(AdamW, ema=.9, skip_nonfinite=True))
     learn.fit(1)
     steps, buffers = cb.state_dict().values()
-    assert steps == 3
+    assert steps == 3*len([*learn.model.parameters()])
     dls = loaders()
     del dls.train[2]
     other = AverageCB()
-    learner(other, model=bn_net(), lr=LR, dls=dls, opt_func=partial(AdamW, ema=.9, eps=1e-3)).fit(1)
-    assert buffers.keys() == other.state_dict()['buffers'].keys() == {'1.running_mean', '1.running_var'}
+    learner(other, model=bn_net(), lr=LR, dls=dls, opt_func=partial(AdamW, ema=.9)).fit(1)
+    assert buffers.keys() == {'1.running_mean', '1.running_var'}
+    assert same(buffers, other.state_dict()['buffers'])
+
+
+def test_buffers_are_averaged_on_when_other_layers_train_in_turn():
+    "In the first epoch the head trains, in the second the body alone."
+    class Turns:
+        def before_epoch(self, learn):
+            if learn.model.training: learn.model[3].requires_grad_(learn.epoch == 0)
+            if learn.model.training: learn.model[:3].requires_grad_(learn.epoch == 1)
+    class Sees:
+        def after_step(self, learn): seen.append(learn.model[1].running_mean.double())
+    cb, seen, average = AverageCB(), [], None
+    learner([cb, Turns(), Sees()], model=bn_net(), lr=LR, opt_func=partial(AdamW, ema=.9)).fit(2)
+    for i, x in enumerate(seen):
+        t = min(i, 3) + 1  # as many steps as the layer has that has most
+        d = min(.9, (1 + t)/(10 + t))
+        average = x if average is None else d*average + (1 - d)*x
+    torch.testing.assert_close(cb.state_dict()['buffers']['1.running_mean'].double(), average, rtol=1e-4, atol=1e-5)
 
 
 # Checkpoints
@@ -181,4 +199,4 @@ def test_a_new_fit_starts_new_averages_and_one_that_keeps_its_optimizer_continue
     assert valid_losses(learn) == valid_losses(trained([AverageCB()]))[2:]
     learn.opt_func = partial(AdamW, ema=.9, eps=1e-3)
     learn.fit(1)
-    assert cb.state_dict()['steps'] == 4
+    assert cb.state_dict()['steps'] == 4*len([*learn.model.parameters()])

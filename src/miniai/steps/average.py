@@ -29,15 +29,16 @@ class AverageCB(Callback):
             raise ValueError("AverageCB needs an optimizer that keeps weight averages, such as "
                              "opt_func=partial(AdamW, ema=0.999)")
         self._kept = False
-        if _steps(opt) != self._steps: self._steps, self._buffers = _steps(opt), {}
+        steps = sum(_steps(opt))
+        if steps != self._steps: self._steps, self._buffers = steps, {}
 
     @torch.no_grad()
     def after_step(self, learn: Any) -> None:
         opt = inner_optimizer(learn.opt)
         steps, buffers = _steps(opt), self._now()
-        if steps == self._steps: return  # it was skipped
-        self._steps, self._buffers = steps, self._buffers or {nm: b.clone() for nm, b in buffers.items()}
-        for nm, b in buffers.items(): self._buffers[nm].lerp_(b, 1 - warm_decay(opt.ema, steps))
+        if sum(steps) == self._steps: return  # it was skipped
+        self._steps, self._buffers = sum(steps), self._buffers or {nm: b.clone() for nm, b in buffers.items()}
+        for nm, b in buffers.items(): self._buffers[nm].lerp_(b, 1 - warm_decay(opt.ema, max(steps)))
 
     def _now(self) -> dict[str, Tensor]:
         return {nm: b for nm, b in self._model.named_buffers() if not is_lazy(b) and b.is_floating_point()}
@@ -82,7 +83,7 @@ class AverageCB(Callback):
         self._model = None
 
     def state_dict(self) -> dict[str, Any]:
-        "The averages of the buffers, and after how many steps."
+        "The averages of the buffers, and after how many steps of all parameters together."
         return dict(steps=self._steps, buffers=self._buffers)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -90,4 +91,4 @@ class AverageCB(Callback):
         self._steps, self._buffers = state['steps'], state['buffers']
 
 
-def _steps(opt: Any) -> int: return max((s['step'] for s in opt.state.values()), default=0)
+def _steps(opt: Any) -> list[int]: return [s['step'] for s in opt.state.values()]
