@@ -20,9 +20,9 @@ from miniai.optim import SGD
 from miniai.steps.average import AverageCB
 from resuming import Quiet
 
-# Base classes, those that need other models, and those that have a test of their own below.
-LEFT_OUT = {'Callback', 'BaseSchedCB', 'TrainLossCB', 'HFCB', 'AccelerateCB', 'CompileCB', 'ClosureCB', 'AverageCB',
-            'AccumulateCB', 'CheckpointCB'}
+# Base classes, those that the fit of a Learner of miniai adds, those that need other models, and those tested below.
+LEFT_OUT = {'Callback', 'BaseSchedCB', 'TrainLossCB', 'HFCB', 'AccelerateCB', 'CompileCB', 'ClosureCB', 'StepsCB',
+            'ResumedPassCB', 'AverageCB', 'AccumulateCB', 'CheckpointCB'}
 ARGUMENTS = dict(
     MetricsCB=lambda C: Quiet(acc=accuracy), BatchTransformCB=lambda C: C(lambda b: b),
     BatchSchedCB=lambda C: C(partial(StepLR, step_size=1)), EpochSchedCB=lambda C: C(partial(StepLR, step_size=1)),
@@ -132,3 +132,11 @@ def test_progress_shows_a_row_per_epoch_and_phase(capsys):
     assert all('acc' in row for row in rows)
     learn.fit(1)
     assert [(r['epoch'], r['phase']) for r in learn.history] == [(0, 'train'), (0, 'eval')]
+
+
+@pytest.mark.parametrize('watcher', [miniai.EarlyStoppingCB, miniai.PlateauCB])
+def test_a_metric_that_a_callback_of_the_user_does_not_supply_is_an_error_that_names_it(watcher):
+    class Mine(Callback):
+        def after_epoch(self, learn): pass
+    with pytest.raises(ValueError, match=r"needs a validation metric 'score'; there are none: add MetricsCB"):
+        small([Mine(), watcher('score')]).fit(1)

@@ -4,7 +4,7 @@ from typing import Any
 
 from miniai.metrics.metrics import MetricsCB
 
-__all__ = ['check_metric', 'direction', 'improves', 'is_watched', 'no_metric']
+__all__ = ['check_metric', 'direction', 'improves', 'is_watched', 'last_row', 'no_metric']
 
 _FALLS = {'loss', 'nll', 'mse', 'rmse', 'mae', 'mape', 'error', 'err', 'perplexity', 'ppl', 'wer', 'cer', 'fid'}
 _RISES = {'accuracy', 'acc', 'f1', 'auc', 'auroc', 'iou', 'miou', 'dice', 'precision', 'recall', 'r2', 'bleu', 'psnr'}
@@ -36,6 +36,12 @@ def improves(value: float, best: float | None, sign: int, min_delta: float = 0.)
 def is_watched(learn: Any) -> bool:
     "Whether this is real training, so that metrics are watched."
     return getattr(learn, 'trains', True) and not getattr(learn, 'dry_run', False)
+
+
+def last_row(learn: Any) -> dict[str, Any]:
+    "The latest row of the Learner's history; empty if there is none yet."
+    history = getattr(learn, 'history', ())
+    return history[-1] if history else {}
 
 
 def check_metric(learn: Any, metric: str, who: str) -> None:

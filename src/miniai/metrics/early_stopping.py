@@ -2,7 +2,7 @@
 from typing import Any
 
 from miniai.events import Callback, CancelFitException
-from miniai.metrics.direction import check_metric, direction, improves, is_watched, no_metric
+from miniai.metrics.direction import check_metric, direction, improves, is_watched, last_row, no_metric
 
 __all__ = ['EarlyStoppingCB']
 
@@ -25,14 +25,14 @@ class EarlyStoppingCB(Callback):
 
     def before_epoch(self, learn: Any) -> None:
         "If a resumed run had already stopped early, stop it again."
-        row = learn.history[-1] if learn.history else {}
+        row = last_row(learn)
         if not learn.model.training or row.get('phase') != 'eval' or self.best_epoch is None: return
         if self._is_over(row['epoch']): raise CancelFitException()
 
     def after_epoch(self, learn: Any) -> None:
         if learn.model.training or not is_watched(learn): return
         name, sign = direction(self.metric)
-        row = learn.history[-1] if learn.history else {}
+        row = last_row(learn)
         if name not in row: raise no_metric(self.metric, 'EarlyStoppingCB', list(row))
         value = row[name]
         if improves(value, self.best, sign, self.min_delta):

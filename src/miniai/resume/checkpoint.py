@@ -17,7 +17,7 @@ from miniai.callbacks.wrapped import WrappedLoader
 from miniai.checkpoint.tree import flatten
 from miniai.device import is_number
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
-from miniai.metrics.direction import check_metric, direction, improves, no_metric
+from miniai.metrics.direction import check_metric, direction, improves, last_row, no_metric
 from miniai.resume.files import BEST, RunFiles, files_of, place_of
 from miniai.resume.loader import resume_warning
 from miniai.resume.objects import check_savable
@@ -118,7 +118,7 @@ class CheckpointCB(Callback):
         unknown = bool(self.best) and not values and not learn.ended_by
         due = (self.epochs and done % self.epochs == 0) or self._is_due(learn)
         if last or ends or best or due or unknown: self.save(learn, 'done' if last else 'train', done, 0, best)
-        if unknown: raise no_metric(self.best, 'CheckpointCB', list(learn.history[-1]) if learn.history else [])
+        if unknown: raise no_metric(self.best, 'CheckpointCB', list(last_row(learn)))
 
     def _values_of_best(self, learn: Any) -> list:
         "The values of the metric `best` so far, signed so that larger is better; empty if this epoch has none."

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from miniai.metrics.direction import check_metric, direction, is_watched, no_metric
+from miniai.metrics.direction import check_metric, direction, is_watched, last_row, no_metric
 from miniai.steps.schedule import BaseSchedCB
 
 __all__ = ['PlateauCB']
@@ -28,6 +28,6 @@ class PlateauCB(BaseSchedCB):
 
     def after_epoch(self, learn: Any) -> None:
         if learn.model.training or not is_watched(learn): return
-        name, row = direction(self.metric)[0], learn.history[-1] if learn.history else {}
+        name, row = direction(self.metric)[0], last_row(learn)
         if name not in row: raise no_metric(self.metric, 'PlateauCB', row)
         self.schedo.step(row[name])
