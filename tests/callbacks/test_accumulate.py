@@ -477,3 +477,46 @@ def test_gradients_of_parameters_that_the_optimizer_does_not_hold_are_named():
     learn.opt_d = torch.optim.SGD(learn.model[2].parameters(), .1)
     says = r'2 parameter\(s\) that learn\.opt does not hold, such as 2\.weight, still have gradients after zero_grad'
     with pytest.raises(ValueError, match=says): learn.fit(1)
+
+
+class TwoLosses(TrainLearner):
+    "A model of two parts, each with a loss and an optimizer of its own, in a backward of the user's."
+    def get_loss(self):
+        self.loss = F.cross_entropy(self.preds, self.batch[1])
+        self.other = self.part*self.model[0].weight.square().mean()
+
+    def backward(self):
+        self.loss.backward(inputs=[self.model[2].weight])
+        self.other.backward(inputs=[self.model[0].weight])
+
+    def step(self): self.opt.step(), self.opt_other.step()
+    def zero_grad(self): self.model.zero_grad()
+
+
+def two_losses(part=1., **kwargs):
+    torch.manual_seed(4)
+    model = mlp()
+    learn = learner(cls=TwoLosses, model=model, opt_func=lambda params, lr: SGD([model[2].weight], lr), **kwargs)
+    learn.part, learn.opt_other = part, SGD([model[0].weight], lr=.1)
+    return learn
+
+
+def test_a_second_loss_that_accumulation_cannot_weigh_is_told_with_what_to_divide_it_by():
+    bs = of_sizes([4, 4])
+    large = two_losses(dls=DataLoaders(joined(bs, 2), []))
+    large.fit(1, valid=False)
+    for part, is_same in ((1., False), (.5, True)):
+        learn = two_losses(part, dls=DataLoaders(bs, []), cbs=[AccumulateCB(2)])
+        says = r'TwoLosses.backward is your own.* that of learn.opt_other.*Divide those losses by 2'
+        with pytest.warns(UserWarning, match=says): learn.fit(1, valid=False)
+        assert torch.allclose(learn.model[0].weight, large.model[0].weight) == is_same
+        torch.testing.assert_close(learn.model[2].weight, large.model[2].weight)
+
+
+def test_a_backward_of_the_users_or_a_second_optimizer_alone_is_not_told():
+    class Own(TrainLearner):
+        def backward(self): self.loss.backward(retain_graph=True)
+    learner(cls=Own, cbs=[AccumulateCB(2)]).fit(1)
+    learn = learner(cbs=[AccumulateCB(2)])
+    learn.opt_other = SGD([torch.zeros(1)], lr=.1)
+    learn.fit(1)

@@ -44,6 +44,17 @@ class AccumulateCB(Callback):
         if not hasattr(learn, 'hold_step'):
             raise TypeError(f"AccumulateCB needs a Learner that, while learn.hold_step is True, skips all that follows "
                             f"backward in a batch; {type(learn).__name__} has no hold_step: use a Learner of miniai")
+        if self.n > 1: self._warn_of_other_losses(learn)
+
+    def _warn_of_other_losses(self, learn: Any) -> None:
+        "A second optimizer and a backward of the user's are the signs of a second loss, as in a GAN."
+        owner = next((o for o in (learn, *learn.cbs) if hasattr(o, 'backward')
+                      and not (getattr(o.backward, '__module__', None) or '').startswith('miniai.')), None)
+        others = [nm for nm, o in vars(learn).items() if hasattr(o, 'param_groups') and o is not learn.opt]
+        if owner is not None and others: warnings.warn(
+            f"AccumulateCB averages the gradients of learn.loss over {self.n} batches. {type(owner).__name__}.backward "
+            f"is your own: if it goes back from other losses, such as that of learn.{others[0]}, their gradients are "
+            f"added up. Divide those losses by {self.n}", stacklevel=4)
 
     def before_epoch(self, learn: Any) -> None:
         self._start_group()
