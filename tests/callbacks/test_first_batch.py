@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from miniai import AccumulateCB, Callback, DataLoaders, MemoryLoader, ProgressCB, TrainCB, TrainLearner
+from miniai import AccumulateCB, Callback, DataLoaders, MaxBatchesCB, MemoryLoader, ProgressCB, TrainCB, TrainLearner
 from miniai.callbacks.wrapped import MappedLoader, WrappedLoader
 from miniai.learner import Learner
 from resuming import Quiet
@@ -111,6 +111,15 @@ def test_a_loader_that_a_callback_wraps_is_seen_through_unless_it_becomes_shorte
         def __iter__(self): return islice(iter(self.dl), 3)
     with pytest.raises(ValueError, match='the last of the 4'): fit(norm_net(), memory(19), Wraps(4))
     fit(norm_net(), memory(19), Wraps(3))
+
+
+@pytest.mark.parametrize('steps', [dict(steps=4, valid_every=3), dict(steps=9, valid_every=2), dict(steps=5)])
+def test_a_fit_of_steps_says_so_too_if_it_takes_the_last_batch_in_any_epoch(steps):
+    learn = learner(model=norm_net(), dls=DataLoaders(memory(19), memory(9)))
+    with pytest.raises(ValueError, match='the last of the 4'): learn.fit(**steps)
+    assert (learn.epoch, learn.iter) == (0, 0)
+    learn.fit(steps=3, valid_every=steps.get('valid_every'))
+    learn.fit(2, cbs=MaxBatchesCB(3))
 
 
 # Items that nothing uses

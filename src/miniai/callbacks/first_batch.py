@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from miniai.callbacks.accumulate import AccumulateCB
 from miniai.callbacks.trained import check_trained
 from miniai.callbacks.wrapped import WrappedLoader
-from miniai.data.loaders import last_batch_size, length_of
+from miniai.data.loaders import last_batch_size
 from miniai.events import Callback
 from miniai.metrics.batch import batch_size
 from miniai.metrics.metrics import MetricsCB
@@ -59,7 +59,7 @@ def _warn_of_unused_items(learn: Any) -> None:
 def _watch_batch_norms(learn: Any) -> list:
     "If some batch has one sample, hooks that refuse batch norms that get only as many values per channel as samples."
     size, dl = batch_size(learn.batch), learn.dl
-    while isinstance(dl, WrappedLoader) and length_of(dl) == length_of(dl.dl): dl = dl.dl
+    while isinstance(dl, WrappedLoader) and dl.reaches_end(): dl = dl.dl
     if size != 1 and last_batch_size(dl) != 1: return []
     which = 'a training batch' if size == 1 else f'the last of the {len(dl)} training batches'
     return [m.register_forward_pre_hook(_refusal(f'{which} has 1 sample, and {nm or "the model"}', size))

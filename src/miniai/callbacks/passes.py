@@ -1,4 +1,5 @@
 "How many batches an epoch takes: the first ones of each pass, or the next ones of a pass that continues across epochs."
+import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from numbers import Integral
@@ -123,6 +124,8 @@ class _NextBatches(WrappedLoader):
         self.steps, self.n, self.first_batch = steps, n, first_batch
 
     def __len__(self) -> int: return self.n
+
+    def reaches_end(self) -> bool: return self.steps.steps >= (length_of(self.dl) or math.inf)
 
     def __iter__(self) -> Iterator:
         self.steps.begin_pass(self.dl)

@@ -2,6 +2,8 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from miniai.data.loaders import length_of
+
 __all__ = ['WrappedLoader', 'MappedLoader', 'first_batch_of']
 
 
@@ -18,6 +20,9 @@ class WrappedLoader:
 
     def __len__(self) -> int: return len(self.dl)
     def __iter__(self) -> Iterator: return iter(self.dl) if self.at_end is None else self._then()
+    def reaches_end(self) -> bool:
+        "Does the fit take the last batch of `dl`, as far as lengths tell?"
+        return length_of(self) == length_of(self.dl)
 
     def _then(self) -> Iterator:
         yield from self.dl
