@@ -22,7 +22,7 @@ from resuming import Quiet
 
 # Base classes, those that the fit of a Learner of miniai adds, those that need other models, and those tested below.
 LEFT_OUT = {'Callback', 'BaseSchedCB', 'TrainLossCB', 'HFCB', 'AccelerateCB', 'CompileCB', 'ClosureCB', 'StepsCB',
-            'ResumedPassCB', 'AverageCB', 'AccumulateCB', 'CheckpointCB'}
+            'ResumedPassCB', 'FirstBatchCB', 'AverageCB', 'AccumulateCB', 'CheckpointCB'}
 ARGUMENTS = dict(
     MetricsCB=lambda C: Quiet(acc=accuracy), BatchTransformCB=lambda C: C(lambda b: b),
     BatchSchedCB=lambda C: C(partial(StepLR, step_size=1)), EpochSchedCB=lambda C: C(partial(StepLR, step_size=1)),
