@@ -209,5 +209,13 @@ def test_a_second_optimizer_is_checked_as_the_first():
     with pytest.raises(TypeError, match=r'the optimizer, a str, has no step or zero_grad'): learn.fit(3)
 
 
+def test_a_schedule_that_is_made_already_or_not_yet_is_refused_with_what_to_write():
+    with pytest.raises(TypeError, match=r'not BatchSchedCB\(warmup_cosine\)$'):
+        learner(BatchSchedCB(optim.warmup_cosine)).fit(1)
+    made = lr_scheduler.StepLR(SGD([torch.zeros(1)], .1), 1)
+    with pytest.raises(TypeError, match=r'EpochSchedCB\(lambda opt: StepLR\(opt, …\)\), not a StepLR'):
+        EpochSchedCB(made)
+
+
 def test_reduce_on_plateau_is_refused_with_the_callback_to_use():
     with pytest.raises(TypeError, match='use PlateauCB'): learner(BatchSchedCB(lr_scheduler.ReduceLROnPlateau)).fit(1)

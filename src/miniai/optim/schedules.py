@@ -17,6 +17,8 @@ __all__ = ['warmup_cosine', 'make_schedule', 'plot_schedule', 'trace_schedule', 
 def warmup_cosine(warmup: float = 0.1, final: float = 0.) -> Callable[..., Any]:
     """A schedule for BatchSchedCB: the rate rises linearly for a share `warmup` of all steps, then falls along half a
     cosine to `final` times itself (Loshchilov & Hutter 2016)."""
+    if isinstance(warmup, torch.optim.Optimizer): raise TypeError(
+        "warmup_cosine() makes a schedule: write BatchSchedCB(warmup_cosine()), not BatchSchedCB(warmup_cosine)")
     if not 0 <= warmup < 1: raise ValueError(f"warmup, a share of all steps, must be in [0, 1), got {warmup}")
     return partial(_warmup_cosine, warmup=warmup, final=final)
 

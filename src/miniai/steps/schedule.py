@@ -19,6 +19,9 @@ class BaseSchedCB(Callback):
     Learner's attribute that holds the optimizer."""
     unit, _opt = '', 'opt'
     def __init__(self, sched: Callable[..., Any], opt: str = 'opt') -> None:
+        if not callable(sched): raise TypeError(
+            f"{type(self).__name__} needs a function that makes a schedule for the optimizer of each fit: write "
+            f"{type(self).__name__}(lambda opt: {type(sched).__name__}(opt, …)), not a {type(sched).__name__} itself")
         self.sched, self._opt, self.schedo = sched, opt, None
 
     def before_fit(self, learn: Any) -> None:
