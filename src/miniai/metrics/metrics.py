@@ -41,22 +41,14 @@ class Mean:
 
 class FunctionMetric(Mean):
     """A function of (preds, *targets), or of preds alone, that returns a scalar, as a metric: its mean over batches,
-    weighted by their samples."""
+    weighted by their samples. `accuracy` and `binary_accuracy` are the share of all targets that are not ignored."""
     def __init__(self, f: Callable[..., float | Tensor]) -> None:
         super().__init__()
-        self.f = f
+        self.f, self._counts = f, counts_of(f)
 
     def update(self, preds: Any, *targets: Any, weight: float | Tensor | None = None) -> None:
-        super().update(self.f(preds, *targets), batch_size(targets or preds) if weight is None else weight)
-
-
-class _Accuracy(FunctionMetric):
-    "`accuracy` or `binary_accuracy` as a metric: of all targets that are not ignored, the share that is right."
-    def __init__(self, f: Callable, counts: Callable[..., tuple[Tensor, Tensor]]) -> None:
-        super().__init__(f)
-        self._counts = counts
-
-    def update(self, preds: Any, *targets: Any, weight: float | Tensor | None = None) -> None:
+        if self._counts is None:
+            return super().update(self.f(preds, *targets), batch_size(targets or preds) if weight is None else weight)
         right, counted = self._counts(preds, *targets)
         self.total, self.weight = self.total + to_scalar(right), self.weight + to_scalar(counted)
 
@@ -169,8 +161,7 @@ def _as_metric(nm: str, m: Any) -> Any:
 
 def _of_function(f: Callable) -> Mean:
     if takes_learner(f): return _LearnerFigure(f)
-    counts = counts_of(f)
-    return _Accuracy(f, counts) if counts else FunctionMetric(f)
+    return FunctionMetric(f)
 
 
 def _update_on_cpu(m: Any, *args: Any) -> None: m.update(*to_cpu(args))
