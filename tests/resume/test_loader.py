@@ -351,6 +351,12 @@ class ByCount(Loader):
         return torch.randperm(24, generator=seeded(self.passes)).tolist()
 
 
+class ByCountFromItsClass(ByCount):
+    "Has a counter of its own from the first pass on."
+    passes = 0
+    def __init__(self): pass
+
+
 class ByList(Loader):
     def __init__(self): self.order = list(range(24))
     def indices(self):
@@ -403,8 +409,9 @@ def sampled(sampler, **kwargs): return DataLoader(TensorDataset(X4, Y), 4, sampl
 
 
 @pytest.mark.parametrize('make', [
-    ByCount, ByList, ByTensor, Queue, lambda: sampled(ByArray()), lambda: sampled(ByArray(), num_workers=1),
-    lambda: sampled(CountsPasses()), lambda: sampled(CountsPasses(), num_workers=1),
+    ByCount, ByCountFromItsClass, ByList, ByTensor, Queue, lambda: sampled(ByArray()),
+    lambda: sampled(ByArray(), num_workers=1), lambda: sampled(CountsPasses()),
+    lambda: sampled(CountsPasses(), num_workers=1),
     lambda: Growing(TensorDataset(X4, Y), 4)])
 def test_attributes_that_loaders_and_samplers_change_from_pass_to_pass_are_restored(make, tmp_path):
     def run(folder, *cbs):

@@ -339,9 +339,10 @@ def test_how_a_pass_began_is_a_copy_of_what_has_changed_in_it_and_only_of_the_da
     state = RunState(learn)
     state.begin_pass(learn)
     learn.dls.train.order[:] = 9
-    learn.n = 2
+    learn.n, learn.dls.train.late = 2, 1
     begun = state.take(learn, ['begun'])['begun']
-    assert {*begun} == {'attributes', 'states', 'random', 'running'}
+    assert {*begun} == {'attributes', 'absent', 'states', 'random', 'running'}
+    assert begun['absent'] == {'learn.dls.train': ['late']}
     assert {*attributes(begun)} == {'learn.dls.train.order'}
     assert attributes(begun)['learn.dls.train.order'].tolist() == [0, 1, 2]
     assert 'learn.dls.train.rng' in begun['states']

@@ -15,7 +15,7 @@ from miniai.optim.optimizer import inner_optimizer
 from miniai.randomness import random_states, set_random_states
 from miniai.resume.objects import device_of, misfit, restore_state, state_of
 from miniai.resume.packing import Unpacker
-from miniai.resume.slots import ITEMS
+from miniai.resume.slots import ITEMS, attributes_of
 from miniai.resume.state import DATA, RunState, common, differing, loaders_of, module_tensors
 from miniai.resume.walk import Node, origin_of, walk
 from miniai.resume.workers import set_workers
@@ -143,6 +143,8 @@ def restore_data(learn: Any, data: dict[str, Any], names: dict[int, str], leave_
     nodes = {path: n for path, n in everything.items() if not (leave_out and path.startswith(leave_out))}
     unpacker = _unpacker(learn, everything)
     _restore_stateful({path: n for path, n in nodes.items() if path.startswith(DATA)}, data['states'], unpacker)
+    for path, names in data.get('absent', {}).items():
+        for nm in names if path in nodes else (): (attributes_of(nodes[path].object) or {}).pop(nm, None)
     _restore_rest(nodes, data, unpacker)
 
 

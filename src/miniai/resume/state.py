@@ -66,6 +66,9 @@ class RunState:
         for path, slots in begun['attributes'].items() if begun else ():
             state['attributes'][path] = state['attributes'].get(path, {}) | slots
             texts[path] = {nm: x for nm, x in texts.get(path, {}).items() if nm not in slots}
+        for path, names in begun.get('absent', {}).items() if begun else ():
+            for slots in (state['attributes'].get(path, {}), texts.get(path, {})):
+                for nm in names: slots.pop(nm, None)
         if begun: state |= {nm: begun[nm] for nm in ('random', 'states', 'running')}
         self.passes[kind] = state, texts
 
@@ -91,12 +94,17 @@ class RunState:
                     running=found.running())
 
     def _begun(self, kind: str, found: '_Found', moved: dict[str, set[str]]) -> dict[str, Any]:
-        "The state when a pass began, with those attributes that have changed since. Their names are added to `moved`."
+        """The state when a pass began, with the attributes that have changed since and the names of those that were
+        absent. Changed ones are added to `moved`."""
         state, texts = self.passes[kind]
         changed = {path: {nm: x for nm, x in slots.items() if texts[path].get(nm) != found.texts.get(path, {}).get(nm)}
                    for path, slots in state['attributes'].items()}
         for path, slots in changed.items(): moved[path] = moved.get(path, set()) | slots.keys()
-        return state | dict(attributes={path: slots for path, slots in changed.items() if slots})
+        # An attribute may appear in a pass, such as a counter whose first value is its class's.
+        absent = {path: [nm for nm in n.slots if nm not in {**texts[path], **state['attributes'].get(path, {})}]
+                  for path, n in found.nodes.items() if path.startswith('learn.dls') and path in texts}
+        return state | dict(attributes={path: slots for path, slots in changed.items() if slots},
+                            absent={path: names for path, names in absent.items() if names})
 
     def change(self, state: dict[str, Any]) -> str:
         "What is different about the run since the fit began, so that no fit could resume from `state`; '' if nothing."
