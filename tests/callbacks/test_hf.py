@@ -80,7 +80,17 @@ class HFMixed(HFCB, MixedPrecision): pass
 class HFAccelerate(HFCB, AccelerateCB): pass
 
 
+@pytest.fixture
+def afresh():
+    "Accelerate keeps its precision for the process; another test may have set it."
+    from accelerate.state import AcceleratorState
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
 @pytest.mark.parametrize('cls', [HFMixed, HFAccelerate])
+@pytest.mark.usefixtures('afresh')
 @pytest.mark.filterwarnings('ignore:AccelerateCB. fp16 needs an accelerator')
 def test_such_a_model_trains_in_half_precision_by_a_class_with_two_bases(cls):
     learn = learner(cls(), cls=Learner, model=model(), dls=DataLoaders(list(batches()), []), loss_func=None)

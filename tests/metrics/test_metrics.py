@@ -58,6 +58,13 @@ def test_a_mean_of_nothing_is_nan_and_reset_forgets():
     assert m.compute() == 5
 
 
+@pytest.mark.parametrize('where', [off_cpu, lambda x: x, torch.Tensor.item])
+def test_what_has_no_weight_may_be_nan_wherever_it_lives(where):
+    m = Mean()
+    for value, weight in ((2., 3), (math.nan, 0), (6., 1)): m.update(*map(where, map(torch.tensor, (value, weight))))
+    assert m.compute() == 3
+
+
 def test_a_mean_is_a_0d_tensor_on_the_cpu():
     m = Mean()
     m.update(off_cpu(torch.ones(1)))
@@ -253,6 +260,14 @@ def test_figures_of_the_learner_are_means_over_batches_in_table_history_and_reco
     assert math.isnan(learn.history[1]['d_loss'])
     assert cb.logged[0]['d_loss'] == f"{learn.history[0]['d_loss']:.3f}"
     assert rec.recs['d_loss'] == pytest.approx([learn.model(x).pow(2).mean().item() for x, _ in uneven()], rel=1e-5)
+
+
+def test_the_users_weight_is_that_of_functions_and_figures_too():
+    def size(preds, y): return float(len(y))
+    learn = learner(Quiet(size=size, figure=lambda learn: len(learn.batch[1]), weight=lambda learn: learn.iter + 1),
+                    dls=DataLoaders([], uneven()))
+    learn.fit(train=False)
+    assert learn.history[0]['size'] == learn.history[0]['figure'] == pytest.approx((6 + 2*5 + 3*2)/6)
 
 
 def test_a_function_of_the_learner_is_one_whose_first_parameter_is_called_learn():
