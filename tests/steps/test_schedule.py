@@ -210,7 +210,7 @@ def test_a_second_optimizer_is_checked_as_the_first():
 
 
 def test_a_schedule_that_is_made_already_or_not_yet_is_refused_with_what_to_write():
-    with pytest.raises(TypeError, match=r'not BatchSchedCB\(warmup_cosine\)$'):
+    with pytest.raises(TypeError, match=r'not BatchSchedCB\(warmup_cosine\)'):
         learner(BatchSchedCB(optim.warmup_cosine)).fit(1)
     made = lr_scheduler.StepLR(SGD([torch.zeros(1)], .1), 1)
     with pytest.raises(TypeError, match=r'EpochSchedCB\(lambda opt: StepLR\(opt, …\)\), not a StepLR'):
