@@ -15,7 +15,6 @@ def accuracy(out: Tensor, yb: Tensor, dim: int | None = None, ignore_index: int 
 
 
 def _counts(out: Tensor, yb: Tensor, dim: int | None = None, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
-    "How many targets are right, and how many are not ignored."
     usual = dim is None and out.ndim == 2 and out.shape[:1] == yb.shape and out.shape[1] > 1
     right = out.argmax(1 if usual else _class_dim(out, yb, dim)) == yb
     kept  = yb != ignore_index

@@ -28,7 +28,9 @@ class Mean:
         value, weight = to_scalar(value), to_scalar(weight)
         if isinstance(weight, Tensor): value = torch.where(weight == 0, 0., value)
         elif not weight: return
-        self.total, self.weight = self.total + value*weight, self.weight + weight
+        self._add(value*weight, weight)
+
+    def _add(self, total: Any, weight: Any) -> None: self.total, self.weight = self.total + total, self.weight + weight
 
     def compute(self) -> Tensor:
         "The mean so far, a 0-d tensor on the CPU."
@@ -47,10 +49,8 @@ class FunctionMetric(Mean):
         self.f, self._counts = f, counts_of(f)
 
     def update(self, preds: Any, *targets: Any, weight: float | Tensor | None = None) -> None:
-        if self._counts is None:
-            return super().update(self.f(preds, *targets), batch_size(targets or preds) if weight is None else weight)
-        right, counted = self._counts(preds, *targets)
-        self.total, self.weight = self.total + to_scalar(right), self.weight + to_scalar(counted)
+        if self._counts: return self._add(*map(to_scalar, self._counts(preds, *targets)))
+        super().update(self.f(preds, *targets), batch_size(targets or preds) if weight is None else weight)
 
 
 class _LearnerFigure(Mean):
@@ -154,14 +154,9 @@ def _as_metric(nm: str, m: Any) -> Any:
         if not lacks: return m
         raise TypeError(f"metric {nm!r}, a {type(m).__name__}, has update but no {' and no '.join(lacks)}: "
                         f"a metric needs update, compute and reset")
-    if callable(m): return _of_function(m)
+    if callable(m): return _LearnerFigure(m) if takes_learner(m) else FunctionMetric(m)
     raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; "
                     f"got {m!r}")
-
-
-def _of_function(f: Callable) -> Mean:
-    if takes_learner(f): return _LearnerFigure(f)
-    return FunctionMetric(f)
 
 
 def _update_on_cpu(m: Any, *args: Any) -> None: m.update(*to_cpu(args))
