@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset
 
-from miniai import Callback, Learner, MixedPrecision, TrainCB, TrainLearner, optim
+from miniai import Callback, CancelBatchException, Learner, MixedPrecision, TrainCB, TrainLearner, optim
 from miniai.callbacks.accelerate import AccelerateCB
 from miniai.callbacks.accumulate import AccumulateCB
 from miniai.datasets import DataLoaders
@@ -153,6 +153,16 @@ def test_accelerates_wrapper_does_not_hide_skipped_steps():
 def test_a_skipped_step_of_several_batches_advances_the_schedule_by_none_of_them(n, steps):
     sched = BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=.5))
     learner([AccumulateCB(n), sched, Spoil(0)], lr=1e-4, opt_func=skipping()).fit(1)
+    assert sched.schedo.last_epoch == steps
+
+
+@pytest.mark.parametrize(('event', 'steps'), [('after_backward', 2), ('after_predict', 3)])
+def test_a_step_cancelled_advances_the_schedule_by_none_of_its_batches(event, steps):
+    "Groups of two of four batches; of the second batch either the step is cancelled, or all of it."
+    def cancel(learn):
+        if learn.model.training and learn.iter == 1: raise CancelBatchException()
+    sched = BatchSchedCB(partial(lr_scheduler.ExponentialLR, gamma=.5))
+    learner([AccumulateCB(2), sched, Heard({event: cancel}, events=[event])]).fit(1)
     assert sched.schedo.last_epoch == steps
 
 

@@ -75,6 +75,10 @@ class BatchSchedCB(BaseSchedCB):
         self._due += 1
         if not getattr(learn, 'hold_step', False): self._take_due(learn)
 
+    def cleanup_batch(self, learn: Any) -> None:
+        cancelled = getattr(learn, 'ended_by', None) is not None
+        if cancelled and not getattr(learn, 'hold_step', False): self._due = 0  # AccumulateCB drops the batches
+
     def after_epoch(self, learn: Any) -> None:
         if learn.model.training and self._due: self._take_due(learn)
 
