@@ -3,9 +3,11 @@ import gc
 import sys
 import weakref
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -226,3 +228,20 @@ def test_with_a_gradscaler_callbacks_clip_gradients_that_are_not_scaled(own):
 def test_an_optimizer_that_no_scaler_can_step_is_refused():
     with pytest.raises(TypeError, match=r'AccelerateCB scales gradients in float16, .* got a PlainSGD'):
         learner(AccelerateCB(mixed_precision='no'), Learner, opt_func=PlainSGD).fit(1)
+
+
+@pytest.mark.usefixtures('accelerate')
+def test_on_several_processes_gradients_of_a_loss_are_averaged_as_the_models_are():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+        def forward(self, preds, y): return F.cross_entropy(preds*self.scale, y)
+    cb, learn = AccelerateCB(mixed_precision='no'), learner(loss_func=Scaled())
+    learn.loss = learn.loss_func(learn.model(torch.ones(2, 4)), torch.tensor([0, 1]))
+    parameters = [*learn.loss_func.parameters(), *learn.model.parameters()]
+    own = torch.autograd.grad(learn.loss, parameters, retain_graph=True)
+    cb.acc = SimpleNamespace(backward=lambda loss: loss.backward(), num_processes=2, reduce=lambda g, how: (g + 5)/2)
+    cb.backward(learn)
+    for i, (g, p) in enumerate(zip(own, parameters, strict=True)):
+        torch.testing.assert_close(p.grad, g if i else (g + 5)/2)

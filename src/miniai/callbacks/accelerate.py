@@ -6,7 +6,7 @@ import torch
 
 from miniai.callbacks.precision import PatientScaler, ScalingCB
 from miniai.callbacks.train import DeviceCB
-from miniai.callbacks.trained import loss_modules
+from miniai.callbacks.trained import loss_modules, loss_parameters
 from miniai.device import def_device
 
 __all__ = ['AccelerateCB']
@@ -41,7 +41,11 @@ class AccelerateCB(ScalingCB):
     scaler = property(lambda self: self.acc.scaler, doc="Accelerate's GradScaler, or None.")
 
     def scaled_optimizer(self, learn: Any) -> Any: return learn.opt.optimizer  # which Accelerate has wrapped
-    def backward(self, learn: Any) -> None: self.acc.backward(learn.loss)
+
+    def backward(self, learn: Any) -> None:
+        self.acc.backward(learn.loss)
+        for p in loss_parameters(learn).values() if self.acc.num_processes > 1 else ():
+            if p.grad is not None: p.grad = self.acc.reduce(p.grad, 'mean')  # as is done for the model's
 
     def cleanup_fit(self, learn: Any) -> None:
         super().cleanup_fit(learn)

@@ -32,7 +32,7 @@ def buffers_of(learn: Any) -> dict[str, Tensor]:
     return {nm: b for nm, b in named.items() if not is_lazy(b)}
 
 
-def _of_losses(learn: Any) -> dict[str, nn.Parameter]:
+def loss_parameters(learn: Any) -> dict[str, nn.Parameter]:
     "The parameters of losses that require a gradient and are not the model's, by name."
     own = set(learn.model.parameters())
     named = {p: f'{nm}.{of}' for nm, m in loss_modules(learn).items() for of, p in m.named_parameters()}
@@ -41,7 +41,7 @@ def _of_losses(learn: Any) -> dict[str, nn.Parameter]:
 
 def trained_parameters(learn: Any) -> Iterator[nn.Parameter]:
     "The parameters of the model, then those of its losses that require a gradient."
-    return chain(learn.model.parameters(), _of_losses(learn).values())
+    return chain(learn.model.parameters(), loss_parameters(learn).values())
 
 
 def can_train(learn: Any) -> bool:
@@ -63,7 +63,7 @@ def check_trained(learn: Any) -> None:
     if learn.opt not in optimizers: return
     stepped = {p for opt in optimizers for g in opt.param_groups for p in g['params']}
     if not any(p.requires_grad for g in learn.opt.param_groups for p in g['params']): raise _nothing_to_train()
-    lost = [nm for nm, p in _of_losses(learn).items() if p not in stepped]
+    lost = [nm for nm, p in loss_parameters(learn).items() if p not in stepped]
     if lost: warnings.warn(
         f"the optimizer does not have these parameters of the loss, so they will not train: {', '.join(lost)}. Let "
         f"opt_func(params, lr) use `params`, which holds them, or freeze them with requires_grad_(False)", stacklevel=2)
