@@ -25,6 +25,7 @@ from miniai.callbacks.trained import can_train, new_optimizer, trained_parameter
 from miniai.callbacks.wrapped import WrappedLoader, first_batch_of
 from miniai.device import to_cpu, without_graph
 from miniai.diagnosis.capture import capture_preds, show_image_batch
+from miniai.diagnosis.explain import explain
 from miniai.diagnosis.summary import summary
 from miniai.diagnosis.tta import tta
 from miniai.events import (
@@ -132,8 +133,9 @@ class Learner:
             self._listen('before_fit')
             self._make_optimizer(self.lr if lr is None else lr)
             self._fit()
-        except BaseException:
+        except BaseException as e:
             if self.epoch is None: self.history, self.opt = before
+            explain(self, e)
             raise
         finally:
             self.fitting = self.resume = False

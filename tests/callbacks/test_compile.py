@@ -171,7 +171,8 @@ class Raises(nn.Module):
 @pytest.mark.parametrize(('where', 'error'), [('forward', ValueError), ('hook', OverflowError)])
 def test_an_error_of_the_model_is_not_blamed_on_the_compiler_and_takes_one_forward(where, error):
     cb, model = CompileCB(backend='eager'), Raises(where)
-    with pytest.raises(error, match=r'^mine$') as e: learner(cb, model=model).fit(1)
+    with pytest.raises(error, match='mine') as e: learner(cb, model=model).fit(1)
+    assert str(e.value) == 'mine'
     assert e.value.__context__ is None
     assert len(model.calls) == 1
     assert cb.failure == ''
