@@ -123,3 +123,9 @@ def test_only_accuracies_have_counts():
     assert counts_of(max) is None
     assert counts_of(partial(max, default=1)) is None
     assert counts_of(binary_accuracy)(torch.tensor([1., -1., 3.]), torch.tensor([1, 1, -100])) == (1, 2)
+
+
+@pytest.mark.parametrize('out', [(torch.zeros(4, 3), torch.zeros(4)), dict(logits=torch.zeros(4, 3))])
+def test_predictions_that_are_no_tensor_are_refused_with_what_to_write(out):
+    with pytest.raises(TypeError, match=rf'must be a tensor, got a {type(out).__name__}: write .* accuracy\(out\[0\]'):
+        accuracy(out, torch.zeros(4).long())

@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, argmax
 
 __all__ = ['accuracy', 'binary_accuracy', 'counts_of']
 
@@ -15,8 +15,8 @@ def accuracy(out: Tensor, yb: Tensor, dim: int | None = None, ignore_index: int 
 
 
 def _counts(out: Tensor, yb: Tensor, dim: int | None = None, ignore_index: int = -100) -> tuple[Tensor, Tensor]:
-    usual = dim is None and out.ndim == 2 and out.shape[:1] == yb.shape and out.shape[1] > 1
-    right = out.argmax(1 if usual else _class_dim(out, yb, dim)) == yb
+    usual = dim is None and getattr(out, 'ndim', 0) == 2 and out.shape[:1] == yb.shape and out.shape[1] > 1
+    right = argmax(out, 1 if usual else _class_dim(out, yb, dim)) == yb
     kept  = yb != ignore_index
     if ignore_index >= 0: right &= kept
     return right.count_nonzero(), kept.count_nonzero()
@@ -24,6 +24,9 @@ def _counts(out: Tensor, yb: Tensor, dim: int | None = None, ignore_index: int =
 
 def _class_dim(out: Tensor, yb: Tensor, dim: int | None) -> int:
     "The dimension of `out` that holds the classes, `dim` if that is given."
+    if not isinstance(out, Tensor): raise TypeError(
+        f"accuracy: predictions must be a tensor, got a {type(out).__name__}: write a function that chooses, such as "
+        f"lambda out, yb: accuracy(out[0], yb) or accuracy(out.logits, yb)")
     if not isinstance(dim, int | None): raise TypeError(
         f"accuracy: dim must be a whole number or None, got a {type(dim).__name__}. It takes one target: for a batch "
         f"with several, write a function that chooses, such as lambda out, a, b: accuracy(out, a)")
