@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
 
 from half_precision import At
 from miniai.callbacks.accelerate import AccelerateCB
@@ -14,7 +15,8 @@ from miniai.data import DataLoaders
 from miniai.learner import CancelBatchException, CancelEpochException, Learner, TrainLearner
 from miniai.optim import SGD, AdamW
 from miniai.resume.checkpoint import CheckpointCB
-from small import batches, learner, loaders, same, weights
+from miniai.steps.schedule import BatchSchedCB
+from small import batches, equal, learner, loaders, same, weights
 
 NAN = float('nan')
 pytestmark = pytest.mark.filterwarnings('ignore:.*were skipped')
@@ -127,6 +129,27 @@ def test_a_run_resumed_within_a_group_puts_back_the_buffers_from_before_the_grou
     again = run('cut')
     again.fit(1, resume=True)
     assert same(weights(again), weights(want))
+
+
+def test_a_run_resumed_before_the_step_of_the_last_group_finds_that_it_is_skipped(tmp_path):
+    class Unsized:
+        def __iter__(self): return iter(poisoned(3, n=4))
+    def run(folder, stops=False):
+        def fail(learn):
+            if stops and learn.iter == 3: raise RuntimeError('stopped')
+        cbs = [AccumulateCB(3), BatchSchedCB(partial(StepLR, step_size=1)), CheckpointCB(tmp_path/folder, batches=1)]
+        learn = learner([*cbs, At('after_backward', fail)], model=bn_net(), dls=DataLoaders(Unsized(), batches(2)),
+                        opt_func=partial(AdamW, skip_nonfinite=True))
+        learn.check_finite = False
+        return learn
+    want = run('whole')
+    want.fit(1)
+    with pytest.raises(RuntimeError, match='stopped'): run('cut', stops=True).fit(1)
+    again = run('cut')
+    again.fit(1, resume=True)
+    assert same(weights(again), weights(want))
+    assert equal(again.opt.state_dict(), want.opt.state_dict())
+    assert want.model[1].num_batches_tracked == 3
 
 
 def test_a_fit_without_skip_nonfinite_has_no_such_callback():

@@ -67,6 +67,8 @@ class BatchSchedCB(BaseSchedCB):
         super().before_fit(learn)
         self._due, self._before = 0, []
 
+    def before_epoch(self, learn: Any) -> None: self.before_batch(learn)  # a resumed pass may have no batch left
+
     def before_batch(self, learn: Any) -> None:
         if learn.model.training: self._before = skips(learn, getattr(learn, self._opt))
 

@@ -36,7 +36,8 @@ class SkippedStepsCB(Callback):
         if getattr(inner_optimizer(learn.opt), 'skip_nonfinite', False): return
         learn.cbs[:] = [cb for cb in learn.cbs if cb is not self]
 
-    def before_epoch(self, learn: Any) -> None: self._before_epoch = inner_optimizer(learn.opt).skipped
+    def before_epoch(self, learn: Any) -> None:
+        self._before, self._before_epoch = skips(learn, learn.opt), inner_optimizer(learn.opt).skipped
 
     def before_batch(self, learn: Any) -> None:
         if not learn.model.training: return
