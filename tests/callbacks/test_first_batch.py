@@ -46,6 +46,20 @@ def test_nothing_is_told_where_weights_are_given_or_nothing_is_averaged_or_the_r
     learner(Quiet(), loss_func=Hiding()).lr_find(max_epochs=1)
 
 
+def halved_sum(out, y): return 0.5*(out.softmax(1) - F.one_hot(y, 3)).square().sum()
+
+
+def test_a_summed_loss_whose_reported_mean_depends_on_the_batches_is_told_once():
+    with pytest.warns(UserWarning, match="a sum over the batch.*but Quiet will average.*weight='sum'") as told:
+        learner([Quiet()], loss_func=halved_sum).fit(2)
+    assert len(told) == 1
+
+
+def test_a_sum_is_not_told_where_its_weight_is_given_or_the_only_batch_holds_all():
+    learner([Quiet(weight='sum')], loss_func=halved_sum).fit(1)
+    learner([Quiet()], loss_func=halved_sum, dls=DataLoaders(batches(1), [])).fit(1, valid=False)
+
+
 # A last batch of one sample
 
 def pairs(n): return TensorDataset(torch.randn(n, 4), torch.arange(n) % 3)

@@ -145,10 +145,11 @@ def test_probabilities_of_classes_weigh_by_samples():
 @pytest.mark.parametrize('loss', [
     lambda p, y: F.cross_entropy(p, y, reduction='sum'), lambda p, y: (p**2).sum(),
     lambda p, y: F.cross_entropy(p, y, reduction='sum') + p.abs().mean(),
-    lambda p, y: F.mse_loss(p, p*2, reduction='sum')])
+    lambda p, y: F.mse_loss(p, p*2, reduction='sum'), lambda p, y: -p.log_softmax(1).sum(),
+    lambda p, y: 0.5*(p**2).sum(), lambda p, y: p.abs().mean() - 0.5*(1 + p - p.exp()).sum()])
 def test_accumulation_refuses_a_sum_that_is_not_known(loss):
     with pytest.raises(ValueError, match=r"is a sum over the batch, or a part of it is.*weight='sum'"):
-        gradients([AccumulateCB(2)], data([3, 3]), loss)
+        gradients([AccumulateCB(2)], data([8, 8]), loss)
 
 
 def test_a_module_of_ones_own_that_sums_is_refused_by_both():
@@ -160,7 +161,9 @@ def test_a_module_of_ones_own_that_sums_is_refused_by_both():
 
 
 @pytest.mark.parametrize('loss', [lambda p, y: (p**2).mean(0).sum(), lambda p, y: F.cross_entropy(p, y) + (p**2).mean(),
-                                  lambda p, y: F.cross_entropy(p, y, reduction='sum')/len(y)])
+                                  lambda p, y: F.cross_entropy(p, y, reduction='sum')/len(y),
+                                  lambda p, y: -p.log_softmax(1).sum()*(1/len(y)), lambda p, y: -p.mean()*0.5,
+                                  lambda p, y: (p*(y > 0)[:, None]).sum()/(y > 0).sum()])
 def test_means_by_other_formulas_are_not_taken_for_sums(loss):
     assert len(gradients([AccumulateCB(2)], data([4, 4], ignored=0), loss)) == 1
 

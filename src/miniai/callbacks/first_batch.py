@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from miniai.callbacks.accumulate import AccumulateCB
 from miniai.callbacks.trained import check_trained
 from miniai.callbacks.wrapped import WrappedLoader
-from miniai.data.loaders import last_batch_size
+from miniai.data.loaders import last_batch_size, length_of
 from miniai.events import Callback
 from miniai.metrics.batch import batch_size
 from miniai.metrics.metrics import MetricsCB
-from miniai.metrics.weight import hides_weights
+from miniai.metrics.weight import hides_sum, hides_weights
 
 __all__ = ['FirstBatchCB']
 
@@ -24,7 +24,7 @@ __all__ = ['FirstBatchCB']
 class FirstBatchCB(Callback):
     """Checks, before and in the first batch of a fit, what training will do, then removes itself. Every fit adds it.
     ValueError if nothing can train, or if a batch norm will refuse a last batch of one sample. Warnings for parameters
-    of a loss that the optimizer lacks, and for items of a batch that nothing uses."""
+    of a loss that the optimizer lacks, for items of a batch that nothing uses, and for losses of unknown weight."""
     order, only_shows = math.inf, True
     def __init__(self) -> None: self._hooks = []
 
@@ -38,14 +38,21 @@ class FirstBatchCB(Callback):
     def after_loss(self, learn: Any) -> None:
         names = {type(cb).__name__: cb for cb in (*learn.cbs, learn.metrics)  # ProgressCB may have its own
                  if isinstance(cb, MetricsCB | AccumulateCB) and cb.weight is None}
-        if names and learn.model.training and not learn.dry_run and hides_weights(learn): warnings.warn(
-            f"the loss weighs classes or ignores some targets, but {' and '.join(names)} will weigh each batch by its "
-            f"samples, so that means over batches differ from those over all targets. Say what a batch weighs, such as "
-            f"weight=lambda learn: (learn.batch[1] != -100).sum()", stacklevel=2)
+        if names and learn.model.training and not learn.dry_run: _warn_of_weights(learn, ' and '.join(names))
 
     def cleanup_batch(self, learn: Any) -> None:
         for hook in self._hooks: hook.remove()
         del learn.cbs[next(i for i, cb in enumerate(learn.cbs) if cb is self)]
+
+
+def _warn_of_weights(learn: Any, names: str) -> None:
+    if hides_weights(learn): warnings.warn(
+        f"the loss weighs classes or ignores some targets, but {names} will weigh each batch by its samples, so that "
+        f"means over batches differ from those over all targets. Say what a batch weighs, such as "
+        f"weight=lambda learn: (learn.batch[1] != -100).sum()", stacklevel=3)
+    if hides_sum(learn) and length_of(learn.dl) != 1: warnings.warn(
+        f"the loss is a sum over the batch, or a part of it is, but {names} will average it over batches by their "
+        f"samples. If all of it is a sum, pass weight='sum'; otherwise use a mean", stacklevel=3)
 
 
 def _warn_of_unused_items(learn: Any) -> None:

@@ -3,13 +3,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniai.device import first_tensor
 from miniai.metrics.batch import batch_size, target_slice
 
-__all__ = ['Weight', 'check_weight', 'hides_weights', 'is_sum', 'sum_error', 'summed', 'weight_of']
+__all__ = ['Weight', 'check_weight', 'hides_sum', 'hides_weights', 'is_sum', 'sum_error', 'summed', 'weight_of']
 
 Weight = Callable[[Any], float | Tensor] | str | None
 _OF_CLASSES = F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss.forward, nn.NLLLoss.forward
@@ -68,22 +69,39 @@ def _taken_apart(loss_func: Any) -> tuple[Any, dict[str, Any]]:
     return type(loss_func).forward, {nm: getattr(loss_func, nm) for nm in names if hasattr(loss_func, nm)}
 
 
+def hides_sum(learn: Any) -> bool:
+    "Is the loss, or a part of it, a sum, although `weight_of` does not know?"
+    return isinstance(learn.loss, Tensor) and weight_of(learn) is _samples and is_sum(
+        learn.loss, batch_size(learn.batch))
+
+
 def is_sum(loss: Tensor, n: int) -> bool:
     "Does the graph of `loss` say that it, or a part added to it, is a sum over a batch of `n` samples?"
-    return any(_is_sum(fn, n) for fn in _parts(loss, ('AddBackward', 'SubBackward')))
+    return any(_is_sum(fn, n) for fn in _parts(loss, lambda fn: _keeps_sums(fn, n)))
+
+
+def _keeps_sums(fn: Any, n: int) -> bool:
+    "Is a sum over `n` samples still one after `fn`? A factor of up to 2/`n` may be what makes it a mean."
+    if not _is_named(fn, 'MulBackward'): return _is_named(fn, 'AddBackward', 'SubBackward', 'NegBackward')
+    factor = fn._saved_other  # Python's numbers are double precision here
+    is_number = isinstance(factor, Tensor) and factor.dtype == torch.float64 and not factor.ndim
+    return is_number and abs(factor.item())*n > 2
+
+
+def _is_named(fn: Any, *names: str) -> bool: return type(fn).__name__.startswith(names)
 
 
 def _is_sum(fn: Any, n: int) -> bool:
-    if type(fn).__name__.startswith('SumBackward'): return tuple(fn._saved_self_sym_sizes[:1]) == (n,)
+    if _is_named(fn, 'SumBackward'): return tuple(fn._saved_self_sym_sizes[:1]) == (n,)
     return getattr(fn, '_saved_reduction', 1) == 2
 
 
-def _parts(loss: Tensor, arithmetic: tuple[str, ...]) -> Iterator[Any]:
-    "The functions in the graph of `loss` whose results arithmetic has combined."
+def _parts(loss: Tensor, combines: Callable[[Any], bool]) -> Iterator[Any]:
+    "The functions in the graph of `loss` whose results are combined by functions that `combines`."
     functions = [loss.grad_fn]
     while functions:
         fn = functions.pop()
-        if type(fn).__name__.startswith(arithmetic): functions += [f for f, _ in fn.next_functions]
+        if combines(fn): functions += [f for f, _ in fn.next_functions]
         elif fn is not None: yield fn
 
 
@@ -91,8 +109,9 @@ def hides_weights(learn: Any) -> bool:
     """Does the graph of the loss say that it weighs classes or ignores targets, although `weight_of` does not know? So
     it is with cross-entropy in a function or module of the user's. It reads one number from the device."""
     if not isinstance(learn.loss, Tensor) or weight_of(learn) is not _samples: return False
-    means = (fn for fn in _parts(learn.loss, ('AddBackward', 'SubBackward', 'MulBackward', 'DivBackward'))
-             if type(fn).__name__.startswith('NllLoss') and fn._saved_reduction == 1)
+    arithmetic = 'AddBackward', 'SubBackward', 'MulBackward', 'DivBackward'
+    means = (fn for fn in _parts(learn.loss, lambda fn: _is_named(fn, *arithmetic))
+             if _is_named(fn, 'NllLoss') and fn._saved_reduction == 1)
     return any(fn._saved_total_weight.item() != fn._saved_target.numel() for fn in means)
 
 
