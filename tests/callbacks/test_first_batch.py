@@ -79,7 +79,7 @@ class Batches(Callback):
 @pytest.mark.parametrize('loader', [memory, torchs, sampled])
 @pytest.mark.parametrize('norm', [nn.BatchNorm1d(8), nn.BatchNorm1d(8, track_running_stats=False)])
 def test_a_last_batch_that_a_batch_norm_will_refuse_is_an_error_in_the_first_batch(loader, norm):
-    said = r'^the last of the 4 training batches has 1 sample, and 1, a BatchNorm1d .*drop_last=True .*batch size$'
+    said = r"^the last of the 4 training batches has 1 sample, but layer '1', a BatchNorm1d .*drop_last=True .*size$"
     seen, model = Batches(), norm_net(norm)
     with pytest.raises(ValueError, match=said): fit(model, loader(19), seen)
     assert seen.n == 0
@@ -87,7 +87,7 @@ def test_a_last_batch_that_a_batch_norm_will_refuse_is_an_error_in_the_first_bat
 
 
 def test_batches_of_one_sample_are_an_error():
-    with pytest.raises(ValueError, match=r'^a training batch has 1 sample, and 1, a BatchNorm1d'):
+    with pytest.raises(ValueError, match=r"^a training batch has 1 sample, but layer '1', a BatchNorm1d"):
         fit(norm_net(), memory(4, 1))
 
 

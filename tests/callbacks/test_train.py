@@ -241,8 +241,8 @@ def test_without_targets_a_fit_that_only_predicts_runs_and_training_says_what_is
 
 
 @pytest.mark.parametrize(('kind', 'said'), [
-    ('dict', r"a batch, a dict, has no 'words'; it has \['ids', 'mask', 'labels'\]"),
-    ('object', "a batch, a Bag, has no 'words'; it has")])
+    ('dict', r"the batch, a dict, has no 'words'; it has \['ids', 'mask', 'labels'\]"),
+    ('object', "the batch, a Bag, has no 'words'; it has")])
 def test_a_name_that_a_batch_does_not_have_is_an_error_with_those_that_it_has(kind, said):
     with pytest.raises(KeyError, match=said): masked(kind, inputs=('words', 'mask')).fit(1)
 

@@ -64,18 +64,21 @@ def test_accuracy_of_tokens_counts_tokens_over_the_whole_epoch():
 
 
 @pytest.mark.parametrize(('out', 'y', 'says'), [
-    ((6, 3), (6, 1), 'targets need the shape of the outputs without the classes'),
+    ((6, 3), (6, 1), 'in the shape of the outputs without the class dimension'),
     ((6, 1), (6,), 'use binary_accuracy'),
     ((6,), (6,), 'use binary_accuracy'), ((6, 3), (6, 3), 'use binary_accuracy'),
-    ((6, 3), (5,), 'targets need the shape'),
+    ((6, 3), (5,), 'in the shape of the outputs'),
     ((6, 4, 4), (6, 4), r'dimensions \[1, 2\] could each be the classes')])
 def test_accuracy_refuses_other_shapes(out, y, says):
     with pytest.raises(ValueError, match=says): accuracy(torch.randn(out), torch.zeros(y).long())
 
 
 def test_accuracy_refuses_a_dim_that_does_not_fit():
-    with pytest.raises(ValueError, match='targets need the shape'):
+    with pytest.raises(ValueError, match='in the shape of the outputs'):
         accuracy(torch.randn(6, 3, 4), torch.zeros(6, 3), 1)
+    for dim in (0, 3, -2):
+        with pytest.raises(ValueError, match='in the shape of the outputs'):
+            accuracy(torch.zeros(4, 2), torch.zeros(4), dim)
     assert accuracy(torch.eye(4)[None], torch.arange(4)[None], dim=-1) == 1
 
 

@@ -18,9 +18,10 @@ __all__ = ['AccumulateCB']
 
 
 class AccumulateCB(Callback):
-    """Steps once per `n` training batches, with the gradient of one batch that holds them all. A batch weighs as many
-    as its samples, or what PyTorch's cross-entropy divides by, or `weight(learn)`; batches of a loss that is a sum add
-    up (PyTorch's with reduction='sum', or weight='sum'). An epoch's last group may be smaller; it steps at its end.
+    """Steps once per `n` training batches, with the gradient of one batch that holds them all. A batch weighs as much
+    as the number of its samples, or what PyTorch's cross-entropy divides by, or `weight(learn)`; batches of a loss that
+    is a sum add up (PyTorch's with reduction='sum', or weight='sum'). An epoch's last group may be smaller; it steps at
+    its end.
 
     While a group is incomplete `learn.hold_step` is True: `after_backward`, `step`, `after_step` and `zero_grad` are
     skipped. A batch cancelled before its backward is not counted; a group is dropped if its step is cancelled, if an
@@ -53,8 +54,8 @@ class AccumulateCB(Callback):
         others = [nm for nm, o in vars(learn).items() if hasattr(o, 'param_groups') and o is not learn.opt]
         if owner is not None and others: warnings.warn(
             f"AccumulateCB averages the gradients of learn.loss over {self.n} batches. {type(owner).__name__}.backward "
-            f"is your own: if it goes back from other losses, such as that of learn.{others[0]}, their gradients are "
-            f"added up. Divide those losses by {self.n}", stacklevel=4)
+            f"is your own: if it also computes gradients of other losses, such as that of learn.{others[0]}, these are "
+            f"added up, not averaged. Divide those losses by {self.n}", stacklevel=4)
 
     def before_epoch(self, learn: Any) -> None:
         self._start_group()

@@ -69,7 +69,8 @@ def _watch_batch_norms(learn: Any) -> list:
     while isinstance(dl, WrappedLoader) and dl.reaches_end(): dl = dl.dl
     if size != 1 and last_batch_size(dl) != 1: return []
     which = 'a training batch' if size == 1 else f'the last of the {len(dl)} training batches'
-    return [m.register_forward_pre_hook(_refusal(f'{which} has 1 sample, and {nm or "the model"}', size))
+    what = f'{which} has 1 sample, but'
+    return [m.register_forward_pre_hook(_refusal(f'{what} layer {nm!r}' if nm else f'{what} the model', size))
             for nm, m in learn.model.named_modules()
             if isinstance(m, _BatchNorm) and m.training and not isinstance(m, nn.SyncBatchNorm)]
 

@@ -72,7 +72,7 @@ def item_of(batch: Any, name: Any, optional: bool = False) -> Any:
     except (KeyError, AttributeError):
         if optional: return None
         known = list(batch) if isinstance(batch, Mapping) else list(getattr(batch, '__dict__', ()))
-        raise KeyError(f"a batch, a {type(batch).__name__}, has no {name!r}; it has {known}") from None
+        raise KeyError(f"the batch, a {type(batch).__name__}, has no {name!r}; it has {known}") from None
 
 
 def loss_of(learn: Any, targets: tuple | list) -> Any:

@@ -32,12 +32,14 @@ def _class_dim(out: Tensor, yb: Tensor, dim: int | None) -> int:
         f"with several, write a function that chooses, such as lambda out, a, b: accuracy(out, a)")
     shape, targets = tuple(out.shape), tuple(yb.shape)
     fits = [i for i in range(1, out.ndim) if shape[:i] + shape[i+1:] == targets]
-    if dim is not None: fits = [i for i in fits if i == dim % out.ndim]
+    if dim is not None: fits = [i for i in fits if dim in (i, i - out.ndim)]
     if len(fits) == 1 and shape[fits[0]] > 1: return fits[0]
     says = (f"dimensions {fits} could each be the classes: say which, as in partial(accuracy, dim={fits[-1]})"
-            if len(fits) > 1 else "with one output per target, use binary_accuracy"
-            if fits or out.numel() == yb.numel() else "targets need the shape of the outputs without the classes")
-    raise ValueError(f"accuracy: outputs of shape {shape} and targets of shape {targets}: {says}")
+            if len(fits) > 1 else "for one logit per target use binary_accuracy; one-hot targets need an argmax"
+            if fits or out.numel() == yb.numel() else
+            "targets must be class indices, in the shape of the outputs without the class dimension")
+    given = '' if dim is None else f" with dim={dim}"
+    raise ValueError(f"accuracy{given}: outputs of shape {shape} and targets of shape {targets}: {says}")
 
 
 def binary_accuracy(out: Tensor, yb: Tensor, ignore_index: int = -100) -> Tensor:

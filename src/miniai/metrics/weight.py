@@ -118,6 +118,6 @@ def hides_weights(learn: Any) -> bool:
 def sum_error(loss_func: Any) -> ValueError:
     "The error for a loss that is a sum, or has a part that is one."
     name = '' if loss_func is None else f" {getattr(loss_func, '__name__', type(loss_func).__name__)}"
-    return ValueError(f"the loss{name} is a sum over the batch, or a part of it is, so the number of samples is not "
-                      f"its weight: use a mean, or pass weight='sum' if all of it is a sum, or weight=lambda learn: …, "
-                      f"what a batch weighs")
+    return ValueError(f"the loss{name} is a sum over the batch, or a part of it is, so samples are not its weight: use "
+                      f"a mean; or pass weight='sum' if all of it is a sum, or weight=lambda learn: …, which says what "
+                      f"a batch weighs")
