@@ -10,7 +10,7 @@ class HFCB(TrainCB):
     """The five phases for models that take batches, dicts or BatchEncodings, as keyword arguments and return an object
     with `loss` and `logits`, as those of Hugging Face do. `learn.preds` are the logits and `learn.loss` is the model's
     loss; `loss_func` is not used. `targets` names what metrics compare the logits with. A loss over tokens is a mean
-    over tokens: tell MetricsCB and AccumulateCB so by `weight=lambda learn: (learn.batch[1] != -100).sum()`. In half
+    over tokens: give MetricsCB and AccumulateCB `weight=lambda learn: (learn.batch[1] != -100).sum()`. In half
     precision, or with Accelerate, use a class of your own: `class HFMixed(HFCB, MixedPrecision): pass`."""
     uses_loss_func = False
     def __init__(self, targets: Any = 'labels') -> None: super().__init__(inputs=dict, targets=targets)

@@ -11,8 +11,8 @@ __all__ = ['set_mode']
 
 def set_mode(learn: Any, training: bool) -> None:
     """Put the model into training or eval mode. What stands in eval mode inside a model in training is
-    `learn.kept_in_eval`: it returns to eval mode whenever the model is put into training. A model that is wholly in
-    eval mode trains wholly, except for what earlier passes kept. A model's own `train` method keeps its say."""
+    `learn.kept_in_eval`: it returns to eval mode whenever the model is put into training. A model that is entirely
+    in eval mode trains entirely, except for what earlier passes kept. A model's own `train` method decides last."""
     if not isinstance(learn.model, nn.Module): return learn.model.train(training)
     kept = _in_eval(learn)
     learn.model.train(training)

@@ -1,4 +1,4 @@
-"Methods that are never called, because their names only look like events, and objects in `cbs` that are no callbacks."
+"Methods that are never called, because their names only look like events, and objects in `cbs` that are not callbacks."
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -13,7 +13,7 @@ from miniai.events import EVENTS, PHASES, Callback, check_callback
 __all__ = ['check_names_of']
 
 _LIBRARIES = 'miniai', 'torch', 'builtins', 'abc', 'typing', 'types', 'enum'
-_WITH_STEP = nn.Module, Optimizer, LRScheduler  # or zero_grad, which are no phases
+_WITH_STEP = nn.Module, Optimizer, LRScheduler  # or zero_grad, which are not phases
 _WHEN = dict(begin='before', start='before', end='after', finish='after')
 _WHAT = dict(fit='fit', train='fit', training='fit', epoch='epoch', validation='epoch', val='epoch', valid='epoch',
              eval='epoch', test='epoch', batch='batch', step='batch')

@@ -25,8 +25,8 @@ class TrainCB(Callback):
 
     For batches that are dicts or objects, `inputs` and `targets` say what to take: keys or attributes by name, or
     functions of the batch; one, or a tuple of them. Names become keyword arguments of the model, functions positional
-    ones. Each batch becomes a tuple as it is loaded, (what functions give, a dict of what has a name, *targets), for
-    all callbacks alike. A fit that does not train needs no targets."""
+    ones. `learn.batch` is then a tuple: what the functions return, a dict of the named inputs, and the targets. A fit
+    that does not train needs no targets."""
     inputs: Any = None
     targets: Any = ()
     def __init__(self, n_inp: int = 1, inputs: Any = None, targets: Any = None) -> None:

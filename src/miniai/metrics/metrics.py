@@ -66,7 +66,7 @@ class _LearnerFigure(Mean):
 
 class MetricsCB(Callback):
     """Metrics by name: objects with `update(preds, *targets)`, `compute()`, `reset()`; functions of (preds, *targets),
-    averaged over batches (use `Whole` for F1, AUC or RMSE, which are no averages); or functions of the Learner, if
+    averaged over batches (use `Whole` for F1, AUC or RMSE, which are not averages); or functions of the Learner, if
     their parameter is called `learn`, averaged too. `all_metrics` holds them and `loss`, also an average: in it a batch
     weighs what PyTorch's cross-entropy divides by, for other losses its samples. `weight(learn)` sets the weight in all
     averages; weight='sum' says that the loss is a sum. After each epoch `learn.history` gets a row of numbers and

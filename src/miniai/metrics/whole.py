@@ -1,4 +1,4 @@
-"Metrics of a whole epoch, such as F1, AUC or RMSE, which are no means over batches."
+"Metrics of a whole epoch, such as F1, AUC or RMSE, which are not means over batches."
 from collections.abc import Callable
 from typing import Any
 

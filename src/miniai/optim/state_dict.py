@@ -36,7 +36,7 @@ def _check_group(opt: Any, k: int, saved: dict[str, Any], rule: type) -> None:
     its, betas = saved.get('rule', opt.mathematics), saved.get('betas')
     if its != rule.mathematics:
         raise ValueError(f"group {k} of the state_dict has the rule {its}, here it has {rule.mathematics}: "
-                         f"give the group the same rule")
+                         f"load it in an optimizer with the same rule")
     if betas is not None and len(betas) != len(rule.spec.betas):
         raise ValueError(f"the state_dict has {len(betas)} betas, {rule.__name__} takes {len(rule.spec.betas)}")
     _check_mathematics(k, saved, rule)
