@@ -257,4 +257,11 @@ def test_a_users_loss_that_weighs_targets_is_known_by_its_graph(loss, is_hidden)
 
 def test_a_loss_added_up_in_thousands_of_steps_is_looked_through():
     assert not hidden(lambda out, y: sum(out[:, 0].mean() for _ in range(3000)))
-    assert not is_sum(sum(torch.ones(4, requires_grad=True).mean() for _ in range(3000)), 4)
+    loss = sum(torch.ones(4, requires_grad=True).mean() for _ in range(3000))
+    assert not is_sum(SimpleNamespace(loss=loss, preds=loss, batch=(torch.ones(4), torch.ones(4))))
+
+
+def test_a_penalty_of_as_many_weights_as_samples_is_not_taken_for_a_sum():
+    w = nn.Linear(4, 8).double()
+    def loss(p, y): return F.cross_entropy(p, y) + w.weight.square().sum() + 0.5*w.bias.abs().sum()
+    assert len(gradients([AccumulateCB(2)], data([8, 8], ignored=0), loss)) == 1

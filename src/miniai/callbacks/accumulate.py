@@ -90,7 +90,7 @@ class AccumulateCB(Callback):
         if self._weigh is None:
             self._weigh = weight_of(learn, self.weight)
             self._adds_up = self._weigh is summed
-            if self.weight is None and not self._adds_up and is_sum(learn.loss, batch_size(learn.batch)):
+            if self.weight is None and not self._adds_up and is_sum(learn):
                 raise sum_error(learn.loss_func)
         return to_scalar(self._weigh(learn))
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniai.device import first_tensor
+from miniai.device import first_tensor, tensors_in
 from miniai.metrics.batch import batch_size, target_slice
 
 __all__ = ['Weight', 'check_weight', 'hides_sum', 'hides_weights', 'is_sum', 'sum_error', 'summed', 'weight_of']
@@ -71,13 +71,25 @@ def _taken_apart(loss_func: Any) -> tuple[Any, dict[str, Any]]:
 
 def hides_sum(learn: Any) -> bool:
     "Is the loss, or a part of it, a sum, although `weight_of` does not know?"
-    return isinstance(learn.loss, Tensor) and weight_of(learn) is _samples and is_sum(
-        learn.loss, batch_size(learn.batch))
+    return isinstance(learn.loss, Tensor) and weight_of(learn) is _samples and is_sum(learn)
 
 
-def is_sum(loss: Tensor, n: int) -> bool:
-    "Does the graph of `loss` say that it, or a part added to it, is a sum over a batch of `n` samples?"
-    return any(_is_sum(fn, n) for fn in _parts(loss, lambda fn: _keeps_sums(fn, n)))
+def is_sum(learn: Any) -> bool:
+    """Does the graph of the loss say that it, or a part added to it, is a sum over the batch? A sum that does not come
+    from the predictions is a penalty, such as that of large weights."""
+    n, preds = batch_size(learn.batch), {t.grad_fn for t in tensors_in(learn.preds)} - {None}
+    sums = (fn for fn in _parts(learn.loss, lambda fn: _keeps_sums(fn, n)) if _is_sum(fn, n))
+    return any(not preds or _comes_from(fn, preds) for fn in sums)
+
+
+def _comes_from(fn: Any, sources: set) -> bool:
+    functions, seen = [fn], set()
+    while functions:
+        fn = functions.pop()
+        if fn in sources: return True
+        if fn is not None and fn not in seen: functions += [f for f, _ in fn.next_functions]
+        seen.add(fn)
+    return False
 
 
 def _keeps_sums(fn: Any, n: int) -> bool:
