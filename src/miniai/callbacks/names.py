@@ -23,22 +23,26 @@ _ALSO_ELSEWHERE = dict(on_before_backward='after_loss', on_after_backward='after
                        on_optimizer_step='after_step', on_before_zero_grad='after_step', on_exception='cleanup_fit',
                        training_step='predict and get_loss', validation_step='predict and get_loss',
                        configure_optimizers='opt_func')
+_PASSES = 'train', 'valid', 'validate', 'eval'
+_ALMOST_OURS = {f'{when}_{what}': f'{when}_epoch' for when in ('before', 'after') for what in _PASSES} | dict(
+    before_backward='after_loss', before_step='after_backward')
 
 
 def check_names_of(learn: Any) -> None:
     """TypeError for an object in `cbs` without any event or phase, such as a function. AttributeError for a method of a
     callback or of a user's Learner that would never be called: its name is almost an event, or is one in another
     library, or it is an event in a Learner."""
-    for cb in learn.cbs: check_callback(cb, learn.events)
+    for cb in learn.cbs:
+        for where, nm, _ in _methods(cb):
+            if nm in _ALMOST_OURS and nm not in learn.events: raise _never_called(where, nm, _ALMOST_OURS[nm])
+        check_callback(cb, learn.events)
     sends_itself = 'callback' in vars(learn) or not type(learn).callback.__module__.startswith('miniai.')
     for where, nm, _ in _methods(learn) if not sends_itself else ():
         if nm in learn.events and nm not in PHASES: raise AttributeError(
             f"{where}.{nm} would never be called: callbacks hear events. Move it to a Callback, and put that in cbs")
     for o in (learn, *learn.cbs):
         for where, nm, defined in _methods(o):
-            if (meant := _meant(nm, learn.events)) and meant not in defined: raise AttributeError(
-                f"{where}.{nm} would never be called: {nm!r} is not an event; did you mean {meant}? "
-                f"If it is a helper, begin its name with an underscore")
+            if (meant := _meant(nm, learn.events)) and meant not in defined: raise _never_called(where, nm, meant)
     for cb in learn.cbs:
         heard = (*EVENTS, 'wrap_listener') if isinstance(cb, _WITH_STEP) else (*learn.events, *PHASES, 'wrap_listener')
         if not isinstance(cb, Callback) and not any(hasattr(cb, e) for e in heard): raise _no_callback(cb)
@@ -60,6 +64,11 @@ def _meant(name: str, events: tuple[str, ...]) -> str | None:
     if name in _ALSO_ELSEWHERE: return _ALSO_ELSEWHERE[name]
     if name.startswith(PHASES): return None  # a helper such as predict_all
     return next(iter(get_close_matches(name.lower(), events, n=1, cutoff=0.85)), None)
+
+
+def _never_called(where: str, name: str, meant: str) -> AttributeError:
+    return AttributeError(f"{where}.{name} would never be called: {name!r} is not an event; did you mean {meant}? "
+                          f"If it is a helper, begin its name with an underscore")
 
 
 def _no_callback(cb: Any) -> TypeError:
