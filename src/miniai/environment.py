@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ['version_of', 'available_memory', 'clean_mem', 'clean_tb', 'clean_ipython_hist']
+__all__ = ['version_of', 'n_cpus', 'available_memory', 'clean_mem', 'clean_tb', 'clean_ipython_hist']
 
 _MEMINFO, _CGROUP = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
 
@@ -20,6 +20,11 @@ def version_of(package: str) -> str | None:
     "The installed version of `package` (a distribution's name), read once; None if it is not installed."
     try: return version(package)
     except PackageNotFoundError: return None
+
+
+def n_cpus() -> int:
+    "The processors that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def available_memory() -> int:

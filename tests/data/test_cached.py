@@ -1,6 +1,5 @@
 "A cached loader gives exactly the samples of the original, or an error, or a warning and the original."
 import random
-import time
 import warnings
 from collections import namedtuple
 
@@ -19,6 +18,7 @@ from torch.utils.data import (
 
 from miniai.data import DataLoaders, MemoryLoader, cached, get_dls
 from miniai.data.cached import cached_loader
+from miniai.show import tracking
 from miniai.show.displays import TerminalDisplay
 
 hf = pytest.importorskip('datasets')
@@ -282,19 +282,8 @@ class Slow(TerminalDisplay):
     def close(self): self.shown.append('closed')
 
 
-def test_a_bar_appears_after_two_seconds_and_is_removed(monkeypatch):
-    shown, now = [], iter(range(100))
-    monkeypatch.setattr(cached, 'best_display', lambda: Slow(shown))
-    monkeypatch.setattr(time, 'perf_counter', lambda: next(now))
-    assert list(cached._shown('abcd', 'caching train', quiet=2.)) == list('abcd')
-    assert shown == [('caching train', 2, 4, ''), ('caching train', 3, 4, ''), ('caching train', 4, 4, ''), 'closed']
-    shown.clear()
-    list(cached._shown('abcd', 'caching train', quiet=100.))
-    assert shown == ['closed']
-
-
 def test_the_bar_is_removed_when_caching_fails(monkeypatch):
     shown = []
-    monkeypatch.setattr(cached, 'best_display', lambda: Slow(shown))
+    monkeypatch.setattr(tracking, 'best_display', lambda: Slow(shown))
     with pytest.raises(TypeError): cache(DataLoader(['a'], 1))
     assert shown == ['closed']

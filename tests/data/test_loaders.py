@@ -4,6 +4,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from miniai.data import MemoryLoader, SeededSamples
 from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace, last_batch_size
+from miniai.data.picture_files import PictureError
+from miniai.data.table_files import TableError
+from picture_folders import in_classes, write_folder
 
 hf = pytest.importorskip('datasets')
 
@@ -399,6 +403,131 @@ def test_from_arrays_and_cached_keep_a_subclass_and_its_attributes(dd):
     assert (type(cached), cached.note) == (Mine, 'mine')
     assert isinstance(dls.train, DataLoader)
     assert isinstance(cached.train, MemoryLoader)
+
+
+# What users have: folders, tables, and other data for the same model
+
+def test_loaders_that_are_not_from_memory_or_whose_batches_are_no_tuples_have_no_recipe(dd):
+    ordinary = DataLoaders.from_dd(dd.with_format('torch'), 4)
+    assert ordinary.recipe is None
+    assert ordinary.cached().recipe is None
+    assert DataLoaders([], []).recipe is None
+    with pytest.raises(ValueError, match='make the loader yourself'): ordinary.test(torch.zeros(2, 3))
+
+
+def test_a_recipe_is_that_of_the_loader_in_memory_whichever_it_is_and_follows_it():
+    dls = DataLoaders.from_arrays(torch.randn(20, 3), torch.arange(20) % 2, normalize=([1., 2., 3.], [1., 1., 1.]))
+    assert dls.recipe.to_dict()['scalings'] == [dict(mean=[1., 2., 3.], std=[1., 1., 1.], channels_last=False)]
+    with pytest.warns(UserWarning, match='normalised'): dls.train = [1]
+    assert dls.recipe.scalings[0]['mean'] == [1., 2., 3.]
+
+
+def test_names_given_to_classes_are_those_of_the_recipe_and_targets_may_be_names():
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    dls = DataLoaders.from_arrays(x, y, bs=8)
+    assert dls.classes is None
+    dls.classes = ['no', 'yes']
+    assert dls.recipe.classes == ['no', 'yes']
+    assert torch.cat([yb for _, yb in dls.test(x[:5], ['no', 'yes', 'no', 'yes', 'yes'])]).tolist() == [0, 1, 0, 1, 1]
+
+
+def test_a_test_loader_has_the_batch_size_and_device_of_validation():
+    dls = DataLoaders.from_arrays(torch.randn(20, 3), torch.arange(20) % 2, bs=4, device='meta')
+    test = dls.test(torch.randn(20, 3), torch.zeros(20))
+    assert [(len(xb), xb.device.type) for xb, _ in test] == [(8, 'meta'), (8, 'meta'), (4, 'meta')]
+    assert len(dls.test(torch.randn(20, 3), bs=3)) == 7
+
+
+def test_from_folder_and_from_table_keep_a_subclass(tmp_path):
+    class Mine(DataLoaders): pass
+    write_folder(tmp_path, in_classes())
+    table = pd.DataFrame(dict(a=range(10), y=[0, 1]*5))
+    for dls in (Mine.from_folder(tmp_path), Mine.from_table(table, 'y')):
+        assert type(dls) is Mine
+        assert dls.recipe.classes == dls.classes
+        assert dls.cached().train is dls.train
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    path = tmp_path_factory.mktemp('photos')
+    write_folder(path, in_classes())
+    write_folder(path, ['one/a/1.png', 'one/a/2.png', 'loose/1.png', 'loose/a/1.png', 'none/a.txt.png/x/1.png'])
+    write_folder(path, in_classes(split='more/train/') + in_classes(classes='abc', split='more/valid/'))
+    write_folder(path, in_classes(split='held/valid/'))
+    write_folder(path, in_classes(split='damaged/'))
+    (path/'damaged'/'b'/'2.png').write_bytes(b'')
+    (path/'empty'/'a').mkdir(parents=True)
+    (path/'empty'/'a'/'1.heic').write_bytes(b'')
+    write_folder(path, in_classes(split='good/'))
+    return path
+
+
+@pytest.mark.parametrize(('folder', 'given', 'error', 'said'), [
+    ('nowhere', {}, FileNotFoundError, 'no folder .*nowhere'),
+    ('good/a/1.png', {}, FileNotFoundError, r'no folder .*1\.png'),
+    ('empty', {}, PictureError, r'no pictures that Pillow reads in .*empty, but files such as 1\.heic'),
+    ('one', {}, PictureError, 'are of one class, a: there must be a folder for each of two'),
+    ('loose', {}, PictureError, r'such as 1\.png, .* move 1 of them into folders for their classes'),
+    ('more', {}, PictureError, 'validation has the class c, which training lacks'),
+    ('held', {}, PictureError, 'has the folder valid, but none called train'),
+    ('damaged', {}, PictureError, r'1 of 12 pictures cannot be read.*skip_bad=True:\n.*2\.png: it is empty'),
+    ('good', dict(size=0), ValueError, 'size must be a number of pixels, or a height and a width, got 0'),
+    ('good', dict(size='224'), ValueError, "got '224'"), ('good', dict(channels=4), ValueError, '1 for grey or 3'),
+    ('good', dict(fit='pad'), ValueError, "fit must be 'crop' or 'squash', got 'pad'"),
+    ('good', dict(valid=1.5), ValueError, 'between 0 and 1, got 1.5'),
+    ('good', dict(valid=.01), ValueError, 'leaves none for validation'),
+    ('good', dict(valid=[1, 2]), TypeError, r'fraction of pictures for validation, got \[1, 2\].*train and valid'),
+    ('good', dict(normalize=3), ValueError, 'True, False, or a pair of mean and standard deviation, got 3'),
+    ('good', dict(normalize=([.5]*3, [0.]*3)), ValueError, 'std above 0'),
+    ('good', dict(normalize=([.5]*2, [.5]*2)), ValueError, 'one for each channel'),
+    ('good', dict(bs=0), ValueError, 'the batch size must be 1 or more, got 0'),
+    ('good', dict(workers=-1), ValueError, 'workers must be 1 or more, got -1')])
+def test_from_folder_says_what_is_wrong(photos, folder, given, error, said):
+    with pytest.raises(error, match=said): DataLoaders.from_folder(photos/folder, **given)
+
+
+TABLE = pd.DataFrame(dict(price=np.linspace(1, 9, 120), kind=['a', 'b']*60, day=pd.date_range('2020', periods=120),
+                          id=[f'id {i}' for i in range(120)], tags=[[1]]*120, gap=[None]*119 + [1.],
+                          inf=[np.inf]*120, y=['no', 'yes']*60))
+FINE = TABLE[['price', 'kind', 'y']]
+
+
+@pytest.mark.parametrize(('table', 'given', 'error', 'said'), [
+    ('nowhere.csv', {}, FileNotFoundError, r'no file nowhere\.csv'),
+    ('table.xlsx', {}, TableError, r'table\.xlsx is no table that can be read: give \.csv'),
+    (5, {}, TableError, 'no table can be made of type int'), (FINE.iloc[:0], {}, TableError, 'the table has no rows'),
+    (FINE, dict(y='Y'), TableError, "no column 'Y'; it has price, kind, y"),
+    (FINE, dict(cont=['prize']), TableError, "no column 'prize'; did you mean 'price'?"),
+    (FINE, dict(drop='kin'), TableError, "no column 'kin'; did you mean 'kind'?"),
+    (FINE, dict(cat=['y']), TableError, 'y is the column to predict: it cannot be an input'),
+    (FINE, dict(cat=['kind'], cont=['kind']), TableError, 'the column kind is there twice'),
+    (FINE[['kind', 'kind', 'y']], {}, TableError, 'the column kind is there twice'),
+    (FINE[['y']], {}, TableError, 'no column but y to predict from'),
+    (FINE, dict(cont=['kind']), TableError, "the column kind should hold numbers, and row 0 has 'a': .* in cat"),
+    (TABLE[['day', 'y']], {}, TableError, 'the column day holds dates: turn them into numbers, such as year'),
+    (TABLE[['id', 'y']], {}, TableError, 'id has 96 different values in 96 rows, so it says little about others: drop'),
+    (TABLE[['tags', 'y']], {}, TableError, r'tags holds neither numbers nor text, but values such as \[1\]: drop it'),
+    (TABLE[['inf', 'y']], {}, TableError, 'inf should hold numbers, and row 0 has inf'),
+    (TABLE[['gap', 'y']], dict(valid=[119]), TableError, 'gap has no number in the training rows: drop it'),
+    (FINE.assign(y='no'), {}, TableError, 'y has a single class, no: there must be two'),
+    (FINE.assign(y=None), {}, TableError, 'the column y to predict is empty'),
+    (FINE.assign(y=[None] + ['no', 'yes']*59 + ['no']), dict(valid=[5]), TableError,
+     r'empty in 1 of 119 rows, such as row 0: drop them, or use skip_bad=True'),
+    (FINE.assign(y=TABLE.id), {}, TableError, 'y to predict has 96 different values in 96 rows: .*classes=True'),
+    (FINE.assign(y=TABLE.day), {}, TableError, 'y holds dates'),
+    (FINE, dict(classes=False), TableError, "y should hold numbers, and row 0 has 'no'"),
+    (FINE, dict(valid=0), ValueError, 'between 0 and 1, got 0'),
+    (FINE, dict(valid='split'), TableError, "valid is 'split', which is neither a column of the table nor a file"),
+    (FINE, dict(valid='kind'), TableError, "kind names no row for validation: it should say 'train' or 'valid'"),
+    (FINE, dict(valid=[120]), ValueError, 'there are 120 samples'),
+    (FINE, dict(valid=FINE[['price', 'y']]), TableError, 'the table lacks what the model was trained on: kind'),
+    (FINE, dict(valid=FINE[['price', 'kind']]), TableError, 'the validation table lacks the column y to predict'),
+    (FINE, dict(valid=FINE.assign(y='maybe')), TableError, 'y has the class maybe, which the training rows lack'),
+    (FINE, dict(valid=FINE.assign(price='cheap')), TableError, "price should hold numbers, and row 0 has 'cheap'"),
+    (FINE, dict(bs=0), ValueError, 'the batch size must be 1 or more, got 0')])
+def test_from_table_says_what_is_wrong(table, given, error, said):
+    with pytest.raises(error, match=said): DataLoaders.from_table(table, **dict(y='y') | given)
 
 
 @given(st.integers(1, 40), st.integers(1, 10), st.booleans())

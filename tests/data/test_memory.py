@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from miniai.data import MemoryLoader
-from miniai.data.memory import Scaling, as_tensors, permutation
+from miniai.data.memory import Scaling, as_tensors, permutation, rows_of
 
 seeds = st.integers(-2**40, 2**40)
 
@@ -354,3 +354,47 @@ def test_a_loader_like_another_scales_its_inputs_in_the_same_way_and_goes_in_ord
     said = r'x must have the same dtype and row shape in both loaders, got torch.float32 \(3,\) and torch.float32 \(2,'
     with pytest.raises(ValueError, match=said): first.like(x[:, :2], y)
     with pytest.raises(ValueError, match=r'y must have the same dtype .*got torch.int64'): first.like(x, y/2)
+
+
+@given(st.integers(1, 20), st.integers(1, 25), st.integers(0, 2))
+def test_the_first_rows_of_each_input_come_as_they_are_kept(n, wanted, kind):
+    x, ids, y = torch.arange(n*4, dtype=torch.uint8).reshape(n, 2, 2), torch.arange(n), torch.arange(n)
+    rows = [None, torch.arange(n).flip(0), torch.arange(n)[::2]][kind]
+    loader = MemoryLoader(x, ids, y, bs=3, n_inp=2, rows=rows, mean=[.5, None], std=[.1, None])
+    order = torch.arange(n) if rows is None else rows
+    first, second = rows_of(loader, wanted)
+    assert torch.equal(first, x[order[:wanted]])
+    assert torch.equal(second, ids[order[:wanted]])
+    first.zero_()
+    assert torch.equal(x, torch.arange(n*4, dtype=torch.uint8).reshape(n, 2, 2))
+
+
+class Stand:
+    "Stands for a tensor, and tells what it was asked for."
+    dtype, device, ndim, keep = torch.uint8, torch.device('cpu'), 2, False
+    def __init__(self, n): self.shape, self.asked = torch.Size((n, 1)), []
+    def __len__(self): return self.shape[0]
+    def gathered(self, order, bs):
+        self.asked.append((order.tolist(), bs))
+        yield from (part.to(torch.uint8)[:, None] for part in order.split(bs))
+
+
+@given(st.integers(1, 20), st.integers(1, 7), st.booleans(), st.booleans(), st.data())
+def test_what_can_gather_stands_for_a_tensor_and_is_asked_for_the_rows_of_a_pass_alone(n, bs, shuffle, some, data):
+    stand, t = Stand(n), torch.arange(n, dtype=torch.uint8)[:, None]
+    given = dict(bs=bs, shuffle=shuffle, seed=3, rows=torch.arange(n).flip(0) if some else None)
+    a, b = MemoryLoader(stand, torch.arange(n), **given), MemoryLoader(t, torch.arange(n), **given)
+    start = data.draw(st.integers(0, len(a)))
+    batches = [list(dl.batches(2, start)) for dl in (a, b)]
+    for x, y in zip(*batches, strict=True): assert all(map(torch.equal, x, y))
+    assert stand.asked == ([([i for _, y in batches[1] for i in y.tolist()], bs)] if start < len(a) else [])
+    assert torch.equal(rows_of(a, 3)[0], rows_of(b, 3)[0])
+    assert f'{n:,} samples read again in each epoch (uint8 1, int64)' in repr(a)
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3, 4]))
+def test_the_layout_of_pixels_in_memory_makes_no_difference_to_the_bits_and_stays(n, h, w, channels):
+    x = torch.randint(0, 256, (n, h, w, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    scaling = Scaling(x, mean=torch.rand(channels), std=torch.rand(channels) + .1)
+    assert torch.equal(scaling(x), scaling(x.contiguous()))
+    assert scaling(x).stride() == x.float().stride()

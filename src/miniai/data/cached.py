@@ -1,5 +1,4 @@
 "Ordinary DataLoaders turned into loaders in memory: each sample is decoded once, and some or all are checked again."
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
@@ -14,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from miniai.data.memory import MemoryLoader
 from miniai.device import map_tensors
 from miniai.environment import available_memory
-from miniai.show.displays import best_display
+from miniai.show.tracking import tracked
 
 __all__ = ['cached_pair', 'cached_loader']
 
@@ -93,7 +92,7 @@ def _decoded(dl: DataLoader, name: str, memory: float) -> tuple[dict[str, Tensor
     """The tensors of all samples by their path in a batch, an empty batch as the template for others, and ''; or
     nothing, and the reason, if they take more than `memory`. They stay where the collate function puts them."""
     n, kept, done = len(dl.dataset), None, 0
-    for batch in _shown(_pass(dl, range(n), dl.num_workers, 0), f'caching {name}'):
+    for batch in tracked(_pass(dl, range(n), dl.num_workers, 0), f'caching {name}'):
         found, size = dict(_leaves(batch)), min(dl.batch_size, n - done)
         if kept is None:
             need = sum(t.nbytes for t in found.values())*n/size
@@ -142,7 +141,7 @@ def _check_again(dl: DataLoader, name: str, tensors: dict[str, Tensor], check: s
     "ValueError if samples loaded again, in another order and other batches, differ."
     indices = _spread(len(dl.dataset), len(dl.dataset) if check == 'all' else n_some)
     again = _pass(dl, indices, dl.num_workers if check == 'all' else min(dl.num_workers, 1), 1)
-    for i, batch in enumerate(_shown(again, f'checking {name}')):
+    for i, batch in enumerate(tracked(again, f'checking {name}')):
         at, found = torch.tensor(indices[i*dl.batch_size:(i + 1)*dl.batch_size]), dict(_leaves(batch))
         _check_alike(tensors, found, len(at), f'batch {i} of {name}, loaded again,')
         for k, t in found.items():
@@ -159,15 +158,3 @@ def _spread(n: int, most: int) -> list[int]:
     if n <= 2: return list(range(n))[::-1]
     between = torch.randperm(n - 2, generator=torch.Generator().manual_seed(0))[:most - 2] + 1
     return [n - 1, *between.tolist(), 0]
-
-
-def _shown(dl: Iterable, label: str, quiet: float = 2.) -> Iterator:
-    "The batches of `dl`, with a progress bar after `quiet` seconds."
-    display, due = best_display(), time.perf_counter() + quiet
-    try:
-        for done, batch in enumerate(dl, 1):
-            yield batch
-            if time.perf_counter() < due: continue
-            display.bar(label, done, len(dl), '')
-            due = time.perf_counter() + display.seconds_between_updates
-    finally: display.close()

@@ -3,15 +3,20 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial, wraps
+from os import PathLike
 from typing import Any
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
 from miniai.data.cached import cached_pair
-from miniai.data.memory import MemoryLoader, batches_in_words
+from miniai.data.folder import folder_loaders
+from miniai.data.memory import MemoryLoader, batches_in_words, some_rows
+from miniai.data.pictures import recipe_of
+from miniai.data.recipe import Recipe
 from miniai.data.split import memory_loaders
 from miniai.data.stream import StreamLoader
+from miniai.data.table import table_loaders
 
 __all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of', 'last_batch_size']
 
@@ -65,6 +70,9 @@ def get_dls(train_ds: Any, valid_ds: Any, bs: int, **kwargs: Any) -> tuple[DataL
 class DataLoaders:
     """Any two iterables of batches, `train` and `valid`; either may be replaced, and one may be empty. Warns if a
     MemoryLoader is normalised and the other loader is not, or not known to be, by the same mean and std."""
+    classes: Sequence[str] | None = None
+    _recipe = None
+
     def __init__(self, train: Iterable, valid: Iterable) -> None: self.train, self.valid = train, valid
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -102,6 +110,63 @@ class DataLoaders:
         `dls.train.like(x, y)` makes a loader of a test set. ValueError or TypeError for what does not fit."""
         return cls(*memory_loaders(x, y, valid, bs, seed, normalize, channels_last, device=device, drop_last=drop_last,
                                    source=source))
+
+    @classmethod
+    def from_folder(cls, path: str | PathLike, valid: float = 0.2, size: int | Sequence[int] | None = None,
+                    channels: int | None = None, fit: str = 'crop', bs: int = 64, seed: int = 0,
+                    normalize: bool | Sequence = True, device: str | torch.device | None = None,
+                    memory: float | None = None,
+                    workers: int | None = None, skip_bad: bool = False) -> 'DataLoaders':
+        """Loaders of the pictures in a folder that has a folder for each class, or such folders inside train and valid
+        (or val, validation, test); without those a share `valid` is drawn with `seed`. Any picture that Pillow reads is
+        turned upright, resized and cropped to `size`, or squashed with fit='squash'; `channels` is 1 for grey or 3. The
+        default for both suits the pictures. They are decoded by `workers` threads in the first epoch, and then stay in
+        memory as uint8, unless they need more than `memory` bytes (default: half of what is available). `normalize` is
+        a pair, mean and standard deviation, or with True that of up to 1,000 training pictures. PictureError for a
+        picture that cannot be read, unless `skip_bad` skips it, for pictures without a class, and for a single class.
+        """
+        *loaders, recipe = folder_loaders(path, valid, size, channels, fit, bs, seed, normalize, device, memory,
+                                          workers, skip_bad)
+        return cls(*loaders)._with(recipe)
+
+    @classmethod
+    def from_table(cls, table: Any, y: str, cat: Sequence[str] | None = None, cont: Sequence[str] | None = None,
+                   valid: Any = 0.2, bs: int = 64, seed: int = 0, classes: bool | None = None, drop: Sequence[str] = (),
+                   device: str | torch.device | None = None, skip_bad: bool = False) -> 'DataLoaders':
+        """Loaders of the rows of a table, a DataFrame or a file (CSV, TSV, Parquet, JSON), to predict the column `y`:
+        its classes if it has text, bools or few whole numbers, or if `classes` says so, else its numbers. `cat` are
+        categories, `cont` numbers; by default text and numbers, except for the columns in `drop`. Missing values,
+        categories and scaling are fitted on the training rows. `valid` is a fraction, a column that says which rows,
+        indices, or another table. TableError for columns or values that cannot be used; `skip_bad` skips rows without
+        `y`."""
+        *loaders, recipe = table_loaders(table, y, cat, cont, valid, bs, seed, classes, device, skip_bad, drop)
+        return cls(*loaders)._with(recipe)
+
+    def _with(self, recipe: Recipe) -> 'DataLoaders':
+        self._recipe, self.classes = recipe, recipe.classes
+        return self
+
+    @property
+    def recipe(self) -> Recipe | None:
+        "How inputs are made from what a user has; None for loaders of which that is not known."
+        if self._recipe is not None: return self._recipe
+        known = [dl for dl in (self.train, self.valid) if isinstance(dl, MemoryLoader) and dl.pack is tuple]
+        return recipe_of(known[0], self.classes) if known else None
+
+    def test(self, x: Any, y: Any = None, bs: int | None = None) -> MemoryLoader:
+        """A loader of other data in order, prepared as the training data were: arrays with their targets, a folder of
+        pictures, a table. ValueError if it is not known how."""
+        if self.recipe is None: raise ValueError(
+            "it is not known how these loaders prepare their inputs: make the loader yourself")
+        return self.recipe.test(x, y, bs or getattr(self.valid, 'bs', 256), getattr(self.valid, 'device', None))
+
+    def show(self, n: int = 9, **kwargs: Any) -> Any:
+        """Look at `n` training samples, drawn at random, with their labels: draws pictures (`kwargs` go to
+        `show_images`), and returns rows of a table as a DataFrame. ValueError for data of other kinds."""
+        if self.recipe is None or not isinstance(self.train, MemoryLoader) or not hasattr(self.recipe, 'show'):
+            raise ValueError("show is for pictures and tables: look at next(iter(dls.train)) instead")
+        *kept, targets = some_rows(self.train, n)
+        return self.recipe.show(kept, targets, **kwargs)
 
     def cached(self, memory: float | None = None, check: str = 'some', seed: int = 0) -> 'DataLoaders':
         """The same batches from memory, for DataLoaders over datasets that give the same samples each time. Each sample

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'permutation', 'batches_in_words']
+__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of', 'some_rows', 'permutation',
+           'batches_in_words']
 
 
 class MemoryLoader:
@@ -71,7 +72,8 @@ class MemoryLoader:
         kinds = [' '.join([str(t.dtype).removeprefix('torch.'), *['x'.join(map(str, t.shape[1:]))]*(t.ndim > 1)])
                  for t in self.tensors]
         order = f'shuffled with seed {self.seed}' if self.shuffle else 'in order'
-        return f'{self.n:,} samples in memory ({", ".join(kinds)}), {batches_in_words(len(self), self.bs)}, {order}'
+        where = 'in memory' if all(getattr(t, 'keep', True) for t in self.tensors) else 'read again in each epoch'
+        return f'{self.n:,} samples {where} ({", ".join(kinds)}), {batches_in_words(len(self), self.bs)}, {order}'
 
     def __iter__(self) -> Iterator:
         self.epoch += 1
@@ -125,10 +127,25 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: t
 
 def _gathered(t: Tensor, orders: dict[torch.device, Tensor] | None, rows: slice, bs: int) -> Iterator[Tensor]:
     "Copies of the rows, `bs` at a time: the user may change a batch."
+    if hasattr(t, 'gathered'): return (yield from t.gathered(torch.arange(len(t))[rows] if orders is None else
+                                                             orders[t.device][rows], bs))
     signed = _SIGNED.get(t.dtype)  # index_select takes these
     if signed: yield from (part.view(t.dtype) for part in _gathered(t.view(signed), orders, rows, bs))
     elif orders is None: yield from (part.clone(memory_format=torch.contiguous_format) for part in t[rows].split(bs))
     else: yield from (t.index_select(0, part) for part in orders[t.device][rows].split(bs))  # 8x faster than t[part]
+
+
+def rows_of(dl: 'MemoryLoader', n: int) -> list[Tensor]:
+    "The first `n` rows of each input of a MemoryLoader in order, as they are kept."
+    rows = torch.arange(dl.n)[:n] if dl.rows is None else dl.rows[:n]
+    return [next(_gathered(t, {t.device: rows.to(t.device)}, slice(None), n)) for t in dl.tensors[:dl.n_inp]]
+
+
+def some_rows(dl: 'MemoryLoader', n: int) -> list[Tensor]:
+    "Up to `n` rows of each array of a MemoryLoader, drawn with its seed, as they are kept."
+    rows = permutation(dl.n, dl.seed, -2)[:n]
+    if dl.rows is not None: rows = dl.rows[rows]
+    return [next(_gathered(t, {t.device: rows.to(t.device)}, slice(None), n)) for t in dl.tensors]
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:
@@ -152,6 +169,7 @@ def as_tensors(*arrays: Any) -> list[Tensor]:
 
 def _as_tensor(a: Any) -> Tensor:
     if isinstance(a, Tensor): return a.detach()
+    if hasattr(a, 'gathered'): return a  # such as PictureRows, which stands for a tensor
     try:
         if not hasattr(a, '__array__'): return torch.as_tensor(a)
         a = np.asarray(a)
@@ -209,9 +227,18 @@ class Scaling:
         if not self.normalises: return x.float().div_(255) if self.pixels else x
         if not self.pixels: return x.sub_(self._constant('mean', x)).div_(self._constant('std', x))
         x = x.float()
-        if self.scale.ndim: return x.mul_(self._constant('scale', x)).add_(self._constant('shift', x))
+        if self.scale.ndim: return self._scaled_by_channel(x, self._constant('scale', x), self._constant('shift', x))
         # One pass where mean and std are numbers: a third of the time of div_, sub_, div_.
         return torch.add(self._constant('shift', x), x, alpha=self.scale.item(), out=x)
+
+    def _scaled_by_channel(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            # As rows of width times channels: seven times as fast as with three numbers in the innermost loop.
+            rows = x.permute(0, 2, 3, 1).flatten(2)
+            scale, shift = (t.flatten().repeat(x.shape[3]) for t in (scale, shift))
+            rows.mul_(scale).add_(shift)
+            return x
+        return x.mul_(scale).add_(shift)
 
     def _constant(self, name: str, x: Tensor) -> Tensor:
         "mean, std, scale or shift on the device of `x`, in its dtype, shaped for its channels."
