@@ -27,8 +27,8 @@ ARGUMENTS = dict(
     MetricsCB=lambda C: Quiet(acc=accuracy), BatchTransformCB=lambda C: C(lambda b: b),
     BatchSchedCB=lambda C: C(partial(StepLR, step_size=1)), EpochSchedCB=lambda C: C(partial(StepLR, step_size=1)),
     RecorderCB=lambda C: C(lr=lambda cb: cb.pg['lr'], loss=lambda learn: learn.loss),
-    HooksCallback=lambda C: C(lambda *args: None), ActivationStats=lambda C: C())
-NEEDS_METRICS = {'EarlyStoppingCB', 'PlateauCB'}
+    HooksCallback=lambda C: C(lambda *args: None), ActivationStats=lambda C: C(), FreezeCB=lambda C: C('0', 1))
+NEEDS_METRICS = {'BestCB', 'EarlyStoppingCB', 'PlateauCB'}
 
 
 class Small:

@@ -1,6 +1,7 @@
 "miniai: train PyTorch models with accelerated SGD. The names that a user types first."
 from miniai.callbacks.accumulate import AccumulateCB as AccumulateCB
 from miniai.callbacks.batch import BatchTransformCB as BatchTransformCB
+from miniai.callbacks.freeze import FreezeCB as FreezeCB
 from miniai.callbacks.hf import HFCB as HFCB
 from miniai.callbacks.mix import MixUpCB as MixUpCB
 from miniai.callbacks.passes import MaxBatchesCB as MaxBatchesCB
@@ -20,13 +21,17 @@ from miniai.events import Callback as Callback
 from miniai.events import CancelBatchException as CancelBatchException
 from miniai.events import CancelEpochException as CancelEpochException
 from miniai.events import CancelFitException as CancelFitException
+from miniai.inference.model_file import load as load
+from miniai.inference.predictor import Predictor as Predictor
 from miniai.learner import Learner as Learner
 from miniai.learner import TrainLearner as TrainLearner
 from miniai.metrics.accuracy import accuracy as accuracy
 from miniai.metrics.accuracy import binary_accuracy as binary_accuracy
+from miniai.metrics.best import BestCB as BestCB
 from miniai.metrics.early_stopping import EarlyStoppingCB as EarlyStoppingCB
 from miniai.metrics.metrics import MetricsCB as MetricsCB
 from miniai.metrics.whole import Whole as Whole
+from miniai.models.by_name import build_model as build_model
 from miniai.optim import SGD as SGD
 from miniai.optim import Adam as Adam
 from miniai.optim import AdamW as AdamW
@@ -49,6 +54,7 @@ __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
-    'EarlyStoppingCB', 'MaxBatchesCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB',
-    'CheckpointCB', 'ResumeError', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders',
-    'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
+    'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB',
+    'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load', 'build_model', 'DataLoaders',
+    'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam',
+    'AdamW', 'Lion', 'optimizer']

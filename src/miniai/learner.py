@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.checks import check_fit, check_lr, check_optimizer
 from miniai.callbacks.first_batch import FirstBatchCB
+from miniai.callbacks.freeze import freeze, unfreeze
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.modes import set_mode
 from miniai.callbacks.passes import steps_cbs
@@ -41,9 +42,15 @@ from miniai.events import (
     run_cbs,
     with_cbs,
 )
+from miniai.inference.evaluate import evaluate
+from miniai.inference.export import export
+from miniai.inference.model_file import load_best, save_model
+from miniai.inference.predictor import predictor
+from miniai.inference.results import results
 from miniai.metrics.batch import checked
 from miniai.metrics.metrics import MetricsCB
 from miniai.steps.closure import ClosureCB
+from miniai.steps.one_cycle import fit_one_cycle
 from miniai.steps.skipped import SkippedStepsCB
 
 __all__ = ['CancelFitException', 'CancelEpochException', 'CancelBatchException', 'NonFiniteLossError',
@@ -201,6 +208,8 @@ class Learner:
                 f"optimizer {names[1]}, lr {self.lr}\n  data: {data}\n  callbacks: {cbs}")
 
     lr_find, summary, show_image_batch, capture_preds, tta = lr_find, summary, show_image_batch, capture_preds, tta
+    evaluate, predictor, results, save_model, export = evaluate, predictor, results, save_model, export
+    freeze, unfreeze, fit_one_cycle, load_best = freeze, unfreeze, fit_one_cycle, load_best
 
 
 class TrainLearner(Learner):

@@ -104,3 +104,10 @@ def test_all_hooks_are_removed_even_if_the_model_fails(fails):
         with pytest.raises(RuntimeError, match='to have 1 channels'): summed(model, torch.randn(5, 2, 8, 8))
     else: summed(model)
     assert hooks_on(model) == 0
+
+
+def test_it_says_what_is_frozen():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Linear(3, 3), nn.ReLU())
+    for p in (*model[0].parameters(), *model[1][0].parameters()): p.requires_grad_(False)
+    assert [r.module for r in learner(model=model).summary().rows] == [
+        'Linear (frozen)', 'Sequential (partly frozen)', 'Linear', 'ReLU']

@@ -14,7 +14,7 @@ SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
 LAYERS = [  # from the bottom up: a file imports from layers below its own, or from its own package
     'events device environment randomness images', 'show', 'kernels distributed models checkpoint metrics',
-    'optim data', 'callbacks', 'steps', 'diagnosis', 'resume',
+    'optim data', 'callbacks', 'steps', 'diagnosis', 'inference', 'resume',
     'datasets conv activations init sgd training resnet augment accel proof', 'learner', 'report', 'jobs', 'cli',
     '__main__', '__init__']
 LAYER = {room: i for i, rooms in enumerate(LAYERS) for room in rooms.split()}

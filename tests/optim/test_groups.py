@@ -1,5 +1,6 @@
 "Helpers that split parameters into groups, and the table of them."
 import pytest
+import torch
 from torch import nn
 
 from miniai.optim import AdamW, depth_groups, groups_table, no_decay_groups
@@ -30,6 +31,42 @@ def test_rates_fall_with_depth_and_every_parameter_is_in_one_group():
     tied[1].weight = tied[0].weight
     assert [len(g['params']) for g in depth_groups(tied, 1.)] == [2, 1]
     AdamW(depth_groups(tied, 1.), lr=.1)
+
+
+class Wrapper(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+def test_a_model_that_wraps_another_has_the_groups_of_that():
+    for model, prefix in ((Wrapper(net()), 'model.'), (nn.Sequential(Wrapper(net())), '0.model.')):
+        groups = depth_groups(model, 1., .5)
+        assert [(g['name'], g['lr']) for g in groups] == [(f'{prefix}0', .25), (f'{prefix}1', .5), (f'{prefix}3', 1.)]
+    assert [g['name'] for g in depth_groups(nn.Sequential(nn.Linear(2, 2)), 1.)] == ['0']
+    own = Wrapper(net())
+    own.scale = nn.Parameter(torch.ones(1))
+    first = depth_groups(own, 1.)[0]
+    assert (first['name'], len(first['params'])) == ('own', 1)
+
+
+def test_groups_by_depth_split_by_decay_keep_their_rates_and_names():
+    model = net()
+    groups = no_decay_groups(depth_groups(model, 1., .5), .1)
+    assert [(g['name'], g['lr'], g['weight_decay']) for g in groups] == [
+        ('0, decay', .25, .1), ('0, no decay', .25, 0.), ('1, no decay', .5, 0.), ('3, decay', 1., .1),
+        ('3, no decay', 1., 0.)]
+    assert {id(p) for g in groups for p in g['params']} == {id(p) for p in model.parameters()}
+    AdamW(groups, lr=1.)
+
+
+def test_parameters_as_an_opt_func_gets_them_are_split_too():
+    model = net()
+    for given in (model.parameters(), list(model.parameters()), iter(depth_groups(model, 1., 1.))):
+        groups = no_decay_groups(given, .1)
+        assert {g['weight_decay'] for g in groups} == {.1, 0.}
+        assert sum(len(g['params']) for g in groups) == 6
+        for g in groups: assert all((p.ndim > 1) == (g['weight_decay'] > 0) for p in g['params'])
 
 
 @pytest.mark.parametrize('fall', [0., -.5, 1.5])

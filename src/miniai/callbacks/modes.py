@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-__all__ = ['set_mode']
+__all__ = ['set_mode', 'in_eval']
 
 
 def set_mode(learn: Any, training: bool) -> None:
@@ -14,7 +14,7 @@ def set_mode(learn: Any, training: bool) -> None:
     `learn.kept_in_eval`: it returns to eval mode whenever the model is put into training. A model that is entirely
     in eval mode trains entirely, except for what earlier passes kept. A model's own `train` method decides last."""
     if not isinstance(learn.model, nn.Module): return learn.model.train(training)
-    kept = _in_eval(learn)
+    kept = in_eval(learn)
     learn.model.train(training)
     if training:
         kept = [m for m in kept if m.training]
@@ -24,12 +24,13 @@ def set_mode(learn: Any, training: bool) -> None:
     learn.kept_in_eval = kept
 
 
-def _in_eval(learn: Any) -> list[nn.Module]:
-    root, known = _unwrapped(learn.model), learn.kept_in_eval
+def in_eval(learn: Any) -> list[nn.Module]:
+    "The modules that stay in eval mode when the model is put into training."
+    root, known = _unwrapped(learn.model), getattr(learn, 'kept_in_eval', None)
     inside = [m for m in root.modules() if m is not root]
     is_seen = root.training or (known is None and any(m.training for m in inside))
     found = inside if is_seen else [m for m in inside if m in set(known or ())]
-    return [m for m in found if not m.training and m not in learn._left_in_eval]
+    return [m for m in found if not m.training and m not in getattr(learn, '_left_in_eval', ())]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -13,8 +13,9 @@ from typing import Any
 from miniai.checkpoint.durable import in_progress
 from miniai.checkpoint.read import CheckpointError, inspect, verify
 
-__all__ = ['FolderInUseError', 'FolderLock', 'remove_stale', 'newest_valid', 'first_whole', 'place_of']
+__all__ = ['BEST', 'FolderInUseError', 'FolderLock', 'remove_stale', 'newest_valid', 'first_whole', 'place_of']
 
+BEST = 'best.safetensors'  # of a run's checkpoints, the one of its best epoch
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
 _NAME = re.compile(r'checkpoint-(\d{5,})-([123])-(\d{8,})\.safetensors', re.ASCII)
 _locks = weakref.WeakSet()

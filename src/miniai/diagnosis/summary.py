@@ -55,7 +55,8 @@ class Summary:
 
 def summary(self: Any) -> Summary:
     """A row for each child of the model: shapes of input and output for the first training batch, number of parameters,
-    and MFLOPS (million multiply-adds per sample, in convolutions and linear layers). Trains nothing."""
+    whether they are frozen, and MFLOPS (million multiply-adds per sample, in convolutions and linear layers). Trains
+    nothing."""
     children = list(self.model.children()) or [self.model]
     shapes, flops = {}, dict.fromkeys(self.model.modules(), 0.)
 
@@ -65,9 +66,15 @@ def summary(self: Any) -> Summary:
         if i is not None and o is not None: flops[mod] += _multiply_adds(mod, i, o)/1e6
 
     with Hooks(self.model.modules(), record): first_train_batch(self, 'after_predict', [])
-    rows = [SummaryRow(type(m).__name__, *shapes.get(m, (None, None)), _num(m.parameters()),
+    rows = [SummaryRow(_named(m), *shapes.get(m, (None, None)), _num(m.parameters()),
                        sum(flops[s] for s in m.modules())) for m in children]
     return Summary(rows, _num(self.model.parameters()), sum(flops.values()))
+
+
+def _named(m: nn.Module) -> str:
+    "The module's type, and whether its parameters train."
+    trains = {p.requires_grad for p in m.parameters()}
+    return type(m).__name__ + (' (frozen)' if trains == {False} else ' (partly frozen)' if len(trains) == 2 else '')
 
 
 def _multiply_adds(mod: nn.Module, inp: Tensor, outp: Tensor) -> float:

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from miniai.checkpoint import FolderLock, Saver, remove_stale
-from miniai.checkpoint.folder import place_of
+from miniai.checkpoint.folder import BEST, place_of
 
 __all__ = ['BEST', 'RunFiles', 'file_name', 'place_of', 'files_of']
 
-BEST = 'best.safetensors'
 _PHASES = dict(train=1, valid=2, done=3)
 
 

@@ -49,6 +49,10 @@ class AverageCB(Callback):
         opt.swap_averages()
         self.swap_averages()
 
+    def weights_replaced(self, learn: Any) -> None:
+        "Called when other weights, such as the best, are put into the model: the optimizer's averages are not theirs."
+        self._kept = True
+
     def cleanup_epoch(self, learn: Any) -> None:
         if not self.shows_averages: return
         inner_optimizer(learn.opt).swap_averages()
