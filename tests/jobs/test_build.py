@@ -1,21 +1,34 @@
 "What a configuration names is what gets built."
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from miniai.data import fashion_mnist
+from miniai.data import DataLoaders
 from miniai.device import def_device
 from miniai.jobs import build
-from miniai.jobs.build import auto_lr, build_data, build_device, build_model, build_schedule, learning_rate
+from miniai.jobs.build import (
+    auto_lr,
+    build_device,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_task,
+    epochs,
+    learning_rate,
+)
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
 from miniai.steps.schedule import BatchSchedCB
-from tiny import write_tiny
+
+PICTURES = DataLoaders.from_arrays(torch.zeros(40, 28, 28, dtype=torch.uint8), torch.arange(40) % 10)
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory): return write_tiny(tmp_path_factory.mktemp('fmnist'), 41, 9)
+def table(y, n=200):
+    return DataLoaders.from_table(dict(x=np.arange(n), kind=['a', 'b']*(n//2), y=y), 'y', bs=16)
 
 
 # Device
@@ -32,54 +45,16 @@ def test_a_device_that_cannot_train_is_refused_in_one_short_line_that_says_what_
     assert len(str(e.value)) < 300
 
 
-# Data
-
-def test_the_loaders_hold_the_folders_images_in_batches_of_the_size_asked_for(folder, capsys):
-    dls = build_data(TrainConfig(data=str(folder), batch_size=16))
-    assert [len(y) for _, y in dls.train] == [16, 16, 9]
-    assert [x.shape for x, _ in dls.valid] == [(9, 1, 28, 28)]
-    assert capsys.readouterr().out == f'Fashion-MNIST, 41 training and 9 test images, from {folder}\n'
-
-
-def test_the_seed_decides_the_order(folder):
-    orders = [torch.cat([y for _, y in build_data(TrainConfig(data=str(folder), seed=s)).train]) for s in (1, 1, 2)]
-    assert torch.equal(orders[0], orders[1])
-    assert not torch.equal(orders[0], orders[2])
-
-
-def test_data_is_a_name_in_the_registry_or_else_a_folder(monkeypatch, folder, capsys):
-    asked = []
-    monkeypatch.setattr(build, 'fashion_mnist', lambda **kwargs: asked.append(kwargs) or fashion_mnist(folder))
-    monkeypatch.setitem(build.DATA, 'hub', build.DATA['hub']._replace(load=lambda: asked.append('hub') or
-                                                                      fashion_mnist(folder)))
-    for data in ('hub', 'a/b'): build_data(LRFindConfig(data=data))
-    assert asked == ['hub', dict(folder='a/b')]
-
-
-@pytest.mark.parametrize('bs', [1, 5, 20, 40])
-def test_a_last_batch_of_one_image_is_refused_for_the_resnet_before_training(folder, bs):
-    with pytest.raises(ConfigError, match=f'batch_size {bs} leaves a last batch of 1 out of 41 images.*choose another'):
-        build_data(TrainConfig(data=str(folder), model='resnet', batch_size=bs))
-    build_data(TrainConfig(data=str(folder), model='simple', batch_size=bs))
-
-
-@pytest.mark.parametrize('bs', [3, 39, 41, 1024])
-def test_the_resnet_takes_every_other_batch_size(folder, bs):
-    dls = build_data(TrainConfig(data=str(folder), model='resnet', batch_size=bs))
-    model = build_model(TrainConfig(model='resnet')).train()
-    assert all(model(x).shape == (len(y), 10) for x, y in dls.train)
-
-
 # Model
 
 def test_the_seed_decides_the_weights():
-    ws = [nn.utils.parameters_to_vector(build_model(TrainConfig(seed=s)).parameters()) for s in (7, 7, 8)]
+    ws = [nn.utils.parameters_to_vector(build_model(TrainConfig(seed=s), PICTURES).parameters()) for s in (7, 7, 8)]
     assert torch.equal(ws[0], ws[1])
     assert not torch.equal(ws[0], ws[2])
 
 
 def test_the_weights_are_kaimings_for_a_leak_of_a_tenth():
-    convs = [m for m in build_model(TrainConfig()).modules() if isinstance(m, nn.Conv2d)]
+    convs = [m for m in build_model(TrainConfig(), PICTURES).modules() if isinstance(m, nn.Conv2d)]
     w = convs[-2].weight
     fan_in = w[0].numel()
     assert w.std().item() == pytest.approx(math.sqrt(2/(1 + 0.1**2)/fan_in), rel=0.05)
@@ -88,9 +63,13 @@ def test_the_weights_are_kaimings_for_a_leak_of_a_tenth():
 # Learning rate and schedule
 
 def test_auto_is_the_rate_in_the_registry_and_a_number_is_itself():
-    assert learning_rate(TrainConfig()) == 2e-2
-    assert learning_rate(TrainConfig(optimizer='adam', schedule='cosine')) == auto_lr('adam', 'cosine') == 2e-2
-    assert learning_rate(TrainConfig(optimizer='lion', lr=0.123)) == 0.123
+    assert learning_rate(TrainConfig(), PICTURES) == 2e-2
+    adam = TrainConfig(optimizer='adam', schedule='cosine')
+    assert learning_rate(adam, PICTURES) == auto_lr('adam', 'cosine') == 2e-2
+    assert learning_rate(TrainConfig(optimizer='lion', lr=0.123), PICTURES) == 0.123
+    assert learning_rate(TrainConfig(), table(['no', 'yes']*100)) == 1e-2
+    with pytest.raises(ConfigError, match=r'no learning rate is known for torch\.optim:SGD: give one with --lr'):
+        learning_rate(TrainConfig(optimizer='torch.optim:SGD'), PICTURES)
 
 
 def test_a_schedule_without_a_rate_of_its_own_gets_that_of_the_constant_one(monkeypatch):
@@ -103,3 +82,58 @@ def test_a_schedule_is_what_the_batch_callback_takes():
     assert isinstance(BatchSchedCB(schedule), BatchSchedCB)
     opt = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
     assert (schedule(opt).total_steps, opt.param_groups[0]['lr']) == (5, pytest.approx(0.1/25))
+
+
+def test_a_schedule_may_be_a_function_of_an_optimizer_and_the_steps():
+    schedule = build_schedule(TrainConfig(lr=0.1, schedule='torch.optim.lr_scheduler:StepLR'), 5)
+    assert schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)).step_size == 5
+    nowhere = TrainConfig(schedule='nowhere:f')
+    with pytest.raises(ConfigError, match="cannot import 'nowhere:f'"): build_schedule(nowhere, 5)
+
+
+# Models and optimizers for the data
+
+@pytest.mark.parametrize(('y', 'outputs', 'loss', 'metric'), [
+    (['no', 'yes']*100, 2, F.cross_entropy, 'accuracy'), (np.linspace(0, 1, 200), 1, F.mse_loss, 'rmse')])
+def test_a_table_gets_the_table_model_and_the_loss_of_its_target(y, outputs, loss, metric):
+    dls = table(y)
+    model = build_model(TrainConfig(net='widths=[8]'), dls)
+    assert model.recipe == dict(name='table', facts=dict(numbers=1, categories=[3], outputs=outputs),
+                                options=dict(widths=[8]))
+    loss_func, metrics = build_task(dls)
+    assert (loss_func, [*metrics]) == (loss, [metric])
+
+
+def test_the_error_of_numbers_is_in_their_own_units():
+    dls = table(np.linspace(0, 50, 200))
+    rmse = build_task(dls)[1]['rmse']
+    rmse.update(torch.tensor([0., 0.]), torch.tensor([.3, .4]))
+    assert rmse.compute() == pytest.approx(math.sqrt(.125)*dls.recipe.target_std)
+
+
+@pytest.mark.parametrize(('n', 'expected'), [(20, 100), (200, 15), (4000, 5)])  # 1, 10 and 200 batches
+def test_small_tables_get_more_epochs(n, expected):
+    assert epochs(TrainConfig(), table(['no', 'yes']*(n//2), n)) == expected
+    assert epochs(TrainConfig(), PICTURES) == 5
+    assert epochs(TrainConfig(epochs=3), table(['no', 'yes']*(n//2), n)) == 3
+
+
+def test_an_optimizer_gets_its_options_by_name_and_may_be_anyones():
+    params = [nn.Parameter(torch.zeros(1))]
+    group = build_optimizer(TrainConfig(opt='beta2=0.5 wd=0.25'))(params, 0.1).param_groups[0]
+    assert (group['betas'][1], group['weight_decay'], group['lr']) == (0.5, 0.25, 0.1)
+    opt = build_optimizer(TrainConfig(optimizer='torch.optim:SGD', opt='momentum=0.5', lr=1.))(params, 0.1)
+    assert (type(opt), opt.defaults['momentum']) == (torch.optim.SGD, 0.5)
+
+
+@pytest.mark.parametrize(('options', 'said'), [
+    (dict(model='table'), 'table is for a table, and the data are images: choose from simple, resnet'),
+    (dict(net='width=3'), 'the model simple has no option width; it has widths'),
+    (dict(model='nowhere:f'), "cannot import 'nowhere:f'"),
+    (dict(optimizer='nowhere:f'), "cannot import 'nowhere:f'"),
+    (dict(opt='beta3=0.5'), "the optimizer adamw has no option beta3; did you mean 'beta2'?"),
+    (dict(opt='beta2=abc'), 'the optimizer adamw cannot be made with beta2=abc: could not convert'),
+    (dict(optimizer='torch.optim:SGD', opt='momentum=-1'), 'SGD cannot be made with momentum=-1: Invalid momentum')])
+def test_what_does_not_exist_or_fit_is_a_mistake_in_the_options(options, said):
+    def build(): return build_optimizer(TrainConfig(**options)), build_model(TrainConfig(**options), PICTURES)
+    with pytest.raises(ConfigError, match=re.escape(said)): build()

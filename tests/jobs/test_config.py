@@ -66,9 +66,9 @@ def test_an_empty_file_means_the_defaults(file):
     assert read(file, '', LRFindConfig) == LRFindConfig(config=file)
 
 
-def test_the_defaults_are_five_epochs_of_adamw_with_1cycle_on_the_simple_model():
+def test_the_defaults_are_adamw_with_1cycle_and_what_suits_the_data():
     config = TrainConfig()
-    assert (config.epochs, config.optimizer, config.schedule, config.model) == (5, 'adamw', 'onecycle', 'simple')
+    assert (config.epochs, config.optimizer, config.schedule, config.model) == ('auto', 'adamw', 'onecycle', 'auto')
     assert (config.lr, config.data, config.device, config.batch_size) == ('auto', 'auto', 'auto', 128)
 
 
@@ -95,13 +95,15 @@ def test_a_section_is_an_unknown_option(file):
 
 
 WHOLE, YES_NO = 'must be a whole number, got ', 'must be true or false, got '
-WRONG = [('epochs', '"2"', f"{WHOLE}'2'"), ('epochs', '2.0', fr'{WHOLE}2\.0'), ('epochs', 'true', f'{WHOLE}True'),
+WRONG = [('epochs', '"2"', "must be auto or a whole number, got '2'"), ('size', '2.0', fr'{WHOLE}2\.0'),
+         ('size', 'true', f'{WHOLE}True'),
          ('seed', '[1]', fr'{WHOLE}\[1\]'), ('batch_size', '1e3', fr'{WHOLE}1000\.0'),
          ('out', '3', 'must be text, got 3'),
          ('data', '2020-01-01', r'must be text, got datetime\.date'), ('device', '{}', r'must be text, got \{'),
-         ('model', '1', 'must be simple or resnet, got 1'), ('model', '"vgg"', "must be simple or resnet, got 'vgg'$"),
-         ('optimizer', '"lyon"', "must be sgd, momentum, .*, nadamw or lion, got 'lyon'; did you mean 'lion'"),
-         ('schedule', '"1cycle"', "must be onecycle, cosine or constant, got '1cycle'; did you mean 'onecycle'"),
+         ('model', '1', 'must be text, got 1'),
+         ('model', '"vgg"', "must be auto, simple, resnet, table or module:name, got 'vgg'$"),
+         ('optimizer', '"lyon"', "must be sgd, momentum, .*, lion or module:name, got 'lyon'; did you mean 'lion'"),
+         ('schedule', '"1cycle"', "must be onecycle, .* or module:name, got '1cycle'; did you mean 'onecycle'"),
          ('compile', '1', f'{YES_NO}1'), ('compile', '"yes"', f"{YES_NO}'yes'"), ('profile', '0', f'{YES_NO}0'),
          ('precision', '"half"', "must be float32, bfloat16 or float16, got 'half'"),
          ('layout', '"nhwc"', "must be auto, channels-first or channels-last, got 'nhwc'"),
@@ -150,7 +152,7 @@ def test_valid_text_passes(name, text): check_text(TrainConfig, name, text)
 
 
 @pytest.mark.parametrize(('name', 'text', 'message'), [
-    ('epochs', 'two', "epochs must be a whole number, got 'two'"), ('epochs', '1.5', "whole number, got '1.5'"),
+    ('epochs', 'two', "epochs must be auto or a whole number, got 'two'"), ('epochs', '1.5', "whole number, got '1.5'"),
     ('epochs', '0', 'epochs must be 1 or more, got 0'), ('lr', 'fast', "lr must be auto or a number, got 'fast'"),
     ('lr', 'nan', 'lr must be finite and above 0, got nan'), ('optimizer', 'lyon', "did you mean 'lion'?")])
 def test_invalid_text_gets_the_message_of_the_configuration(name, text, message):

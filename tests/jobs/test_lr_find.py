@@ -96,7 +96,7 @@ def test_ctrl_c_leaves_the_curve_so_far(config, tmp_path, monkeypatch):
 
 
 def test_an_error_before_the_first_batch_leaves_no_curve(config, tmp_path, monkeypatch):
-    monkeypatch.setitem(job.OPTIMIZERS, 'adamw', OptimizerRow(lambda params, lr: 1/0, dict(constant=1, onecycle=1)))
+    monkeypatch.setitem(OPTIMIZERS, 'adamw', OptimizerRow(lambda params, lr: 1/0, dict(constant=1, onecycle=1)))
     with pytest.raises(ZeroDivisionError): lr_find_job(config)
     assert files(tmp_path/'run') == ['config.toml', 'environment.json']
 

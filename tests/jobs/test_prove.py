@@ -29,8 +29,8 @@ def test_a_run_that_is_killed_in_two_epochs_and_resumed_equals_an_uninterrupted_
 
 def test_it_proves_what_train_runs(config, monkeypatch, tmp_path, capsys):
     seen = []
-    def note(config, dls, cbs, build_learner=job.build_learner):
-        seen.append(build_learner(config, dls, cbs))
+    def note(*args, build_learner=job.build_learner):
+        seen.append(build_learner(*args))
         return seen[-1]
     monkeypatch.setattr(job, 'build_learner', note)
     train(TrainConfig(**{f.name: getattr(config, f.name) for f in fields(config) if f.name != 'batches'},
@@ -39,7 +39,7 @@ def test_it_proves_what_train_runs(config, monkeypatch, tmp_path, capsys):
     kinds = [type(cb).__name__ for cb in seen[0].cbs]
     assert [k for k in kinds if k not in ('CheckpointCB', 'AcceptedCB')] == [type(cb).__name__ for cb in proved.cbs]
     assert {'RecorderCB', 'ActivationStats', 'ProgressCB', 'HistoryFileCB'} < set(kinds)
-    assert (proved.lr, proved.opt_func, proved.loss_func) == (seen[0].lr, seen[0].opt_func, seen[0].loss_func)
+    assert (proved.lr, proved.opt_func.func, proved.loss_func) == (seen[0].lr, seen[0].opt_func.func, seen[0].loss_func)
 
 
 def test_a_difference_is_printed_and_returned(config, capsys, monkeypatch):

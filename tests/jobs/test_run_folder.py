@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
-from safetensors.torch import load_model
 from torch import nn
 
 from miniai.jobs import run_folder
@@ -114,33 +113,12 @@ def test_a_picture_is_a_png_with_something_on_it(folder):
 def a_model(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
 
 
-def test_a_model_loads_with_weights_and_buffers_identical(folder):
-    torch.manual_seed(1)
-    model, other = a_model(), a_model()
-    model(torch.randn(2, 1, 5, 5))
-    folder.save_model(model)
-    assert load_model(other, folder.path/'model.safetensors') == (set(), [])
-    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
-    assert files(folder.path) == ['model.safetensors']
-
-
-def test_a_model_with_tied_weights_is_saved(folder):
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = model[0].weight
-    folder.save_model(model)
-    other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    other[1].weight = other[0].weight
-    load_model(other, folder.path/'model.safetensors')
-    assert torch.equal(other[1].weight, model[1].weight)
-
-
 @pytest.mark.parametrize('umask', [0o022, 0o027, 0o077])
 def test_the_modes_of_all_files_follow_the_umask(folder, umask):
     old = os.umask(umask)
     try:
         folder.write('a.txt', 'x')
         folder.picture('a.png', Figure())
-        folder.save_model(a_model())
     finally: os.umask(old)
     assert {p.stat().st_mode & 0o777 for p in folder.path.iterdir()} == {0o666 & ~umask}
 

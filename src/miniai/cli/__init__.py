@@ -12,21 +12,28 @@ from miniai.checkpoint import CheckpointError, FolderInUseError
 from miniai.checkpoint.describe import printable
 from miniai.cli.arguments import parse
 from miniai.data.fmnist import DataError
+from miniai.data.picture_files import PictureError
+from miniai.data.table import TableError
 from miniai.environment import version_of
+from miniai.inference.export import ExportError
+from miniai.inference.model_file import ModelFileError
 from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
 from miniai.jobs.config import ConfigError, JobConfig, LRFindConfig, ProveConfig, TrainConfig
 from miniai.jobs.lr_find import lr_find_job
 from miniai.jobs.prove import prove_resume
+from miniai.jobs.script import ScriptConfig, write_script
 from miniai.jobs.train import train
+from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig, evaluate_run, export_run, predict_run
 from miniai.resume.prove import ProofError
 from miniai.resume.restore import ResumeError
 
 __all__ = ['main']
 
 JOBS = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume, VerifyConfig: verify_files,
-        ShowConfig: show_file}
-FAILURES = (NonFiniteLossError, DataError, ResumeError, CheckpointError, FolderInUseError, ProofError, OSError,
-            ImportError)
+        ShowConfig: show_file, EvaluateConfig: evaluate_run, PredictConfig: predict_run, ExportConfig: export_run,
+        ScriptConfig: write_script}
+FAILURES = (NonFiniteLossError, DataError, PictureError, TableError, ResumeError, CheckpointError, FolderInUseError,
+            ProofError, ExportError, ModelFileError, OSError, ImportError)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 "From command-line arguments to a job's configuration."
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from itertools import pairwise
@@ -8,6 +9,8 @@ from typing import Annotated, Any
 
 from miniai.jobs.checkpoint import ShowConfig, VerifyConfig
 from miniai.jobs.config import JOBS, ConfigError, JobConfig, TrainConfig, check_text, suggestion
+from miniai.jobs.script import ScriptConfig
+from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig
 
 __all__ = ['parse']
 
@@ -17,6 +20,8 @@ Options can also come from a TOML file: miniai train --config FILE.toml
 
 miniai --version prints the version."""
 CHECKPOINT_COMMANDS = {'verify': VerifyConfig, 'show': ShowConfig}
+USES = {'evaluate': EvaluateConfig, 'predict': PredictConfig, 'export': ExportConfig, 'script': ScriptConfig}
+OPTION_FIELDS = ('opt', 'net')  # --opt.beta2 0.95 is an option of the optimizer
 
 
 def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
@@ -27,10 +32,12 @@ def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
     if os.environ.get('NO_COLOR'): tyro._experimental_options['ansi_codes'] = False
     defaults, given = {name: cls() for name, cls in JOBS.items()}, frozenset()
     command, *rest = args or ['--help']
-    if not command.startswith('-'): _check_word('command', command, [*JOBS, 'checkpoint'])
+    if not command.startswith('-'): _check_word('command', command, [*JOBS, *USES, 'checkpoint'])
     if command == 'checkpoint' and rest and not rest[0].startswith('-'):
         _check_word('checkpoint command', rest[0], CHECKPOINT_COMMANDS)
     if command in JOBS:
+        rest = _joined_options(rest)
+        args = [command, *rest]
         texts = _option_texts(rest)
         _check_options(command, texts)
         if texts.get('config'): defaults[command] = JOBS[command].from_toml(Path(texts['config']))
@@ -39,6 +46,21 @@ def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
         tyro.conf.OmitSubcommandPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone))
     if isinstance(config, TrainConfig): config.given = defaults['train'].given | given
     return config
+
+
+def _joined_options(args: Sequence[str]) -> list[str]:
+    "`args` with --opt.a 1 --opt.b 2 as one --opt 'a=1 b=2'. ConfigError for one without a value."
+    found, rest, args = {}, [], iter(args)
+    for arg in args:
+        field, dot, option = arg.removeprefix('--').partition('.')
+        if not (arg.startswith('--') and dot and field in OPTION_FIELDS):
+            rest.append(arg)
+            continue
+        option, equals, value = option.partition('=')
+        if not equals: value = next(args, None)
+        if value is None: raise ConfigError(f"--{field}.{option} needs a value")
+        found.setdefault(field, []).append(shlex.quote(f"{option.replace('-', '_')}={value}"))
+    return [*rest, *(f'--{field}={" ".join(words)}' for field, words in found.items())]
 
 
 def _check_word(what: str, word: str, known: Iterable[str]) -> None:
@@ -81,6 +103,7 @@ def _commands(defaults: dict[str, JobConfig]) -> Any:
     about = dict(description=VerifyConfig.__doc__, constructor=verify_config)
     verify = Annotated[VerifyConfig, tyro.conf.subcommand('verify', **about)]
     show = Annotated[ShowConfig, tyro.conf.subcommand('show')]
+    evaluate, predict, export, script = (Annotated[cls, tyro.conf.subcommand(name)] for name, cls in USES.items())
     checkpoint = Annotated[verify | show, tyro.conf.subcommand('checkpoint', description=(
         'Verify checkpoints, or show what is in one.'))]
-    return train | lr_find | prove | checkpoint
+    return train | lr_find | prove | evaluate | predict | export | script | checkpoint

@@ -1,19 +1,26 @@
-"Builds what a configuration names: device, data, model, learning rate and schedule."
+"Builds what a configuration names: device, model, optimizer, learning rate, schedule, loss and metrics."
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from miniai.activations import set_seed
-from miniai.data import DataLoaders, fashion_mnist, image_loaders
+from miniai.data import DataLoaders
 from miniai.device import def_device
 from miniai.init import init_weights
-from miniai.jobs.config import ConfigError, JobConfig, TrainingConfig
-from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES
+from miniai.jobs.config import ConfigError, JobConfig, TrainingConfig, parse_options, suggestion
+from miniai.jobs.registry import MODELS, OPTIMIZERS, SCHEDULES
+from miniai.metrics.accuracy import accuracy
+from miniai.metrics.whole import Whole
+from miniai.models.by_name import build_model as build_by_name
+from miniai.models.by_name import function_at
 
-__all__ = ['build_device', 'build_data', 'build_model', 'auto_lr', 'learning_rate', 'build_schedule']
+__all__ = ['build_device', 'build_model', 'build_optimizer', 'auto_lr', 'learning_rate', 'epochs', 'build_schedule',
+           'build_task']
 
 
 def build_device(config: JobConfig) -> str:
@@ -26,35 +33,76 @@ def build_device(config: JobConfig) -> str:
     return device
 
 
-def build_data(config: JobConfig) -> DataLoaders:
-    "The loaders. Prints where the data comes from. ConfigError for a batch size that the model cannot train on."
-    load = DATA[config.data].load if config.data in DATA else partial(fashion_mnist, folder=config.data)
-    data = load()
-    n = len(data.x_train)
-    # The resnet ends in one value per image and channel, and batch norm needs two of them for its statistics.
-    if config.model == 'resnet' and (n - 1) % config.batch_size == 0:
-        raise ConfigError(f"batch_size {config.batch_size} leaves a last batch of 1 out of {n:,} images, and the batch "
-                          f"norm in resnet needs at least 2: choose another batch size")
-    return image_loaders(data, config.batch_size, config.seed)
-
-
-def build_model(config: JobConfig) -> nn.Module:
-    "The model, with initial weights drawn from the configuration's seed."
+def build_model(config: JobConfig, dls: DataLoaders) -> nn.Module:
+    """The model for these data, with initial weights drawn from the configuration's seed. ConfigError for a model or
+    options that do not exist or do not fit."""
     set_seed(config.seed)
-    return MODELS[config.model].build().apply(partial(init_weights, leaky=0.1))
+    facts = dls.recipe.facts if getattr(dls, 'recipe', None) else {}
+    name = config.model if config.model != 'auto' else 'table' if 'numbers' in facts else 'simple'
+    try: model = build_by_name(name, facts, **parse_options('net', config.net))
+    except (ValueError, TypeError) as e: raise ConfigError(str(e)) from e
+    return model.apply(partial(init_weights, leaky=0.1)) if name in MODELS else model
+
+
+def build_optimizer(config: JobConfig) -> Callable[..., Any]:
+    "The function of (params, lr) that makes the optimizer. ConfigError for one that does not exist, or its options."
+    options, name = parse_options('opt', config.opt), config.optimizer
+    try: build = OPTIMIZERS[name].build if name in OPTIMIZERS else function_at(name)
+    except ValueError as e: raise ConfigError(str(e)) from e
+    parameters = inspect.signature(build).parameters
+    known = [nm for nm, p in parameters.items() if nm not in ('params', 'lr') and p.kind != p.VAR_KEYWORD]
+    unknown = [nm for nm in options if nm not in known]
+    if unknown and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        near = suggestion(unknown[0], known) or f"it has {', '.join(known)}"
+        raise ConfigError(f"the optimizer {name} has no option {unknown[0]}; {near}")
+    made = partial(build, **options)
+    try:
+        if options: made([torch.zeros(1, requires_grad=True)], 0.1)
+    except (ValueError, TypeError) as e:
+        raise ConfigError(f"the optimizer {name} cannot be made with {config.opt}: {e}") from e
+    return made
 
 
 def auto_lr(optimizer: str, schedule: str) -> float:
-    "The learning rate of `--lr auto`."
+    "The learning rate of `--lr auto`. ConfigError for an optimizer that it was not tuned for."
+    if optimizer not in OPTIMIZERS: raise ConfigError(f"no learning rate is known for {optimizer}: give one with --lr")
     lrs = OPTIMIZERS[optimizer].lrs
     return lrs.get(schedule, lrs['constant'])
 
 
-def learning_rate(config: TrainingConfig) -> float:
-    "The configured learning rate, with 'auto' replaced by its value."
-    return auto_lr(config.optimizer, config.schedule) if config.lr == 'auto' else config.lr
+def learning_rate(config: TrainingConfig, dls: DataLoaders) -> float:
+    "The configured learning rate, with 'auto' replaced by its value, half of it for a table."
+    if config.lr != 'auto': return config.lr
+    return auto_lr(config.optimizer, config.schedule)/(2 if _is_table(dls) else 1)
+
+
+def _is_table(dls: DataLoaders) -> bool: return getattr(getattr(dls, 'recipe', None), 'kind', '') == 'table'
+
+
+def epochs(config: TrainingConfig, dls: DataLoaders) -> int:
+    "The configured number of epochs; by default 5, or for a small table as many as make 150 steps, at most 100."
+    if config.epochs != 'auto': return config.epochs
+    return min(100, max(5, -(-150//len(dls.train)))) if _is_table(dls) else 5
 
 
 def build_schedule(config: TrainingConfig, steps: int) -> Callable[[Any], Any]:
-    "The function for BatchSchedCB: takes an optimizer, returns a torch scheduler for `steps` batches."
-    return partial(SCHEDULES[config.schedule].build, lr=learning_rate(config), steps=steps)
+    "For a resolved configuration, the function of an optimizer that makes its schedule for `steps` batches."
+    row = SCHEDULES.get(config.schedule)
+    if row: return partial(row.build, lr=config.lr, steps=steps)
+    try: return partial(_of_function, function_at(config.schedule), steps)
+    except ValueError as e: raise ConfigError(str(e)) from e
+
+
+def _of_function(f: Callable, steps: int, opt: Any) -> Any: return f(opt, steps)
+
+
+def build_task(dls: DataLoaders) -> tuple[Callable, dict[str, Any]]:
+    "The loss and the metrics by name: for classes, if the data have any, or for numbers."
+    recipe = getattr(dls, 'recipe', None)
+    if recipe is None or recipe.classes: return F.cross_entropy, dict(accuracy=accuracy)
+    return F.mse_loss, dict(rmse=Whole(partial(_rmse, recipe.target_std)))
+
+
+def _rmse(std: float, preds: Tensor, targets: Tensor) -> float:
+    "Root mean square error in the units of the data."
+    return (preds.flatten() - targets.flatten()).square().mean().sqrt().item()*std

@@ -37,9 +37,11 @@ def _has_bfloat16(device: str) -> bool:
     return None in checks or any(supported() for supported in checks)
 
 
-def build_computing(config: JobConfig) -> list[Any]:
-    "The callbacks for a resolved configuration: the phases of a batch, memory layout and compilation."
-    cbs = [TrainCB() if config.precision == 'float32' else MixedPrecision(dtype=getattr(torch, config.precision))]
+def build_computing(config: JobConfig, n_inp: int = 1) -> list[Any]:
+    """The callbacks for a resolved configuration and a model of `n_inp` inputs: the phases of a batch, memory layout
+    and compilation."""
+    half = config.precision != 'float32'
+    cbs = [MixedPrecision(n_inp, getattr(torch, config.precision)) if half else TrainCB(n_inp)]
     if config.layout == 'channels-last': cbs.append(ChannelsLastCB())
     if config.compile: cbs.append(CompileCB())
     return cbs

@@ -1,6 +1,8 @@
 "The options of every job: defaults, checks, and reading from and writing to TOML."
+import ast
 import json
 import math
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -13,7 +15,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES
 
 __all__ = ['JOBS', 'ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig', 'TrainingConfig',
-           'check_text', 'suggestion']
+           'check_text', 'parse_options', 'suggestion']
 
 
 class ConfigError(ValueError):
@@ -22,8 +24,8 @@ class ConfigError(ValueError):
 
 def _option(default: str, about: str, rows: Mapping[str, Any]) -> Any:
     "A field with a help text that lists the rows of a registry table."
-    lines = [f'{name}: {row.about}.' for name, row in rows.items()]
-    return field(default=default, metadata=dict(help=' '.join([about, *lines])))
+    lines = [f'{name}: {row.about}.' if hasattr(row, 'about') else f'{name},' for name, row in rows.items()]
+    return field(default=default, metadata=dict(help=' '.join([about, *lines]).rstrip(',')))
 
 
 @dataclass(kw_only=True)
@@ -31,15 +33,29 @@ class JobConfig:
     "The options of every job."
     config: Path | None = None
     """A TOML file with options, such as a run's config.toml. Options on the command line override it."""
-    data: str = _option('auto', "A folder with the Fashion-MNIST files, or one of these names.", DATA)
-    model: Literal[tuple(MODELS)] = _option('simple', 'The network.', MODELS)
-    optimizer: Literal[tuple(OPTIMIZERS)] = 'adamw'
-    """The update rule."""
-    schedule: Literal[tuple(SCHEDULES)] = _option('onecycle', 'The learning rate over the run.', SCHEDULES)
+    data: str = _option('auto', 'A folder of pictures, one folder for each class, a table such as FILE.csv, '
+                                'module:function that returns DataLoaders, or one of these.', DATA)
+    target: str = ''
+    """The column of a table to predict."""
+    valid: float = 0.2
+    """The share of the data that is held out for validation, if they have no part for that."""
+    size: int = 0
+    """Height and width of pictures in pixels. 0: a size that suits them."""
+    skip_bad: bool = False
+    """Skip pictures that cannot be read, and rows without a target, instead of stopping."""
+    model: str = _option('auto', 'The network: timm:NAME, module:function, or one of these. auto: simple for pictures, '
+                                 'table for tables.', MODELS)
+    net: str = ''
+    """Options of the network, given one by one, such as --net.widths [8,16]."""
+    optimizer: str = _option('adamw', 'The update rule: module:Name, or one of these.', OPTIMIZERS)
+    opt: str = ''
+    """Options of the optimizer, given one by one, such as --opt.beta2 0.95."""
+    schedule: str = _option('onecycle', 'The learning rate over the run: module:function of an optimizer and a number '
+                                        'of steps, or one of these.', SCHEDULES)
     batch_size: int = 128
-    """Images per training batch. Validation batches are twice as large."""
+    """Samples per training batch. Validation batches are twice as large."""
     seed: int = 42
-    """Seed for the weights, the order of the images, and everything else that is random."""
+    """Seed for the weights, the order of the samples, and everything else that is random."""
     device: str = 'auto'
     """cpu, cuda or mps. auto: the fastest one available."""
     precision: Literal['float32', 'bfloat16', 'float16'] = 'float32'
@@ -51,6 +67,10 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self): _check(f.name, f.type, getattr(self, f.name))
+        for name, rows in _NAMED.items(): _check_named(name, getattr(self, name), rows)
+        for name in ('opt', 'net'): parse_options(name, getattr(self, name))
+        if not 0 < self.valid < 1: raise ConfigError(f"valid must be between 0 and 1, got {self.valid}")
+        if self.size < 0: raise ConfigError(f"size must be 0 or more, got {self.size}")
         if self.batch_size < 1: raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
         if not 0 <= self.seed < 2**64: raise ConfigError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
 
@@ -88,20 +108,20 @@ class FolderConfig:
 class TrainingConfig(JobConfig):
     "The options of a job that trains for epochs."
     lr: float | Literal['auto'] = 'auto'
-    """The highest learning rate of the schedule. auto: one tuned for the optimizer and schedule."""
-    epochs: int = 5
-    """Number of passes over the training images."""
+    """The highest learning rate of the schedule. auto: one tuned for the optimizer and schedule, on pictures."""
+    epochs: int | Literal['auto'] = 'auto'
+    """Number of passes over the training data. auto: 5, or more for a small table."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.epochs < 1: raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
+        if self.epochs != 'auto' and self.epochs < 1: raise ConfigError(f"epochs must be 1 or more, got {self.epochs}")
         if self.lr != 'auto' and not 0 < self.lr < math.inf:
             raise ConfigError(f"lr must be finite and above 0, got {self.lr}")
 
 
 @dataclass(kw_only=True)
 class TrainConfig(FolderConfig, TrainingConfig):
-    "Train an image classifier and save the results in a run folder."
+    "Train a model on pictures or a table, and save the results in a run folder."
     stats: bool = True
     """Record activation statistics for activations.png, which makes training about 6 % slower."""
     profile: bool = False
@@ -123,7 +143,7 @@ class TrainConfig(FolderConfig, TrainingConfig):
             became_bfloat16 = (here, there) == ('float16', 'bfloat16') and run.device.startswith('cpu')
             if here in ('auto', there) or became_bfloat16: continue
             raise ConfigError(f"cannot resume with {name} = {here!r}: the run has {there!r}. Leave this option out")
-        return replace(run, epochs=self.epochs if 'epochs' in self.given else run.epochs, resume=True)
+        return replace(run, epochs=run.epochs if self.epochs == 'auto' else self.epochs, resume=True)
 
 
 @dataclass(kw_only=True)
@@ -154,6 +174,27 @@ def suggestion(name: str, known: Iterable[str], form: str = '{!r}') -> str:
 def _toml(value: str | float | bool) -> str:
     "JSON is valid TOML, except for characters beyond 16 bits as escapes and for DEL."
     return json.dumps(value, ensure_ascii=False).replace('\x7f', r'\u007f')
+
+
+_NAMED = dict(model=dict(auto=None) | MODELS, optimizer=OPTIMIZERS, schedule=SCHEDULES)
+
+
+def _check_named(option: str, value: str, rows: Mapping[str, Any]) -> None:
+    if value in rows or ':' in value: return
+    near = suggestion(value, rows)
+    raise ConfigError(f"{option} must be {', '.join(rows)} or module:name, got {value!r}{near and '; '}{near}")
+
+
+def parse_options(name: str, text: str) -> dict[str, Any]:
+    "The options in 'beta2=0.95 wd=0.1'. Values are Python's numbers, lists and so on, or text. ConfigError for others."
+    found = {}
+    for word in shlex.split(text):
+        option, equals, value = word.partition('=')
+        if not (equals and option.isidentifier()):
+            raise ConfigError(f"{name} must have options such as beta2=0.95, separated by spaces, got {word!r}")
+        try: found[option] = ast.literal_eval(value)
+        except (ValueError, SyntaxError): found[option] = value
+    return found
 
 
 TYPE_NAMES = {int: 'a whole number', float: 'a number', str: 'text', bool: 'true or false', Path: 'a path'}

@@ -1,10 +1,8 @@
 "The job that suggests a learning rate."
-import torch.nn.functional as F
-
-from miniai.jobs.build import auto_lr, build_data, build_device, build_model
+from miniai.jobs.build import auto_lr, build_device, build_model, build_optimizer, build_task
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import LRFindConfig
-from miniai.jobs.registry import OPTIMIZERS
+from miniai.jobs.data import build_data
 from miniai.jobs.run_folder import RunFolder, as_json
 from miniai.learner import DeviceCB, Learner, LRFinderCB, ProgressCB
 
@@ -17,9 +15,9 @@ def lr_find_job(config: LRFindConfig) -> float | None:
     device, dls, finder = build_device(config), build_data(config), LRFinderCB()
     folder, config = RunFolder(config.out, 'lr-find'), resolve(config, device)
     folder.write('config.toml', config.to_toml())
-    folder.write_environment(device, dls.train.source)
-    cbs = [DeviceCB(device), *build_computing(config), ProgressCB()]
-    learn = Learner(build_model(config), dls, F.cross_entropy, cbs=cbs, opt_func=OPTIMIZERS[config.optimizer].build)
+    folder.write_environment(device, getattr(dls.train, 'source', config.data))
+    cbs = [DeviceCB(device), *build_computing(config, getattr(dls.train, 'n_inp', 1)), ProgressCB()]
+    learn = Learner(build_model(config, dls), dls, build_task(dls)[0], cbs=cbs, opt_func=build_optimizer(config))
     auto = auto_lr(config.optimizer, config.schedule)
     try: learn.fit(100, valid=False, lr=1e-5, cbs=finder)
     finally:

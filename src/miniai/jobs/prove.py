@@ -3,10 +3,11 @@ from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
 
-from miniai.jobs.build import build_data, build_device, learning_rate
+from miniai.jobs.build import build_device, build_model, build_optimizer, epochs, learning_rate
 from miniai.jobs.compute import resolve
 from miniai.jobs.config import ConfigError, ProveConfig
-from miniai.jobs.recording import Recording
+from miniai.jobs.data import build_data
+from miniai.jobs.recording import Recording, has_activations
 from miniai.jobs.run_folder import RunFolder
 from miniai.jobs.train import build_learner
 from miniai.learner import Learner
@@ -19,11 +20,12 @@ __all__ = ['prove_resume']
 def prove_resume(config: ProveConfig) -> bool:
     """Run the job: print what it does and finds; return whether a killed and resumed run equals an uninterrupted one,
     bit for bit. ConfigError if the epochs have too few batches, ProofError if a run fails."""
-    per_epoch = len(build_data(config).train)
+    dls = build_data(config)
+    per_epoch, config = len(dls.train), replace(config, epochs=epochs(config, dls), lr=learning_rate(config, dls))
     if config.batches > config.epochs*per_epoch:
         raise ConfigError(f"batches is {config.batches}, but {config.epochs} epoch(s) of this data have only "
                           f"{config.epochs*per_epoch}: use fewer batches or more epochs")
-    config = resolve(replace(config, lr=learning_rate(config)), build_device(config))
+    config = resolve(config, build_device(config))
     with terminable(), TemporaryDirectory(prefix='miniai-prove-') as folder:
         proof = prove_learner(partial(_learner, config, folder), config.epochs, config.batches)
     print(proof)
@@ -34,4 +36,7 @@ def prove_resume(config: ProveConfig) -> bool:
 
 def _learner(config: ProveConfig, folder: str) -> Learner:
     "The Learner of `miniai train`, with a new run folder inside `folder`."
-    return build_learner(config, build_data(config), Recording(RunFolder(f'{folder}/{{time}}', 'prove')).cbs)
+    dls = build_data(config)
+    model, opt_func = build_model(config, dls), build_optimizer(config)
+    recording = Recording(RunFolder(f'{folder}/{{time}}', 'prove'), has_activations(model))
+    return build_learner(config, dls, recording.cbs, model, opt_func)

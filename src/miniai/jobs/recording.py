@@ -5,13 +5,14 @@ from torch import nn
 
 from miniai.activations import ActivationStats, get_hist
 from miniai.diagnosis.profile import ProfileCB
+from miniai.inference.model_file import MODEL_FILE
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from miniai.learner import ProgressCB
 from miniai.models.layers import GeneralRelu
 from miniai.report.pictures import activations_figure, curves_figure
 from miniai.sgd import RecorderCB
 
-__all__ = ['Recording']
+__all__ = ['Recording', 'has_activations']
 
 
 class Recording:
@@ -26,7 +27,7 @@ class Recording:
 
     def save(self, learn: Any) -> None:
         "Save the model, and the pictures if at least one batch was trained; print and save the profile."
-        self.folder.save_model(learn.model)
+        learn.save_model(self.folder.path/MODEL_FILE)
         if self.progress.losses:
             rates = self.rates.recs['lr']
             figure = curves_figure(learn.history, self.progress.losses, rates, len(learn.dls.train))
@@ -47,4 +48,9 @@ class Recording:
         self.folder.picture('profile.png', figure)
 
 
-def _is_activation(m: Any) -> bool: return isinstance(m, GeneralRelu)
+def has_activations(model: nn.Module) -> bool:
+    "Whether there is something for activation statistics to record."
+    return any(map(_is_activation, model.modules()))
+
+
+def _is_activation(m: Any) -> bool: return isinstance(m, GeneralRelu | nn.ReLU | nn.GELU | nn.SiLU)

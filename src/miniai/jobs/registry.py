@@ -3,27 +3,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import nn
 from torch.optim import Optimizer, lr_scheduler
 
 from miniai.data import ImageSet, fashion_mnist
-from miniai.models.convnet import get_model
-from miniai.models.layers import act_gr
-from miniai.models.resnet import get_resnet
+from miniai.models.by_name import MODELS
 from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
+from miniai.optim.schedules import warmup_cosine
 
-__all__ = ['DATA', 'MODELS', 'OPTIMIZERS', 'SCHEDULES', 'DataRow', 'ModelRow', 'OptimizerRow', 'ScheduleRow']
+__all__ = ['DATA', 'MODELS', 'OPTIMIZERS', 'SCHEDULES', 'DataRow', 'OptimizerRow', 'ScheduleRow']
 
 
 class DataRow(NamedTuple):
     "`load()` returns an ImageSet. `about` is for the help."
     load: Callable[[], ImageSet]
-    about: str
-
-
-class ModelRow(NamedTuple):
-    "`build()` returns a model for grey images of 28x28 and 10 classes. `about` is for the help."
-    build: Callable[[], nn.Module]
     about: str
 
 
@@ -45,19 +37,17 @@ def _onecycle(opt: Optimizer, lr: float, steps: int) -> Any:
     return lr_scheduler.OneCycleLR(opt, max_lr=lr, total_steps=steps, cycle_momentum=has_momentum)
 
 
+def _warmup_cosine(opt: Optimizer, lr: float, steps: int) -> Any: return warmup_cosine()(opt, steps)
 def _cosine(opt: Optimizer, lr: float, steps: int) -> Any: return lr_scheduler.CosineAnnealingLR(opt, T_max=steps)
 def _constant(opt: Optimizer, lr: float, steps: int) -> Any: return lr_scheduler.ConstantLR(opt, factor=1.)
 
 
-DATA = {
-    'auto':   DataRow(fashion_mnist, "the folder in MINIAI_DATA, else Debian's package, else the sample"),
+DATA = {  # others are named by a folder, a file, hub:NAME or module:function
+    'auto':   DataRow(fashion_mnist, "Fashion-MNIST: the folder in MINIAI_DATA, else Debian's package, else sample"),
     'hub':    DataRow(partial(fashion_mnist, source='hub'), 'Fashion-MNIST from the Hugging Face hub'),
     'sample': DataRow(partial(fashion_mnist, source='sample'), '10,000 training images inside miniai'),
 }
-MODELS = {
-    'simple': ModelRow(partial(get_model, act_gr, norm=nn.BatchNorm2d), 'five convolutions, 30 thousand parameters'),
-    'resnet': ModelRow(partial(get_resnet, act_gr), 'five residual blocks, 300 thousand parameters'),
-}
+DATA['fashion-mnist'] = DATA['auto']._replace(about='the same as auto')
 OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model and batches of 128
     'sgd':       OptimizerRow(SGD,       dict(constant=5e-2,   cosine=0.8,  onecycle=0.8)),
     'momentum':  OptimizerRow(Momentum,  dict(constant=0.3,    cosine=2.,   onecycle=2.)),
@@ -70,8 +60,10 @@ OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model
     'nadamw':    OptimizerRow(NAdamW,    dict(constant=8e-4,   cosine=2e-2, onecycle=2e-2)),
     'lion':      OptimizerRow(Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
+for row in OPTIMIZERS.values(): row.lrs['warmup-cosine'] = row.lrs['cosine']
 SCHEDULES = {
-    'onecycle': ScheduleRow(_onecycle, 'rises to lr, then falls to almost 0'),
-    'cosine':   ScheduleRow(_cosine,   'falls from lr to 0'),
-    'constant': ScheduleRow(_constant, 'stays at lr'),
+    'onecycle':      ScheduleRow(_onecycle,      'rises to lr, then falls to almost 0'),
+    'cosine':        ScheduleRow(_cosine,        'falls from lr to 0'),
+    'warmup-cosine': ScheduleRow(_warmup_cosine, 'rises to lr in a tenth of the steps, then falls to 0'),
+    'constant':      ScheduleRow(_constant,      'stays at lr'),
 }

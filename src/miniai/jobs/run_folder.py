@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from miniai.environment import version_of
 from miniai.events import Callback
@@ -58,11 +57,6 @@ class RunFolder:
         "Write a text file completely, or leave the old one."
         self._replace(name, lambda p: p.write_text(text, 'utf-8'))
 
-    def save_model(self, model: nn.Module) -> None:
-        "Write `model.safetensors`: the weights and buffers, on the CPU."
-        from safetensors.torch import save_model
-        self._replace('model.safetensors', lambda p: save_model(model, str(p)))
-
     def picture(self, name: str, figure: Any) -> None:
         "Write a matplotlib figure as PNG."
         self._replace(name, lambda p: figure.savefig(p, format='png', dpi=100))
@@ -72,9 +66,7 @@ class RunFolder:
         part.unlink(missing_ok=True)  # left over, or a link that leads out of the folder
         try:
             part.touch(exist_ok=False)
-            mode = part.stat().st_mode
             write(part)
-            part.chmod(mode)  # safetensors ignores the umask: only the owner could read its file
             os.replace(part, self.path/name)
         finally: part.unlink(missing_ok=True)
 

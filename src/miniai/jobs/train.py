@@ -1,4 +1,4 @@
-"The main job: train an image classifier."
+"The main job: train a model on pictures or a table."
 import sys
 import time
 from collections.abc import Callable
@@ -6,17 +6,24 @@ from dataclasses import replace
 from shlex import quote
 from typing import Any
 
-import torch.nn.functional as F
+from torch import nn
 
 from miniai.events import Callback
-from miniai.jobs.build import build_data, build_device, build_model, build_schedule, learning_rate
+from miniai.jobs.build import (
+    build_device,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    build_task,
+    epochs,
+    learning_rate,
+)
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import TrainConfig, TrainingConfig
-from miniai.jobs.recording import Recording
-from miniai.jobs.registry import OPTIMIZERS
+from miniai.jobs.data import build_data
+from miniai.jobs.recording import Recording, has_activations
 from miniai.jobs.run_folder import RunFolder
 from miniai.learner import DeviceCB, Learner, MetricsCB
-from miniai.metrics.accuracy import accuracy
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
 
@@ -35,16 +42,21 @@ def train(config: TrainConfig) -> Learner:
         print(f'resuming {old.path}')
         config = config.for_resume(TrainConfig.from_toml(old.path/'config.toml'))
     device, dls = build_device(config), build_data(config)
-    folder, config = old or RunFolder(config.out, 'train'), resolve(replace(config, lr=learning_rate(config)), device)
+    config = resolve(replace(config, lr=learning_rate(config, dls), epochs=epochs(config, dls)), device)
+    model, opt_func = build_model(config, dls), build_optimizer(config)  # wrong options leave no folder
+    config = replace(config, model=model.recipe['name'])
+    folder = old or RunFolder(config.out, 'train')
 
     def write_options() -> None:
         folder.write('config.toml', config.to_toml())
-        folder.write_environment(device, dls.train.source)
+        folder.write_environment(device, getattr(dls.train, 'source', config.data))
 
-    recording, accepted = Recording(folder, config.stats, config.profile), AcceptedCB(write_options)
+    recording = Recording(folder, config.stats and has_activations(model), config.profile)
+    accepted = AcceptedCB(write_options)
     if not old: accepted.accept()
-    learn = build_learner(config, dls, [*recording.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted])
-    size = sum(p.numel() for p in learn.model.parameters())
+    cbs = [*recording.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
+    learn = build_learner(config, dls, cbs, model, opt_func)
+    size = sum(p.numel() for p in model.parameters())
     print(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '
           f'lr {config.lr:g}; {device}')
     started, how = time.perf_counter(), 'stopped'
@@ -75,9 +87,8 @@ class AcceptedCB(Callback):
         self.done = True
 
 
-def build_learner(config: TrainingConfig, dls: Any, cbs: list) -> Learner:
+def build_learner(config: TrainingConfig, dls: Any, cbs: list, model: nn.Module, opt_func: Callable) -> Learner:
     "The Learner for a resolved configuration, with `cbs` added."
-    schedule = build_schedule(config, config.epochs*len(dls.train))
-    first = [DeviceCB(config.device), *build_computing(config), MetricsCB(accuracy=accuracy)]
-    return Learner(build_model(config), dls, F.cross_entropy, config.lr, [*first, *cbs, BatchSchedCB(schedule)],
-                   OPTIMIZERS[config.optimizer].build)
+    schedule, (loss_func, metrics) = build_schedule(config, config.epochs*len(dls.train)), build_task(dls)
+    first = [DeviceCB(config.device), *build_computing(config, getattr(dls.train, 'n_inp', 1)), MetricsCB(**metrics)]
+    return Learner(model, dls, loss_func, config.lr, [*first, *cbs, BatchSchedCB(schedule)], opt_func)

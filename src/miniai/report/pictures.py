@@ -9,23 +9,24 @@ __all__ = ['curves_figure', 'activations_figure']
 
 def curves_figure(history: Sequence[dict[str, Any]], losses: Sequence[float], lrs: Sequence[float],
                   per_epoch: int) -> Any:
-    """Three panels: loss, accuracy and learning rate. `history` is the Learner's; `losses` and `lrs` have a value per
-    training batch, `per_epoch` of them to an epoch."""
+    """Three panels: loss, the first metric and learning rate. `history` is the Learner's; `losses` and `lrs` have a
+    value per training batch, `per_epoch` of them to an epoch."""
     from matplotlib.figure import Figure
     fig = Figure(figsize=(13, 3.8), layout='constrained')
-    loss, acc, lr = fig.subplots(1, 3)
+    loss, metric, lr = fig.subplots(1, 3)
+    name = next((nm for row in history for nm in row if nm not in ('epoch', 'phase', 'loss', 'seconds')), 'loss')
     train, valid = ([row for row in history if row['phase'] == phase] for phase in ('train', 'eval'))
     loss.plot(losses, label='train', lw=1)
     loss.plot([per_epoch*(row['epoch'] + 1) - 1 for row in valid], [row['loss'] for row in valid], 'o-', label='valid')
     loss.set_ylim(0, min(loss.get_ylim()[1], 3))  # a loss that exploded must not flatten the rest
     for rows, label in ((train, 'train'), (valid, 'valid')):
-        acc.plot([row['epoch'] + 1 for row in rows], [row['accuracy'] for row in rows], 'o-', label=label)
+        metric.plot([row['epoch'] + 1 for row in rows], [row[name] for row in rows], 'o-', label=label)
     lr.plot(lrs)
-    for ax, title, xlabel in ((loss, 'loss', 'batch'), (acc, 'accuracy', 'epoch'), (lr, 'learning rate', 'batch')):
+    for ax, title, xlabel in ((loss, 'loss', 'batch'), (metric, name, 'epoch'), (lr, 'learning rate', 'batch')):
         ax.set(title=title, xlabel=xlabel)
         ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         ax.grid(alpha=0.3)
-    for ax in (loss, acc): ax.legend()
+    for ax in (loss, metric): ax.legend()
     return fig
 
 

@@ -1,0 +1,139 @@
+"The jobs that use a trained model: evaluate it, predict with it, export it."
+import csv
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miniai.data.memory import rows_of
+from miniai.data.picture_files import picture_files
+from miniai.device import to_cpu
+from miniai.inference.export import export_predictor
+from miniai.inference.model_file import load
+from miniai.inference.predictor import Prediction, Predictor, fitting
+from miniai.inference.results import compared
+from miniai.jobs.config import ConfigError, TrainConfig
+from miniai.jobs.data import build_data
+from miniai.jobs.run_folder import as_json
+from miniai.show.tracking import tracked
+
+__all__ = ['EvaluateConfig', 'PredictConfig', 'ExportConfig', 'evaluate_run', 'predict_run', 'export_run']
+
+
+@dataclass
+class EvaluateConfig:
+    "Compare a trained model's predictions with the truth, as a table."
+    run: Path
+    """The folder of a run, or a saved model."""
+    data: str = ''
+    """Data with targets: a folder of pictures or a table. Default: the validation data of the run."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    allow_code: bool = False
+    """Import the module:function that made the model. Only for files that you trust."""
+    device: str = 'cpu'
+    """cpu, cuda or mps."""
+
+
+@dataclass
+class PredictConfig:
+    "Predict with a trained model, for pictures, folders of pictures, or a table."
+    run: Path
+    """The folder of a run, or a saved model."""
+    inputs: tuple[Path, ...]
+    """Pictures, folders of pictures, or one table."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    csv: str = ''
+    """A CSV file to write instead, with the probability of every class."""
+    allow_code: bool = False
+    """Import the module:function that made the model. Only for files that you trust."""
+    device: str = 'cpu'
+    """cpu, cuda or mps."""
+
+
+@dataclass
+class ExportConfig:
+    "Write a trained model as a file that runs without miniai."
+    run: Path
+    """The folder of a run, or a saved model."""
+    path: Path
+    """The file to write: .onnx, or .pt2 for torch.export."""
+    data: str = ''
+    """Data to compare the file with the model: a folder of pictures or a table. Default: the run's validation data."""
+    allow_code: bool = False
+    """Import the module:function that made the model. Only for files that you trust."""
+
+
+def evaluate_run(config: EvaluateConfig) -> None:
+    "Print a table of the results: for each class, or the errors of numbers."
+    predictor = load(config.run, allow_code=config.allow_code, device=config.device)
+    dl, n, preds, targets = _loader(config, predictor), _n_inp(predictor), [], []
+    if len(next(iter(dl))) <= n: raise ConfigError(f"{config.data} has no targets to compare predictions with")
+    with torch.no_grad():
+        for batch in tracked(dl, 'evaluating'):
+            inputs = fitting(predictor.model, [x.to(config.device) for x in batch[:n]])
+            preds.append(to_cpu(predictor.model(*inputs)))
+            targets.append(batch[n].cpu())
+    found = compared(torch.cat(preds), torch.cat(targets), predictor.outputs, predictor.recipe)
+    print(as_json(found.as_dict(), indent=1) if config.json else found)
+
+
+def predict_run(config: PredictConfig) -> None:
+    "Print the predictions, one line each, or write them as CSV."
+    predictor = load(config.run, allow_code=config.allow_code, device=config.device)
+    names, found = _predictions(predictor, config.inputs)
+    rows = [dict(input=nm) | _plain(p) for nm, p in zip(names, found, strict=True)]
+    if config.csv: return _write_csv(config.csv, rows)
+    if config.json: return print(as_json(rows, indent=1))
+    width = max(map(len, names))
+    for nm, p in zip(names, found, strict=True): print(f'{nm:{width}}  {p}')
+
+
+def export_run(config: ExportConfig) -> None:
+    "Write the model to a file, compared with the model on validation data."
+    if config.path.suffix not in ('.onnx', '.pt2'): raise ConfigError(f"export writes .onnx or .pt2, got {config.path}")
+    predictor = load(config.run, allow_code=config.allow_code)
+    path = export_predictor(predictor, config.path, rows_of(_loader(config, predictor), 16))
+    print(f"wrote {path}, {path.stat().st_size:,} bytes; on validation data its outputs are the model's")
+
+
+def _loader(config: EvaluateConfig | ExportConfig, predictor: Predictor) -> Any:
+    "The data to look at: `config.data`, prepared as the model's training data were, or the run's validation data."
+    if config.data: return predictor.recipe.test(Path(config.data).expanduser())
+    options = config.run/'config.toml'
+    if not options.is_file(): raise ConfigError(f"{config.run} is not the folder of a run: name data with --data")
+    with redirect_stdout(sys.stderr): return build_data(TrainConfig.from_toml(options)).valid  # stdout is for results
+
+
+def _n_inp(predictor: Predictor) -> int: return len(predictor.recipe.shapes) if predictor.recipe else 1
+
+
+def _predictions(predictor: Predictor, inputs: Sequence[Path]) -> tuple[list[str], list[Prediction]]:
+    "Names of the inputs, and their predictions: files, or rows of a table."
+    if not inputs: raise ConfigError("say what to predict: pictures, folders of pictures, or a table")
+    kind = getattr(predictor.recipe, 'kind', None)
+    if kind == 'table':
+        if len(inputs) != 1: raise ConfigError(f"the model takes one table, and {len(inputs)} files were given")
+        found = predictor(inputs[0])
+        return [f'row {i}' for i in range(len(found))], found
+    if kind != 'pictures': raise ConfigError("this model takes neither pictures nor tables: use miniai.load in Python")
+    files = [f for path in inputs for f in (picture_files(path) if path.is_dir() else [path])]
+    return list(map(str, files)), predictor(files)
+
+
+def _plain(p: Prediction) -> dict[str, Any]:
+    return {nm: v for nm, v in asdict(p).items() if v is not None and v != {}}
+
+
+def _write_csv(path: str, rows: list[dict[str, Any]]) -> None:
+    flat = [{nm: v for nm, v in row.items() if nm != 'probabilities'} | row.get('probabilities', {}) for row in rows]
+    with open(path, 'w', newline='', encoding='utf-8') as f:
+        writer = csv.DictWriter(f, list(flat[0]))
+        writer.writeheader()
+        writer.writerows(flat)
+    print(f'wrote {len(flat):,} predictions to {path}')

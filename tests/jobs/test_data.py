@@ -1,0 +1,103 @@
+"The data that a job names."
+import sys
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from miniai.data import DataLoaders, fashion_mnist
+from miniai.data.picture_files import PictureError
+from miniai.jobs.build import build_model
+from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
+from miniai.jobs.data import build_data
+from miniai.jobs.registry import DATA
+from tiny import write_tiny
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return write_tiny(tmp_path_factory.mktemp('fmnist'), 41, 9)
+
+
+def test_the_loaders_hold_the_folders_images_in_batches_of_the_size_asked_for(folder, capsys):
+    dls = build_data(TrainConfig(data=str(folder), batch_size=16))
+    assert [len(y) for _, y in dls.train] == [16, 16, 9]
+    assert [x.shape for x, _ in dls.valid] == [(9, 1, 28, 28)]
+    assert capsys.readouterr().out == f'Fashion-MNIST, 41 training and 9 test images, from {folder}\n'
+
+
+def test_the_seed_decides_the_order(folder):
+    orders = [torch.cat([y for _, y in build_data(TrainConfig(data=str(folder), seed=s)).train]) for s in (1, 1, 2)]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+
+
+def test_a_name_in_the_registry_is_its_data_set(monkeypatch, folder):
+    asked = []
+    monkeypatch.setitem(DATA, 'hub', DATA['hub']._replace(load=lambda: asked.append('hub') or fashion_mnist(folder)))
+    build_data(LRFindConfig(data='hub'))
+    assert asked == ['hub']
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "Grey and colour pictures of two classes, one of them damaged."
+    for i, (name, mode) in enumerate([('cat', 'L'), ('dog', 'RGB')]*10):
+        (tmp_path/'photos'/name).mkdir(parents=True, exist_ok=True)
+        Image.new(mode, (40 + i, 30), i).save(tmp_path/'photos'/name/f'{i}.png')
+    (tmp_path/'photos'/'cat'/'x.jpg').write_bytes(b'no picture')
+    return tmp_path/'photos'
+
+
+def test_a_folder_of_pictures_is_loaded_with_the_options_of_the_job(photos, capsys):
+    config = TrainConfig(data=str(photos), size=16, valid=.5, skip_bad=True, batch_size=4)
+    with pytest.warns(UserWarning, match='1 of 21 pictures cannot be read and are skipped'): dls = build_data(config)
+    assert (dls.classes, dls.train.n, dls.valid.n) == (['cat', 'dog'], 10, 10)
+    assert next(iter(dls.train))[0].shape == (4, 3, 16, 16)
+    assert '10 samples in memory' in capsys.readouterr().out
+    config = TrainConfig(data=str(photos), skip_bad=True)
+    with pytest.warns(UserWarning, match='1 of 21'): dls = build_data(config)
+    assert next(iter(dls.train))[0].shape[2:] == (30, 30)
+    with pytest.raises(PictureError, match=r'1 of 21 pictures cannot be read.*\n.*x.jpg'):
+        build_data(TrainConfig(data=str(photos)))
+
+
+def test_a_table_is_loaded_with_the_column_to_predict(tmp_path):
+    pd.DataFrame(dict(a=np.arange(20.), y=['no', 'yes']*10)).to_csv(tmp_path/'t.csv', index=False)
+    dls = build_data(TrainConfig(data=str(tmp_path/'t.csv'), target='y', valid=.25))
+    assert (dls.classes, dls.train.n, dls.valid.n) == (['no', 'yes'], 15, 5)
+    with pytest.raises(ConfigError, match='is a table: say which column to predict with --target'):
+        build_data(TrainConfig(data=str(tmp_path/'t.csv')))
+
+
+def test_a_function_returns_the_loaders(monkeypatch):
+    mine, loaders = ModuleType('mine'), DataLoaders([1], [2])
+    mine.data, mine.wrong = lambda: loaders, lambda: 3
+    monkeypatch.setitem(sys.modules, 'mine', mine)
+    assert build_data(TrainConfig(data='mine:data')) is loaders
+    with pytest.raises(ConfigError, match='mine:wrong returned a int: it must return DataLoaders'):
+        build_data(TrainConfig(data='mine:wrong'))
+    with pytest.raises(ConfigError, match="cannot import 'mine:none'"): build_data(TrainConfig(data='mine:none'))
+
+
+def test_what_is_nowhere_is_a_mistake_in_the_options():
+    with pytest.raises(ConfigError, match="no data at 'nowhere': give a folder of pictures, a table"):
+        build_data(TrainConfig(data='nowhere'))
+
+
+@pytest.mark.parametrize('bs', [1, 5, 20, 40])
+def test_a_last_batch_of_one_image_is_refused_for_the_resnet_before_training(folder, bs):
+    with pytest.raises(ConfigError, match=f'batch_size {bs} leaves a last batch of 1 out of 41 images.*choose another'):
+        build_data(TrainConfig(data=str(folder), model='resnet', batch_size=bs))
+    build_data(TrainConfig(data=str(folder), model='simple', batch_size=bs))
+
+
+@pytest.mark.parametrize('bs', [3, 39, 41, 1024])
+def test_the_resnet_takes_every_other_batch_size(folder, bs):
+    dls = build_data(TrainConfig(data=str(folder), model='resnet', batch_size=bs))
+    model = build_model(TrainConfig(model='resnet'), dls).train()
+    assert all(model(x).shape == (len(y), 10) for x, y in dls.train)
+
+

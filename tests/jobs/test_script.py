@@ -1,0 +1,61 @@
+"The script of a run trains to the same weights as the run."
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from miniai.checkpoint import load
+from miniai.jobs.config import ConfigError, TrainConfig
+from miniai.jobs.script import SCHEDULES, ScriptConfig, script_of, write_script
+from miniai.jobs.train import train
+from tiny import write_tiny
+
+
+@pytest.fixture
+def table(tmp_path):
+    r = np.random.default_rng(0)
+    df = pd.DataFrame(dict(a=r.normal(size=60), kind=r.choice(['x', 'y'], 60), price=r.normal(size=60)))
+    df.to_csv(tmp_path/'t.csv', index=False)
+    return tmp_path/'t.csv'
+
+
+def weights_of_script(folder, tmp_path):
+    write_script(ScriptConfig(folder, tmp_path/'script.py'))
+    subprocess.run([sys.executable, tmp_path/'script.py'], cwd=tmp_path, check=True, capture_output=True)
+    return load(tmp_path/'model.safetensors')['model']
+
+
+@pytest.mark.parametrize('kind', ['fashion', 'table'])
+def test_a_script_trains_to_the_bits_of_the_run(kind, table, tmp_path):
+    (tmp_path/'fmnist').mkdir()
+    given = dict(data=str(write_tiny(tmp_path/'fmnist', 200, 40)), opt='beta2=0.9', precision='bfloat16') \
+        if kind == 'fashion' else dict(data=str(table), target='price', schedule='warmup-cosine', net='widths=[8]')
+    out = tmp_path/'run'
+    train(TrainConfig(**given, epochs=2, batch_size=32, device='cpu', stats=False, out=str(out)))
+    want, found = load(out/'model.safetensors')['model'], weights_of_script(out, tmp_path)
+    assert want.keys() == found.keys()
+    assert all(torch.equal(want[nm], found[nm]) for nm in want)
+
+
+@pytest.mark.parametrize('options', [
+    dict(optimizer='torch.optim:SGD', opt='momentum=0.5'), dict(optimizer='sgd'), dict(data='sample'),
+    dict(compile=True, layout="channels-last"), dict(data="mine:loaders"), dict(model="mine:net"),
+    dict(schedule="mine:schedule"),
+    *(dict(schedule=name) for name in SCHEDULES)])
+def test_every_option_gives_a_script_that_python_can_read(options):
+    config = TrainConfig(**dict(lr=0.1, epochs=3, device='cpu', layout='channels-first') | options)
+    name = config.model if config.model != 'auto' else 'simple'
+    text = script_of(config, dict(outputs='classes', net=dict(name=name), recipe=None))
+    compile(text, 'script.py', 'exec')
+    if config.optimizer == 'sgd': assert 'cycle_momentum=False' in text
+    if config.optimizer == 'torch.optim:SGD': assert 'partial(SGD, momentum=0.5)' in text
+
+
+def test_a_script_that_exists_and_a_folder_without_a_run_are_refused(tmp_path):
+    (tmp_path/'a.py').write_text('mine')
+    with pytest.raises(ConfigError, match=r'a\.py exists'): write_script(ScriptConfig(tmp_path, tmp_path/'a.py'))
+    with pytest.raises(ConfigError, match='is not the folder of a finished run'):
+        write_script(ScriptConfig(tmp_path, tmp_path/'b.py'))
