@@ -1,4 +1,4 @@
-"""Make the pictures in docs/: the curves of a training run on the sample, and examples of each augmentation.
+"""Make the pictures in docs/: curves of a training run on the sample, its results, and examples of each augmentation.
 
     python docs/make_pictures.py
 """
@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import torch
 
 from miniai import DataLoaders, TrainLearner, fashion_mnist
@@ -18,12 +19,19 @@ from miniai.jobs.train import train
 from miniai.show.plots import show_image, subplots
 
 HERE = Path(__file__).parent
+CLASSES = ['t-shirt', 'trousers', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'boot']
 
 
 def training():
+    "The curves of a run, how often each class was taken for each other, and the most confident mistakes."
     with tempfile.TemporaryDirectory() as tmp:
-        train(TrainConfig(data='sample', out=f'{tmp}/run'))  # as `make train` does without the full set
+        learn = train(TrainConfig(data='sample', out=f'{tmp}/run'))  # as `make train` does without the full set
         shutil.copy(f'{tmp}/run/curves.png', HERE/'training.png')
+    learn.dls.classes = CLASSES
+    results = learn.results()
+    results.plot_confusion().figure.savefig(HERE/'confusion.png', dpi=60)
+    results.show_mistakes(8, imsize=1.6)
+    plt.gcf().savefig(HERE/'mistakes.png', dpi=60)
 
 
 def mixed(x, cb):

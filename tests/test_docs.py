@@ -2,6 +2,7 @@
 import importlib
 import pkgutil
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,25 @@ def cells(text):
     return re.findall(r'^```\{code-cell\}[^\n]*\n(.*?)^```$', text, re.M | re.S)
 
 
+def shown(text):
+    "The blocks of output in a page."
+    return re.findall(r'^```text\n(.*?)^```$', text, re.M | re.S)
+
+
+def masked(output):
+    "The lines of an output, with numbers, devices and spaces that may differ made equal."
+    output = re.sub(r'[0-9a-f]{12}…', '#', re.sub(r'\b(cuda|mps)\b', 'cpu', output))
+    return [' '.join(re.sub(r'\d[\d,.]*(e-\d+)?(?!\w)', '#', line).split()) for line in output.split('\n')]
+
+
+def is_printed(page, captured):
+    "Check that what a page shows is what its code printed, except for numbers, and for lines left out at '…'."
+    printed = masked(captured.out + captured.err)
+    for block in shown((DOCS/f'{page}.md').read_text()):
+        missing = [line for line in masked(block) if line not in (*printed, '…')]
+        assert not missing, '\n'.join([f'{page} shows', *missing, 'but printed', *printed])
+
+
 def run(page, names):
     "Run the cells of a page in the namespace `names`, timing each step once."
     for cell in cells((DOCS/f'{page}.md').read_text()):
@@ -34,11 +54,12 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
     text = page.read_text()
     assert text.startswith('---\njupytext:\n')
     assert 'format_name: myst' in text
-    assert text.count('```') == 2*len(cells(text)) > 0
+    assert text.count('```') == 2*(len(cells(text)) + len(shown(text))) > 0
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'learner', 'tasks', 'your_own_rule']
+    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'fine_tuning', 'learner', 'tasks', 'using_a_model',
+                                       'your_own_rule', 'your_pictures', 'your_table']
 
 
 def test_the_page_on_checkpoints_shows_an_exact_resume_and_a_refusal(capsys):
@@ -82,6 +103,60 @@ def test_the_page_on_data_shows_what_it_says(capsys):
     assert out.count('13 2 mean [') == 5
     assert '800 samples in memory (float32 8, int64), 13 batches of 64, shuffled' in out
     assert '\n1000 False\n' in out
+
+
+@pytest.fixture
+def page(monkeypatch, tmp_path, capsys):
+    "Runs a page in an empty folder, checks the output that it shows, and returns its names."
+    def ran(name, needs):
+        for package in needs.split(): pytest.importorskip(package)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+        monkeypatch.setenv('MPLBACKEND', 'agg')
+        names = {}
+        run(name, names)
+        is_printed(name, capsys.readouterr())
+        return names
+    return ran
+
+
+def test_the_page_on_pictures_shows_what_it_prints_and_learns(page):
+    with pytest.warns(UserWarning, match='1 of 801 pictures cannot be read and are skipped'):
+        names = page('your_pictures', 'PIL tyro')
+    assert names['results'].accuracy > 0.7
+    assert names['predict'](names['bag']).label == 'bag'
+    assert len(Path('trousers.csv').read_text().splitlines()) == 1 + len([*Path('new/trousers').iterdir()])
+
+
+def test_the_page_on_tables_shows_what_it_prints_and_keeps_the_best_epoch(page):
+    names = page('your_table', 'pandas sklearn tyro')
+    learn, stop = names['learn'], names['stop']
+    assert learn.evaluate()['loss'] == pytest.approx(stop.best)
+    assert stop.best < learn.history[-1]['loss'] < 1
+    assert len(Path('predictions.csv').read_text().splitlines()) == 443
+
+
+def test_the_page_on_fine_tuning_shows_what_it_prints_and_beats_training_from_scratch(page):
+    names = page('fine_tuning', 'matplotlib')
+    losses = [names[nm].evaluate()['loss'] for nm in ('tuned', 'thawed', 'scratch')]
+    assert max(losses[:2]) < losses[2]
+    assert names['other'].evaluate()['accuracy'] == pytest.approx(names['best'].best)
+
+
+def test_the_page_on_using_a_model_shows_what_it_prints_and_onnx_agrees(page):
+    names = page('using_a_model', 'PIL sklearn onnxscript onnxruntime tyro')
+    want = names['predict'].probabilities([torch.from_numpy(names['pictures'][1500:1503])])
+    assert torch.from_numpy(names['probabilities']) == pytest.approx(want, abs=1e-5)
+    assert 'learn.fit(2)' in Path('train.py').read_text()
+
+
+def test_a_page_that_shows_what_is_not_printed_is_found(monkeypatch, tmp_path):
+    monkeypatch.setattr(f'{__name__}.DOCS', tmp_path)
+    (tmp_path/'a.md').write_text('```text\nloss 0.25  1e-05\n…\nlast 3\n```\n')
+    class Captured: out, err = 'loss  7.5 3e-06\n', 'last 12\n'
+    is_printed('a', Captured)
+    Captured.err = 'first 12\n'
+    with pytest.raises(AssertionError, match=r'a shows\n +last #'): is_printed('a', Captured)
 
 
 def test_ten_everyday_tasks_give_the_weights_and_figures_of_plain_pytorch(capsys):
