@@ -47,6 +47,7 @@ def with_method(name, base=Callback): return type('Mine', (base,), {name: lambda
     ('on_fit_start', 'before_fit'), ('on_train_batch_end', 'after_batch'), ('on_batch_begin', 'before_batch'),
     ('on_train_epoch_start', 'before_epoch'), ('on_validation_epoch_end', 'after_epoch'),
     ('on_step_end', 'after_batch'), ('on_validation_end', 'after_epoch'), ('on_after_backward', 'after_backward'),
+    ('begin_fit', 'before_fit'), ('begin_batch', 'before_batch'),
     ('before_step', 'after_backward'), ('before_backward', 'after_loss'), ('after_validate', 'after_epoch'),
     ('on_before_optimizer_step', 'after_backward'), ('training_step', 'predict and get_loss')])
 def test_a_method_that_is_almost_an_event_or_one_elsewhere_is_refused_with_the_right_name(name, meant):

@@ -302,3 +302,9 @@ def test_losses_that_are_replaced_by_python_numbers_are_taken(faces):
     fit([Swap(), cb])
     assert cb.losses == [2.]*4
     assert torch.tensor(cb.losses).mean() == 2
+
+
+def test_a_dry_run_such_as_evaluate_shows_a_bar_but_no_row(faces):
+    learn = learner([MetricsCB(), ProgressCB()])
+    learn.evaluate()
+    assert faces[0].rows == []

@@ -22,7 +22,8 @@ _ALSO_ELSEWHERE = dict(on_before_backward='after_loss', on_after_backward='after
                        on_before_optimizer_step='after_backward', on_pre_optimizer_step='after_backward',
                        on_optimizer_step='after_step', on_before_zero_grad='after_step', on_exception='cleanup_fit',
                        training_step='predict and get_loss', validation_step='predict and get_loss',
-                       configure_optimizers='opt_func')
+                       configure_optimizers='opt_func', begin_fit='before_fit', begin_epoch='before_epoch',
+                       begin_batch='before_batch')
 _PASSES = 'train', 'valid', 'validate', 'eval'
 _ALMOST_OURS = {f'{when}_{what}': f'{when}_epoch' for when in ('before', 'after') for what in _PASSES} | dict(
     before_backward='after_loss', before_step='after_backward')

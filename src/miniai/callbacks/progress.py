@@ -96,7 +96,7 @@ class ProgressCB(Callback):
 
     def cleanup_epoch(self, learn: Any) -> None:
         if not self.mbar: return
-        if self._epoch_done:  # shown here, because a MetricsCB may have a later order
+        if self._epoch_done and not getattr(learn, 'dry_run', False):  # here, as a MetricsCB may have a later order
             row = {k: v for metrics in self._all_metrics(learn) for k, v in metrics.row.items()}
             self._log(row | dict(seconds=row.pop('seconds', '')))  # as the last column
         self._epoch_done = False

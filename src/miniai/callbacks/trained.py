@@ -71,4 +71,4 @@ def check_trained(learn: Any) -> None:
 
 def _nothing_to_train() -> ValueError:
     return ValueError("nothing to train: no parameter of the optimizer requires a gradient. Thaw some of them, such as "
-                      "with learn.model.requires_grad_(True), or call fit with train=False")
+                      "with learn.unfreeze(), or call fit with train=False")
