@@ -10,6 +10,7 @@ from PIL import Image
 
 from miniai.data import DataLoaders, fashion_mnist
 from miniai.data.picture_files import PictureError
+from miniai.jobs import data
 from miniai.jobs.build import build_model
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
 from miniai.jobs.data import build_data
@@ -80,6 +81,13 @@ def test_a_function_returns_the_loaders(monkeypatch):
     with pytest.raises(ConfigError, match='mine:wrong returned a int: it must return DataLoaders'):
         build_data(TrainConfig(data='mine:wrong'))
     with pytest.raises(ConfigError, match="cannot import 'mine:none'"): build_data(TrainConfig(data='mine:none'))
+
+
+def test_a_data_set_of_the_hub_is_loaded_with_the_options_of_the_job(monkeypatch):
+    asked, loaders = [], DataLoaders([1], [2])
+    monkeypatch.setattr(data, 'from_hub', lambda *args: asked.append(args) or loaders)
+    assert build_data(TrainConfig(data='hub:me/pets', valid=.3, batch_size=5, seed=7, size=32)) is loaders
+    assert asked == [('me/pets', .3, 5, 7, 32)]
 
 
 def test_what_is_nowhere_is_a_mistake_in_the_options():

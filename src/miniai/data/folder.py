@@ -19,7 +19,7 @@ from miniai.data.pictures import PictureRecipe
 from miniai.data.split import mean_std, split_rows
 from miniai.environment import available_memory
 
-__all__ = ['folder_loaders']
+__all__ = ['folder_loaders', 'size_for']
 
 _SPLITS = dict(train=('train', 'training'), valid=('valid', 'validation', 'val', 'dev'), test=('test', 'testing'))
 _CHECKED = 2_000  # up to so many pictures are all decoded before training, which takes a second or two
@@ -84,6 +84,11 @@ def _looked_at(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
             sizes.append(im.size if on_its_side else im.size[::-1])
             colour = colour or not (im.mode in ('1', 'L', 'LA', 'F') or im.mode.startswith('I'))
     if not sizes: raise PictureError(f"none of the pictures looked at can be read, such as {files[0]}")
+    return size_for(sizes, colour)
+
+
+def size_for(sizes: Sequence[tuple[int, int]], colour: bool) -> tuple[tuple[int, int], int]:
+    "Size and channels for pictures of these sizes: their own if they are alike and small, else a square."
     side = min(224, sorted(map(min, sizes))[len(sizes)//2])
     return sizes[0] if len(set(sizes)) == 1 and max(sizes[0]) <= 224 else (side, side), 3 if colour else 1
 

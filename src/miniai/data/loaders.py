@@ -18,7 +18,8 @@ from miniai.data.split import memory_loaders
 from miniai.data.stream import StreamLoader
 from miniai.data.table import table_loaders
 
-__all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of', 'last_batch_size']
+__all__ = ['inplace', 'collate_dict', 'Dataset', 'get_dls', 'DataLoaders', 'length_of', 'last_batch_size',
+           'split_names']
 
 
 def inplace(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -92,7 +93,7 @@ class DataLoaders:
         `dd['train'].shuffle(buffer_size=…)`, and each epoch has another order. `kwargs` go to both DataLoaders.
         ValueError without two such splits; TypeError for tuples from a split without features, unless `kwargs` have a
         collate_fn."""
-        train, valid = (dd[nm] for nm in _split_names([*dd]))
+        train, valid = (dd[nm] for nm in split_names([*dd]))
         if as_tuple and 'collate_fn' not in kwargs: kwargs['collate_fn'] = collate_dict(train)
         return cls(*get_dls(train, valid, bs=batch_size, **kwargs))
 
@@ -127,7 +128,7 @@ class DataLoaders:
         """
         *loaders, recipe = folder_loaders(path, valid, size, channels, fit, bs, seed, normalize, device, memory,
                                           workers, skip_bad)
-        return cls(*loaders)._with(recipe)
+        return cls.of_recipe(*loaders, recipe)
 
     @classmethod
     def from_table(cls, table: Any, y: str, cat: Sequence[str] | None = None, cont: Sequence[str] | None = None,
@@ -140,11 +141,14 @@ class DataLoaders:
         indices, or another table. TableError for columns or values that cannot be used; `skip_bad` skips rows without
         `y`."""
         *loaders, recipe = table_loaders(table, y, cat, cont, valid, bs, seed, classes, device, skip_bad, drop)
-        return cls(*loaders)._with(recipe)
+        return cls.of_recipe(*loaders, recipe)
 
-    def _with(self, recipe: Recipe) -> 'DataLoaders':
-        self._recipe, self.classes = recipe, recipe.classes
-        return self
+    @classmethod
+    def of_recipe(cls, train: Iterable, valid: Iterable, recipe: Recipe) -> 'DataLoaders':
+        "Two loaders that a recipe made."
+        dls = cls(train, valid)
+        dls._recipe, dls.classes = recipe, recipe.classes
+        return dls
 
     @property
     def recipe(self) -> Recipe | None:
@@ -182,7 +186,7 @@ class DataLoaders:
         return new
 
 
-def _split_names(names: list[str]) -> tuple[str, str]:
+def split_names(names: list[str]) -> tuple[str, str]:
     "The names of the splits to train on and to validate on."
     if len(names) < 2: raise ValueError(
         f"the DatasetDict needs two splits, for train and valid, and has {names}: split it with train_test_split")

@@ -34,7 +34,7 @@ class JobConfig:
     config: Path | None = None
     """A TOML file with options, such as a run's config.toml. Options on the command line override it."""
     data: str = _option('auto', 'A folder of pictures, one folder for each class, a table such as FILE.csv, '
-                                'module:function that returns DataLoaders, or one of these.', DATA)
+                                'hub:NAME, module:function that returns DataLoaders, or one of these.', DATA)
     target: str = ''
     """The column of a table to predict."""
     valid: float = 0.2

@@ -1,9 +1,10 @@
-"The data that a job names: a row of the registry, a folder of pictures, a table, or a function."
+"The data that a job names: a row of the registry, a folder of pictures, a table, a data set of the hub, or a function."
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from miniai.data import DataLoaders, fashion_mnist, image_loaders
+from miniai.data.hub import from_hub
 from miniai.jobs.config import ConfigError, JobConfig
 from miniai.jobs.registry import DATA
 from miniai.models.by_name import function_at
@@ -40,9 +41,11 @@ def _described(config: JobConfig, word: str, path: Path) -> Callable[[], DataLoa
     if path.is_file():
         if not config.target: raise ConfigError(f"{word} is a table: say which column to predict with --target")
         return partial(DataLoaders.from_table, path, config.target, valid=config.valid, **common)
+    if word.startswith('hub:'):
+        return partial(from_hub, word.removeprefix('hub:'), config.valid, config.batch_size, config.seed, config.size)
     if ':' in word: return partial(_of_function, word)
     raise ConfigError(f"no data at {word!r}: give a folder of pictures, a table such as FILE.csv, "
-                      f"module:function, or {', '.join(DATA)}")
+                      f"hub:NAME, module:function, or {', '.join(DATA)}")
 
 
 def _of_function(word: str) -> DataLoaders:

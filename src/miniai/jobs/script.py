@@ -110,6 +110,10 @@ def _data(config: TrainConfig, used: _Imports) -> str:
         used('miniai: fashion_mnist image_loaders')
         return f'image_loaders(fashion_mnist({source}), bs={config.batch_size}, seed={config.seed})'
     common = f'bs={config.batch_size}, seed={config.seed}' + ', skip_bad=True'*config.skip_bad
+    if word.startswith('hub:'):
+        size = f', size={config.size}' if config.size else ''
+        used('miniai.data.hub: from_hub')
+        return f'from_hub({word[4:]!r}, {config.valid}, {config.batch_size}, {config.seed}{size})'
     if ':' in word and not path.exists(): return _called(word, '', used)
     used('miniai: DataLoaders')
     if path.is_file(): return f'DataLoaders.from_table({word!r}, {config.target!r}, valid={config.valid}, {common})'
