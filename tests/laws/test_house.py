@@ -154,6 +154,7 @@ import miniai, miniai.cli
 import miniai.training, miniai.datasets, miniai.conv, miniai.learner, miniai.activations
 import miniai.init, miniai.sgd, miniai.resnet, miniai.augment, miniai.accel
 heavy = sorted({'numba', 'matplotlib', 'IPython'} & {m.split('.')[0] for m in sys.modules})
+heavy += {'torch._dynamo'} & {*sys.modules}  # torch's first optimizer loads it, for a second
 assert not heavy, heavy
 assert not started, started
 print('light')

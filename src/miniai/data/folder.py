@@ -23,7 +23,7 @@ __all__ = ['folder_loaders', 'size_for']
 
 _SPLITS = dict(train=('train', 'training'), valid=('valid', 'validation', 'val', 'dev'), test=('test', 'testing'))
 _CHECKED = 2_000  # up to so many pictures are all decoded before training, which takes a second or two
-_MEASURED = 1_000  # pictures that mean and standard deviation are computed from
+_MEASURED = 500  # pictures that mean and standard deviation are computed from
 
 
 def folder_loaders(path: str | PathLike, valid: float, size: Any, channels: int | None, fit: str, bs: int,

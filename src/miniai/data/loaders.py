@@ -123,7 +123,7 @@ class DataLoaders:
         turned upright, resized and cropped to `size`, or squashed with fit='squash'; `channels` is 1 for grey or 3. The
         default for both suits the pictures. They are decoded by `workers` threads in the first epoch, and then stay in
         memory as uint8, unless they need more than `memory` bytes (default: half of what is available). `normalize` is
-        a pair, mean and standard deviation, or with True that of up to 1,000 training pictures. PictureError for a
+        a pair, mean and standard deviation, or with True that of up to 500 training pictures. PictureError for a
         picture that cannot be read, unless `skip_bad` skips it, for pictures without a class, and for a single class.
         """
         *loaders, recipe = folder_loaders(path, valid, size, channels, fit, bs, seed, normalize, device, memory,

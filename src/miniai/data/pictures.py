@@ -60,8 +60,8 @@ class PictureRecipe(Recipe):
         if not isinstance(x, str | PathLike) and not hasattr(x, 'read'):
             raise PictureError(f"a {type(x).__name__} is no picture: give a path, a PIL image or an array")
         with opened(x) as im:
-            side = 2*max(self.size)
-            im.draft(None, (side, side))  # JPEG: no more detail than resizing needs
+            side = max(self.size)
+            im.draft(None, (side, side))  # a JPEG is decoded at a half, a quarter or an eighth if that is large enough
             return self._sized(im)
 
     def _sized(self, im: Any) -> np.ndarray:

@@ -17,12 +17,17 @@ __all__ = ['ITEMS', 'HOOKS', 'attributes_of', 'options_of', 'set_items', 'slots_
            'names_in', 'globals_in', 'is_hugging_face']
 
 _MODULE_NAMES = frozenset(vars(nn.Module()))
-_OPTIMIZER_NAMES = frozenset(vars(SGD([torch.zeros(1)]))) | {'step'}  # torch's schedulers replace `step`
 _LOADER_NAMES = frozenset(vars(DataLoader([0]))) - {'dataset', 'sampler', 'batch_sampler', 'generator', 'collate_fn',
                                                     'batch_size', 'drop_last', 'persistent_workers', 'in_order'}
 _HOOK_NAMES = sorted(nm for nm in _MODULE_NAMES if nm.endswith('_hooks'))
 _EMPTY_CELL = CellType()
 ITEMS, HOOKS = 'items()', 'hooks()'  # slots that are no attributes
+
+
+@cache
+def _optimizer_names() -> frozenset[str]:
+    "Attributes of every optimizer. Not read at import: torch's first optimizer loads its compiler, for a second."
+    return frozenset(vars(SGD([torch.zeros(1)]))) | {'step'}  # torch's schedulers replace `step`
 
 
 def attributes_of(x: Any) -> dict[str, Any] | None:
@@ -133,7 +138,7 @@ def _slots_of_optimizer(opt: Any) -> dict[str, Any]:
     ours = type(opt).__module__.startswith('miniai.')
     there = attributes_of(opt) or {}
     own = {k: v for k, v in there.items()
-           if k not in _OPTIMIZER_NAMES and not (k.startswith('_') and (ours or hasattr(opt, 'spec')))}
+           if k not in _optimizer_names() and not (k.startswith('_') and (ours or hasattr(opt, 'spec')))}
     hooks = [h for nm, x in there.items() if nm.endswith('_hooks') for h in list(x.values())]
     return own | dict(parameters=[g['params'] for g in opt.param_groups], rule=getattr(opt, 'rule', None)) | (
         {HOOKS: hooks} if hooks else {})
