@@ -77,18 +77,19 @@ def _classes(path: Any, parts: list) -> list[str]:
 def _looked_at(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
     "A size and a number of channels that suit the pictures, from the heads of some."
     from PIL import ExifTags
-    sizes, colour = [], False
+    sizes, modes = [], []
     for f in files[::max(1, len(files)//50)]:
         with suppress(PictureError), opened(f) as im:  # `_good` reports those that cannot be read
             on_its_side = im.getexif().get(ExifTags.Base.Orientation, 1) > 4
             sizes.append(im.size if on_its_side else im.size[::-1])
-            colour = colour or not (im.mode in ('1', 'L', 'LA', 'F') or im.mode.startswith('I'))
+            modes.append(im.mode)
     if not sizes: raise PictureError(f"none of the pictures looked at can be read, such as {files[0]}")
-    return size_for(sizes, colour)
+    return size_for(sizes, modes)
 
 
-def size_for(sizes: Sequence[tuple[int, int]], colour: bool) -> tuple[tuple[int, int], int]:
-    "Size and channels for pictures of these sizes: their own if they are alike and small, else a square."
+def size_for(sizes: Sequence[tuple[int, int]], modes: Sequence[str]) -> tuple[tuple[int, int], int]:
+    "Size and channels for pictures of these sizes and modes of Pillow: their own size if alike and small, or a square."
+    colour = any(not (mode in ('1', 'L', 'LA', 'F') or mode.startswith('I')) for mode in modes)
     side = min(224, sorted(map(min, sizes))[len(sizes)//2])
     return sizes[0] if len(set(sizes)) == 1 and max(sizes[0]) <= 224 else (side, side), 3 if colour else 1
 

@@ -25,7 +25,7 @@ def from_hub(name: Any, valid: float = 0.2, bs: int = 64, seed: int = 0, size: A
     picture, label = _columns(splits[0])
     classes = splits[0].features[label].names
     some = [splits[0][i][picture] for i in range(0, len(splits[0]), max(1, len(splits[0])//50))]
-    found = size_for([im.size[::-1] for im in some], any(im.mode not in ('1', 'L', 'LA') for im in some))
+    found = size_for([im.size[::-1] for im in some], [im.mode for im in some])
     recipe = PictureRecipe(size or found[0], found[1], classes=classes)
     arrays = [_arrays(ds, recipe, picture, label) for ds in splits]
     x, y = (np.concatenate(parts) for parts in zip(*arrays, strict=True))
