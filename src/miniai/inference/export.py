@@ -19,7 +19,7 @@ from miniai.environment import version_of
 from miniai.inference.predictor import Predictor, fitting, meaning
 from miniai.metrics.batch import inputs_of, n_inputs
 
-__all__ = ['export', 'export_predictor', 'ExportError']
+__all__ = ['FORMATS', 'export', 'export_predictor', 'ExportError']
 
 _TOLERANCE = 1e-5
 
@@ -63,11 +63,11 @@ def export_predictor(predictor: Predictor, path: str | PathLike, kept: list[Tens
     """Export a predictor. `kept` are inputs of two samples or more, as `recipe.read` gives them, to trace the model and
     to compare."""
     path, whole = Path(path), _Whole(predictor).eval()
-    if path.suffix not in _FORMATS: raise ValueError(f"export writes {' or '.join(_FORMATS)} files, got {str(path)!r}")
+    if path.suffix not in FORMATS: raise ValueError(f"export writes {' or '.join(FORMATS)} files, got {str(path)!r}")
     if not path.parent.is_dir(): raise FileNotFoundError(f"there is no folder {path.parent} to export to")
     if len(kept[0]) < 2: raise ExportError("export needs two samples or more, to know which dimension is the batch")
     example = predictor.recipe.raw(kept) if predictor.recipe else tuple(kept)
-    (write, run), part = _FORMATS[path.suffix], path.with_name(f'.{path.name}.part')
+    (write, run), part = FORMATS[path.suffix], path.with_name(f'.{path.name}.part')
     try:
         with _quiet(), torch.no_grad():
             expected = predictor.probabilities(kept)
@@ -155,4 +155,4 @@ def _run_onnx(part: Path, inputs: list[Tensor]) -> Tensor:
     return torch.from_numpy(session.run(None, {nm: x.numpy() for nm, x in zip(names, inputs, strict=True)})[0])
 
 
-_FORMATS = {'.pt2': (_write_pt2, _run_pt2), '.onnx': (_write_onnx, _run_onnx)}
+FORMATS = {'.pt2': (_write_pt2, _run_pt2), '.onnx': (_write_onnx, _run_onnx)}

@@ -109,14 +109,21 @@ class Predictor:
         given = x if isinstance(x, tuple | list) else [x]
         return [torch.as_tensor(a) if isinstance(a, np.ndarray) else a for a in given], False
 
-    @torch.no_grad()
     def raw(self, tensors: list[Tensor]) -> Tensor:
         "The model's outputs for rows that `recipe.read` gave, on the CPU."
-        if self.recipe is None: return to_cpu(self.model(*fitting(self.model, to_device(tensors, self.device))))
-        loader, out = self.recipe.loader(tensors, self.bs, self.device), []
-        for batch in tracked(loader, 'predicting'): out.append(to_cpu(self.model(*fitting(self.model, batch))))
+        loader = [tensors] if self.recipe is None else self.recipe.loader(tensors, self.bs, self.device)
+        return self.over(loader, len(tensors))[0]
+
+    @torch.no_grad()
+    def over(self, loader: Any, n_inp: int) -> tuple[Tensor, list[Tensor]]:
+        "The model's outputs over a loader whose batches begin with `n_inp` inputs, and their other items, on the CPU."
+        out, others = [], []
+        for batch in tracked(loader, 'predicting'):
+            out.append(to_cpu(self.model(*fitting(self.model, to_device(list(batch[:n_inp]), self.device)))))
+            others.append(to_cpu(list(batch[n_inp:])))
         if not out: raise ValueError("there is no sample to predict")
-        return torch.cat(out) if isinstance(out[0], Tensor) else out[0]
+        whole = torch.cat(out) if isinstance(out[0], Tensor) and len(out) > 1 else out[0]
+        return whole, [torch.cat(items) for items in zip(*others, strict=True)]
 
     def probabilities(self, tensors: list[Tensor]) -> Tensor:
         "The probabilities, or the numbers in their own units, for rows that `recipe.read` gave."

@@ -7,19 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from miniai.data.memory import rows_of
 from miniai.data.picture_files import picture_files
-from miniai.device import to_cpu
-from miniai.inference.export import export_predictor
+from miniai.inference.export import FORMATS, export_predictor
 from miniai.inference.model_file import load
-from miniai.inference.predictor import Prediction, Predictor, fitting
+from miniai.inference.predictor import Prediction, Predictor
 from miniai.inference.results import compared
 from miniai.jobs.config import ConfigError, TrainConfig
 from miniai.jobs.data import build_data
 from miniai.jobs.run_folder import as_json
-from miniai.show.tracking import tracked
 
 __all__ = ['EvaluateConfig', 'PredictConfig', 'ExportConfig', 'evaluate_run', 'predict_run', 'export_run']
 
@@ -72,14 +68,9 @@ class ExportConfig:
 def evaluate_run(config: EvaluateConfig) -> None:
     "Print a table of the results: for each class, or the errors of numbers."
     predictor = load(config.run, allow_code=config.allow_code, device=config.device)
-    dl, n, preds, targets = _loader(config, predictor), _n_inp(predictor), [], []
-    if len(next(iter(dl))) <= n: raise ConfigError(f"{config.data} has no targets to compare predictions with")
-    with torch.no_grad():
-        for batch in tracked(dl, 'evaluating'):
-            inputs = fitting(predictor.model, [x.to(config.device) for x in batch[:n]])
-            preds.append(to_cpu(predictor.model(*inputs)))
-            targets.append(batch[n].cpu())
-    found = compared(torch.cat(preds), torch.cat(targets), predictor.outputs, predictor.recipe)
+    preds, targets = predictor.over(_loader(config, predictor), len(predictor.recipe.shapes) if predictor.recipe else 1)
+    if not targets: raise ConfigError(f"{config.data} has no targets to compare predictions with")
+    found = compared(preds, targets[0], predictor.outputs, predictor.recipe)
     print(as_json(found.as_dict(), indent=1) if config.json else found)
 
 
@@ -96,7 +87,7 @@ def predict_run(config: PredictConfig) -> None:
 
 def export_run(config: ExportConfig) -> None:
     "Write the model to a file, compared with the model on validation data."
-    if config.path.suffix not in ('.onnx', '.pt2'): raise ConfigError(f"export writes .onnx or .pt2, got {config.path}")
+    if config.path.suffix not in FORMATS: raise ConfigError(f"export writes .onnx or .pt2, got {config.path}")
     predictor = load(config.run, allow_code=config.allow_code)
     path = export_predictor(predictor, config.path, rows_of(_loader(config, predictor), 16))
     print(f"wrote {path}, {path.stat().st_size:,} bytes; on validation data its outputs are the model's")
@@ -108,9 +99,6 @@ def _loader(config: EvaluateConfig | ExportConfig, predictor: Predictor) -> Any:
     options = config.run/'config.toml'
     if not options.is_file(): raise ConfigError(f"{config.run} is not the folder of a run: name data with --data")
     with redirect_stdout(sys.stderr): return build_data(TrainConfig.from_toml(options)).valid  # stdout is for results
-
-
-def _n_inp(predictor: Predictor) -> int: return len(predictor.recipe.shapes) if predictor.recipe else 1
 
 
 def _predictions(predictor: Predictor, inputs: Sequence[Path]) -> tuple[list[str], list[Prediction]]:
