@@ -66,6 +66,13 @@ def test_onecycle_cycles_the_momentum_where_there_is_one(optimizer):
     assert momentum == (None if optimizer in ('sgd', 'rmsprop', 'adagrad') else 0.95)
 
 
+@pytest.mark.parametrize('momentum', [0, .9])
+def test_onecycle_gives_torchs_plain_sgd_no_momentum(momentum):
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1, momentum=momentum)
+    SCHEDULES['onecycle'].build(opt, lr=0.1, steps=10)
+    assert opt.param_groups[0]['momentum'] == (0.95 if momentum else 0)
+
+
 def test_texts_for_the_help_are_there():
     assert all(row.about for table in (DATA, MODELS, SCHEDULES) for row in table.values())
 

@@ -127,7 +127,7 @@ def test_the_batches_of_a_summed_loss_count_alike(weight):
 
 def test_one_weight_serves_both_for_losses_that_are_not_known():
     bs = data([5, 3, 8, 1])
-    def loss(p, y): return F.cross_entropy(p, y)  # hidden in a function of one's own
+    def loss(p, y): return F.cross_entropy(p, y)  # hidden in a function of the user's
     def tokens(learn): return (learn.batch[1] != -100).sum()
     assert_accumulates(3, bs, loss, weight=tokens)
     learn = learner(Quiet(weight=tokens), dls=DataLoaders([], bs), loss_func=loss, model=mlp().double())

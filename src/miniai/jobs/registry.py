@@ -8,7 +8,7 @@ from torch.optim import Optimizer, lr_scheduler
 from miniai.data import ImageSet, fashion_mnist
 from miniai.models.by_name import MODELS
 from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
-from miniai.optim.schedules import warmup_cosine
+from miniai.optim.schedules import has_momentum, warmup_cosine
 
 __all__ = ['DATA', 'MODELS', 'OPTIMIZERS', 'SCHEDULES', 'DataRow', 'OptimizerRow', 'ScheduleRow']
 
@@ -33,8 +33,7 @@ class ScheduleRow(NamedTuple):
 
 
 def _onecycle(opt: Optimizer, lr: float, steps: int) -> Any:
-    has_momentum = 'momentum' in opt.defaults or 'betas' in opt.defaults
-    return lr_scheduler.OneCycleLR(opt, max_lr=lr, total_steps=steps, cycle_momentum=has_momentum)
+    return lr_scheduler.OneCycleLR(opt, max_lr=lr, total_steps=steps, cycle_momentum=has_momentum(opt))
 
 
 def _warmup_cosine(opt: Optimizer, lr: float, steps: int) -> Any: return warmup_cosine()(opt, steps)

@@ -11,6 +11,7 @@ from miniai.inference.model_file import MODEL_FILE
 from miniai.jobs.build import build_optimizer
 from miniai.jobs.config import ConfigError, TrainConfig, parse_options
 from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS
+from miniai.optim.schedules import has_momentum
 
 __all__ = ['ScriptConfig', 'write_script', 'script_of']
 
@@ -149,7 +150,7 @@ def _schedule(config: TrainConfig, used: _Imports) -> str:
     if config.schedule not in SCHEDULES: return _called(config.schedule, 'opt, steps', used)
     imports, text = SCHEDULES[config.schedule]
     opt = build_optimizer(config)([torch.zeros(1, requires_grad=True)], config.lr)
-    fixed = '' if {'momentum', 'betas'} & opt.defaults.keys() else ', cycle_momentum=False'
+    fixed = '' if has_momentum(opt) else ', cycle_momentum=False'
     return used(imports, text.format(lr=config.lr, fixed=fixed))
 
 

@@ -11,7 +11,12 @@ from torch.optim import lr_scheduler
 
 from miniai.show.plots import get_grid
 
-__all__ = ['warmup_cosine', 'make_schedule', 'plot_schedule', 'trace_schedule', 'most_steps']
+__all__ = ['has_momentum', 'warmup_cosine', 'make_schedule', 'plot_schedule', 'trace_schedule', 'most_steps']
+
+
+def has_momentum(opt: Any) -> bool:
+    "Whether the optimizer has a momentum that a cycle may change. torch's SGD has the option, 0, where there is none."
+    return bool(opt.defaults.get('momentum')) or 'betas' in opt.defaults
 
 
 def warmup_cosine(warmup: float = 0.1, final: float = 0.) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from miniai.callbacks.dry_run import patch
 from miniai.events import as_list
 from miniai.optim.groups import depth_groups
+from miniai.optim.schedules import has_momentum
 from miniai.steps.schedule import BatchSchedCB
 
 __all__ = ['fit_one_cycle']
@@ -31,9 +32,8 @@ def fit_one_cycle(self: Any, n_epochs: int | None = None, lr: float | slice | No
 
 def _one_cycle(opt: Any, steps: int) -> OneCycleLR:
     "An earlier cycle on the same optimizer left the rates near 0, and its highest ones as `max_lr`."
-    has_momentum = bool(opt.defaults.get('momentum')) or 'betas' in opt.defaults
     return OneCycleLR(opt, [g.get('max_lr', g['lr']) for g in opt.param_groups], total_steps=steps,
-                      cycle_momentum=has_momentum)
+                      cycle_momentum=has_momentum(opt))
 
 
 def _check_slice(lr: slice, opt_func: Callable | None) -> None:
