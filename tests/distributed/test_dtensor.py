@@ -1,14 +1,12 @@
 "DTensors: every rule and option on parts in two processes is what it is on whole tensors in one."
-import os
-
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from miniai.distributed.dtensor import is_dtensor, local, placement, summed
 from miniai.optim import SGD, Adagrad, AdamW, Lion, NAdamW, RMSProp, optimizer
+from ranks import run_ranks
 
 CASES = [(AdamW, {}), (NAdamW, dict(cautious='rescaled', ema=.9)), (RMSProp, dict(clip_norm=.5, decoupled=False)),
          (Lion, dict(clip_value=.5, skip_nonfinite=True)), (Adagrad, dict(cautious=True))]
@@ -58,17 +56,6 @@ def awkward(mesh, shard, Partial, Replicate):
                 rough=rough.detach().full_tensor(), cut=odd.detach().full_tensor())
 
 
-def in_two_processes(rank, folder):
-    "Exits without the interpreter's cleanup, in which gloo's threads may abort a process that has done its work."
-    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    found = found_by()
-    if rank == 0: torch.save(found, f'{folder}/found.pt')
-    dist.barrier()
-    os._exit(0)
-
-
 def found_by():
     from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor, init_device_mesh
     mesh = init_device_mesh('cpu', (2,))
@@ -90,10 +77,7 @@ def found_by():
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('dtensor')
-    mp.spawn(in_two_processes, (str(folder),), nprocs=2)
-    return torch.load(folder/'found.pt', weights_only=True)
+def found(): return run_ranks(found_by, 2)[0]
 
 
 @pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
