@@ -88,6 +88,35 @@ def test_the_folders_say_which_pictures_are_for_training_or_a_share_is_drawn(tmp
     assert not {*dls.train.rows.tolist()} & {*dls.valid.rows.tolist()}
 
 
+@pytest.mark.parametrize('valid', [
+    [1, 7], range(1, 8, 6), np.array([1, 7]), [i in (1, 7) for i in range(12)], np.arange(12) % 6 == 1,
+    lambda p: p.name == '1.png'])
+def test_validation_pictures_are_chosen_by_index_mask_or_function_in_the_order_of_their_paths(tmp_path, valid):
+    write_folder(tmp_path, in_classes())
+    dls = load(tmp_path, valid, bs=12)
+    rows = dls.valid.tensors[0]
+    assert [rows.files[i].relative_to(tmp_path).as_posix() for i in dls.valid.rows] == ['a/1.png', 'b/1.png']
+    assert (targets(dls.valid), sorted(targets(dls.train))) == ([0, 1], [0]*5 + [1]*5)
+
+
+def test_validation_pictures_are_in_another_folder(tmp_path):
+    write_folder(tmp_path, in_classes(5, split='p/') + in_classes(2, split='later/') + in_classes(1, 'c', 'new/'))
+    for valid in (tmp_path/'later', str(tmp_path/'later')):
+        dls = load(tmp_path/'p', valid)
+        assert (dls.train.n, targets(dls.valid)) == (10, [0, 0, 1, 1])
+    with pytest.raises(PictureError, match='validation has the class c'): load(tmp_path/'p', tmp_path/'new')
+    with pytest.raises(ValueError, match=r'is inside .*: give the folder that has the pictures for training alone'):
+        load(tmp_path, tmp_path/'later')
+
+
+@pytest.mark.filterwarnings('ignore:1 of 12 pictures')
+def test_chosen_pictures_that_cannot_be_read_are_skipped(tmp_path):
+    write_folder(tmp_path, in_classes())
+    (tmp_path/'a'/'1.png').write_bytes(b'')
+    dls = load(tmp_path, [1, 7], skip_bad=True)
+    assert (dls.train.n, dls.valid.rows.tolist()) == (10, [7])
+
+
 def test_classes_are_the_folders_names_in_order_and_targets_their_places(tmp_path):
     write_folder(tmp_path, [*in_classes(2, classes=('zebra', 'Ärger', '10', 'ant'), split='train/'), 'valid/ant/1.png'])
     dls = load(tmp_path, bs=8)

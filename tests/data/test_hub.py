@@ -7,6 +7,7 @@ from PIL import Image
 
 from miniai.data.hub import from_hub
 from miniai.data.picture_files import PictureError
+from miniai.data.table import TableError
 
 hf = pytest.importorskip('datasets')
 FEATURES = hf.Features(dict(image=hf.Image(), label=hf.ClassLabel(names=['cat', 'dog'])))
@@ -43,9 +44,46 @@ def test_a_data_set_of_the_hub_is_loaded_by_its_name(monkeypatch):
     assert asked == ['me/pets']
 
 
+def test_a_split_may_be_named_for_validation():
+    dd = hf.DatasetDict(odd=split(4), train=split(8), test=split(6))
+    assert [(dls.train.n, dls.valid.n) for dls in (from_hub(dd), from_hub(dd, 'odd'))] == [(8, 6), (8, 4)]
+
+
+def test_rows_without_a_class_are_named_or_skipped_and_counted():
+    hidden = hf.Dataset.from_dict(dict(image=[Image.new('L', (4, 4), i) for i in range(6)],
+                                       label=[0, -1, 1, 0, 1, None]), features=FEATURES)
+    dd = hf.DatasetDict(train=hidden, test=hidden)
+    with pytest.raises(PictureError, match='2 of 6 rows have no class in the column label: use skip_bad=True'):
+        from_hub(dd)
+    with pytest.warns(UserWarning, match='2 of 6 rows have no class in the column label and are skipped'):
+        dls = from_hub(dd, skip_bad=True)
+    assert (dls.train.n, dls.valid.tensors[1][dls.valid.rows].tolist()) == (4, [0, 1, 0, 1])
+
+
+def test_a_data_set_without_pictures_is_a_table():
+    features = hf.Features(dict(size=hf.Value('float32'), kind=hf.ClassLabel(names=['cat', 'dog'])))
+    def rows(n):
+        columns = dict(size=[.5*i for i in range(n)], kind=[i % 2 for i in range(n)])
+        return hf.Dataset.from_dict(columns, features)
+
+    dd = hf.DatasetDict(train=rows(8), test=rows(4))
+    dls = from_hub(dd, y='kind', bs=4)
+    assert (dls.recipe.kind, dls.classes, dls.train.n, dls.valid.n) == ('table', ['cat', 'dog'], 8, 4)
+    assert dls.test([dict(size=1.)]).n == 1
+    assert from_hub(dd, y='size').recipe.categories == dict(kind=['cat', 'dog'])
+    assert from_hub(hf.DatasetDict(train=rows(8)), y='kind', valid=.25).valid.n == 2
+
+
 def test_what_cannot_be_used_is_named(monkeypatch):
-    table = hf.DatasetDict(train=hf.Dataset.from_dict(dict(a=[1, 2])))
-    with pytest.raises(PictureError, match='needs a column of pictures and one of classes'): from_hub(table)
+    table = hf.DatasetDict(train=hf.Dataset.from_dict(dict(a=[1, 2], b=[1, 2])))
+    with pytest.raises(TableError, match='a table: say which column to predict with --target, or y=…; it has a, b'):
+        from_hub(table)
+    unlabelled = hf.DatasetDict(train=split(4).remove_columns('label'))
+    with pytest.raises(PictureError, match=r'no column has classes; the data set has image \(Image\): use Data'):
+        from_hub(unlabelled)
+    with pytest.raises(PictureError, match='image is no column of classes'): from_hub(unlabelled, y='image')
+    with pytest.raises(ValueError, match="no split 'late' next to one for training, only train"):
+        from_hub(unlabelled, valid='late')
     hidden = hf.Dataset.from_dict(dict(image=[Image.new('L', (4, 4))]*4, label=[-1]*4), features=FEATURES)
     with pytest.raises(PictureError, match='4 of 4 rows have no class in the column label'):
         from_hub(hf.DatasetDict(train=split(4), test=hidden))

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from miniai.data import MemoryLoader, SeededSamples
 from miniai.data.loaders import DataLoaders, Dataset, collate_dict, get_dls, inplace, last_batch_size
 from miniai.data.picture_files import PictureError
+from miniai.data.recipe import Recipe
 from miniai.data.table_files import TableError
 from picture_folders import in_classes, write_folder
 
@@ -431,6 +432,24 @@ def test_names_given_to_classes_are_those_of_the_recipe_and_targets_may_be_names
     assert torch.cat([yb for _, yb in dls.test(x[:5], ['no', 'yes', 'no', 'yes', 'yes'])]).tolist() == [0, 1, 0, 1, 1]
 
 
+def test_classes_of_a_folder_or_table_get_other_names_and_test_data_may_have_either(tmp_path):
+    write_folder(tmp_path, in_classes())
+    table = pd.DataFrame(dict(a=range(10), y=[0, 1]*5))
+    for dls, data in ((DataLoaders.from_folder(tmp_path), tmp_path), (DataLoaders.from_table(table, 'y'), table)):
+        before, old = dls.recipe, dls.test(data).tensors[-1]
+        dls.classes = ['no', 'yes']
+        assert dls.recipe.classes == dls.classes == ['no', 'yes'] != before.classes
+        recipe = Recipe.from_dict(dls.recipe.to_dict())
+        assert torch.equal(recipe.test(data).tensors[-1], old)
+        assert recipe.target(['yes', 'no']).tolist() == [1, 0]
+        dls.classes = dls.classes[::-1]
+        assert torch.equal(dls.test(data).tensors[-1], old)  # what the data are called comes first
+        for wrong in ('no', ['no'], None):
+            with pytest.raises(ValueError, match='classes must be 2 names, for yes, no, got'): dls.classes = wrong
+    numbers = DataLoaders.from_table(table, 'y', classes=False)
+    with pytest.raises(ValueError, match='the data have no classes to name'): numbers.classes = ['no', 'yes']
+
+
 def test_a_test_loader_has_the_batch_size_and_device_of_validation():
     dls = DataLoaders.from_arrays(torch.randn(20, 3), torch.arange(20) % 2, bs=4, device='meta')
     test = dls.test(torch.randn(20, 3), torch.zeros(20))
@@ -477,7 +496,11 @@ def photos(tmp_path_factory):
     ('good', dict(fit='pad'), ValueError, "fit must be 'crop' or 'squash', got 'pad'"),
     ('good', dict(valid=1.5), ValueError, 'between 0 and 1, got 1.5'),
     ('good', dict(valid=.01), ValueError, 'leaves none for validation'),
-    ('good', dict(valid=[1, 2]), TypeError, r'fraction of pictures for validation, got \[1, 2\].*train and valid'),
+    ('good', dict(valid=[1, 1]), ValueError, 'the same index twice'),
+    ('good', dict(valid=[12]), ValueError, '12 samples'),
+    ('good', dict(valid=None), TypeError, 'a fraction, another folder, the indices .* of a path, got a None'),
+    ('good', dict(valid=range(6)), PictureError, 'no picture of a is left for training, and validation has some'),
+    ('good', dict(valid='nowhere'), FileNotFoundError, 'no folder nowhere, which valid names'),
     ('good', dict(normalize=3), ValueError, 'True, False, or a pair of mean and standard deviation, got 3'),
     ('good', dict(normalize=([.5]*3, [0.]*3)), ValueError, 'std above 0'),
     ('good', dict(normalize=([.5]*2, [.5]*2)), ValueError, 'one for each channel'),

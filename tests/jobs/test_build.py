@@ -122,17 +122,21 @@ def test_an_optimizer_gets_its_options_by_name_and_may_be_anyones():
     params = [nn.Parameter(torch.zeros(1))]
     group = build_optimizer(TrainConfig(opt='beta2=0.5 wd=0.25'))(params, 0.1).param_groups[0]
     assert (group['betas'][1], group['weight_decay'], group['lr']) == (0.5, 0.25, 0.1)
-    opt = build_optimizer(TrainConfig(optimizer='torch.optim:SGD', opt='momentum=0.5', lr=1.))(params, 0.1)
-    assert (type(opt), opt.defaults['momentum']) == (torch.optim.SGD, 0.5)
+    options = 'momentum=0.5 nesterov=true fused=none'
+    opt = build_optimizer(TrainConfig(optimizer='torch.optim:SGD', opt=options, lr=1.))(params, 0.1)
+    assert (type(opt), opt.defaults['momentum'], opt.defaults['nesterov']) == (torch.optim.SGD, 0.5, True)
 
 
 @pytest.mark.parametrize(('options', 'said'), [
     (dict(model='table'), 'table is for a table, and the data are images: choose from simple, resnet'),
-    (dict(net='width=3'), 'the model simple has no option width; it has widths'),
+    (dict(net='width=3'), "the model simple has no option width; did you mean 'widths'?"),
     (dict(model='nowhere:f'), "cannot import 'nowhere:f'"),
     (dict(optimizer='nowhere:f'), "cannot import 'nowhere:f'"),
     (dict(opt='beta3=0.5'), "the optimizer adamw has no option beta3; did you mean 'beta2'?"),
-    (dict(opt='beta2=abc'), 'the optimizer adamw cannot be made with beta2=abc: could not convert'),
+    (dict(opt='beta2=abc'),
+     "the option beta2 of the optimizer adamw must be a number, such as its default 0.999, got 'abc'"),
+    (dict(opt='lr=0.5'), 'the optimizer adamw has no option lr; it has wd, beta1'),
+    (dict(optimizer='torch.optim:Adam', opt='betas=[0.5]'), 'Adam cannot be made with betas=[0.5]: '),
     (dict(optimizer='torch.optim:SGD', opt='momentum=-1'), 'SGD cannot be made with momentum=-1: Invalid momentum')])
 def test_what_does_not_exist_or_fit_is_a_mistake_in_the_options(options, said):
     def build(): return build_optimizer(TrainConfig(**options)), build_model(TrainConfig(**options), PICTURES)

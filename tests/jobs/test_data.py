@@ -85,9 +85,27 @@ def test_a_function_returns_the_loaders(monkeypatch):
 
 def test_a_data_set_of_the_hub_is_loaded_with_the_options_of_the_job(monkeypatch):
     asked, loaders = [], DataLoaders([1], [2])
-    monkeypatch.setattr(data, 'from_hub', lambda *args: asked.append(args) or loaders)
-    assert build_data(TrainConfig(data='hub:me/pets', valid=.3, batch_size=5, seed=7, size=32)) is loaders
-    assert asked == [('me/pets', .3, 5, 7, 32)]
+    monkeypatch.setattr(data, 'from_hub', lambda *args, **kwargs: asked.append((args, kwargs)) or loaders)
+    config = TrainConfig(data='hub:me/pets', valid=.3, batch_size=5, seed=7, size=32, target='kind', skip_bad=True)
+    assert build_data(config) is loaders
+    assert asked == [(('me/pets', .3), dict(bs=5, seed=7, size=32, y='kind', skip_bad=True))]
+
+
+def test_options_for_other_data_are_refused(photos, tmp_path):
+    pd.DataFrame(dict(a=range(20), y=[0, 1]*10)).to_csv(tmp_path/'t.csv')
+    for config, said in ((dict(data=str(photos), target='y'), 'is a folder of pictures, which --target is not for'),
+                         (dict(data=str(photos), drop='y'), 'which --drop is not for: leave it out'),
+                         (dict(data=str(tmp_path/'t.csv'), target='y', size=8), 'is a table, which --size is not for')):
+        with pytest.raises(ConfigError, match=said): build_data(TrainConfig(**config))
+
+
+def test_validation_may_be_a_column_or_another_table_and_columns_are_dropped(tmp_path):
+    table = pd.DataFrame(dict(a=range(20), b=range(20), c=range(20), part=['train']*16 + ['valid']*4, y=[0, 1]*10))
+    table.to_csv(tmp_path/'t.csv', index=False)
+    dls = build_data(TrainConfig(data=str(tmp_path/'t.csv'), target='y', valid='part', drop='a, c'))
+    assert (dls.train.n, dls.valid.n, [*dls.recipe.numbers]) == (16, 4, ['b'])
+    dls = build_data(TrainConfig(data=str(tmp_path/'t.csv'), target='y', valid=str(tmp_path/'t.csv')))
+    assert (dls.train.n, dls.valid.n) == (20, 20)
 
 
 def test_what_is_nowhere_is_a_mistake_in_the_options():

@@ -17,7 +17,8 @@ from tiny import write_tiny
 @pytest.fixture
 def table(tmp_path):
     r = np.random.default_rng(0)
-    df = pd.DataFrame(dict(a=r.normal(size=60), kind=r.choice(['x', 'y'], 60), price=r.normal(size=60)))
+    df = pd.DataFrame(dict(a=r.normal(size=60), kind=r.choice(['x', 'y'], 60), price=r.normal(size=60), id=range(60),
+                           part=['train']*50 + ['valid']*10))
     df.to_csv(tmp_path/'t.csv', index=False)
     return tmp_path/'t.csv'
 
@@ -32,7 +33,8 @@ def weights_of_script(folder, tmp_path):
 def test_a_script_trains_to_the_bits_of_the_run(kind, table, tmp_path):
     (tmp_path/'fmnist').mkdir()
     given = dict(data=str(write_tiny(tmp_path/'fmnist', 200, 40)), opt='beta2=0.9', precision='bfloat16') \
-        if kind == 'fashion' else dict(data=str(table), target='price', schedule='warmup-cosine', net='widths=[8]')
+        if kind == 'fashion' else dict(data=str(table), target='price', schedule='warmup-cosine', net='widths=[8]',
+                                    drop='id', valid='part')
     out = tmp_path/'run'
     train(TrainConfig(**given, epochs=2, batch_size=32, device='cpu', stats=False, out=str(out)))
     want, found = load(out/'model.safetensors')['model'], weights_of_script(out, tmp_path)
@@ -43,7 +45,7 @@ def test_a_script_trains_to_the_bits_of_the_run(kind, table, tmp_path):
 @pytest.mark.parametrize('options', [
     dict(optimizer='torch.optim:SGD', opt='momentum=0.5'), dict(optimizer='sgd'), dict(data='sample'),
     dict(compile=True, layout="channels-last"), dict(data="mine:loaders"), dict(model="mine:net"),
-    dict(schedule="mine:schedule"),
+    dict(schedule="mine:schedule"), dict(data='hub:me/pets', valid='test', target='kind'),
     *(dict(schedule=name) for name in SCHEDULES)])
 def test_every_option_gives_a_script_that_python_can_read(options):
     config = TrainConfig(**dict(lr=0.1, epochs=3, device='cpu', layout='channels-first') | options)
@@ -51,6 +53,7 @@ def test_every_option_gives_a_script_that_python_can_read(options):
     text = script_of(config, dict(outputs='classes', net=dict(name=name), recipe=None))
     compile(text, 'script.py', 'exec')
     if config.optimizer == 'sgd': assert 'cycle_momentum=False' in text
+    if config.data.startswith('hub'): assert "from_hub('me/pets', valid='test', y='kind', bs=128, seed=42)" in text
     if config.optimizer == 'torch.optim:SGD': assert 'partial(SGD, momentum=0.5)' in text
 
 

@@ -53,6 +53,8 @@ def module(monkeypatch):
     def head(outputs, hidden=3): return nn.Sequential(nn.Linear(2, hidden), nn.Linear(hidden, outputs))
     def everything(**facts): return nn.Linear(facts['channels'], facts['outputs'])
     mine.head, mine.everything, mine.number, mine.wrong = head, everything, 3, lambda: 'text'
+    def named(act='relu', norm=True, betas=(.1, .2), free=None): return nn.Identity()
+    mine.named = named
     monkeypatch.setitem(sys.modules, 'mine', mine)
 
 
@@ -60,6 +62,7 @@ def module(monkeypatch):
 def test_a_users_function_gets_the_facts_that_it_has_parameters_for():
     assert build_model('mine:head', COLOUR, hidden=7)[1].weight.shape == (5, 7)
     assert build_model('mine:everything', COLOUR).weight.shape == (5, 3)
+    build_model('mine:named', COLOUR, act='gelu', norm=False, betas=[1, 2], free='anything')
 
 
 @pytest.mark.usefixtures('module')
@@ -68,7 +71,19 @@ def test_a_users_function_gets_the_facts_that_it_has_parameters_for():
     ('qqq', COLOUR, {}, ValueError, "choose from simple, resnet, timm:NAME or module:function"),
     ('table', COLOUR, {}, ValueError, 'table is for a table, and the data are images: choose from simple, resnet'),
     ('simple', TABLE, {}, ValueError, 'simple is for images, and the data are a table: choose from table'),
-    ('simple', COLOUR, dict(width=3), TypeError, 'simple has no option width; it has widths'),
+    ('simple', COLOUR, dict(width=3), TypeError, "simple has no option width; did you mean 'widths'?"),
+    ('simple', COLOUR, dict(size=3), TypeError, 'simple has no option size; it has widths'),
+    ('simple', COLOUR, dict(channels=3), TypeError, 'simple has no option channels; it has widths'),
+    ('simple', COLOUR, dict(widths=5), TypeError,
+     r'option widths of the model simple must be a list of whole numbers above 0, such as .*\(8, 16, 32, 64\), got 5'),
+    ('simple', COLOUR, dict(widths=[8, .5]), TypeError, r'got \[8, 0\.5\]'),
+    ('resnet', COLOUR, dict(widths=[0]), TypeError, r'numbers above 0, .* got \[0\]'),
+    ('table', TABLE, dict(dropout='much'), TypeError, "must be a number, such as its default 0.5, got 'much'"),
+    ('table', TABLE, dict(dropout=True), TypeError, 'a number, .* got True'),
+    ('table', TABLE, dict(dropout=2), ValueError, 'the model table cannot be made with dropout=2: dropout prob'),
+    ('mine:named', COLOUR, dict(act=3), TypeError, "must be text, such as its default 'relu', got 3"),
+    ('mine:named', COLOUR, dict(norm='false'), TypeError, "must be True or False, such as its default True, got 'fa"),
+    ('mine:named', COLOUR, dict(betas=[.1, 'x']), TypeError, 'must be a list of numbers'),
     ('mine:head', COLOUR, dict(size=3), TypeError, 'mine:head has no option size; it has hidden'),
     ('mine:tail', COLOUR, {}, ValueError, "cannot import 'mine:tail': .*tail"),
     ('nowhere:f', COLOUR, {}, ValueError, "cannot import 'nowhere:f': No module named 'nowhere'"),

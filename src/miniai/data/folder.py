@@ -16,7 +16,7 @@ from miniai.data.memory import MemoryLoader
 from miniai.data.picture_files import PictureError, labelled_files, opened
 from miniai.data.picture_rows import PictureRows
 from miniai.data.pictures import PictureRecipe
-from miniai.data.split import mean_std, split_rows
+from miniai.data.split import mean_std, other_rows, split_rows
 from miniai.environment import available_memory
 
 __all__ = ['folder_loaders', 'size_for']
@@ -26,11 +26,11 @@ _CHECKED = 2_000  # up to so many pictures are all decoded before training, whic
 _MEASURED = 500  # pictures that mean and standard deviation are computed from
 
 
-def folder_loaders(path: str | PathLike, valid: float, size: Any, channels: int | None, fit: str, bs: int,
+def folder_loaders(path: str | PathLike, valid: Any, size: Any, channels: int | None, fit: str, bs: int,
                    seed: int, normalize: bool | Sequence, device: Any, memory: float | None, workers: int | None,
                    skip_bad: bool) -> tuple[MemoryLoader, MemoryLoader, PictureRecipe]:
     "The two loaders and the recipe of `DataLoaders.from_folder`."
-    parts = _parts(Path(path).expanduser())
+    parts = _parts(Path(path).expanduser(), valid)
     files, names = zip(*[pair for part in parts for pair in part], strict=True)
     classes = _classes(path, parts)
     if size is None or channels is None:
@@ -41,7 +41,8 @@ def folder_loaders(path: str | PathLike, valid: float, size: Any, channels: int 
     rows = recipe.rows(files, need <= (available_memory()//2 if memory is None else memory), workers)
     good = _good(rows, skip_bad)
     y = recipe.target(names)
-    train, held_out = _split(good, len(parts[0]), y, valid if len(parts) == 1 else None, seed)
+    train, held_out = _split(good, files, len(parts[0]), y, valid, seed)
+    _check_split(train, held_out, y, classes)
     if normalize is not False:
         if normalize is not True and np.shape(normalize)[:1] != (2,): raise ValueError(
             f"normalize must be True, False, or a pair of mean and standard deviation, got {normalize!r}")
@@ -53,9 +54,10 @@ def folder_loaders(path: str | PathLike, valid: float, size: Any, channels: int 
     return loader(train, bs, True), loader(held_out, bs*2, False), recipe
 
 
-def _parts(path: Path) -> list[list[tuple[Path, str]]]:
+def _parts(path: Path, valid: Any) -> list[list[tuple[Path, str]]]:
     "Pictures with the names of their classes: one list, or one for training and one for validation."
     if not path.is_dir(): raise FileNotFoundError(f"no folder {path}")
+    if isinstance(valid, str | PathLike): return [labelled_files(path), labelled_files(_other_folder(path, valid))]
     there = {p.name.lower(): p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.')}
     named = {split: next((there[nm] for nm in names if nm in there), None) for split, names in _SPLITS.items()}
     train, held_out = named['train'], named['valid'] or named['test']
@@ -63,6 +65,14 @@ def _parts(path: Path) -> list[list[tuple[Path, str]]]:
         if not train: raise PictureError(f"{path} has the folder {', '.join(there)}, but none called train")
     elif not train or not any(p.is_dir() for p in train.iterdir()): return [labelled_files(path)]  # a class "train"
     return [labelled_files(p) for p in (train, held_out) if p]
+
+
+def _other_folder(path: Path, valid: str | PathLike) -> Path:
+    other = Path(valid).expanduser()
+    if not other.is_dir(): raise FileNotFoundError(f"no folder {valid}, which valid names")
+    if other.resolve().is_relative_to(path.resolve()): raise ValueError(
+        f"the validation folder {valid} is inside {path}: give the folder that has the pictures for training alone")
+    return other
 
 
 def _classes(path: Any, parts: list) -> list[str]:
@@ -108,19 +118,27 @@ def _good(rows: PictureRows, skip_bad: bool) -> Tensor:
     return torch.tensor([i for i in range(len(rows)) if i not in bad])
 
 
-def _split(good: Tensor, n_first: int, y: Tensor, valid: Any, seed: int) -> tuple[Tensor, Tensor]:
-    """The rows for training and for validation: by folder if `valid` is None. Pictures of a class of which all were
-    drawn for validation go to training."""
-    if valid is None: train, held_out = good[good < n_first], good[good >= n_first]
-    elif isinstance(valid, Real):
+def _split(good: Tensor, files: Sequence[Path], n_first: int, y: Tensor, valid: Any,
+           seed: int) -> tuple[Tensor, Tensor]:
+    """The rows for training and for validation: the first `n_first` and the others if validation has a folder, else as
+    `valid` says. Pictures of a class of which all were drawn for validation go to training."""
+    if n_first < len(files): return good[good < n_first], good[good >= n_first]
+    if isinstance(valid, Real):
         train, held_out = (good[rows] for rows in split_rows(len(good), valid, seed))
         lost = ~torch.isin(y[held_out], y[train])
-        train, held_out = torch.cat([train, held_out[lost]]).sort().values, held_out[~lost]
-    else: raise TypeError(f"valid must be the fraction of pictures for validation, got {valid!r}: to choose them "
-                          f"yourself, put them in folders called train and valid")
+        return torch.cat([train, held_out[lost]]).sort().values, held_out[~lost]
+    if callable(valid): valid = [bool(valid(f)) for f in files]
+    try: return tuple(rows[torch.isin(rows, good)] for rows in other_rows(len(files), valid))
+    except TypeError as e: raise TypeError(f"valid must be a fraction, another folder, the indices of pictures, a mask "
+                                           f"or a function of a path, got a {type(valid).__name__}") from e
+
+
+def _check_split(train: Tensor, held_out: Tensor, y: Tensor, classes: Sequence[str]) -> None:
     for name, rows in (('training', train), ('validation', held_out)):
         if not len(rows): raise PictureError(f"none of the pictures for {name} can be read")
-    return train, held_out
+    lost = sorted(set(y[held_out].tolist()) - set(y[train].tolist()))
+    if lost: raise PictureError(f"no picture of {', '.join(classes[i] for i in lost)} is left for training, and "
+                                f"validation has some: change valid")
 
 
 def _measured(rows: PictureRows, train: Tensor, seed: int) -> list:

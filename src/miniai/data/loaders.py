@@ -70,13 +70,16 @@ def get_dls(train_ds: Any, valid_ds: Any, bs: int, **kwargs: Any) -> tuple[DataL
 
 class DataLoaders:
     """Any two iterables of batches, `train` and `valid`; either may be replaced, and one may be empty. Warns if a
-    MemoryLoader is normalised and the other loader is not, or not known to be, by the same mean and std."""
+    MemoryLoader is normalised and the other loader is not, or not known to be, by the same mean and std. `classes` are
+    the names of the classes, which may be set."""
     classes: Sequence[str] | None = None
     _recipe = None
 
     def __init__(self, train: Iterable, valid: Iterable) -> None: self.train, self.valid = train, valid
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'classes' and self._recipe and value != self._recipe.classes:
+            self._recipe = self._recipe.renamed(value)
         other = dict(train='valid', valid='train').get(name)
         if other and hasattr(self, other): _check_normalised_alike(name, value, other, getattr(self, other))
         super().__setattr__(name, value)
@@ -113,19 +116,19 @@ class DataLoaders:
                                    source=source))
 
     @classmethod
-    def from_folder(cls, path: str | PathLike, valid: float = 0.2, size: int | Sequence[int] | None = None,
+    def from_folder(cls, path: str | PathLike, valid: Any = 0.2, size: int | Sequence[int] | None = None,
                     channels: int | None = None, fit: str = 'crop', bs: int = 64, seed: int = 0,
                     normalize: bool | Sequence = True, device: str | torch.device | None = None,
-                    memory: float | None = None,
-                    workers: int | None = None, skip_bad: bool = False) -> 'DataLoaders':
+                    memory: float | None = None, workers: int | None = None,
+                    skip_bad: bool = False) -> 'DataLoaders':
         """Loaders of the pictures in a folder that has a folder for each class, or such folders inside train and valid
-        (or val, validation, test); without those a share `valid` is drawn with `seed`. Any picture that Pillow reads is
-        turned upright, resized and cropped to `size`, or squashed with fit='squash'; `channels` is 1 for grey or 3. The
-        default for both suits the pictures. They are decoded by `workers` threads in the first epoch, and then stay in
-        memory as uint8, unless they need more than `memory` bytes (default: half of what is available). `normalize` is
-        a pair, mean and standard deviation, or with True that of up to 500 training pictures. PictureError for a
-        picture that cannot be read, unless `skip_bad` skips it, for pictures without a class, and for a single class.
-        """
+        (or val, validation, test). Without those, `valid` is a share to draw with `seed`, another folder, or chooses
+        pictures: indices in the order of their paths, a mask, or a function of a path. Any picture that Pillow reads is
+        turned upright, resized and cropped to `size`, or squashed with fit='squash'; `channels` is 1 for grey or 3; by
+        default both suit the pictures. `workers` threads decode them in the first epoch; then they stay in memory as
+        uint8, unless that is more than `memory` bytes (default: half of what is available). `normalize` is a pair, mean
+        and standard deviation, or with True that of up to 500 training pictures. PictureError for pictures without a
+        class, a single class, and a picture that cannot be read, unless `skip_bad` skips it."""
         *loaders, recipe = folder_loaders(path, valid, size, channels, fit, bs, seed, normalize, device, memory,
                                           workers, skip_bad)
         return cls.of_recipe(*loaders, recipe)

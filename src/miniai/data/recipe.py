@@ -1,5 +1,6 @@
 "Recipes: how a model's inputs are made from what a user has. Fitted on training data, and saved with the model."
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,16 @@ RECIPES: dict[str, type['Recipe']] = {}
 class Recipe:
     """Inputs from arrays, whose rows have the `shapes` of the training data. `scalings` has `mean`, `std` and
     `channels_last` of each, as MemoryLoader takes them. `classes` are the names of the classes, in the order of the
-    model's outputs, or None. Numbers to predict were reduced to (y - `target_mean`)/`target_std` for training."""
+    model's outputs, or None; `labels` are what the data call them. Numbers to predict were reduced to (y -
+    `target_mean`)/`target_std` for training."""
     kind = 'arrays'
     def __init_subclass__(cls) -> None: RECIPES[cls.kind] = cls
 
     def __init__(self, shapes: Sequence, dtypes: Sequence[str], scalings: Sequence[dict], classes: Any = None,
-                 target_mean: float = 0., target_std: float = 1.) -> None:
+                 target_mean: float = 0., target_std: float = 1., labels: Any = None) -> None:
         self.shapes, self.dtypes, self.scalings = [tuple(s) for s in shapes], list(dtypes), list(scalings)
         self.classes = None if classes is None else [str(c) for c in classes]
+        self.labels = self.classes if labels is None else list(labels)
         self.target_mean, self.target_std = float(target_mean), float(target_std)
 
     def read(self, x: Any) -> tuple[list, bool]:
@@ -60,10 +63,19 @@ class Recipe:
         "Targets as the loss takes them: names of classes become their places, numbers are scaled."
         if not self.classes or not len(y) or not isinstance(y[0], str):
             return y if (self.target_mean, self.target_std) == (0., 1.) else (y - self.target_mean)/self.target_std
-        places = {nm: i for i, nm in enumerate(self.classes)}
+        places = {nm: i for names in (self.classes, self.labels) for i, nm in enumerate(names)}
         unknown = sorted(set(y) - set(places))
         if unknown: raise ValueError(f"unknown class {', '.join(unknown)}: the model knows {', '.join(self.classes)}")
         return torch.tensor([places[nm] for nm in y])
+
+    def renamed(self, classes: Sequence) -> 'Recipe':
+        "The same recipe with other names for its classes. ValueError unless there is one for each."
+        if not self.classes: raise ValueError("the data have no classes to name: what is predicted are numbers")
+        if not isinstance(classes, list | tuple) or len(classes) != len(self.classes): raise ValueError(
+            f"classes must be {len(self.classes)} names, for {', '.join(self.classes)}, got {classes!r}")
+        new = copy(self)
+        new.classes = [str(c) for c in classes]
+        return new
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -89,8 +101,9 @@ class Recipe:
 
     @property
     def targets(self) -> dict[str, Any]:
-        "What is known about the targets: classes, mean and standard deviation."
-        return dict(classes=self.classes, target_mean=self.target_mean, target_std=self.target_std)
+        "What is known about the targets: classes with their labels, mean and standard deviation."
+        return dict(classes=self.classes, target_mean=self.target_mean, target_std=self.target_std,
+                    labels=None if self.labels == self.classes else self.labels)
 
     @staticmethod
     def from_dict(state: dict[str, Any]) -> 'Recipe':

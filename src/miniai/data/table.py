@@ -80,12 +80,12 @@ class TableRecipe(Recipe):
         "Rows as they are kept, as a DataFrame with numbers in their own units and the names of categories and classes."
         import pandas as pd
         numbers, *categories = self.raw(kept)
-        columns = dict(zip(self.numbers, numbers.T.tolist(), strict=True))
+        columns = {c: _rounded(values, at['std']) for (c, at), values in
+                   zip(self.numbers.items(), numbers.T.numpy(), strict=True)}
         for i, (c, known) in enumerate(self.categories.items()):
             columns[c] = [None if k == 0 else known[k - 1] for k in categories[0][:, i].tolist()]
-        values = targets.tolist()
-        columns[self.y] = ([self.classes[t] for t in values] if self.classes else
-                           [v*self.target_std + self.target_mean for v in values])
+        columns[self.y] = ([self.classes[t] for t in targets.tolist()] if self.classes else
+                           _rounded(targets.double().numpy()*self.target_std + self.target_mean, self.target_std))
         return pd.DataFrame(columns)
 
     @property
@@ -114,9 +114,11 @@ class TableRecipe(Recipe):
         if not self.classes:
             scaled = (_as_numbers(self.y, column) - self.target_mean)/self.target_std
             return torch.from_numpy(scaled.astype(np.float32))
-        unknown = sorted(_names(column) - set(self.classes))
+        codes = _codes(column, self.labels)
+        if self.labels != self.classes: codes = np.where(codes, codes, _codes(column, self.classes))
+        unknown = sorted(_names(column[codes == 0]))
         if unknown: raise TableError(f"{self.y} has the class {', '.join(unknown)}, which the training rows lack")
-        return torch.from_numpy(_codes(column, self.classes) - 1)
+        return torch.from_numpy(codes - 1)
 
 
 class _Filled(nn.Module):
@@ -208,6 +210,11 @@ def _fitted_number(column: Any) -> dict[str, float]:
     fill = float(np.nanmedian(values))
     mean, std = _mean_std(np.where(np.isnan(values), fill, values))
     return dict(fill=fill, mean=mean, std=std)
+
+
+def _rounded(values: np.ndarray, std: float) -> np.ndarray:
+    "Numbers without the digits that were lost when they were kept as float32, scaled by `std`."
+    return values.round(max(0, 6 - int(np.ceil(np.log10(std)))))
 
 
 def _mean_std(values: np.ndarray) -> tuple[float, float]:

@@ -1,5 +1,4 @@
 "Builds what a configuration names: device, model, optimizer, learning rate, schedule, loss and metrics."
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,12 +11,12 @@ from miniai.activations import set_seed
 from miniai.data import DataLoaders
 from miniai.device import def_device
 from miniai.init import init_weights
-from miniai.jobs.config import ConfigError, JobConfig, TrainingConfig, parse_options, suggestion
+from miniai.jobs.config import ConfigError, JobConfig, TrainingConfig, parse_options
 from miniai.jobs.registry import MODELS, OPTIMIZERS, SCHEDULES
 from miniai.metrics.accuracy import accuracy
 from miniai.metrics.whole import Whole
 from miniai.models.by_name import build_model as build_by_name
-from miniai.models.by_name import function_at
+from miniai.models.by_name import check_options, function_at
 
 __all__ = ['build_device', 'build_model', 'build_optimizer', 'auto_lr', 'learning_rate', 'epochs', 'build_schedule',
            'build_task']
@@ -49,16 +48,12 @@ def build_optimizer(config: JobConfig) -> Callable[..., Any]:
     options, name = parse_options('opt', config.opt), config.optimizer
     try: build = OPTIMIZERS[name].build if name in OPTIMIZERS else function_at(name)
     except ValueError as e: raise ConfigError(str(e)) from e
-    parameters = inspect.signature(build).parameters
-    known = [nm for nm, p in parameters.items() if nm not in ('params', 'lr') and p.kind != p.VAR_KEYWORD]
-    unknown = [nm for nm in options if nm not in known]
-    if unknown and not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-        near = suggestion(unknown[0], known) or f"it has {', '.join(known)}"
-        raise ConfigError(f"the optimizer {name} has no option {unknown[0]}; {near}")
+    try: check_options(f'the optimizer {name}', build, options, ('params', 'lr'))
+    except TypeError as e: raise ConfigError(str(e)) from e
     made = partial(build, **options)
     try:
         if options: made([torch.zeros(1, requires_grad=True)], 0.1)
-    except (ValueError, TypeError) as e:
+    except Exception as e:
         raise ConfigError(f"the optimizer {name} cannot be made with {config.opt}: {e}") from e
     return made
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args, get_origin
 from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES
 
 __all__ = ['JOBS', 'ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig', 'TrainingConfig',
-           'check_text', 'parse_options', 'suggestion']
+           'check_text', 'column_names', 'parse_options', 'suggestion']
 
 
 class ConfigError(ValueError):
@@ -37,8 +37,11 @@ class JobConfig:
                                 'hub:NAME, module:function that returns DataLoaders, or one of these.', DATA)
     target: str = ''
     """The column of a table to predict."""
-    valid: float = 0.2
-    """The share of the data that is held out for validation, if they have no part for that."""
+    valid: float | str = 0.2
+    """What is held out for validation: a share of data that have no part for that; a column that says which rows,
+    another table or folder, or a split of the hub."""
+    drop: str = ''
+    """Columns of a table to leave out, such as id,name."""
     size: int = 0
     """Height and width of pictures in pixels. 0: a size that suits them."""
     skip_bad: bool = False
@@ -69,7 +72,8 @@ class JobConfig:
         for f in fields(self): _check(f.name, f.type, getattr(self, f.name))
         for name, rows in _NAMED.items(): _check_named(name, getattr(self, name), rows)
         for name in ('opt', 'net'): parse_options(name, getattr(self, name))
-        if not 0 < self.valid < 1: raise ConfigError(f"valid must be between 0 and 1, got {self.valid}")
+        if not isinstance(self.valid, str) and not 0 < self.valid < 1:
+            raise ConfigError(f"valid must be between 0 and 1, got {self.valid}")
         if self.size < 0: raise ConfigError(f"size must be 0 or more, got {self.size}")
         if self.batch_size < 1: raise ConfigError(f"batch_size must be 1 or more, got {self.batch_size}")
         if not 0 <= self.seed < 2**64: raise ConfigError(f"seed must be from 0 to 2**64 - 1, got {self.seed}")
@@ -185,14 +189,20 @@ def _check_named(option: str, value: str, rows: Mapping[str, Any]) -> None:
     raise ConfigError(f"{option} must be {', '.join(rows)} or module:name, got {value!r}{near and '; '}{near}")
 
 
+def column_names(text: str) -> list[str]:
+    "The names in 'id,name'."
+    return [nm.strip() for nm in text.split(',') if nm.strip()]
+
+
 def parse_options(name: str, text: str) -> dict[str, Any]:
-    "The options in 'beta2=0.95 wd=0.1'. Values are Python's numbers, lists and so on, or text. ConfigError for others."
+    """The options in 'beta2=0.95 wd=0.1'. Values are Python's numbers, lists and so on, true or false, or text.
+    ConfigError for others."""
     found = {}
     for word in shlex.split(text):
         option, equals, value = word.partition('=')
         if not (equals and option.isidentifier()):
             raise ConfigError(f"{name} must have options such as beta2=0.95, separated by spaces, got {word!r}")
-        try: found[option] = ast.literal_eval(value)
+        try: found[option] = ast.literal_eval(dict(true='True', false='False', none='None').get(value, value))
         except (ValueError, SyntaxError): found[option] = value
     return found
 

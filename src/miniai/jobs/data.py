@@ -5,7 +5,7 @@ from pathlib import Path
 
 from miniai.data import DataLoaders, fashion_mnist, image_loaders
 from miniai.data.hub import from_hub
-from miniai.jobs.config import ConfigError, JobConfig
+from miniai.jobs.config import ConfigError, JobConfig, column_names
 from miniai.jobs.registry import DATA
 from miniai.models.by_name import function_at
 
@@ -37,15 +37,24 @@ def _loaders(config: JobConfig) -> DataLoaders:
 def _described(config: JobConfig, word: str, path: Path) -> Callable[[], DataLoaders]:
     "What makes the loaders of pictures, a table, a data set of the hub, or a function."
     common = dict(bs=config.batch_size, seed=config.seed, skip_bad=config.skip_bad)
-    if path.is_dir(): return partial(DataLoaders.from_folder, path, config.valid, size=config.size or None, **common)
+    if path.is_dir():
+        _refuse(config, 'a folder of pictures', 'target', 'drop')
+        return partial(DataLoaders.from_folder, path, config.valid, size=config.size or None, **common)
     if path.is_file():
+        _refuse(config, 'a table', 'size')
         if not config.target: raise ConfigError(f"{word} is a table: say which column to predict with --target")
-        return partial(DataLoaders.from_table, path, config.target, valid=config.valid, **common)
+        return partial(DataLoaders.from_table, path, config.target, valid=config.valid, drop=column_names(config.drop),
+                       **common)
     if word.startswith('hub:'):
-        return partial(from_hub, word.removeprefix('hub:'), config.valid, config.batch_size, config.seed, config.size)
+        return partial(from_hub, word.removeprefix('hub:'), config.valid, size=config.size, y=config.target, **common)
     if ':' in word: return partial(_of_function, word)
     raise ConfigError(f"no data at {word!r}: give a folder of pictures, a table such as FILE.csv, "
                       f"hub:NAME, module:function, or {', '.join(DATA)}")
+
+
+def _refuse(config: JobConfig, kind: str, *options: str) -> None:
+    for nm in options:
+        if getattr(config, nm): raise ConfigError(f"{config.data} is {kind}, which --{nm} is not for: leave it out")
 
 
 def _of_function(word: str) -> DataLoaders:

@@ -9,7 +9,7 @@ import torch
 from miniai import checkpoint
 from miniai.inference.model_file import MODEL_FILE
 from miniai.jobs.build import build_optimizer
-from miniai.jobs.config import ConfigError, TrainConfig, parse_options
+from miniai.jobs.config import ConfigError, TrainConfig, column_names, parse_options
 from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS
 from miniai.optim.schedules import has_momentum
 
@@ -110,16 +110,18 @@ def _data(config: TrainConfig, used: _Imports) -> str:
         source = named.get(word, '' if word in DATA else f'folder={word!r}')
         used('miniai: fashion_mnist image_loaders')
         return f'image_loaders(fashion_mnist({source}), bs={config.batch_size}, seed={config.seed})'
+    size = f', size={config.size}' if config.size else ''
     common = f'bs={config.batch_size}, seed={config.seed}' + ', skip_bad=True'*config.skip_bad
     if word.startswith('hub:'):
-        size = f', size={config.size}' if config.size else ''
         used('miniai.data.hub: from_hub')
-        return f'from_hub({word[4:]!r}, {config.valid}, {config.batch_size}, {config.seed}{size})'
+        target = f', y={config.target!r}' if config.target else ''
+        return f'from_hub({word[4:]!r}, valid={config.valid!r}{size}{target}, {common})'
     if ':' in word and not path.exists(): return _called(word, '', used)
     used('miniai: DataLoaders')
-    if path.is_file(): return f'DataLoaders.from_table({word!r}, {config.target!r}, valid={config.valid}, {common})'
-    size = f', size={config.size}' if config.size else ''
-    return f'DataLoaders.from_folder({word!r}, valid={config.valid}{size}, {common})'
+    if path.is_file():
+        drop = f', drop={column_names(config.drop)!r}' if config.drop else ''
+        return f'DataLoaders.from_table({word!r}, {config.target!r}, valid={config.valid!r}{drop}, {common})'
+    return f'DataLoaders.from_folder({word!r}, valid={config.valid!r}{size}, {common})'
 
 
 def _called(path: str, arguments: str, used: _Imports) -> str:

@@ -1,9 +1,10 @@
 "Models by name: the library's own, those of timm, and functions of a module."
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
+from numbers import Real
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -13,7 +14,7 @@ from miniai.models.layers import act_gr
 from miniai.models.resnet import get_resnet
 from miniai.models.table_net import TableNet
 
-__all__ = ['MODELS', 'ModelRow', 'build_model', 'function_at']
+__all__ = ['MODELS', 'ModelRow', 'build_model', 'check_options', 'function_at']
 
 
 class ModelRow(NamedTuple):
@@ -43,21 +44,50 @@ def build_model(name: str, facts: Mapping[str, Any], **options: Any) -> nn.Modul
     """The model called `name`, a row of MODELS, 'timm:NAME' or 'module:function', for data with these `facts`:
     'channels' and 'outputs' of images; 'numbers', 'categories' and 'outputs' of a table. A function gets those that it
     has parameters for. `options` are the model's own. `model.recipe` keeps all of this for `save_model`. ValueError for
-    a name that does not exist or does not fit the data, TypeError for unknown options."""
+    a name that does not exist or does not fit the data, and for options that the model cannot be made with; TypeError
+    for options that are unknown or of the wrong kind."""
     if name.startswith('timm:'): build, given = _timm(name, facts)
     elif ':' in name: build, given = function_at(name), facts
     else: build, given = _own(name, facts), facts
     parameters = inspect.signature(build).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     given = {nm: v for nm, v in given.items() if nm in parameters or takes_any}
-    unknown = [nm for nm in options if nm not in parameters and not takes_any]
-    if unknown:
-        raise TypeError(f"the model {name} has no option {', '.join(unknown)}; it has "
-                        f"{', '.join(nm for nm in parameters if nm not in given) or 'none'}")
-    model = build(**given | options)
+    check_options(f'the model {name}', build, options, given)
+    try: model = build(**given | options)
+    except Exception as e:
+        if not options: raise
+        said = ', '.join(f'{nm}={v!r}' for nm, v in options.items())
+        raise ValueError(f"the model {name} cannot be made with {said}: {e}") from e
     if not isinstance(model, nn.Module): raise TypeError(f"{name} returned a {type(model).__name__}, not a model")
     model.recipe = dict(name=name, facts=dict(facts), options=options)
     return model
+
+
+def check_options(what: str, build: Callable, options: Mapping[str, Any], others: Iterable[str]) -> None:
+    "TypeError for options that `build` has no parameter for, next to `others`, or that are unlike their defaults."
+    parameters = inspect.signature(build).parameters
+    known = [nm for nm, p in parameters.items() if nm not in others and p.kind != p.VAR_KEYWORD]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    for nm, value in options.items():
+        if nm in known: _check_kind(f'the option {nm} of {what}', value, parameters[nm].default)
+        elif nm in others or not takes_any:
+            near = get_close_matches(nm, known, n=1)
+            raise TypeError(f"{what} has no option {nm}; " + (f"did you mean {near[0]!r}?" if near else
+                            f"it has {', '.join(known) or 'none'}"))
+
+
+def _check_kind(what: str, value: Any, default: Any) -> None:
+    "TypeError for a value unlike the default: a bool, a number, text, or a list of whole numbers."
+    if isinstance(default, bool): right, words = isinstance(value, bool), 'True or False'
+    elif isinstance(default, Real): right, words = isinstance(value, Real) and not isinstance(value, bool), 'a number'
+    elif isinstance(default, str): right, words = isinstance(value, str), 'text'
+    elif isinstance(default, list | tuple):
+        whole = all(isinstance(v, int) and v > 0 for v in default)
+        right = isinstance(value, list | tuple) and all(isinstance(v, int) and v > 0 if whole else isinstance(v, Real)
+                                                        for v in value)
+        words = 'a list of whole numbers above 0' if whole else 'a list of numbers'
+    else: return
+    if not right: raise TypeError(f"{what} must be {words}, such as its default {default!r}, got {value!r}")
 
 
 def _own(name: str, facts: Mapping[str, Any]) -> Callable[..., nn.Module]:
