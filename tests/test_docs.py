@@ -59,7 +59,7 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
 
 def test_every_page_runs_in_a_test():
     assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'fine_tuning', 'learner', 'tasks', 'using_a_model',
-                                       'your_own_rule', 'your_pictures', 'your_table']
+                                       'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
 
 
 def test_the_page_on_checkpoints_shows_an_exact_resume_and_a_refusal(capsys):
@@ -134,6 +134,15 @@ def test_the_page_on_tables_shows_what_it_prints_and_keeps_the_best_epoch(page):
     assert learn.evaluate()['loss'] == pytest.approx(stop.best)
     assert stop.best < learn.history[-1]['loss'] < 1
     assert len(Path('predictions.csv').read_text().splitlines()) == 443
+
+
+def test_the_page_on_wrong_inputs_lists_at_least_30_with_the_messages_that_they_get(page):
+    names = page('wrong_inputs', 'PIL pandas')
+    rows = re.findall(r'^\| `(.*)` \| (.*) \|$', (DOCS/'wrong_inputs.md').read_text(), re.M)
+    for call, message in rows:
+        with pytest.raises((ValueError, TypeError, OSError)) as e: eval(call, names)
+        assert str(e.value).split('\n')[0] == message, call
+    assert len(rows) >= 30
 
 
 def test_the_page_on_fine_tuning_shows_what_it_prints_and_beats_training_from_scratch(page):
