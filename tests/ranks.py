@@ -27,6 +27,7 @@ def run_ranks(function, n, *args, timeout=60, group=True):
     context.set_forkserver_preload(PRELOADED)
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     where = inspect.getfile(function), function.__module__, function.__qualname__
+    args = pickle.dumps(args)  # multiprocessing's own way opens a file for each tensor
     with tempfile.TemporaryDirectory() as folder:
         jobs = [(Path(folder), rank, n, store.port, where, args, timeout, group) for rank in range(n)]
         processes = [context.Process(target=_rank, args=job, daemon=True) for job in jobs]
@@ -62,7 +63,7 @@ def _rank(folder, rank, n, port, where, args, timeout, group):
     failed = True
     try:
         if group: dist.init_process_group('gloo')
-        (folder/f'{rank}.pickle').write_bytes(pickle.dumps(_found(*where)(*args)))
+        (folder/f'{rank}.pickle').write_bytes(pickle.dumps(_found(*where)(*pickle.loads(args))))
         if dist.is_initialized(): dist.barrier()
         failed = False
     except BaseException: traceback.print_exc()

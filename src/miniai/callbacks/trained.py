@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from miniai.distributed.dtensor import reshard
+
 __all__ = ['loss_modules', 'buffers_of', 'trained_parameters', 'can_train', 'new_optimizer', 'check_trained']
 
 
@@ -51,6 +53,7 @@ def can_train(learn: Any) -> bool:
 
 def new_optimizer(learn: Any, lr: float) -> Any:
     "What `opt_func` makes for this fit. ValueError if it finds nothing to train."
+    reshard(learn.model)
     try: return learn.opt_func(trained_parameters(learn), lr)
     except ValueError as e:
         if can_train(learn) or not any(True for _ in trained_parameters(learn)): raise

@@ -1,11 +1,16 @@
-"DTensors: the part of one that this process has, and sums over all parts. Does not import torch.distributed."
+"DTensors: the part of one that this process has, where it is in the whole, and sums over all parts."
 import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ['is_dtensor', 'local', 'placement', 'has_sums_in_parts', 'part_number', 'summed']
+__all__ = ['is_dtensor', 'local', 'placement', 'placed_as', 'has_sums_in_parts', 'groups_of', 'runs', 'summed', 'total',
+           'reshard']
 
 
 def is_dtensor(x: Any) -> bool:
@@ -28,25 +33,60 @@ def placement(x: Tensor) -> tuple | None:
     return (x.device_mesh, tuple(x.placements)) if is_dtensor(x) else None
 
 
+@torch.no_grad()
+def placed_as(x: Tensor, where: tuple | None) -> Tensor:
+    "`x` with the parts where `where`, a `placement`, says."
+    return x if placement(x) == where or where is None else x.redistribute(*where)
+
+
 def has_sums_in_parts(where: tuple | None) -> bool:
     "Whether each process has only a partial sum of the values of a DTensor with this placement."
     return where is not None and any(kind.is_partial() for kind in where[1])
 
 
-def part_number(where: tuple | None) -> int:
-    "The number of the part that this process has of a DTensor with this placement; 0 if it is not sharded."
-    if where is None: return 0
-    mesh, number = where[0], 0
-    for i, kind in enumerate(where[1]):
-        if kind.is_shard(): number = number*mesh.size(i) + mesh.get_local_rank(i)
-    return number
+def groups_of(where: tuple | None) -> tuple:
+    "The process groups over which a DTensor with this placement is cut into parts, each with its type of device."
+    if where is None: return ()
+    mesh, kinds = where
+    return tuple((mesh.get_group(i), mesh.device_type) for i, kind in enumerate(kinds)
+                 if not (kind.is_replicate() or kind.is_partial()))  # torch's strided shards are no is_shard()
 
 
-def summed(values: list[float], where: tuple | None) -> list[float]:
-    "Each value summed over the parts of a DTensor; `where` is its `placement`."
-    if where is None: return values
-    mesh, placements = where
-    total = torch.tensor(values, dtype=torch.float64, device=mesh.device_type)
-    for i, kind in enumerate(placements):
-        if kind.is_shard(): torch.distributed.all_reduce(total, group=mesh.get_group(i))
-    return total.tolist()
+def runs(x: Tensor) -> tuple[np.ndarray, int]:
+    """Where the elements that this process has are in the memory of the whole tensor: the places at which runs of
+    neighbours start, in the order of memory here, and the length of all runs."""
+    if not is_dtensor(x): return np.zeros(1, np.int64), x.numel()
+    part, = x.__create_chunk_list__()
+    dims, n = sorted(range(x.ndim), key=lambda d: (-x.stride(d), d)), 1
+    while dims and part.sizes[dims[-1]] == x.shape[dims[-1]]: n *= x.shape[dims.pop()]
+    starts = np.array([sum(o*s for o, s in zip(part.offsets, x.stride(), strict=True))])
+    if dims: n *= part.sizes[dims.pop()]
+    for d in dims: starts = (starts[:, None] + np.arange(part.sizes[d])*x.stride(d)).ravel()
+    return starts, n
+
+
+def summed(values: list[float], groups: tuple) -> list[float]:
+    "Each value summed over the processes of all `groups`, which `groups_of` returned."
+    if not groups: return values
+    sums = torch.tensor(values, dtype=torch.float64, device=groups[0][1])
+    for group, _ in groups: torch.distributed.all_reduce(sums, group=group)
+    return sums.tolist()
+
+
+def total(sums: Iterable[tuple[float, tuple]]) -> float:
+    """The sum of values, each summed over the processes of its groups first: one communication for each group. The
+    groups must come in the same order on all processes."""
+    by_groups = defaultdict(float)
+    for x, groups in sums: by_groups[groups] += x
+    for group in dict.fromkeys(chain.from_iterable(by_groups)):
+        concerned = [groups for groups in by_groups if group in groups]
+        by_groups |= zip(concerned, summed([by_groups[k] for k in concerned], (group,)), strict=True)
+    return sum(by_groups.values())
+
+
+def reshard(model: nn.Module) -> None:
+    """Let the FSDP2 modules of a model keep only their parts of parameters. The root keeps all it has gathered in a
+    forward pass: its `parameters()` are not those the optimizer has, and new values of those do not reach it."""
+    module = sys.modules.get('torch.distributed.fsdp')
+    for m in model.modules() if module else ():
+        if isinstance(m, module.FSDPModule): m.reshard()

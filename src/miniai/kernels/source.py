@@ -26,7 +26,7 @@ def where(c, a, b): return a if c else b
 
 
 @njit(**FLAGS)
-def segment({pointers}, n, first, h, keys, e):
+def segment({pointers}, n, place, h, keys, e):
     {arrays}
     {hosts}
     for j in range(n):
@@ -39,14 +39,14 @@ def segment({pointers}, n, first, h, keys, e):
 def serial(table, chunks, h, keys):
     for k in range(chunks.shape[0]):
         e, first, n = chunks[k, 0], chunks[k, 1], chunks[k, 2]
-        segment({addresses}, n, first, h, keys, e)
+        segment({addresses}, n, chunks[k, 3], h, keys, e)
 
 
 @njit(parallel=True, **FLAGS)
 def parallel(table, chunks, h, keys):
     for k in prange(chunks.shape[0]):
         e, first, n = chunks[k, 0], chunks[k, 1], chunks[k, 2]
-        segment({addresses}, n, first, h, keys, e)
+        segment({addresses}, n, chunks[k, 3], h, keys, e)
 '''
 
 
@@ -68,7 +68,7 @@ def template_parts(trace: Trace, dtypes: tuple[torch.dtype, ...], first_lines: I
 def step_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...]) -> str:
     """A module whose `serial` and `parallel` write a trace's results over its elements, the gradient excepted. Elements
     have `dtypes`; those marked in `dither` are rounded to bfloat16 at random."""
-    noise = ['d0 = drawn(first + j, keys[e, 0])'] if any(dither) else []
+    noise = ['d0 = drawn(place + j, keys[e, 0])'] if any(dither) else []
     noise += [f'd{i} = mixed(d{i - 1})' for i in range(1, (sum(dither) + 1)//2)]
     results, stores = iter(trace.results), []
     for k, (nm, dtype) in enumerate(zip(trace.arguments, dtypes, strict=True)):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniai.distributed.dtensor import has_sums_in_parts, local, placement, summed
+from miniai.distributed.dtensor import groups_of, is_dtensor, local, placed_as, placement, runs, summed
 from miniai.kernels.python import element_function, host_function, scalar_places
 from miniai.kernels.trace import Trace
 from miniai.optim.rounding import dithered
@@ -28,37 +28,47 @@ def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[
     values are returned. Half precision is computed in float32. Tensors marked in `dither` are rounded to bfloat16 at
     random, by `key`."""
     new, scalars = _results(program, program.trace, program.run, tensors, g, hypers)
+    places = _places(tensors[0]) if any(dither) and is_dtensor(tensors[0]) else None
     for k, (old, x) in enumerate(zip(tensors, new, strict=True)):
-        if dither[k]: local(old).copy_(dithered(local(x), key, sum(dither[:k])))
-        else: old.copy_(x)
+        local(old).copy_(dithered(x, key, sum(dither[:k]), places) if dither[k] else x)
     return scalars
+
+
+def _places(x: Tensor) -> Tensor:
+    "The place in the memory of the whole tensor of each element that this process has."
+    starts, n = runs(x)
+    return (torch.from_numpy(starts)[:, None] + torch.arange(n)).view(-1).to(local(x).device)
 
 
 def eager_share(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float]) -> float:
     "The share of a parameter's elements whose step agrees with the gradient; 1 for a parameter without elements."
     mask = _results(program, program.mask_trace, program.mask, tensors, g, hypers)[0][0]
-    return float(mask.double().mean()) if mask.numel() else 1.
+    return summed([float(mask.sum())], groups_of(placement(tensors[0])))[0]/g.numel() if g.numel() else 1.
 
 
 @torch.no_grad()
-def eager_sum_of_squares(g: Tensor) -> float:
-    "The sum of squares of a gradient, in double precision; the same bits for any number of threads."
-    if has_sums_in_parts(placement(g)): g = g.full_tensor()
+def eager_sum_of_squares(p: Tensor) -> float:
+    """The sum of squares of a parameter's gradient here, in double precision; the same bits for any number of
+    threads."""
+    g = placed_as(p.grad, placement(p))
     sums = [F.pad(part.double().square(), (0, -len(part) % _BLOCK)).view(-1, _BLOCK).sum(1)
             for part in local(g).reshape(-1).split(_BLOCK*_BLOCKS)]
-    return summed([sum(torch.cat(sums).tolist())], placement(g))[0]
+    return sum(torch.cat(sums).tolist())
 
 
 def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[Tensor], g: Tensor,
              hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
-    "The tensors and scalars that `f`, or its trace, returns, as new tensors."
-    old, g = [wide(x) for x in tensors], wide(g)
+    """The tensors and scalars that `f`, or its trace, returns, as new tensors: of a DTensor the part here. A trace runs
+    on that part. A rule without a trace is given the DTensor, so that its sums are over all parts."""
+    where = placement(tensors[0])
+    old, g = [wide(x) for x in tensors], placed_as(wide(g), where)
     if trace is None:  # a rule may change its arguments in place: give it copies
         rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
         out = f(old[0].clone(), g.clone(), *(s.clone() for s in old[1:]), *map(hypers.get, program.scalars), **rest)
         n = len(out) - len(program.scalars)
-        return list(out[:n]), list(map(float, out[n:]))
+        return [local(placed_as(x, where)) for x in out[:n]], list(map(float, out[n:]))
     hosts = host_function(trace)(**hypers)
+    old, g = list(map(local, old)), local(g)
     new = element_function(trace)(old[0], g, *old[1:], *hosts)
     # A rule may return an argument as another state: copying in place must not overwrite it before it is read.
     new = [x.clone() if any(x is o for o in old) else x for x in new]

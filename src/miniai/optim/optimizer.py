@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from miniai.distributed.dtensor import is_dtensor, reshard
 from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import Stages, program
 from miniai.optim.state_dict import check_loadable, own_group, restore_states
+from miniai.optim.zero import from_all_ranks, zero_around
 
 __all__ = ['RuleOptimizer', 'optimizer', 'inner_optimizer']
 
@@ -52,7 +54,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
     torch_group: ClassVar[Callable[[dict[str, Any]], dict[str, Any]]] = staticmethod(lambda group: {})
     unlike_torch: ClassVar[dict[str, str]] = {}
     mathematics: ClassVar[str]  # the name of the class that set the rule: a state_dict says whose state it is
-    skipped, _plan, _weights = 0, None, None
+    skipped, zero, _plan, _weights = 0, None, None, None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -72,7 +74,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
                             f"or call optimizer(rule)")
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        given = bound.arguments
+        given, self.zero = bound.arguments, zero_around()
         self._set_options(**{k: given.pop(k) for k in OPTIONS})
         params = given.pop('params')
         super().__init__(params, self.spec.as_group(given, {}))
@@ -153,32 +155,40 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         return current_plan(self).path()
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        "Within this context the parameters are their weight averages, `ema`. ValueError without `ema`."
+    def averaged(self, model: torch.nn.Module | None = None) -> Iterator[None]:
+        """Within this context the parameters are their weight averages, `ema`. ValueError without `ema`, or without
+        `model` if its parameters are DTensors, as FSDP2's are."""
         if self.ema is None: raise ValueError(f"{type(self).__name__} has no weight averages: create it with ema=0.999")
-        self.swap_averages()
+        if model is None and any(is_dtensor(p) for g in self.param_groups for p in g['params']):
+            raise ValueError("the parameters are DTensors, of which the model may have gathered copies: call "
+                             "averaged(model), so that it uses the averages")
+        self.swap_averages(model)
         try: yield
-        finally: self.swap_averages()
+        finally: self.swap_averages(model)
 
     @property
     def shows_averages(self) -> bool:
         "Whether the parameters are their weight averages now."
         return self._weights is not None
 
-    @torch.no_grad()
-    def swap_averages(self) -> None:
-        "Replace parameters by their weight averages; called again, put the parameters back."
-        if self._weights is None:
-            stepped = {p: state['ema'] for p, state in self.state.items() if state.get('step') and 'ema' in state}
-            self._weights = {p: p.detach().clone() for p in stepped}
-            for p, average in stepped.items(): p.copy_(average)
-        else:
-            weights, self._weights = self._weights, None
-            for p, x in weights.items(): p.copy_(x)
+    def averages(self) -> dict[torch.Tensor, torch.Tensor]:
+        "The weight averages of all parameters that have been stepped. In ZeroRedundancyOptimizer all ranks call it."
+        own = {p: state['ema'] for p, state in self.state.items() if state.get('step') and 'ema' in state}
+        return own if self.zero is None else from_all_ranks(self.zero, own)
 
-    def keep_averages(self) -> None:
-        "Replace parameters by their weight averages for good."
-        if self._weights is None: self.swap_averages()
+    @torch.no_grad()
+    def swap_averages(self, model: torch.nn.Module | None = None) -> None:
+        "Replace parameters, those of `model`, by their weight averages; called again, put the parameters back."
+        new, self._weights = self._weights, None
+        if new is None:
+            new = self.averages()
+            self._weights = {p: p.detach().clone() for p in new}
+        for p, x in new.items(): p.copy_(x)
+        if model is not None: reshard(model)
+
+    def keep_averages(self, model: torch.nn.Module | None = None) -> None:
+        "Replace parameters, those of `model`, by their weight averages for good."
+        if self._weights is None: self.swap_averages(model)
         self._weights = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,6 +258,9 @@ def optimizer(rule: Callable, name: str | None = None) -> type[RuleOptimizer]:
 
 
 def inner_optimizer(opt: Any) -> Any:
-    "The optimizer inside wrappers, such as Accelerate's, that keep it as `optimizer`; `opt` itself if it is none."
-    while hasattr(getattr(opt, 'optimizer', None), 'step'): opt = opt.optimizer
-    return opt
+    """The optimizer inside wrappers, which keep it as `optimizer`, or in ZeroRedundancyOptimizer as `optim`; `opt`
+    itself if it is none."""
+    while True:
+        inner = next((x for nm in ('optimizer', 'optim') if hasattr(x := getattr(opt, nm, None), 'step')), None)
+        if inner is None: return opt
+        opt = inner

@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from miniai.distributed.dtensor import part_number, placement
+from miniai.distributed.dtensor import groups_of, placement, total
 from miniai.kernels.numba import serial_reason
 from miniai.kernels.python import host_function
 from miniai.optim.eager import eager_share, eager_step, eager_sum_of_squares
 from miniai.optim.rounding import key_of
 from miniai.optim.slot import Slot, eager_reason, slots_of, start_states
 from miniai.optim.table import Table
+from miniai.optim.zero import zero_groups
 
 __all__ = ['Plan', 'current_plan', 'hypers_of']
 
@@ -38,6 +39,8 @@ class Plan:
             if why: self.eager[s] = why
             else: kinds.setdefault(kind, []).append(s)
         self.tables = [Table(same, same[0].dither(opt.rounding)) for same in kinds.values()]
+        self.shared = zero_groups(opt.zero)
+        self.groups = dict.fromkeys([self.shared, *(groups_of(placement(s.p)) for s in slots)])
         self.unstarted = [s for s in slots if s.state['step'] == 0]
         self.changed = [p for t in self.tables for p in t.params]
         if not all(t.refresh() for t in self.tables):
@@ -76,8 +79,12 @@ class Plan:
         return 1. if opt.clip_norm is None else min(opt.clip_norm/(norm + 1e-6), 1.)
 
     def sum_of_squares(self) -> float:
-        "The sum of squares of all gradients, in double precision; NaN or infinite if one of them is."
-        return sum(t.sum_of_squares() for t in self.tables) + sum(eager_sum_of_squares(s.p.grad) for s in self.eager)
+        """The sum of squares of all gradients on all processes, in double precision; NaN or infinite if one of them
+        is."""
+        here = [(0., groups) for groups in self.groups]
+        here += [(t.sum_of_squares(), t.groups or self.shared) for t in self.tables]
+        here += [(eager_sum_of_squares(s.p), groups_of(placement(s.p)) or self.shared) for s in self.eager]
+        return total(here)
 
     @torch.no_grad()
     def _eager_numbers(self, s: Slot, hypers: dict[str, float]) -> dict[str, float]:
@@ -92,7 +99,7 @@ class Plan:
 
     @torch.no_grad()
     def _step_eagerly(self, s: Slot, given: dict[str, float], seed: int) -> None:
-        key = key_of(seed, given['t'], s.place, part_number(placement(s.p)))
+        key = key_of(seed, given['t'], s.place)
         new = eager_step(s.program, s.tensors, s.p.grad, given, s.dither(self.rounding), key)
         s.state.update(zip(s.number_keys, new, strict=True))
         s.state['step'] += 1

@@ -14,22 +14,23 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def key_of(seed: int, step: int, place: int, part: int = 0) -> int:
-    """A 32-bit key for one tensor at one step, from `seed`, `step`, the tensor's `place`, and which `part` of it this
-    process has."""
-    x = (seed ^ (step*0x9e3779b97f4a7c15) ^ (place*0xbf58476d1ce4e5b9) ^ (part*0x94d049bb133111eb)) & (2**64 - 1)
+def key_of(seed: int, step: int, place: int) -> int:
+    "A 32-bit key for one tensor at one step, from `seed`, `step` and the tensor's `place`."
+    x = (seed ^ (step*0x9e3779b97f4a7c15) ^ (place*0xbf58476d1ce4e5b9)) & (2**64 - 1)
     x = ((x ^ (x >> 30)) * 0xbf58476d1ce4e5b9) & (2**64 - 1)
     x = ((x ^ (x >> 27)) * 0x94d049bb133111eb) & (2**64 - 1)
     return (x ^ (x >> 31)) & _MASK
 
 
-def dithered(x: Tensor, key: int, turn: int = 0) -> Tensor:
+def dithered(x: Tensor, key: int, turn: int = 0, places: Tensor | None = None) -> Tensor:
     """`x` as bfloat16, rounded at random by each element's place in memory, `key`, and the `turn` of this tensor among
-    those rounded with that key. Two turns share a 32-bit random number, half each. NaN and infinities stay."""
+    those rounded with that key. `places` has the places if `x` is a part of a tensor. Two turns share a 32-bit random
+    number, half each. NaN and infinities stay."""
     x = x.float()
     bits, noise = x.view(torch.int32).long() & _MASK, torch.empty_like(x, dtype=torch.int64)
     in_memory = sorted(range(x.ndim), key=lambda d: (-noise.stride(d), d))
-    noise.permute(in_memory).view(-1).copy_((torch.arange(x.numel(), device=x.device)*0x9e3779b9 + key) & _MASK)
+    if places is None: places = torch.arange(x.numel(), device=x.device)
+    noise.permute(in_memory).view(-1).copy_((places*0x9e3779b9 + key) & _MASK)
     for _ in range(1 + turn//2): noise = _mixed(noise)
     upper = ((bits + ((noise >> 16*(turn % 2)) & 0xffff)) >> 16) & 0xffff
     rounded = ((upper ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.distributed.dtensor import has_sums_in_parts, local, placement
+from miniai.distributed.dtensor import has_sums_in_parts, local, placed_as, placement
 from miniai.kernels.numba import unsupported
 from miniai.optim.eager import wide
 from miniai.optim.stages import Program, prepared, program
@@ -45,9 +45,11 @@ def slots_of(opt: Any) -> Iterator[Slot]:
         rule = opt.rule_of(group)
         composed = program(rule.spec, opt.stages)
         keys = tuple(map(rule.state_name, composed.states))
-        for p in group['params']:
+        own, everywhere = group['params'], (opt.zero or opt).param_groups[i]['params']
+        own = own if own is everywhere else set(own)
+        for p in everywhere:
             place += 2 + len(keys)
-            if p.grad is None: continue
+            if p.grad is None or (own is not everywhere and p not in own): continue
             state = opt.state[p]
             for s, key in zip(composed.states, keys, strict=True):
                 if key not in state: state[key] = new_state(opt, p, s)
@@ -68,7 +70,7 @@ def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     state, now = slot.state, wide(slot.p.detach())
     if 'ema' in slot.program.states: state['ema'].copy_(now)
     for s, value in slot.program.spec.starts.items():
-        g = prepared(slot.program.stages, now, wide(slot.p.grad), hypers)[1]
+        g = prepared(slot.program.stages, now, placed_as(wide(slot.p.grad), placement(now)), hypers)[1]
         first, old = value(now, g), state[slot.rule.state_name(s)]
         old.copy_(first) if isinstance(first, Tensor) else old.fill_(first)
 

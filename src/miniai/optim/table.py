@@ -1,5 +1,5 @@
 "Parameters that one kernel call steps: their addresses, read again at each step, and the numbers the kernel needs."
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from operator import is_
 
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniai.distributed.dtensor import local, part_number, placement, summed
+from miniai.distributed.dtensor import groups_of, local, placement, runs, summed
 from miniai.kernels.numba import Kernel, step_kernel
 from miniai.kernels.python import host_function, scalar_places
 from miniai.kernels.sums import BLOCK, blocks, count_kernel, norm_kernel
@@ -27,7 +27,7 @@ class Table:
         first, trace = slots[0], slots[0].program.trace
         self.slots, self.program = slots, first.program
         self.where = placement(first.p)
-        self.part = part_number(self.where)
+        self.groups = groups_of(self.where)
         self.params, self.states = [s.p for s in slots], [s.state for s in slots]
         self.state_keys = [(s.state, k) for k in first.keys for s in slots]
         self.state_tensors = [state[k] for state, k in self.state_keys]
@@ -35,10 +35,10 @@ class Table:
         here, grads = list(map(local, self.staying)), [local(p.grad) for p in self.params]
         self.kinds, self.grad_kinds = _kinds(here), _kinds(grads)
         self.strides, self.sizes = [g.stride() for g in grads], [g.numel() for g in grads]
-        self.elements, self.chunks = sum(self.sizes), _chunks(self.sizes, CHUNK)
+        self.elements, self.dithered = sum(self.sizes), any(dither)
+        self.chunks = _chunks([runs(p) for p in self.params] if self.dithered else _whole(self.sizes), CHUNK)
         self.dtypes = first.p.dtype, *(x.dtype for x in (first.p, *first.tensors[1:]))
         self.table = np.zeros((len(slots), len(self.dtypes)), np.uint64)
-        self.dithered = any(dither)
         self.dice = np.zeros((len(slots) if self.dithered else 1, 1), np.uint32)
         self.kernel = step_kernel(trace, self.dtypes, (dither[0], False, *dither[1:]))
         self.h, self.hosts = self._rows(trace), host_function(trace)
@@ -78,7 +78,7 @@ class Table:
         shares = [self._shares(hypers)] if self.program.mask else []
         self._fill(self.h, self.hosts, hypers, shares)
         if self.dithered:
-            self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place, self.part) for s in self.slots]
+            self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place) for s in self.slots]
         self.run = self.kernel.ready(self.elements, self.h, self.dice)
 
     def _fill(self, h: np.ndarray, hosts: Callable, hypers: list[dict[str, float]], shares: list[list[float]]) -> None:
@@ -100,9 +100,9 @@ class Table:
             for state, row in zip(self.states, self.new_numbers, strict=True): state[k] = row[i]
 
     def sum_of_squares(self) -> float:
-        "The sum of squares of the gradients, in double precision; NaN or infinite if one of them is."
+        "The sum of squares of the gradients here, in double precision; NaN or infinite if one of them is."
         sums, _ = self._block_sums(norm_kernel(self.dtypes[0]), np.zeros((1, 1)), np.float64)
-        return summed([float(sums.sum())], self.where)[0]
+        return float(sums.sum())
 
     def _shares(self, hypers: list[dict[str, float]]) -> list[float]:
         "The share of each parameter's elements whose step agrees with the gradient, by a pass that only reads."
@@ -110,12 +110,12 @@ class Table:
         h = self._rows(trace)
         self._fill(h, host_function(trace), hypers, [ones])
         sums, rows = self._block_sums(count_kernel(trace, self.dtypes), h, np.int64)
-        counts = summed(np.bincount(rows, sums, len(self.slots)).tolist(), self.where)
+        counts = summed(np.bincount(rows, sums, len(self.slots)).tolist(), self.groups)
         return [c/max(1, p.numel()) for c, p in zip(counts, self.params, strict=True)]
 
     def _block_sums(self, kernel: Kernel, h: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
         "A kernel's sum for each block, and the row that each block lies in."
-        chunks = _chunks(self.sizes, -(-CHUNK // BLOCK)*BLOCK)
+        chunks = _chunks(_whole(self.sizes), -(-CHUNK // BLOCK)*BLOCK)
         at, rows = blocks(chunks)
         sums = np.zeros(len(rows), dtype)
         kernel(self.elements, self.table, chunks, h, sums, at)
@@ -126,7 +126,12 @@ def _kinds(xs: list[Tensor]) -> list[tuple]:
     return [(x.dtype, x.stride(), x.numel(), x.is_neg(), type(x)) for x in xs]
 
 
-def _chunks(sizes: list[int], most: int) -> np.ndarray:
-    "Rows (row of the table, first element, number of elements): tensors cut into pieces of at most `most` elements."
-    rows = [(e, low, min(most, n - low)) for e, n in enumerate(sizes) for low in range(0, n, most)]
-    return np.array(rows, np.int64).reshape(-1, 3)
+def _whole(sizes: list[int]) -> list[tuple[list[int], int]]: return [([0], n) for n in sizes]
+
+
+def _chunks(runs_of: list[tuple[Iterable[int], int]], most: int) -> np.ndarray:
+    """Rows (row of the table, first element, number of elements, place of the first in the whole tensor): the `runs` of
+    each tensor cut into pieces of at most `most` elements."""
+    rows = [(e, i*n + low, min(most, n - low), start + low) for e, (starts, n) in enumerate(runs_of)
+            for i, start in enumerate(starts) for low in range(0, n, most)]
+    return np.array(rows, np.int64).reshape(-1, 4)

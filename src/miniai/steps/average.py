@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from miniai.distributed.dtensor import reshard
 from miniai.events import Callback, is_cancel
 from miniai.optim.optimizer import inner_optimizer
 from miniai.optim.stages import warm_decay
@@ -46,7 +47,7 @@ class AverageCB(Callback):
     def before_epoch(self, learn: Any) -> None:
         opt = inner_optimizer(learn.opt)
         if learn.model.training or self._kept or getattr(opt, 'ema', None) is None: return
-        opt.swap_averages()
+        opt.swap_averages(learn.model)
         self.swap_averages()
 
     def weights_replaced(self, learn: Any) -> None:
@@ -55,7 +56,7 @@ class AverageCB(Callback):
 
     def cleanup_epoch(self, learn: Any) -> None:
         if not self.shows_averages: return
-        inner_optimizer(learn.opt).swap_averages()
+        inner_optimizer(learn.opt).swap_averages(learn.model)
         self.swap_averages()
 
     @property
@@ -73,15 +74,16 @@ class AverageCB(Callback):
 
     def averaged(self, learn: Any, state: dict[str, Any]) -> dict[str, Any]:
         "The model's state_dict `state` with averages of parameters and buffers in it."
-        named, states = learn.model.named_parameters(remove_duplicate=False), inner_optimizer(learn.opt).state
-        averages = {nm: states[p]['ema'].to(p.dtype) for nm, p in named if 'ema' in states.get(p, {})} | self._buffers
-        return {nm: averages.get(nm, x) for nm, x in state.items()}
+        reshard(learn.model)
+        averages, named = inner_optimizer(learn.opt).averages(), learn.model.named_parameters(remove_duplicate=False)
+        new = {nm: averages[p].to(p.dtype) for nm, p in named if p in averages} | self._buffers
+        return {nm: new.get(nm, x) for nm, x in state.items()}
 
     def cleanup_fit(self, learn: Any) -> None:
         error = getattr(learn, 'ended_by', None)
         ended = getattr(learn, 'trains', True) and (error is None or is_cancel(error))
         if self._keep and self._model is not None and ended:
-            inner_optimizer(learn.opt).keep_averages()
+            inner_optimizer(learn.opt).keep_averages(self._model)
             self.swap_averages()
             self._own, self._kept = None, True
         self._model = None
