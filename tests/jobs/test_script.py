@@ -42,6 +42,50 @@ def test_a_script_trains_to_the_bits_of_the_run(kind, table, tmp_path):
     assert all(torch.equal(want[nm], found[nm]) for nm in want)
 
 
+MINE = """
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LinearLR
+from torch.utils.data import DataLoader, TensorDataset
+from miniai import DataLoaders
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(60, 4, generator=g), torch.arange(60) % 5, torch.arange(60) % 3
+
+def loaders():
+    *x, y = data()
+    return DataLoaders.from_arrays(tuple(x), y, bs=8)
+
+def loaders_of_torch():
+    x, _, y = data()
+    return DataLoaders(*(DataLoader(TensorDataset(x, y), 8, shuffle=shuffle) for shuffle in (True, False)))
+
+class Sum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lin, self.emb = nn.Linear(4, 3), nn.Embedding(5, 3)
+
+    def forward(self, a, i): return self.lin(a) + self.emb(i)
+
+def linear(): return nn.Linear(4, 3)
+def schedule(opt, n): return LinearLR(opt, 1., 0.1, total_iters=n)
+"""
+
+
+@pytest.mark.parametrize('given', [
+    dict(data='my_script:loaders', model='my_script:Sum', schedule='my_script:schedule'),
+    dict(data='my_script:loaders_of_torch', model='my_script:linear', optimizer='torch.optim:SGD', lr=0.1)])
+def test_a_script_with_functions_of_your_own_trains_to_the_bits_of_the_run(given, tmp_path, monkeypatch):
+    (tmp_path/'my_script.py').write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'my_script', raising=False)
+    train(TrainConfig(**given, epochs=2, device='cpu', stats=False, out=str(tmp_path/'run')))
+    want, found = load(tmp_path/'run'/'model.safetensors')['model'], weights_of_script(tmp_path/'run', tmp_path)
+    assert want.keys() == found.keys()
+    assert all(torch.equal(want[nm], found[nm]) for nm in want)
+
+
 @pytest.mark.parametrize('options', [
     dict(optimizer='torch.optim:SGD', opt='momentum=0.5'), dict(optimizer='sgd'), dict(data='sample'),
     dict(compile=True, layout="channels-last"), dict(data="mine:loaders"), dict(model="mine:net"),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from miniai import checkpoint
+from miniai.data.recipe import Recipe
 from miniai.inference.model_file import MODEL_FILE
 from miniai.jobs.build import build_optimizer
 from miniai.jobs.config import ConfigError, TrainConfig, column_names, parse_options
@@ -47,7 +48,7 @@ SCHEDULES = {  # imports, and the schedule of an optimizer for a number of steps
 def script_of(config: TrainConfig, saved: dict[str, Any]) -> str:
     "The script for a run's resolved options and what it saved of its model."
     used, classes = _Imports(), saved['outputs'] == 'classes'
-    parts = dict(data=_data(config, used), model=_model(config, saved['net'], used), opt_func=_optimizer(config, used),
+    parts = dict(data=_data(config, used), model=_model(config, saved, used), opt_func=_optimizer(config, used),
                  schedule=_schedule(config, used), cbs=_callbacks(config, saved, used),
                  loss='F.cross_entropy' if classes else 'F.mse_loss',
                  metrics=used('miniai: accuracy', 'accuracy=accuracy') if classes else '')
@@ -68,13 +69,13 @@ set_seed({seed})
 model = {model}
 
 
-def schedule(opt, steps):
-    "The learning rate over all steps of the fit."
+def rates(opt, steps):
+    "The schedule of the learning rate over all steps of the fit."
     return {schedule}
 
 
 # The loop calls the methods of its callbacks, such as after_batch(learn), which may change anything.
-cbs = [{cbs}, MetricsCB({metrics}), ProgressCB(), BatchSchedCB(schedule)]
+cbs = [{cbs}, MetricsCB({metrics}), ProgressCB(), BatchSchedCB(rates)]
 learn = Learner(model, dls, {loss}, lr={lr!r}, cbs=cbs, opt_func={opt_func})
 learn.fit({epochs})
 
@@ -132,10 +133,11 @@ def _called(path: str, arguments: str, used: _Imports) -> str:
 def _options(text: str, name: str) -> str: return ''.join(f', {k}={v!r}' for k, v in parse_options(name, text).items())
 
 
-def _model(config: TrainConfig, net: dict[str, Any], used: _Imports) -> str:
+def _model(config: TrainConfig, saved: dict[str, Any], used: _Imports) -> str:
     used('miniai: build_model')
-    model = f'build_model({net["name"]!r}, dls.recipe.facts{_options(config.net, "net")})'
-    if net['name'] not in MODELS: return model
+    name, facts = saved['net']['name'], 'dls.recipe.facts' if saved['recipe'] else '{}'
+    model = f'build_model({name!r}, {facts}{_options(config.net, "net")})'
+    if name not in MODELS: return model
     used('functools: partial')
     return used('miniai.init: init_weights', f'{model}.apply(partial(init_weights, leaky=0.1))')
 
@@ -157,7 +159,7 @@ def _schedule(config: TrainConfig, used: _Imports) -> str:
 
 
 def _callbacks(config: TrainConfig, saved: dict[str, Any], used: _Imports) -> str:
-    n_inp = 2 if (saved['recipe'] or {}).get('categories') else 1
+    n_inp = len(Recipe.from_dict(saved['recipe']).shapes) if saved['recipe'] else 1
     half, cbs = config.precision != 'float32', [f'DeviceCB({config.device!r})']
     if half:
         used('torch: ' + config.precision)
