@@ -3,12 +3,14 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from miniai import Adam, AdamW, Callback, CheckpointCB, FreezeCB, TrainLearner
 from miniai.learner import MomentumLearner
 from miniai.optim import no_decay_groups
+from ranks import run_ranks
 from resuming import Quiet, StopCB, Stopped, assert_resumes_exactly
 from small import learner, loaders, same, weights
 
@@ -188,3 +190,24 @@ def test_if_all_is_frozen_the_fit_says_so():
     learn = learner(model=net())
     learn.freeze(learn.model)
     with pytest.raises(ValueError, match='nothing to train'): learn.fit(1)
+
+
+def frozen_by_fsdp():
+    "Which weights change in a fit, frozen and thawed after forward passes that leave the root's parameters gathered."
+    from torch.distributed.fsdp import fully_shard
+    learn, moved = learner(model=fully_shard(net())), []
+    for change in (lambda: learn.freeze('0'), learn.unfreeze):
+        with torch.no_grad(): learn.model(torch.ones(2, 4))
+        change()
+        before = {nm: x.full_tensor() for nm, x in learn.model.state_dict().items() if hasattr(x, 'full_tensor')}
+        learn.fit(1, valid=False)
+        after = learn.model.state_dict()
+        moved.append({nm: not torch.equal(after[nm].full_tensor(), x) for nm, x in before.items()})
+    return moved
+
+
+@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+def test_parts_of_an_fsdp_model_freeze_and_thaw_after_a_forward_pass():
+    for frozen, thawed in run_ranks(frozen_by_fsdp, 2):
+        assert {nm for nm, moved in frozen.items() if moved} == {'1.weight', '1.bias'}
+        assert {nm for nm, moved in thawed.items() if moved} >= {'0.0.weight', '0.1.weight', '1.weight', '1.bias'}

@@ -1,11 +1,13 @@
 "The model summary, compared with independent counts."
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from miniai.datasets import DataLoaders
 from miniai.diagnosis.summary import Summary, SummaryRow
+from ranks import run_ranks
 from small import hooks_on, learner
 
 
@@ -111,3 +113,20 @@ def test_it_says_what_is_frozen():
     for p in (*model[0].parameters(), *model[1][0].parameters()): p.requires_grad_(False)
     assert [r.module for r in learner(model=model).summary().rows] == [
         'Linear (frozen)', 'Sequential (partly frozen)', 'Linear', 'ReLU']
+
+
+def of_convnet():
+    "The summary of a model, which FSDP2 shards where there is a group, twice."
+    model = convnet()
+    if dist.is_initialized():
+        from torch.distributed.fsdp import fully_shard
+        for m in (model[0], model[3], model): fully_shard(m)
+    b = torch.randn(5, 1, 8, 8), torch.zeros(5, dtype=torch.long)
+    learn = learner(model=model, dls=DataLoaders([b], [b]), loss_func=lambda p, y: p.mean())
+    return [(s.params, s.mflops, [(r.module.removeprefix('FSDP'), r.input, r.output, r.params, r.mflops)
+                                  for r in s.rows]) for s in (learn.summary(), learn.summary())]
+
+
+@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+def test_the_summary_of_an_fsdp_model_is_that_of_the_whole_on_each_rank():
+    assert run_ranks(of_convnet, 2) == [of_convnet()]*2

@@ -36,7 +36,7 @@ def mesh(*shape):
 
 
 def laid_out(layout, model):
-    if layout in (None, 'zero'): return model
+    if layout in (None, 'ddp', 'zero'): return model
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
     over = mesh(4) if layout == 'fsdp' else mesh(2, 2)
@@ -101,6 +101,49 @@ def in_parts(path, wanted):
             assert all(x.shape == w.shape for x, w in pairs)
             found[layout, case] = max(float((x - w).abs().max()) for x, w in pairs if x.numel()), skipped, way
         return found
+
+
+def trained(layout):
+    """Norms of the gradients, predictions with averages, and then with the weights, which train on in between; steps
+    skipped; the weights."""
+    model, rank = laid_out(layout, net(torch.float64)), dist.get_rank() if layout else 0
+    loss_of = nn.parallel.DistributedDataParallel(model) if layout in ('ddp', 'zero') else model
+    opt = made(layout, 'adamw', model.parameters(), lr=.01, wd=.1, clip_norm=.05, skip_nonfinite=True, ema=.9)
+    inner, norms, g = getattr(opt, 'optim', opt), [], torch.Generator().manual_seed(2)
+    x, y = torch.randn(8, 6, generator=g, dtype=torch.float64), torch.randn(8, 3, generator=g, dtype=torch.float64)
+    part = {None: slice(8), 'fsdp x tp': slice(rank//2*4, rank//2*4 + 4)}.get(layout, slice(rank*2, rank*2 + 2))
+    def train(steps):
+        for step in range(steps):
+            rows = x.clone()
+            if step == POISONED: rows[0] = math.nan
+            (loss_of(rows[part]) - y[part]).square().mean().backward()
+            assert inner.path
+            norms.append(math.sqrt(inner._plan.sum_of_squares()))
+            opt.step()
+            opt.zero_grad()
+    train(STEPS)
+    predictions = []
+    with torch.no_grad():
+        predictions.append(model(x))
+        with inner.averaged(model): predictions.append(model(x))
+        predictions.append(model(x))
+    train(2)
+    weights = [(p.full_tensor() if is_dtensor(p) else p).detach() for p in model.parameters()]
+    return norms, inner.skipped, [*predictions, *weights]
+
+
+@pytest.mark.parametrize('layout', ['ddp', *LAYOUTS])
+def test_a_model_trained_on_four_processes_is_that_of_one(layout):
+    norms, skipped, wanted = trained(None)
+    assert skipped == 1
+    assert not torch.allclose(wanted[0], wanted[1])
+    assert torch.equal(wanted[0], wanted[2])
+    ranks = run_ranks(trained, 4, layout)
+    for its_norms, its_skipped, found in ranks:
+        assert its_skipped == 1
+        assert its_norms == pytest.approx(norms, rel=1e-12, nan_ok=True)
+        assert repr(its_norms) == repr(ranks[0][0])  # to the last bit: ranks decide alike
+        for a, b in zip(found, wanted, strict=True): assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
 CASES = dict(fused=[(name, stages) for name in OPTIMIZERS for stages in STAGES  # each needs a kernel of its own

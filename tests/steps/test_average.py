@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,9 @@ from torch import nn
 from miniai import AverageCB, Callback, CancelFitException, CheckpointCB, Learner, MetricsCB, TrainLearner
 from miniai.callbacks.accelerate import AccelerateCB
 from miniai.checkpoint import load
+from miniai.datasets import DataLoaders
 from miniai.optim import AdamW
+from ranks import run_ranks
 from small import learner, loaders, same, weights
 
 EPOCHS, LR = 4, .05
@@ -31,6 +34,39 @@ def trained(cbs, model=None, decay=.9, cls=TrainLearner, opt_func=None, **kw):
     learn = learner([MetricsCB(), *cbs], cls=cls, model=model, lr=LR, opt_func=opt_func)
     learn.fit(EPOCHS, **kw)
     return learn
+
+
+def fit_of_parts():
+    """Validation losses, averages as AverageCB gives them, predictions and weights after a fit on batches that all
+    processes see: of FSDP2 where there is a group, else of one process."""
+    model = bn_net().double()
+    if dist.is_initialized():
+        from torch.distributed.fsdp import fully_shard
+        for m in (model[0], model): fully_shard(m)
+    g = torch.Generator().manual_seed(3)
+    batches = [(torch.randn(6, 4, generator=g).double(), torch.randint(3, (6,), generator=g)) for _ in range(4)]
+    average, during = AverageCB(), []
+    class DuringValidation(Callback):
+        def after_epoch(self, learn):
+            if learn.model.training: return
+            state = {nm: torch.zeros_like(x) for nm, x in learn.model.state_dict().items()}
+            with torch.no_grad(): learn.model(batches[0][0])  # gathers the root's parameters
+            during.append(average.averaged(learn, state))
+    def fit(*cbs):
+        learn = learner([MetricsCB(), *cbs], model=model, dls=DataLoaders(batches[1:], batches[:1]), lr=LR,
+                        opt_func=partial(AdamW, ema=.9, eps=1e-3))
+        learn.fit(EPOCHS)
+        return learn
+    learn = fit(average, DuringValidation())
+    averages = average.averaged(learn, model.state_dict())
+    with torch.no_grad(): preds = model.eval()(batches[0][0])
+    losses = valid_losses(learn)
+    learn.fit(1)  # a new optimizer, made after a forward pass
+    kept = fit(AverageCB(keep=True))
+    with torch.no_grad(): preds_kept = model.eval()(batches[0][0])
+    tensors = [*averages.values(), *during[-1].values(), *model.state_dict().values()]
+    tensors = [x.full_tensor() if hasattr(x, 'full_tensor') else x for x in tensors]
+    return losses + valid_losses(kept), [preds, preds_kept, *tensors]
 
 
 def valid_losses(learn): return [r['loss'] for r in learn.history if r['phase'] == 'eval']
@@ -200,3 +236,11 @@ def test_a_new_fit_starts_new_averages_and_one_that_keeps_its_optimizer_continue
     learn.opt_func = partial(AdamW, ema=.9, eps=1e-3)
     learn.fit(1)
     assert cb.state_dict()['steps'] == 4*len([*learn.model.parameters()])
+
+
+@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+def test_an_fsdp_model_validates_with_averages_and_trains_with_weights_as_one_process_does():
+    losses, wanted = fit_of_parts()
+    for its_losses, found in run_ranks(fit_of_parts, 2):
+        assert its_losses == pytest.approx(losses, rel=1e-12)
+        for a, b in zip(found, wanted, strict=True): assert torch.allclose(a, b, rtol=0, atol=1e-12)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.trained import loss_modules
+from miniai.distributed.dtensor import reshard
 from miniai.randomness import host_states, random_states, set_host_states, set_random_states
 
 __all__ = ['dry_run', 'snapshot_of', 'patch']
@@ -60,6 +61,7 @@ def _modes(model: nn.Module) -> Undo:
 def _tensors(module: nn.Module, weights: bool) -> Undo:
     "Buffers, and with `weights` parameters and gradients. Lazy ones have no values yet."
     def tensors() -> dict:
+        reshard(module)
         params = module.named_parameters() if weights else ()
         return {nm: x for nm, x in (*params, *module.named_buffers()) if not is_lazy(x)}
     values = {nm: x.detach().clone() for nm, x in tensors().items()}

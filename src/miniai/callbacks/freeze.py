@@ -4,6 +4,7 @@ from typing import Any
 from torch import nn
 
 from miniai.callbacks.modes import in_eval
+from miniai.distributed.dtensor import reshard
 from miniai.events import Callback
 
 __all__ = ['FreezeCB', 'freeze', 'unfreeze']
@@ -13,6 +14,7 @@ def freeze(self: Any, body: Any) -> None:
     """Freeze a part of the model: its parameters get no gradients, and it stays in eval mode, so that BatchNorm keeps
     its statistics and dropout is off. `body` is a module of the model, a slice of it such as `model[:-1]`, a name such
     as 'layers.0', or a list of them. ValueError for one that the model does not have."""
+    reshard(self.model)
     kept = in_eval(self)
     for m in _parts(self.model, body):
         m.eval()
@@ -25,6 +27,7 @@ def freeze(self: Any, body: Any) -> None:
 
 def unfreeze(self: Any, body: Any = None) -> None:
     "Let a part of the model train again, or all of it."
+    reshard(self.model)
     for m in [self.model] if body is None else _parts(self.model, body):
         m.requires_grad_(True)
         m.train(self.model.training)
