@@ -14,6 +14,7 @@ from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.modes import set_mode
 from miniai.callbacks.passes import steps_cbs
 from miniai.callbacks.progress import ProgressCB
+from miniai.callbacks.together import rank_cbs
 from miniai.callbacks.train import (
     DeviceCB,
     FiniteLossCB,
@@ -68,6 +69,7 @@ class Learner:
     opt = epochs = n_epochs = epoch = iter = dl = batch = preds = loss = metrics = display = ended_by = None
     kept_in_eval, _left_in_eval = None, ()
     trains = validates = resume = dry_run = skip_backward = hold_step = fitting = False
+    counts = True
     _last_dispatch = None
 
     def __init__(self, model: nn.Module, dls: Any = (0,), loss_func: Callable | None = F.mse_loss,
@@ -128,6 +130,7 @@ class Learner:
         its first epoch leaves history and optimizer as they were."""
         if self.fitting: raise RuntimeError("this Learner is already fitting; wait until that fit has ended")
         added = [*as_list(cbs), *steps_cbs(n_epochs, steps, valid_every), ClosureCB(), SkippedStepsCB(), FirstBatchCB()]
+        added += rank_cbs()
         if self.check_finite: added.append(FiniteLossCB())
         n_epochs = 1 if n_epochs is None else n_epochs
         self.cbs.extend(added)

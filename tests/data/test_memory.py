@@ -298,7 +298,7 @@ def test_arrays_of_double_precision_or_of_integers_become_what_models_and_losses
     loader = MemoryLoader(a, a, bs=4, shuffle=True)
     got = next(iter(loader))[target]
     assert got.dtype == becomes
-    assert got.tolist() == a[loader._orders(0)[torch.device('cpu')].numpy()][:4].tolist()
+    assert got.tolist() == a[permutation(10, 0, 0).numpy()][:4].tolist()
     assert np.shares_memory(a, loader.tensors[target].numpy())
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of', 'some_rows', 'permutation',
+from miniai.distributed.ranks import part, part_of
+
+__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of', 'some_rows', 'permutation', 'own_part',
            'batches_in_words']
 
 
@@ -20,8 +22,9 @@ class MemoryLoader:
     `to_float`, `mean` and `std`), and with `channels_last` images (N, H, W, C) come as (N, C, H, W); if `n_inp` is
     above 1, `mean`, `std` and `channels_last` are lists. With `shuffle` the order is a function of `seed` and epoch,
     else that of the arrays, or of `rows`, the indices to use. `epoch` is the next epoch: each pass adds one, and it may
-    be set. `drop_last` drops a smaller last batch, `pack` makes a batch from a list of tensors, and `source` says where
-    the data came from. ValueError or TypeError for arguments that do not fit."""
+    be set. Each of several processes gets its part of every batch. `drop_last` drops a smaller last batch, `pack` makes
+    a batch from a list of tensors, and `source` says where the data came from. ValueError or TypeError for arguments
+    that do not fit."""
     def __init__(self, *arrays: Any, bs: int, shuffle: bool = False, seed: int = 0, drop_last: bool = False,
                  device: str | torch.device | None = None, to_float: bool = True, mean: Any = None, std: Any = None,
                  rows: Tensor | None = None, pack: Callable[[list[Tensor]], Any] = tuple, source: str = '',
@@ -91,22 +94,29 @@ class MemoryLoader:
         if not 0 <= index(start) <= len(self):
             raise ValueError(f"start must be from 0 to {len(self)}, the number of batches, got {start}")
         rows = slice(start*self.bs, min(len(self)*self.bs, self.n))
-        return self._batches(self._orders(index(epoch)), rows) if rows.start < rows.stop else iter(())
+        if rows.start >= rows.stop: return iter(())
+        order, sizes = self._order(index(epoch)), self.bs
+        if part()[1] > 1:
+            order = torch.arange(self.n) if order is None else order
+            batches = [own_part(rows) for rows in order[rows].split(self.bs)]
+            order, rows, sizes = torch.cat(batches), slice(None), list(map(len, batches))
+        orders = None if order is None else {t.device: order.to(t.device) for t in self.tensors}
+        return self._batches(orders, rows, sizes)
 
-    def _orders(self, epoch: int) -> dict[torch.device, Tensor] | None:
-        "The indices of the rows in the order of `epoch`, on each device that holds a tensor; None for all in order."
+    def _order(self, epoch: int) -> Tensor | None:
+        "The indices of the rows in the order of `epoch`; None for all in order."
         order = permutation(self.n, self.seed, epoch) if self.shuffle else None
-        if self.rows is not None: order = self.rows if order is None else self.rows[order]
-        return None if order is None else {t.device: order.to(t.device) for t in self.tensors}
+        return order if self.rows is None else self.rows if order is None else self.rows[order]
 
-    def _batches(self, orders: dict[torch.device, Tensor] | None, rows: slice) -> Iterator:
-        for batch in zip(*(self._parts(i, orders, rows) for i in range(len(self.tensors))), strict=True):
+    def _batches(self, orders: dict[torch.device, Tensor] | None, rows: slice, sizes: int | list[int]) -> Iterator:
+        for batch in zip(*(self._parts(i, orders, rows, sizes) for i in range(len(self.tensors))), strict=True):
             yield self.pack([*batch])
 
-    def _parts(self, i: int, orders: dict[torch.device, Tensor] | None, rows: slice) -> Iterator[Tensor]:
+    def _parts(self, i: int, orders: dict[torch.device, Tensor] | None, rows: slice,
+               sizes: int | list[int]) -> Iterator[Tensor]:
         "What batches hold of array `i`, one batch after the other."
         t, dtype, scaling = self.tensors[i], self.dtypes[i], self.other_scalings[i - 1] if i else self.scaling
-        parts, early = _gathered(t, orders, rows, self.bs), t.dtype != dtype
+        parts, early = _gathered(t, orders, rows, sizes), t.dtype != dtype
         # Double precision is scaled before it is rounded, and before it moves: some devices have none.
         if early: parts = (scaling(part).to(dtype) for part in parts)
         if self.device is not None: parts = (part.to(self.device) for part in parts)
@@ -125,8 +135,16 @@ def batches_in_words(n: int, bs: int | None) -> str:
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
-def _gathered(t: Tensor, orders: dict[torch.device, Tensor] | None, rows: slice, bs: int) -> Iterator[Tensor]:
-    "Copies of the rows, `bs` at a time: the user may change a batch."
+def own_part(rows: Any) -> Any:
+    """This process's part of a batch, given its rows. If there are fewer than processes, some repeat the first row;
+    it does not count there (`learn.counts`)."""
+    own = part_of(len(rows))
+    return rows[own.start:own.stop] if own else rows[:1]
+
+
+def _gathered(t: Tensor, orders: dict[torch.device, Tensor] | None, rows: slice,
+              bs: int | list[int]) -> Iterator[Tensor]:
+    "Copies of the rows, `bs` at a time, or as many as a list says: the user may change a batch."
     if hasattr(t, 'gathered'): return (yield from t.gathered(torch.arange(len(t))[rows] if orders is None else
                                                              orders[t.device][rows], bs))
     signed = _SIGNED.get(t.dtype)  # index_select takes these

@@ -49,8 +49,8 @@ class PictureRows:
         h, w = self.shape[-2:]
         return torch.empty((n, h, w, 3) if self.ndim == 4 else (n, h, w), dtype=torch.uint8)
 
-    def gathered(self, order: Tensor, bs: int) -> Iterator[Tensor]:
-        "The rows in `order`, `bs` at a time."
+    def gathered(self, order: Tensor, bs: int | list[int]) -> Iterator[Tensor]:
+        "The rows in `order`, `bs` at a time, or as many as a list says."
         parts, begun = iter(order.split(bs)), deque()
         try:
             begun += map(self._begin, islice(parts, _AHEAD))

@@ -1,6 +1,7 @@
 "Predictions of the validation set, and pictures of the first training batch, without training."
 import math
 from contextlib import ExitStack
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -10,12 +11,15 @@ from miniai.callbacks.dry_run import dry_run
 from miniai.callbacks.train import SingleBatchCB
 from miniai.data.loaders import DataLoaders
 from miniai.device import first_tensor, to_cpu
+from miniai.distributed.ranks import gathered, world
 from miniai.events import PHASES, Callback, CancelFitException, as_list
 from miniai.metrics.batch import batch_size, inputs_of, n_inputs
 from miniai.metrics.whole import joined
 from miniai.show.plots import show_images
 
 __all__ = ['CapturePreds', 'capture_preds', 'first_train_batch', 'show_image_batch']
+
+_NONE = object()
 
 
 class CapturePreds(Callback):
@@ -30,6 +34,7 @@ class CapturePreds(Callback):
         self._n_inp = n_inputs(learn)
 
     def after_batch(self, learn: Any) -> None:
+        if not getattr(learn, 'counts', True): return
         inps, targs = inputs_of(learn.batch, self._n_inp), learn.batch[self._n_inp:]
         if self.inps: self.all_inps.append(to_cpu(inps[0] if self._n_inp == 1 else tuple(inps)))
         self.all_preds.append(to_cpu(learn.preds))
@@ -38,8 +43,16 @@ class CapturePreds(Callback):
 
     def cleanup_fit(self, learn: Any) -> None:
         if not getattr(self, 'all_preds', None): return
+        if world() > 1 and getattr(learn, 'ended_by', None) is None: self._join_processes()
         self.all_preds, self.all_targs = (joined(xs, self._sizes) for xs in (self.all_preds, self.all_targs))
         self.all_inps = joined(self.all_inps, self._sizes) if self.inps else None
+
+
+    def _join_processes(self) -> None:
+        "Add the parts of each batch that other processes have."
+        lists = self.all_inps, self.all_preds, self.all_targs, self._sizes
+        for own, everyones in zip(lists, zip(*gathered(lists), strict=True), strict=True):
+            own[:] = [part for batch in zip_longest(*everyones, fillvalue=_NONE) for part in batch if part is not _NONE]
 
 
 def capture_preds(self: Any, cbs: Any = None, inps: bool = False, dl: Any = None) -> tuple:

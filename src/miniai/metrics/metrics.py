@@ -1,7 +1,7 @@
 "Metrics: computed over an epoch's batches, kept on the device, and read at the end into a row of `learn.history`."
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from miniai.device import detached, first_tensor, is_number, to_cpu, to_scalar
+from miniai.distributed.ranks import is_first, total, world
 from miniai.events import Callback
 from miniai.metrics.accuracy import counts_of
 from miniai.metrics.batch import batch_size, checked, target_slice
@@ -84,7 +85,7 @@ class MetricsCB(Callback):
         self._used, self._placed, self._started, self._rows = self.all_metrics, False, 0., None
 
     def _log(self, d: dict[str, str]) -> None:
-        if not self.displayed: PlainDisplay().row(self.row)
+        if not self.displayed and is_first(): PlainDisplay().row(self.row)
 
     def before_fit(self, learn: Any) -> None:
         learn.metrics = self
@@ -95,6 +96,7 @@ class MetricsCB(Callback):
         self._used, self._placed, self._started = self.all_metrics, False, time.perf_counter()
 
     def after_batch(self, learn: Any) -> None:
+        if not getattr(learn, 'counts', True): return
         if not self._placed: self._place_metrics(learn)
         if is_number(learn.loss): self.loss.update(learn.loss, self._loss_weight(learn))
         weight = self.weight(learn) if callable(self.weight) else None
@@ -134,6 +136,7 @@ class MetricsCB(Callback):
 
     def after_epoch(self, learn: Any) -> None:
         training, seconds = learn.model.training, time.perf_counter() - self._started
+        share_means(self._used.values())
         values = {nm: m.compute() for nm, m in self._used.items()}
         texts, phase = {nm: _text(v) for nm, v in values.items()}, 'train' if training else 'eval'
         row = dict(epoch=learn.epoch, phase=phase) | {nm: _plain(v) for nm, v in values.items()} | dict(seconds=seconds)
@@ -144,6 +147,14 @@ class MetricsCB(Callback):
         self.row = dict(epoch=str(learn.epoch + 1), phase=shown_phase) | texts | dict(seconds=f'{seconds:.1f}')
         self.displayed = getattr(learn, 'display', None) is not None or getattr(learn, 'dry_run', False)
         self._log(texts | dict(epoch=learn.epoch, train=phase))
+
+
+def share_means(metrics: Iterable) -> None:
+    "On several processes: let each Mean hold the sums of all of them."
+    if world() == 1: return
+    means = [m for m in metrics if isinstance(m, Mean)]
+    sums = iter(total([float(x) for m in means for x in (m.total, m.weight)]))
+    for m in means: m.total, m.weight = next(sums), next(sums)
 
 
 def _as_metric(nm: str, m: Any) -> Any:

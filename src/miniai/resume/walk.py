@@ -42,7 +42,7 @@ _LIBRARIES = tuple({sysconfig.get_paths()[k] for k in ('stdlib', 'platstdlib', '
 _OF_THE_LOOP = frozenset((  # attributes of every Learner, except for those that are part of a run, such as kept_in_eval
     'model', 'dls', 'loss_func', 'opt_func', 'lr', 'opt', 'epochs', 'n_epochs', 'epoch', 'iter', 'dl', 'batch', 'preds',
     'loss', 'metrics', 'display', 'ended_by', 'trains', 'validates', 'resume', 'dry_run', 'skip_backward', 'hold_step',
-    'fitting', 'history', '_cbs', '_last_dispatch', '_left_in_eval'))
+    'fitting', 'counts', 'history', '_cbs', '_last_dispatch', '_left_in_eval'))
 
 
 @dataclass

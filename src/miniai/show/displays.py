@@ -7,13 +7,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from miniai.distributed.ranks import is_first
+
 __all__ = ['PlainDisplay', 'TerminalDisplay', 'NotebookDisplay', 'best_display', 'draw_curves']
 
 Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
 
 
 def best_display() -> 'PlainDisplay | TerminalDisplay | NotebookDisplay':
-    "A new display for the place where this process runs: a notebook, a terminal, or neither (a log or a pipe)."
+    """A new display for the place where this process runs: a notebook, a terminal, or neither (a log or a pipe). Only
+    the first of several processes shows anything."""
+    if not is_first(): return SilentDisplay()
     ipython = sys.modules.get('IPython')
     shell = ipython.get_ipython() if ipython else None
     if getattr(shell, 'kernel', None) is not None: return NotebookDisplay()
@@ -29,6 +33,11 @@ class PlainDisplay:
     def row(self, d: dict[str, str]) -> None: self.text('  '.join(f'{k} {v}' for k, v in d.items()))
     def curves(self, curves: Curves, labels: Sequence[str]) -> None: "No picture in a log."
     def close(self) -> None: "Nothing to clean up."
+
+
+class SilentDisplay(PlainDisplay):
+    "Shows nothing."
+    def text(self, line: str) -> None: "Not even lines."
 
 
 # From long to short. The first layout that leaves 6 columns for the bar is used.

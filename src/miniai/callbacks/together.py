@@ -1,0 +1,149 @@
+"Callbacks of a fit on several processes: each gets its part of every batch, and all share losses and decisions."
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniai.callbacks.passes import MaxBatchesCB
+from miniai.callbacks.trained import loss_parameters
+from miniai.callbacks.wrapped import WrappedLoader
+from miniai.data.loaders import length_of
+from miniai.data.parts import in_parts, last_part_is_empty
+from miniai.device import is_number
+from miniai.distributed.ranks import most, part, total, total_on_device, world
+from miniai.distributed.wrap import is_wrapped
+from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException, is_cancel
+from miniai.metrics.weight import is_sum, sum_error, summed, weight_of
+
+__all__ = ['PartCB', 'TogetherCB', 'rank_cbs']
+
+_CANCELS = CancelFitException, CancelEpochException, CancelBatchException  # from wide to narrow
+
+
+def rank_cbs() -> list[Callback]:
+    "What a fit needs on several processes; nothing on one."
+    return [PartCB(), TogetherCB()] if world() > 1 else []
+
+
+class PartCB(Callback):
+    "Gives this process its part of every batch, and lets a pass end for all processes together."
+    order, only_shows = MaxBatchesCB.order - 1, True
+
+    def before_epoch(self, learn: Any) -> None: learn.dl = _PartLoader(learn, learn.dl)
+
+
+class _PartLoader(WrappedLoader):
+    """This process's part of each batch of `dl`. `learn.counts` is False for a batch that only repeats a sample,
+    because there are fewer samples than processes."""
+    def __init__(self, learn: Any, dl: Iterable) -> None:
+        super().__init__(dl)
+        self.learn, n = learn, -1 if length_of(dl) is None else length_of(dl)
+        shortest, longest = -most([-n])[0], most([n])[0]
+        self.n = int(shortest) if shortest >= 0 else None
+        self.ends_early = self.n is None or shortest != longest
+
+    def __len__(self) -> int:
+        if self.n is None: raise TypeError("the number of batches is not known")
+        return self.n
+
+    def __iter__(self) -> Iterator:
+        "A pass of known length ends by itself, others when the first process has no batch left."
+        parts, last = in_parts(self.dl), last_part_is_empty(self.dl)
+        for i, batch in enumerate(parts, self.first_batch):
+            if self.ends_early and most([0.])[0]: break
+            self.learn.counts = not (last and i + 1 == self.n)
+            yield batch
+        else:
+            if self.ends_early: most([1.])
+        self.learn.counts = True
+
+
+class TogetherCB(Callback):
+    """Shares the loss of each training batch: all processes see that of the whole batch, and each one's gradient weighs
+    as much as its part of it. Shares what cancels a batch, an epoch or the fit: if one process raises it, all do. A
+    callback may have `asks()`, a list of numbers; at the end of each batch its `answer(numbers)` gets the largest of
+    each that any process has."""
+    order, only_shows = 1e8, True  # after callbacks that change the loss, before AccumulateCB
+
+    def before_fit(self, learn: Any) -> None:
+        self._weigh, self._epoch_shared, self._batch_shared = None, False, False
+        self._asking = [cb for cb in learn.cbs if hasattr(cb, 'asks')]
+
+    def before_epoch(self, learn: Any) -> None:
+        if learn.model.training and not is_wrapped(learn.model): raise ValueError(
+            f"{world()} processes train together, but the model is not wrapped, so each would train its own: add "
+            f"DistributedCB('ddp') to cbs")
+        self._epoch_shared = True
+        _follow(learn, total(_cancels(None)))
+
+    def after_loss(self, learn: Any) -> None:
+        if not learn.model.training: return
+        self._batch_shared = True
+        if isinstance(learn.loss, Tensor) and is_number(learn.loss): learn.loss = self._shared(learn, learn.loss)
+        else: _follow(learn, total([*_cancels(None), 0., 0.]))
+
+    def _shared(self, learn: Any, loss: Tensor) -> Tensor:
+        "The loss of the whole batch, whose gradient here is that of this process's part, by its weight."
+        weight = self._weight(learn) if learn.counts else 0.
+        if loss.is_cpu:
+            *cancels, loss_sum, weights = total([*_cancels(None), loss.item()*weight if weight else 0., weight])
+            _follow(learn, cancels)
+        else:
+            _follow(learn, total([*_cancels(None), 0., 0.]))
+            weight = torch.as_tensor(weight, dtype=torch.float64, device=loss.device)
+            mine = torch.stack([torch.where(weight == 0, 0., loss.detach().double()*weight), weight])
+            loss_sum, weights = total_on_device(mine)
+        if self._weigh is summed: weights = 1.
+        return _SharedLoss.apply(loss, loss_sum/weights, part()[1]*weight/weights)
+
+    def _weight(self, learn: Any) -> float | Tensor:
+        if self._weigh is None:
+            own = next((cb.weight for cb in learn.cbs if getattr(cb, 'weight', None) is not None), None)
+            self._weigh = weight_of(learn, own)
+            if own is None and self._weigh is not summed and is_sum(learn): raise sum_error(learn.loss_func)
+        weight = self._weigh(learn)
+        return weight.item() if isinstance(weight, Tensor) and weight.is_cpu else weight
+
+    def after_backward(self, learn: Any) -> None:
+        for p in loss_parameters(learn).values():  # the model's gradients are averaged by its wrapper
+            if p.grad is not None: total_on_device(p.grad).div_(part()[1])
+
+    def cleanup_batch(self, learn: Any) -> None:
+        if learn.ended_by is not None and not is_cancel(learn.ended_by): return  # this process ends, and so will all
+        if learn.model.training and not self._batch_shared:  # the others wait in after_loss
+            total([*_cancels(learn.ended_by), 0., 0.])
+        self._batch_shared = False
+        asked = [cb.asks() for cb in self._asking]
+        shared = most([*_cancels(learn.ended_by), *(x for numbers in asked for x in numbers)])
+        cancels, answers = shared[:3], shared[3:]
+        for cb, numbers in zip(self._asking, asked, strict=True):
+            cb.answer(answers[:len(numbers)])
+            answers = answers[len(numbers):]
+        _follow(learn, cancels)
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        if learn.ended_by is not None and not is_cancel(learn.ended_by): return
+        if not self._epoch_shared: total(_cancels(learn.ended_by))  # the others wait in before_epoch
+        self._epoch_shared = False
+        _follow(learn, total(_cancels(learn.ended_by)))
+
+
+def _cancels(error: BaseException | None) -> list[float]: return [float(isinstance(error, kind)) for kind in _CANCELS]
+
+
+def _follow(learn: Any, cancels: list[float]) -> None:
+    "Raise what another process has raised, unless this one has."
+    kind = next((kind for kind, n in zip(_CANCELS, cancels, strict=False) if n), None)
+    if kind is not None and not isinstance(learn.ended_by, kind): raise kind("raised in another process")
+
+
+class _SharedLoss(torch.autograd.Function):
+    "The number `value`; its gradient is that of `loss` times `factor`."
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, value: Any, factor: Any) -> Tensor:
+        ctx.factor = factor
+        return loss.new_zeros(loss.shape) + value
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple: return g*ctx.factor, None, None

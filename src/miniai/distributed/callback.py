@@ -1,0 +1,60 @@
+"DistributedCB: trains a model on all the processes that torchrun started, by DDP or FSDP2."
+from typing import Any
+
+import torch
+
+from miniai.device import to_device
+from miniai.distributed.ranks import rank, split_data_over, start, world
+from miniai.distributed.wrap import is_wrapped, replace_parameters, shard, wrap_ddp
+from miniai.events import Callback
+from miniai.randomness import set_seed
+
+__all__ = ['DistributedCB']
+
+
+class DistributedCB(Callback):
+    """Trains on the processes that `torchrun` started, with the results of one process: batches, whose size is that of
+    all processes together, are divided among them, and so are figures and decisions. `how` is 'ddp', which keeps the
+    whole model in each process, or 'fsdp', which divides weights, gradients and optimizer state. None means that the
+    model is prepared already. `options` go to DistributedDataParallel, or are those of `shard`: blocks, mesh,
+    mixed_precision, reshard, offload. `data` is the mesh to divide batches over, for a model that is tensor parallel.
+    The group starts here, and ends with the process. Without torchrun it does nothing but choose a device."""
+    order = 10
+    def __init__(self, how: str | None = 'ddp', device: str | None = None, data: Any = None, **options: Any) -> None:
+        if how not in ('ddp', 'fsdp', None):
+            raise ValueError(f"DistributedCB: how must be 'ddp' or 'fsdp', got {how!r}")
+        self._how, self._options, self._own, self._seeded = how, options, None, False
+        self._device = start(device)
+        if data is not None: split_data_over(data)
+
+    def before_fit(self, learn: Any) -> None:
+        learn.model.to(self._device)
+        if world() == 1 or self._how is None or is_wrapped(learn.model): return
+        self._own = learn.model
+        if self._how == 'fsdp': self._shard(learn)
+        self._wrap(learn)
+        if not self._seeded: self._seed()
+
+    def _shard(self, learn: Any) -> None:
+        before = dict(learn.model.named_parameters())
+        shard(learn.model, **self._options)
+        if learn.opt is not None: replace_parameters(learn.opt, before, dict(learn.model.named_parameters()))
+
+    def _wrap(self, learn: Any) -> None:
+        "DDP averages the gradients of those parameters that require one now."
+        self._trained = [p.requires_grad for p in self._own.parameters()]
+        if self._how == 'ddp': learn.model = wrap_ddp(self._own, self._device, **self._options)
+
+    def _seed(self) -> None:
+        "Let each process draw random numbers of its own, such as for dropout; the first one goes on as it was."
+        self._seeded = True
+        if rank(): set_seed((torch.initial_seed() + rank()) % 2**63, torch.are_deterministic_algorithms_enabled())
+
+    def before_epoch(self, learn: Any) -> None:
+        if self._own is not None and [p.requires_grad for p in self._own.parameters()] != self._trained:
+            self._wrap(learn)
+
+    def before_batch(self, learn: Any) -> None: learn.batch = to_device(learn.batch, self._device)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        if self._own is not None: learn.model, self._own = self._own, None

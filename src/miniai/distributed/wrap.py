@@ -1,0 +1,83 @@
+"Models on several processes: wrapped by DDP, or sharded by FSDP2, and the model inside."
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from miniai.distributed.dtensor import is_dtensor
+
+__all__ = ['unwrapped', 'is_wrapped', 'wrap_ddp', 'shard', 'is_sharded', 'blocks_of', 'replace_parameters']
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    "The model inside DistributedDataParallel; other models as they are."
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    "Whether parameters of `model` are DTensors, as after `fully_shard` or `parallelize_module`."
+    return any(is_dtensor(p) for p in model.parameters())
+
+
+def is_wrapped(model: nn.Module) -> bool:
+    "Whether gradients of `model` are averaged over processes: by DDP, or FSDP of either kind, in any part of it."
+    kinds = 'DistributedDataParallel', 'FullyShardedDataParallel'
+    return is_sharded(model) or any(type(m).__name__ in kinds for m in model.modules())
+
+
+def wrap_ddp(model: nn.Module, device: torch.device, **options: Any) -> nn.Module:
+    "`model` in DistributedDataParallel; `model` itself if no parameter requires a gradient. `options` are DDP's."
+    if not any(p.requires_grad for p in model.parameters()): return model
+    ids = [device.index] if device.type == 'cuda' else None
+    return DistributedDataParallel(model, device_ids=ids, **options)
+
+
+def shard(model: nn.Module, blocks: Any = None, mesh: Any = None, mixed_precision: str | None = None,
+          reshard: bool = True, offload: bool = False) -> None:
+    """Shard `model` over the processes by FSDP2's `fully_shard`, block by block, then what is left. `blocks`: modules,
+    or a class of modules; by default the class of block that the model repeats and that holds most of it. `mesh`: a
+    DeviceMesh, with two dimensions for HSDP. mixed_precision='bf16' computes in bfloat16 and adds gradients up in
+    float32; `reshard=False` keeps weights gathered between forward and backward; `offload` keeps them on the CPU."""
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+    if mixed_precision not in (None, 'bf16'):
+        raise ValueError(f"mixed_precision must be 'bf16' or None, got {mixed_precision!r}")
+    options = dict(reshard_after_forward=reshard) | (dict(mesh=mesh) if mesh is not None else {})
+    if mixed_precision:
+        options['mp_policy'] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    if offload: options['offload_policy'] = CPUOffloadPolicy()
+    for x in (*model.parameters(), *model.buffers()):  # as DDP does: all start from the weights of the first process
+        if not is_dtensor(x) and not x.is_meta: torch.distributed.broadcast(x.detach(), 0)
+    for block in blocks_of(model, blocks): fully_shard(block, **options)
+    fully_shard(model, **options)
+
+
+def blocks_of(model: nn.Module, blocks: Any = None) -> list[nn.Module]:
+    "The blocks of `model` to shard one by one: modules as given, of a class, or of the largest class that repeats."
+    if isinstance(blocks, nn.Module): return [blocks]
+    if isinstance(blocks, Iterable): return list(blocks)
+    if blocks is None:
+        sizes = Counter()
+        composed = [m for m in model.modules() if m is not model and any(True for _ in m.children())]
+        for m in composed:
+            if not isinstance(m, nn.Sequential | nn.ModuleList | nn.ModuleDict): sizes[type(m)] += _size(m)
+        counts = Counter(type(m) for m in composed)
+        blocks = next((kind for kind, _ in sizes.most_common() if counts[kind] > 1), None)
+        if blocks is None: return []
+    found = [m for m in model.modules() if isinstance(m, blocks) and m is not model]
+    return [m for m in found if not any(m is not o and m in set(o.modules()) for o in found)]
+
+
+def _size(m: nn.Module) -> int: return sum(p.numel() for p in m.parameters())
+
+
+def replace_parameters(opt: Any, old: dict[str, nn.Parameter], new: dict[str, nn.Parameter]) -> None:
+    """Let an optimizer without state step the parameters `new` instead of those of the same names in `old`. ValueError
+    if it has state, which is that of whole parameters."""
+    if getattr(opt, 'state', None): raise ValueError(
+        "the optimizer has state of unsharded parameters: shard the model before its first fit, or let opt_func make "
+        "a new optimizer")
+    there = {p: new[nm] for nm, p in old.items()}
+    for group in opt.param_groups: group['params'] = [there.get(p, p) for p in group['params']]

@@ -1,0 +1,127 @@
+"Fits on several processes give the weights, figures and decisions of one process with the same batches."
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai.data.loaders import DataLoaders
+from miniai.data.memory import MemoryLoader
+from miniai.distributed import DistributedCB, rank
+from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from miniai.learner import Learner, MetricsCB, NonFiniteLossError, TrainCB
+from miniai.metrics.accuracy import accuracy
+from miniai.optim import AdamW
+from ranks import run_ranks
+
+
+def data(n=37, n_valid=23, dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n + n_valid, 6, generator=g).to(dtype), torch.randint(0, 3, (n + n_valid,), generator=g)
+    y[::7] = -100  # ignored targets: parts of a batch weigh differently
+    return DataLoaders(MemoryLoader(x[:n], y[:n], bs=8, shuffle=True),
+                       MemoryLoader(x[n:], y[n:], bs=10))
+
+
+def learner(how='ddp', cbs=(), dls=None, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
+    return Learner(model, dls or data(dtype=dtype), F.cross_entropy, 0.01, [TrainCB(), MetricsCB(accuracy), *cbs,
+                   *([DistributedCB(how, **options)] if how else [])], AdamW)
+
+
+def weights(model):
+    full = [p.full_tensor() if hasattr(p, 'full_tensor') else p for p in model.parameters()]
+    return torch.cat([p.detach().flatten() for p in full])
+
+
+def figures(history): return [{k: v for k, v in row.items() if k != 'seconds'} for row in history]
+
+
+def trained(how='ddp', epochs=2, dtype=torch.float64):
+    learn = learner(how, dtype=dtype)
+    learn.fit(epochs)
+    preds, _targs = learn.capture_preds()
+    return weights(learn.model), figures(learn.history), preds, learn.evaluate()
+
+
+def trained_both_ways(): return trained('ddp'), trained('fsdp')
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_weights_and_figures_are_those_of_one_process(n):
+    expected, history, preds, evaluated = trained(None)
+    for w, h, p, e in [result for results in run_ranks(trained_both_ways, n) for result in results]:
+        torch.testing.assert_close(w, expected, rtol=0, atol=1e-12)
+        for row, one in zip(h, history, strict=True):
+            assert {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()} == row
+        torch.testing.assert_close(p, preds, rtol=0, atol=1e-12)
+        assert e == pytest.approx(evaluated, abs=1e-12)
+
+
+class Raises(Callback):
+    "Raises an exception at one event, in one process."
+    order = 50
+    def __init__(self, event, kind, at=0, who=1):
+        setattr(self, event, self._raise)
+        self._kind, self._at, self._who, self._count = kind, at, who, 0
+
+    def _raise(self, learn):
+        self._count += 1
+        if rank() == self._who and self._count == self._at + 1: raise self._kind('by this process')
+
+
+class Seen(Callback):
+    order = 1e7
+    def __init__(self): self.seen = []
+    def after_batch(self, learn): self.seen.append((learn.epoch, learn.training, learn.iter, 'done'))
+
+
+CASES = [(event, at, kind) for kind in (CancelBatchException, CancelEpochException, CancelFitException)
+         for event, at in (('before_batch', 2), ('after_predict', 2), ('after_loss', 2), ('after_batch', 2),
+                           ('after_batch', 4), ('after_batch', 6), ('cleanup_batch', 2), ('before_epoch', 1),
+                           ('before_epoch', 2), ('after_epoch', 0), ('after_epoch', 1), ('cleanup_epoch', 0))
+         if kind is not CancelBatchException or 'epoch' not in event]
+
+
+def cancelled():
+    found = []
+    for event, at, kind in CASES:
+        seen = Seen()
+        learn = learner(cbs=[Raises(event, kind, at), seen])
+        learn.fit(2)
+        found.append((seen.seen, figures(learn.history), weights(learn.model)))
+    return found
+
+
+def test_what_one_process_cancels_is_cancelled_in_all():
+    for case, first, second in zip(CASES, *run_ranks(cancelled, 2, timeout=120), strict=True):
+        assert first[1] == second[1], case
+        assert first[2].equal(second[2]), case
+        others = [batch for batch in second[0] if batch not in first[0]]
+        assert others == [], case
+        assert len(first[0]) - len(second[0]) <= (case[0] == 'after_batch'), case
+
+
+def with_nan():
+    dls = data()
+    if rank() == 1: dls.train.tensors[0] = torch.full_like(dls.train.tensors[0], float('nan'))
+    learn = learner(dls=dls)
+    before = weights(learn.model).clone()
+    with pytest.raises(NonFiniteLossError) as e: learn.fit(1)
+    return str(e.value), weights(learn.model).equal(before)
+
+
+def unwrapped():
+    with pytest.raises(ValueError, match=r"2 processes train together, but the model is not wrapped.*DistributedCB"):
+        learner(None).fit(1)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step():
+    (first, same), (second, same_too) = run_ranks(with_nan, 2)
+    assert first == second
+    assert 'the training loss is nan in epoch 0, batch 0' in first
+    assert same
+    assert same_too
+
+
+def test_a_model_that_is_not_wrapped_is_refused(): run_ranks(unwrapped, 2)

@@ -1,0 +1,52 @@
+"DistributedCB: names, devices and options; in one process it changes nothing."
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai.callbacks.freeze import FreezeCB
+from miniai.data.loaders import DataLoaders
+from miniai.distributed import DistributedCB, rank
+from miniai.learner import TrainLearner
+from ranks import run_ranks
+
+
+def learner(*cbs):
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 4), torch.randn(40, 1)
+    return TrainLearner(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)), DataLoaders.from_arrays(x, y, bs=8),
+                        F.mse_loss, 0.1, list(cbs))
+
+
+def names_and_draws():
+    learn = learner(DistributedCB())
+    learn.fit(1)
+    return list(learn.model.state_dict()), torch.rand(1).item()
+
+
+def thawed():
+    learn = learner(DistributedCB(), FreezeCB('0', until_epoch=1))
+    learn.fit(3)
+    return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+
+
+def test_after_the_fit_no_name_has_module_and_each_process_draws_its_own_numbers():
+    (names, first), (_, second) = run_ranks(names_and_draws, 2)
+    assert names == ['0.weight', '0.bias', '2.weight', '2.bias']
+    assert first != second
+
+
+def test_weights_that_thaw_during_the_fit_stay_equal_in_all_processes():
+    first, second = run_ranks(thawed, 2)
+    assert first.equal(second)
+
+
+def test_in_one_process_it_changes_nothing():
+    plain, with_cb = learner(), learner(DistributedCB('fsdp', device='cpu'))
+    for learn in (plain, with_cb): learn.fit(2)
+    for p, q in zip(plain.model.parameters(), with_cb.model.parameters(), strict=True): assert p.equal(q)
+    assert rank() == 0
+
+
+def test_only_known_ways_are_taken():
+    with pytest.raises(ValueError, match="how must be 'ddp' or 'fsdp', got 'zero'"): DistributedCB('zero')
