@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-PRELOADED = ['torch.distributed.fsdp', 'torch.distributed.tensor.parallel', 'numba', 'pytest']
+PRELOADED = ['numba', 'pytest', 'torch.distributed.checkpoint.state_dict', 'torch.distributed.fsdp',
+             'torch.distributed.tensor.parallel']
 
 
 def run_ranks(function, n, *args, timeout=60, group=True):

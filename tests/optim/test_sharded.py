@@ -146,6 +146,37 @@ def test_a_model_trained_on_four_processes_is_that_of_one(layout):
         for a, b in zip(found, wanted, strict=True): assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
+def saved_and_continued(folder):
+    "Whether training goes on to the bit from what torch.distributed.checkpoint saved."
+    from torch.distributed.checkpoint import load, save
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    def made():
+        model = laid_out('fsdp x tp', net(torch.float64))
+        first, *others = model.parameters()
+        groups = [dict(params=[first], lr=.02), dict(params=others, rule=OPTIMIZERS['nadamw'].build)]
+        return model, OPTIMIZERS['momentum'].build(groups, lr=.01, ema=.9, state='bf16')
+    def train(model, opt, seed):
+        g = torch.Generator().manual_seed(seed)
+        for _ in range(3):
+            for p in model.parameters(): p.grad = like(torch.randn(p.shape, generator=g, dtype=torch.float64), p)
+            opt.step()
+            opt.zero_grad()
+    def states(model, opt): return dict(zip(('model', 'opt'), get_state_dict(model, opt), strict=True))
+    one, other = made(), made()
+    train(*one, 1)
+    save(states(*one), checkpoint_id=folder)
+    read = states(*other)
+    load(read, checkpoint_id=folder)
+    set_state_dict(*other, model_state_dict=read['model'], optim_state_dict=read['opt'])
+    for pair in (one, other): train(*pair, 2)
+    pairs = zip(one[0].parameters(), other[0].parameters(), strict=True)
+    return [torch.equal(local(a), local(b)) for a, b in pairs]
+
+
+def test_torchs_distributed_checkpoints_hold_all_of_the_state(tmp_path):
+    assert run_ranks(saved_and_continued, 4, str(tmp_path/'saved'), timeout=120) == [[True]*6]*4
+
+
 CASES = dict(fused=[(name, stages) for name in OPTIMIZERS for stages in STAGES  # each needs a kernel of its own
                     if stages == 'averaged' or name in ('adamw', 'rmsprop', 'nadamw')],
              eager=[(name, stages) for name in ('rmsprop', 'nadamw') for stages in STAGES])
