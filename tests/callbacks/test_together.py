@@ -1,12 +1,18 @@
 "Fits on several processes give the weights, figures and decisions of one process with the same batches."
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from miniai.data.loaders import DataLoaders
 from miniai.data.memory import MemoryLoader
 from miniai.distributed import DistributedCB, rank
+from miniai.distributed.ranks import split_data_over
 from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException
 from miniai.learner import Learner, MetricsCB, NonFiniteLossError, TrainCB
 from miniai.metrics.accuracy import accuracy
@@ -125,3 +131,36 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step():
 
 
 def test_a_model_that_is_not_wrapped_is_refused(): run_ranks(unwrapped, 2)
+
+
+def hybrid(names):
+    "Four processes, as two parts of the data and two of each weight: tensor parallel, or copies."
+    mesh = init_device_mesh('cpu', (2, 2), mesh_dim_names=names)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double()
+    if 'tp' in names:
+        parallelize_module(model, mesh['tp'], {'0': ColwiseParallel(), '2': RowwiseParallel()})
+        fully_shard(model, mesh=mesh['dp'])
+        cb = DistributedCB(None, data=mesh['dp'])
+    else: cb = DistributedCB('fsdp', mesh=mesh)
+    learn = Learner(model, data(), F.cross_entropy, 0.01, [TrainCB(), MetricsCB(accuracy), cb],
+                    partial(AdamW, clip_norm=0.5))
+    learn.fit(2)
+    result = weights(learn.model), figures(learn.history), learn.capture_preds()[0]
+    split_data_over(None)
+    return result
+
+
+def both_hybrids(): return hybrid(('dp', 'tp')), hybrid(('copies', 'parts'))
+
+
+def test_tensor_parallel_and_hybrid_sharded_models_give_the_results_of_one_process():
+    learn = learner(None)
+    learn.opt_func = partial(AdamW, clip_norm=0.5)
+    learn.fit(2)
+    preds = learn.capture_preds()[0]
+    for w, h, p in [result for results in run_ranks(both_hybrids, 4) for result in results]:
+        torch.testing.assert_close(w, weights(learn.model), rtol=0, atol=1e-12)
+        for row, one in zip(h, figures(learn.history), strict=True):
+            assert {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()} == row
+        torch.testing.assert_close(p, preds, rtol=0, atol=1e-12)

@@ -94,8 +94,8 @@ class TogetherCB(Callback):
             weight = torch.as_tensor(weight, dtype=torch.float64, device=loss.device)
             mine = torch.stack([torch.where(weight == 0, 0., loss.detach().double()*weight), weight])
             loss_sum, weights = total_on_device(mine)
-        if self._weigh is summed: weights = 1.
-        return _SharedLoss.apply(loss, loss_sum/weights, part()[1]*weight/weights)
+        if self._weigh is summed: weights = world()/part()[1]  # processes that share a part have the same loss
+        return _SharedLoss.apply(loss, loss_sum/weights, world()*weight/weights)
 
     def _weight(self, learn: Any) -> float | Tensor:
         if self._weigh is None:
@@ -107,7 +107,7 @@ class TogetherCB(Callback):
 
     def after_backward(self, learn: Any) -> None:
         for p in loss_parameters(learn).values():  # the model's gradients are averaged by its wrapper
-            if p.grad is not None: total_on_device(p.grad).div_(part()[1])
+            if p.grad is not None: total_on_device(p.grad).div_(world())
 
     def cleanup_batch(self, learn: Any) -> None:
         if learn.ended_by is not None and not is_cancel(learn.ended_by): return  # this process ends, and so will all

@@ -11,7 +11,7 @@ from miniai.callbacks.dry_run import dry_run
 from miniai.callbacks.train import SingleBatchCB
 from miniai.data.loaders import DataLoaders
 from miniai.device import first_tensor, to_cpu
-from miniai.distributed.ranks import gathered, world
+from miniai.distributed.ranks import gathered_parts, world
 from miniai.events import PHASES, Callback, CancelFitException, as_list
 from miniai.metrics.batch import batch_size, inputs_of, n_inputs
 from miniai.metrics.whole import joined
@@ -51,7 +51,7 @@ class CapturePreds(Callback):
     def _join_processes(self) -> None:
         "Add the parts of each batch that other processes have."
         lists = self.all_inps, self.all_preds, self.all_targs, self._sizes
-        for own, everyones in zip(lists, zip(*gathered(lists), strict=True), strict=True):
+        for own, everyones in zip(lists, zip(*gathered_parts(lists), strict=True), strict=True):
             own[:] = [part for batch in zip_longest(*everyones, fillvalue=_NONE) for part in batch if part is not _NONE]
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ['rank', 'world', 'is_first', 'part', 'split_data_over', 'part_of', 'start', 'close', 'agree', 'total',
-           'most', 'total_on_device', 'gathered', 'from_first', 'wait_for_all']
+           'most', 'total_on_device', 'gathered', 'gathered_parts', 'from_first', 'wait_for_all']
 
 _data_mesh = None   # the processes that the data is divided over, if not all
 _host_group = None  # a group that moves numbers of the CPU, if the main one cannot
@@ -129,6 +129,12 @@ def gathered(x: Any) -> list:
     found = [None]*world()
     dist.all_gather_object(found, x, group=_group())
     return found
+
+
+def gathered_parts(x: Any) -> list:
+    "The objects `x` of the processes that have different parts of the data, in order of parts. They are pickled."
+    found = gathered((part()[0], x))
+    return [x for _, x in sorted(dict(reversed(found)).items())]
 
 
 def from_first(x: Any) -> Any:
