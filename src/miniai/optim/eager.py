@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniai.distributed.dtensor import groups_of, is_dtensor, local, placed_as, placement, runs, summed
+from miniai.distributed.dtensor import is_dtensor, local, placed_as, placement, runs
 from miniai.kernels.python import element_function, host_function, scalar_places
 from miniai.kernels.trace import Trace
 from miniai.optim.rounding import dithered
 from miniai.optim.stages import Program
 
-__all__ = ['eager_step', 'eager_share', 'eager_sum_of_squares', 'wide']
+__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'wide']
 
 _BLOCK, _BLOCKS = 1 << 12, 1 << 8  # elements summed in one row, and rows at a time
 
@@ -40,10 +40,9 @@ def _places(x: Tensor) -> Tensor:
     return (torch.from_numpy(starts)[:, None] + torch.arange(n)).view(-1).to(local(x).device)
 
 
-def eager_share(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float]) -> float:
-    "The share of a parameter's elements whose step agrees with the gradient; 1 for a parameter without elements."
-    mask = _results(program, program.mask_trace, program.mask, tensors, g, hypers)[0][0]
-    return summed([float(mask.sum())], groups_of(placement(tensors[0])))[0]/g.numel() if g.numel() else 1.
+def eager_count(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float]) -> float:
+    "The number of a parameter's elements here whose step agrees with the gradient."
+    return float(_results(program, program.mask_trace, program.mask, tensors, g, hypers)[0][0].sum())
 
 
 @torch.no_grad()

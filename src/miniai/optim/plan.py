@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from miniai.distributed.dtensor import groups_of, placement, total
+from miniai.distributed.dtensor import groups_of, placement, summed, total
 from miniai.kernels.numba import serial_reason
 from miniai.kernels.python import host_function
-from miniai.optim.eager import eager_share, eager_step, eager_sum_of_squares
+from miniai.optim.eager import eager_count, eager_step, eager_sum_of_squares
 from miniai.optim.rounding import key_of
 from miniai.optim.slot import Slot, eager_reason, slots_of, start_states
 from miniai.optim.table import Table
@@ -65,7 +65,7 @@ class Plan:
         hypers = [hypers_of(g, places) | common for g, places in zip(opt.param_groups, self.places, strict=True)]
         for s in self.unstarted: start_states(s, hypers[s.group])
         for t in self.tables: t.fill(hypers, opt.seed)
-        numbers = [self._eager_numbers(s, hypers[s.group]) for s in self.eager]
+        numbers = self._eager_numbers(hypers)
         for t in self.tables: t.launch()
         for s, given in zip(self.eager, numbers, strict=True): self._step_eagerly(s, given, opt.seed)
         torch.autograd.graph.increment_version(self.changed)
@@ -87,14 +87,22 @@ class Plan:
         return total(here)
 
     @torch.no_grad()
-    def _eager_numbers(self, s: Slot, hypers: dict[str, float]) -> dict[str, float]:
-        "All numbers that the eager path needs for one parameter."
-        given = hypers | dict(t=s.state['step'] + 1)
-        given |= {nm: s.state[k] for nm, k in zip(s.program.scalars, s.number_keys, strict=True)}
-        if s.program.mask:
-            given['share'] = 1.
-            given['share'] = eager_share(s.program, s.tensors, s.p.grad, given)
-        if s.program.trace: host_function(s.program.trace)(**given)  # fails here, if at all
+    def _eager_numbers(self, hypers: list[dict[str, float]]) -> list[dict[str, float]]:
+        "For each parameter of the eager path, all numbers that it needs."
+        given = []
+        for s in self.eager:
+            scalars = {nm: s.state[k] for nm, k in zip(s.program.scalars, s.number_keys, strict=True)}
+            share = dict(share=1.) if s.program.mask else {}
+            given.append(hypers[s.group] | dict(t=s.state['step'] + 1) | scalars | share)
+        masked = {}
+        for s, numbers in zip(self.eager, given, strict=True):
+            if s.program.mask: masked.setdefault(groups_of(placement(s.p)), []).append((s, numbers))
+        for groups, pairs in masked.items():
+            counts = [eager_count(s.program, s.tensors, s.p.grad, numbers) for s, numbers in pairs]
+            for (s, numbers), n in zip(pairs, summed(counts, groups), strict=True):
+                numbers['share'] = n/max(1, s.p.numel())
+        for s, numbers in zip(self.eager, given, strict=True):
+            if s.program.trace: host_function(s.program.trace)(**numbers)  # fails here, if at all
         return given
 
     @torch.no_grad()
