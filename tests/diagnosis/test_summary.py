@@ -116,12 +116,13 @@ def test_it_says_what_is_frozen():
 
 
 def of_convnet():
-    "The summary of a model, which FSDP2 shards where there is a group, twice."
-    model = convnet()
+    "The summary of a model, twice; in a group of two FSDP2 shards it, and each process gets half of the batch."
+    model, n = convnet(), 2
     if dist.is_initialized():
         from torch.distributed.fsdp import fully_shard
         for m in (model[0], model[3], model): fully_shard(m)
-    b = torch.randn(5, 1, 8, 8), torch.zeros(5, dtype=torch.long)
+        n *= 2
+    b = torch.randn(n, 1, 8, 8), torch.zeros(n, dtype=torch.long)
     learn = learner(model=model, dls=DataLoaders([b], [b]), loss_func=lambda p, y: p.mean())
     return [(s.params, s.mflops, [(r.module.removeprefix('FSDP'), r.input, r.output, r.params, r.mflops)
                                   for r in s.rows]) for s in (learn.summary(), learn.summary())]

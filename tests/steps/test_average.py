@@ -17,7 +17,7 @@ from miniai.checkpoint import load
 from miniai.datasets import DataLoaders
 from miniai.optim import AdamW
 from ranks import run_ranks
-from small import learner, loaders, same, weights
+from small import learner, loaders, mlp, same, weights
 
 EPOCHS, LR = 4, .05
 
@@ -37,9 +37,10 @@ def trained(cbs, model=None, decay=.9, cls=TrainLearner, opt_func=None, **kw):
 
 
 def fit_of_parts():
-    """Validation losses, averages as AverageCB gives them, predictions and weights after a fit on batches that all
-    processes see: of FSDP2 where there is a group, else of one process."""
-    model = bn_net().double()
+    """Validation losses, averages as AverageCB gives them, predictions and weights after fits: of FSDP2 where there is
+    a group, else of one process."""
+    torch.manual_seed(5)
+    model = mlp().double()
     if dist.is_initialized():
         from torch.distributed.fsdp import fully_shard
         for m in (model[0], model): fully_shard(m)

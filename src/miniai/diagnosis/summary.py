@@ -56,7 +56,7 @@ class Summary:
 def summary(self: Any) -> Summary:
     """A row for each child of the model: shapes of input and output for the first training batch, number of parameters,
     whether they are frozen, and MFLOPS (million multiply-adds per sample, in convolutions and linear layers). Trains
-    nothing. All ranks of a group must call it; the figures of an FSDP2 model are those of the whole."""
+    nothing. On several processes all must call it: each shows its own part of the batch, and the whole model."""
     children = list(self.model.children()) or [self.model]
     shapes, flops = {}, dict.fromkeys(self.model.modules(), 0.)
 
