@@ -20,7 +20,7 @@ PRELOADED = ['numba', 'pytest', 'torch.distributed.checkpoint.state_dict', 'torc
              'torch.distributed.tensor.parallel']
 
 
-def run_ranks(function, n, *args, timeout=60, group=True):
+def run_ranks(function, n, *args, timeout=120, group=True):
     """Call `function(*args)` of a test file in `n` processes, and return what each returned, by rank. They form a gloo
     group unless `group` is False. AssertionError with the traceback of a rank that fails, or with the place where each
     rank hangs after `timeout` seconds. When it returns, all processes have ended."""

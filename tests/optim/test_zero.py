@@ -8,6 +8,7 @@ from torch import nn
 
 from miniai.optim import AdamW
 from miniai.optim.optimizer import inner_optimizer
+from miniai.optim.schedules import has_momentum
 from miniai.optim.zero import from_all_ranks, zero_around, zero_groups
 from opts import params, run
 from ranks import run_ranks
@@ -48,6 +49,24 @@ def test_norms_and_weight_averages_are_over_the_parameters_of_all_ranks():
             assert torch.allclose(average, opt.state[p]['ema'], rtol=0, atol=1e-12)
             assert torch.equal(average, shown)
     assert [a + b for a, b in zip(*(found['own'] for found in ranks), strict=True)] == [1]*5
+
+
+def cycled(zero=False):
+    ps = params(*SHAPES, dtype=torch.float64)
+    opt = AdamW(ps, lr=.1)
+    if zero:
+        from torch.distributed.optim import ZeroRedundancyOptimizer
+        opt = ZeroRedundancyOptimizer(ps, AdamW, lr=.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, max_lr=.1, total_steps=4, cycle_momentum=has_momentum(opt))
+    for step in range(3):
+        run(opt, ps, 1, seed=step)
+        schedule.step()
+    return [p.detach() for p in ps]
+
+
+def test_a_schedule_cycles_momentum_as_for_the_optimizer_alone():
+    for found in run_ranks(cycled, 2, True):
+        for x, p in zip(found, cycled(), strict=True): assert torch.equal(x, p)
 
 
 def test_without_it_there_are_no_others():

@@ -15,7 +15,7 @@ from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import Stages, program
 from miniai.optim.state_dict import check_loadable, own_group, restore_states
-from miniai.optim.zero import from_all_ranks, zero_around
+from miniai.optim.zero import from_all_ranks, show_momentum, zero_around
 
 __all__ = ['RuleOptimizer', 'optimizer', 'inner_optimizer']
 
@@ -78,6 +78,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         self._set_options(**{k: given.pop(k) for k in OPTIONS})
         params = given.pop('params')
         super().__init__(params, self.spec.as_group(given, {}))
+        if self.zero is not None: show_momentum(self.zero, self.defaults)
 
     def _set_options(self, decoupled: bool, clip_norm: float | None, clip_value: float | None, skip_nonfinite: bool,
                      cautious: bool | str, ema: float | None, state: str | None, rounding: str, seed: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['zero_around', 'zero_groups', 'from_all_ranks']
+__all__ = ['zero_around', 'zero_groups', 'from_all_ranks', 'show_momentum']
 
 
 def zero_around() -> Any:
@@ -24,6 +24,11 @@ def zero_around() -> Any:
 def zero_groups(zero: Any) -> tuple:
     "The process group whose ranks share the parameters, as `groups_of` returns it; empty without `zero`."
     return () if zero is None else ((zero.process_group, zero.param_groups[0]['params'][0].device.type),)
+
+
+def show_momentum(zero: Any, defaults: dict[str, Any]) -> None:
+    "Put betas or momentum into the defaults of `zero`, where torch's schedulers look for what they may cycle."
+    zero.defaults = zero.defaults | {k: x for k, x in defaults.items() if k in ('betas', 'momentum')}
 
 
 @torch.no_grad()
