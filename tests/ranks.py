@@ -59,6 +59,7 @@ def _rank(folder, rank, n, port, where, args, timeout, group):
                        MASTER_ADDR='127.0.0.1', MASTER_PORT=f'{port}', TORCHELASTIC_USE_AGENT_STORE='True',
                        GLOO_SOCKET_IFNAME='lo', OMP_NUM_THREADS='1')
     faulthandler.dump_traceback_later(timeout, exit=True, file=2)
+    multiprocessing.current_process()._config['daemon'] = False  # loaders may have workers
     torch.set_num_threads(1)
     torch.manual_seed(0)
     failed = True

@@ -12,7 +12,7 @@ from miniai.callbacks.first_batch import FirstBatchCB
 from miniai.callbacks.freeze import freeze, unfreeze
 from miniai.callbacks.lr_finder import LRFinderCB, lr_find
 from miniai.callbacks.modes import set_mode
-from miniai.callbacks.passes import steps_cbs
+from miniai.callbacks.passes import EpochCB, steps_cbs
 from miniai.callbacks.progress import ProgressCB
 from miniai.callbacks.together import rank_cbs
 from miniai.callbacks.train import (
@@ -130,7 +130,7 @@ class Learner:
         its first epoch leaves history and optimizer as they were."""
         if self.fitting: raise RuntimeError("this Learner is already fitting; wait until that fit has ended")
         added = [*as_list(cbs), *steps_cbs(n_epochs, steps, valid_every), ClosureCB(), SkippedStepsCB(), FirstBatchCB()]
-        added += rank_cbs()
+        added += [EpochCB(), *rank_cbs()]
         if self.check_finite: added.append(FiniteLossCB())
         n_epochs = 1 if n_epochs is None else n_epochs
         self.cbs.extend(added)

@@ -1,10 +1,15 @@
 "A loader of a stream tells the stream its epoch, and gives what the stream gives."
+from itertools import chain
+
 import pytest
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from miniai.data.loaders import DataLoaders, get_dls
-from miniai.data.stream import StreamLoader
+from miniai.data.parts import in_parts
+from miniai.data.stream import StreamLoader, is_hf_stream
+from miniai.distributed import rank
+from ranks import run_ranks
 from small import learner
 
 hf = pytest.importorskip('datasets')
@@ -111,3 +116,45 @@ def test_get_dls_of_a_stream_gives_a_stream_loader_for_training_alone():
     train, valid = get_dls(Numbers(), Numbers(), 2)
     assert (type(train), type(valid)) == (StreamLoader, torch.utils.data.DataLoader)
     assert [[b.tolist() for b in dl] for dl in (train, valid)] == [[[0, 1], [2, 3], [4]], [[0, 1, 2, 3], [4]]]
+
+
+# Several processes
+
+def numbers(n): return hf.Dataset.from_dict(dict(x=list(range(n)))).with_format('torch')
+def parted(shards, seed=3): return numbers(22).to_iterable_dataset(shards).shuffle(seed=seed, buffer_size=4)
+
+
+def parts():
+    "Three passes over the parts of streams: of shards, of shards with persistent workers, of samples."
+    torch.manual_seed(rank())
+    loaders = [StreamLoader(parted(shards), 4, num_workers=workers, persistent_workers=workers > 0)
+               for shards, workers in ((4, 0), (4, 2), (3, 0))]
+    found = [[[batch['x'].tolist() for batch, _ in in_parts(dl)] for _ in range(3)] for dl in loaders]
+    assert all(dl.dataset._distributed is None and dl.batch_size == dl.batch_sampler.batch_size == 4 for dl in loaders)
+    return found
+
+
+def test_a_stream_of_hugging_face_is_divided_by_shards_if_it_can_or_else_by_samples():
+    both = run_ranks(parts, 2)
+    for first, second in zip(*both, strict=True):
+        for a, b in zip(first, second, strict=True):
+            assert sorted(chain(*a, *b)) == list(range(22))
+            assert [len(batch) for batch in a[:3]] == [2, 2, 2]
+        assert len({str(p) for p in first}) == 3
+    for epoch, samples in enumerate(zip(both[0][2], both[1][2], strict=True)):
+        whole = parted(3)
+        whole.set_epoch(epoch)
+        order = [row['x'].item() for row in whole]
+        assert [[*chain(*part)] for part in samples] == [order[::2], order[1::2]]
+
+
+def refused():
+    with pytest.raises(ValueError, match='batch size, 5, is divided over 2 processes; use a multiple of 2'):
+        next(in_parts(StreamLoader(parted(4), 5)))
+    with pytest.raises(ValueError, match=r'shuffled without a seed.*use shuffle\(seed'):
+        next(in_parts(StreamLoader(parted(4, None), 4)))
+    assert not is_hf_stream(DataLoader(Numbers()))
+    assert is_hf_stream(DataLoader(parted(4)))
+
+
+def test_streams_that_cannot_be_divided_evenly_or_differ_are_refused(): run_ranks(refused, 2)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from miniai.resume.workers import has_running_workers, iterating_over, set_workers
+from miniai.resume.workers import has_running_workers, set_workers
 
 X = torch.arange(12.)
 
@@ -47,21 +47,3 @@ def test_other_loaders_have_none_and_stay_as_they_are(other):
     assert not has_running_workers(other)
     assert before is None or vars(other) == before
     assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize('kwargs', [dict(batch_size=4), dict(batch_size=None), dict(batch_sampler=[[0], [1]])])
-def test_a_pass_goes_over_other_indices_only_within_the_block(kwargs):
-    dl = DataLoader(X, **kwargs)
-    before = dl.batch_sampler, dl.sampler
-    with iterating_over(dl, [2, 5] if dl.batch_sampler is None else [[2], [5]]): batches = iter(dl)
-    assert [float(b) for b in batches] == [2, 5]
-    assert (dl.batch_sampler, dl.sampler) == before
-    with pytest.raises(ZeroDivisionError), iterating_over(dl, []): assert 1/0
-    assert (dl.batch_sampler, dl.sampler) == before
-
-
-def test_persistent_workers_go_over_other_indices_and_then_their_own(dl):
-    assert numbers(dl) == X.tolist()
-    with iterating_over(dl, [[7]]): batches = iter(dl)
-    assert [b[0].tolist() for b in batches] == [[7]]
-    assert numbers(dl) == X.tolist()

@@ -6,10 +6,12 @@ from numbers import Integral
 from typing import Any
 
 from miniai.callbacks.wrapped import WrappedLoader, first_batch_of
+from miniai.data.indices import tell_epoch
 from miniai.data.loaders import length_of
+from miniai.data.parts import innermost
 from miniai.events import Callback
 
-__all__ = ['MaxBatchesCB', 'StepsCB', 'steps_cbs', 'training_batches']
+__all__ = ['EpochCB', 'MaxBatchesCB', 'StepsCB', 'steps_cbs', 'training_batches']
 
 _END = object()
 
@@ -46,15 +48,23 @@ class _FirstBatches(WrappedLoader):
     def __iter__(self) -> Iterator: return islice(self.dl, self.n - first_batch_of(self.dl))
 
 
+class EpochCB(Callback):
+    "Tells samplers that have a `set_epoch`, as torch's DistributedSampler does, which epoch begins. Every fit adds it."
+    order, only_shows = -math.inf, True
+    def before_epoch(self, learn: Any) -> None:
+        if not (learn.model.training and any(isinstance(cb, StepsCB) for cb in learn.cbs)):
+            tell_epoch(innermost(learn.dl), learn.epoch)
+
+
 class StepsCB(Callback):
     """Makes a fit take `steps` training batches, in epochs of `valid_every`; `fit(steps=…, valid_every=…)` adds it. A
     pass over the loader continues from epoch to epoch, and a new one begins where it ends. `done` is how many batches
-    of the pass are done."""
+    of the pass are done, and `passes` how many have begun; samplers with a `set_epoch` are told."""
     order = -1e8
     def __init__(self, steps: int, valid_every: int | None = None) -> None:
         _check_counts('fit', steps=steps, valid_every=valid_every)
         self._steps, self._valid_every, self.every = steps, valid_every, None
-        self.done, self._on_new_pass = 0, lambda: None
+        self.done, self.passes, self._on_new_pass = 0, 0, lambda: None
 
     steps = property(lambda self: self._steps, doc="Training batches of the whole fit.")
     paused = property(lambda self: self._pass is None and self.done > 0, doc="Is this a resumed run, within a pass?")
@@ -68,7 +78,7 @@ class StepsCB(Callback):
         self.every = self._valid_every or _batches_per_pass(learn) or self._steps
         learn.n_epochs = -(-self._steps//self.every)
         learn.epochs = range(learn.n_epochs)
-        self._pass, self.done, self._epoch, self._taken = None, 0, None, 0
+        self._pass, self.done, self.passes, self._epoch, self._taken = None, 0, 0, None, 0
 
     def before_epoch(self, learn: Any) -> None:
         if not learn.model.training: return
@@ -80,7 +90,10 @@ class StepsCB(Callback):
     def begin_pass(self, dl: Iterable) -> None:
         "Begin a pass over `dl`, unless one is going on."
         if self._pass is not None: return
-        if not self.done: self._on_new_pass()  # in a resumed run, `dl` is the rest of the pass that it was in
+        if not self.done:  # in a resumed run, `dl` is the rest of the pass that it was in
+            tell_epoch(innermost(dl), self.passes)
+            self.passes += 1
+            self._on_new_pass()
         self._pass = iter(dl)
 
     def next_batch(self, dl: Iterable) -> Any:
@@ -106,7 +119,8 @@ class StepsCB(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         "Where the fit stands."
-        return dict(steps=self._steps, epoch=self._epoch, taken=self._taken, done=self.done)
+        return dict(steps=self._steps, epoch=self._epoch, taken=self._taken, done=self.done,
+                    passes=self.passes)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Restore what `state_dict` returned. ValueError for more steps after an epoch that the last step had cut short."
@@ -114,7 +128,7 @@ class StepsCB(Callback):
         if self._steps > state['steps'] == taken + (epoch or 0)*self.every and taken < self.every:
             raise ValueError(f"the run has ended, with {taken} steps in its last epoch instead of {self.every}: it "
                              f"cannot take more than its {state['steps']} steps")
-        self._epoch, self._taken, self.done = epoch, taken, state['done']
+        self._epoch, self._taken, self.done, self.passes = epoch, taken, state['done'], state.get('passes', 0)
 
 
 class _NextBatches(WrappedLoader):

@@ -9,9 +9,9 @@ from miniai.callbacks.passes import MaxBatchesCB
 from miniai.callbacks.trained import loss_parameters
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data.loaders import length_of
-from miniai.data.parts import in_parts, last_part_is_empty
+from miniai.data.parts import in_parts, innermost, known_batch_size
 from miniai.device import is_number
-from miniai.distributed.ranks import most, part, total, total_on_device, world
+from miniai.distributed.ranks import most, part, rank, total, total_on_device, world
 from miniai.distributed.wrap import is_wrapped
 from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException, is_cancel
 from miniai.metrics.weight import is_sum, sum_error, summed, weight_of
@@ -34,29 +34,43 @@ class PartCB(Callback):
 
 
 class _PartLoader(WrappedLoader):
-    """This process's part of each batch of `dl`. `learn.counts` is False for a batch that only repeats a sample,
-    because there are fewer samples than processes."""
+    """This process's part of each batch of `dl`. `learn.counts` is False for a batch that only repeats samples, since
+    there are fewer than processes, or since this process has no more data while others have."""
     def __init__(self, learn: Any, dl: Iterable) -> None:
         super().__init__(dl)
+        _check_batch_size(learn, innermost(dl))
         self.learn, n = learn, -1 if length_of(dl) is None else length_of(dl)
         shortest, longest = -most([-n])[0], most([n])[0]
-        self.n = int(shortest) if shortest >= 0 else None
-        self.ends_early = self.n is None or shortest != longest
+        self.n = int(longest) if shortest >= 0 else None
+        self.may_differ = self.n is None or shortest != longest
 
     def __len__(self) -> int:
         if self.n is None: raise TypeError("the number of batches is not known")
         return self.n
 
     def __iter__(self) -> Iterator:
-        "A pass of known length ends by itself, others when the first process has no batch left."
-        parts, last = in_parts(self.dl), last_part_is_empty(self.dl)
-        for i, batch in enumerate(parts, self.first_batch):
-            if self.ends_early and most([0.])[0]: break
-            self.learn.counts = not (last and i + 1 == self.n)
+        parts = in_parts(self.dl, self.first_batch)
+        for batch, counts in _until_all_end(parts) if self.may_differ else parts:
+            self.learn.counts = counts
             yield batch
-        else:
-            if self.ends_early: most([1.])
         self.learn.counts = True
+
+
+def _check_batch_size(learn: Any, dl: Any) -> None:
+    bs, parts = known_batch_size(dl), part()[1]
+    if learn.model.training and bs is not None and bs < parts: raise ValueError(
+        f"the batch size, {bs}, is that of all {parts} processes together, and must not be less than their number")
+
+
+def _until_all_end(parts: Iterator) -> Iterator:
+    "All processes end together: one that has no batch left repeats its last one, which does not count."
+    batch = None
+    while True:
+        batch, counts = next(parts, (batch, None))
+        if not most([float(counts is not None)])[0]: return
+        if batch is None: raise ValueError(f"there is no batch for process {rank()}, but for others there is: the data "
+                                           f"must have a batch for each of the {world()} processes")
+        yield batch, bool(counts)
 
 
 class TogetherCB(Callback):

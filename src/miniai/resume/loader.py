@@ -7,12 +7,13 @@ from typing import Any
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from miniai.data.indices import is_indexed, iterating_over
 from miniai.data.seeded import SeededSamples
 from miniai.randomness import host_states, same_states
 from miniai.resume.restore import restore_data
 from miniai.resume.state import RunState
 from miniai.resume.walk import has_state_dict, walk
-from miniai.resume.workers import is_fixed, is_indexed, iterating_over, set_workers
+from miniai.resume.workers import is_fixed, set_workers
 
 __all__ = ['RemainingBatches', 'can_seek', 'resume_warning']
 

@@ -1,16 +1,14 @@
 "Workers of a DataLoader: whether it matters which one loads a sample, and starting and stopping persistent ones."
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset, default_collate
 
+from miniai.data.indices import iterating_over
 from miniai.data.loaders import Dataset
 from miniai.data.seeded import SeededSamples
 
-__all__ = ['is_fixed', 'is_indexed', 'has_running_workers', 'set_workers', 'iterating_over']
+__all__ = ['is_fixed', 'has_running_workers', 'set_workers']
 
-_TORCH_ITER = DataLoader.__iter__
 _FIXED = SeededSamples, TensorDataset, Dataset
 
 
@@ -21,12 +19,6 @@ def is_fixed(dl: DataLoader) -> bool:
         if isinstance(ds, ConcatDataset): return all(map(fixed, ds.datasets))
         return type(ds) in _FIXED
     return fixed(dl.dataset) and dl.collate_fn is default_collate
-
-
-def is_indexed(dl: Any) -> bool:
-    "Does `dl` load each batch by a list of indices? A subclass with its own __iter__ may do anything."
-    return (getattr(type(dl), '__iter__', None) is _TORCH_ITER and dl.batch_sampler is not None
-            and not isinstance(dl.dataset, IterableDataset))
 
 
 def has_running_workers(dl: Any) -> bool:
@@ -42,17 +34,4 @@ def set_workers(dl: Any, running: bool) -> None:
     if iterator is not None: iterator._shutdown_workers()  # now: an error's traceback may keep the iterator alive
     dl._iterator = None
     if running:
-        with iterating_over(dl, ()): _TORCH_ITER(dl)
-
-
-@contextmanager
-def iterating_over(dl: DataLoader, indices: Any) -> Iterator[None]:
-    "Within it, a pass over `dl` that begins goes over `indices`. DataLoader refuses to have its sampler set."
-    name = 'sampler' if dl.batch_sampler is None else 'batch_sampler'
-    own = vars(dl)[name]
-    def set_indices(x: Any) -> None:
-        vars(dl)[name] = x
-        if dl._iterator is not None: dl._iterator._index_sampler = x  # persistent workers keep their first sampler
-    set_indices(indices)
-    try: yield
-    finally: set_indices(own)
+        with iterating_over(dl, ()): DataLoader.__iter__(dl)
