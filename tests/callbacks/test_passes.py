@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
 from miniai import AccumulateCB, BatchSchedCB, EpochSchedCB, MaxBatchesCB, MetricsCB, PlateauCB
 from miniai.data import DataLoaders
@@ -323,3 +323,25 @@ def test_an_error_stops_the_workers_of_the_pass():
     learn = learner(Heard({'after_step': raising(RuntimeError('stopped'))}), dls=DataLoaders(workers(), batches(1)))
     with pytest.raises(RuntimeError, match='stopped'): learn.fit(steps=5, valid_every=3)
     assert multiprocessing.active_children() == []
+
+
+# Samplers that are told the epoch
+
+class Orders(DistributedSampler):
+    "Keeps the order of each pass."
+    def __init__(self, ds): super().__init__(ds, 1, 0), setattr(self, 'orders', [])
+    def __iter__(self): return iter(self.orders.append(list(super().__iter__())) or self.orders[-1])
+
+
+@pytest.mark.parametrize('fit', [dict(n_epochs=3), dict(steps=12), dict(steps=12, valid_every=3)])
+def test_a_sampler_is_told_the_number_of_the_pass(fit):
+    x, y = (torch.cat(o) for o in zip(*batches(), strict=True))
+    ds = TensorDataset(x, y)
+    sampler, plain = Orders(ds), DistributedSampler(ds, 1, 0)
+    learn = learner(dls=DataLoaders(DataLoader(ds, 6, sampler=sampler), ()))
+    learn.fit(**fit, valid=False)
+    expected = []
+    for epoch in range(3):
+        plain.set_epoch(epoch)
+        expected.append(list(plain))
+    assert sampler.orders == expected

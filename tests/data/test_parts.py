@@ -88,7 +88,8 @@ def loaded():
     for workers, persistent in ((0, False), (2, False), (2, True)):
         torch.manual_seed(rank())
         ds = Numbers(21)
-        dl = DataLoader(ds, 8, shuffle=True, num_workers=workers, persistent_workers=persistent)
+        dl = DataLoader(ds, 8, shuffle=True, num_workers=workers, persistent_workers=persistent,
+                        multiprocessing_context='fork' if workers else None)
         passes = [[batch[0].tolist() for batch, _ in in_parts(dl)] for _ in range(2)]
         found.append((passes, ds.loaded))
         del dl

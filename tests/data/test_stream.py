@@ -127,7 +127,8 @@ def parted(shards, seed=3): return numbers(22).to_iterable_dataset(shards).shuff
 def parts():
     "Three passes over the parts of streams: of shards, of shards with persistent workers, of samples."
     torch.manual_seed(rank())
-    loaders = [StreamLoader(parted(shards), 4, num_workers=workers, persistent_workers=workers > 0)
+    loaders = [StreamLoader(parted(shards), 4, num_workers=workers, persistent_workers=workers > 0,
+                            multiprocessing_context='fork' if workers else None)
                for shards, workers in ((4, 0), (4, 2), (3, 0))]
     found = [[[batch['x'].tolist() for batch, _ in in_parts(dl)] for _ in range(3)] for dl in loaders]
     assert all(dl.dataset._distributed is None and dl.batch_size == dl.batch_sampler.batch_size == 4 for dl in loaders)
