@@ -5,14 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from miniai.accel import AccumulateCB, MixedPrecision
 from miniai.data import DataLoaders
+from miniai.distributed import DistributedCB
 from miniai.learner import (
+    Callback,
     CancelBatchException,
     CancelEpochException,
     CancelFitException,
@@ -27,6 +33,7 @@ from miniai.optim import SGD, AdamW
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.steps.average import AverageCB
 from miniai.steps.schedule import BatchSchedCB, EpochSchedCB
+from ranks import run_ranks
 from resuming import StopCB
 from small import Heard, batches, learner, mlp, raising, same, weights
 
@@ -520,3 +527,79 @@ def test_a_backward_of_the_users_or_a_second_optimizer_alone_is_not_told():
     learn = learner(cbs=[AccumulateCB(2)])
     learn.opt_other = SGD([torch.zeros(1)], lr=.1)
     learn.fit(1)
+
+
+# On several processes
+
+def parts_to_accumulate(unsized):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(37, 6, generator=g).double(), torch.randint(0, 3, (37,), generator=g)
+    y[::7] = -100  # ignored targets: parts of a batch weigh differently
+    bs = list(zip(x.split(8), y.split(8), strict=True))
+    return DataLoaders(Unsized(bs) if unsized else bs, [])
+
+
+SCATTER = next(nm for nm in ('reduce_scatter_single', 'reduce_scatter_tensor') if hasattr(dist, nm))  # by version
+
+
+class CountsReductions(Callback):
+    "Counts the communications of gradients, by DDP and FSDP2, during each batch."
+    order = 1e10
+    def __init__(self): self.counts, self._now = [], 0
+    def before_fit(self, learn):
+        if isinstance(learn.model, DistributedDataParallel): learn.model.register_comm_hook(None, self._hook)
+        self._scatter = getattr(dist, SCATTER)
+        setattr(dist, SCATTER, self._counted)
+
+    def _hook(self, state, bucket):
+        self._now += 1
+        return allreduce_hook(None, bucket)
+
+    def _counted(self, *args, **kwargs):
+        self._now += 1
+        return self._scatter(*args, **kwargs)
+
+    def before_batch(self, learn): self._now = 0
+    def cleanup_batch(self, learn): self.counts.append(self._now)
+    def cleanup_fit(self, learn): setattr(dist, SCATTER, self._scatter)
+
+
+class CancelsLast(Callback):
+    "Cancels the last batch of a pass before its backward."
+    def before_batch(self, learn):
+        if learn.iter == 4: raise CancelBatchException()
+
+
+class CancelsPass(Callback):
+    "Ends the first pass while a group is incomplete."
+    def after_batch(self, learn):
+        if (learn.epoch, learn.iter) == (0, 1): raise CancelEpochException()
+
+
+CASES = [(unsized, cancels) for unsized in (False, True) for cancels in (None, CancelsLast, CancelsPass)]
+
+
+def accumulated(how, unsized, cancels):
+    torch.manual_seed(0)
+    model, counts = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double(), CountsReductions()
+    cbs = [TrainCB(), AccumulateCB(3), counts, *([cancels()] if cancels else [])]
+    learn = Learner(model, parts_to_accumulate(unsized), F.cross_entropy, 0.01, cbs, AdamW)
+    if how: learn.cbs.append(DistributedCB(how))
+    learn.fit(2, valid=False)
+    full = [p.full_tensor() if how == 'fsdp' else p for p in model.parameters()]
+    return torch.cat([p.detach().flatten() for p in full]), counts.counts
+
+
+def accumulated_on_ranks(): return [[accumulated(how, *case) for case in CASES] for how in ('ddp', 'fsdp')]
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_on_several_processes_a_group_steps_as_in_one_and_only_its_last_backward_communicates(n):
+    results = [of_kind for of_rank in run_ranks(accumulated_on_ranks, n) for of_kind in of_rank]
+    for (unsized, cancels), *found in zip(CASES, *results, strict=True):
+        expected = accumulated(None, unsized, cancels)[0]
+        in_a_pass = [0, 0, 1, 0, int(not unsized and cancels is not CancelsLast)]  # else those kept are averaged
+        counts = [0, 0, *in_a_pass] if cancels is CancelsPass else in_a_pass*2
+        for weights_found, counted in found:
+            torch.testing.assert_close(weights_found, expected, rtol=0, atol=1e-12)
+            assert counted == counts, (unsized, cancels)

@@ -1,4 +1,5 @@
 "Gradient accumulation: one step for several batches, equal to a step with one large batch."
+import math
 import warnings
 from collections.abc import Iterable
 from itertools import chain
@@ -7,10 +8,13 @@ from typing import Any
 from torch import Tensor
 from torch.autograd import Variable
 
+from miniai.callbacks.together import TogetherCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data.loaders import length_of
 from miniai.device import to_scalar
-from miniai.events import Callback, CancelBatchException
+from miniai.distributed.ranks import world
+from miniai.distributed.wrap import average_in_backward, average_kept
+from miniai.events import Callback, CancelBatchException, is_cancel
 from miniai.metrics.batch import batch_size
 from miniai.metrics.weight import Weight, check_weight, is_sum, sum_error, summed, weight_of
 
@@ -20,8 +24,8 @@ __all__ = ['AccumulateCB']
 class AccumulateCB(Callback):
     """Steps once per `n` training batches, with the gradient of one batch that holds them all. A batch weighs as much
     as the number of its samples, or what PyTorch's cross-entropy divides by, or `weight(learn)`; batches of a loss that
-    is a sum add up (PyTorch's with reduction='sum', or weight='sum'). An epoch's last group may be smaller; it steps at
-    its end.
+    is a sum add up (PyTorch's with reduction='sum', or weight='sum'). An epoch's last group may be smaller. Processes
+    average their gradients in the last backward of a group.
 
     While a group is incomplete `learn.hold_step` is True: `after_backward`, `step`, `after_step` and `zero_grad` are
     skipped. A batch cancelled before its backward is not counted; a group is dropped if its step is cancelled, if an
@@ -34,7 +38,8 @@ class AccumulateCB(Callback):
             raise ValueError(f"AccumulateCB: n must be a whole number of batches, 1 or more, got {n!r}")
         check_weight('AccumulateCB', weight)
         self.n, self.weight, self.length = n, weight, None
-        self.planned, self._adds_up = 0, False  # gradients so far are weighted for a group of this weight
+        self.planned, self._adds_up = 0, False  # gradients are weighted for a group of this weight
+        self._weighting, self._averages = _WeightingCB(self), True
         self._start_group()
 
     def _start_group(self) -> None:
@@ -45,7 +50,9 @@ class AccumulateCB(Callback):
         if not hasattr(learn, 'hold_step'):
             raise TypeError(f"AccumulateCB needs a Learner that, while learn.hold_step is True, skips all that follows "
                             f"backward in a batch; {type(learn).__name__} has no hold_step: use a Learner of miniai")
-        if self.n > 1: self._warn_of_other_losses(learn)
+        if self.n == 1: return
+        self._warn_of_other_losses(learn)
+        learn.cbs.append(self._weighting)
 
     def _warn_of_other_losses(self, learn: Any) -> None:
         "A second optimizer and a backward of the user's are the signs of a second loss, as in a GAN."
@@ -62,6 +69,15 @@ class AccumulateCB(Callback):
         self.length, self._weigh, self._adds_up = length_of(learn.dl), None, False
         if learn.model.training: learn.dl = WrappedLoader(learn.dl, at_end=lambda: self._finish(learn))
 
+    def before_batch(self, learn: Any) -> None:
+        if learn.model.training: self._average(learn, self._completes(learn))
+
+    def _completes(self, learn: Any) -> bool: return self.batches + 1 == self.n or learn.iter + 1 == self.length
+
+    def _average(self, learn: Any, on: bool) -> None:
+        if on != self._averages and world() > 1: average_in_backward(learn.model, on)
+        self._averages = on
+
     def after_loss(self, learn: Any) -> None:
         if not learn.model.training: return
         if not batch_size(learn.batch):
@@ -70,10 +86,8 @@ class AccumulateCB(Callback):
         if not isinstance(learn.loss, Tensor):
             raise TypeError(f"AccumulateCB needs a loss that is a tensor, got a {type(learn.loss).__name__}")
         size = self._weight_of_batch(learn)
-        batches, samples = self.batches + 1, self.samples + size
-        complete = batches == self.n or learn.iter + 1 == self.length
+        batches, samples, complete = self.batches + 1, self.samples + size, self._completes(learn)
         if not self.batches: self.planned = self.n*(size + (size == 0))
-        if complete: self._plan_for(samples, learn)
         weight = 1. if self._adds_up else size/self.planned
         def start_backward(g: Tensor | None = None) -> Tensor | None:
             "The batch counts from the moment its gradients begin to flow, weighted."
@@ -92,13 +106,14 @@ class AccumulateCB(Callback):
             self._adds_up = self._weigh is summed
             if self.weight is None and not self._adds_up and is_sum(learn):
                 raise sum_error(learn.loss_func)
-        return to_scalar(self._weigh(learn))
+        of_all = next((cb.batch_weight for cb in learn.cbs if isinstance(cb, TogetherCB)), None)
+        return to_scalar(self._weigh(learn) if of_all is None else of_all)
 
-    def _plan_for(self, samples: float | Tensor, learn: Any) -> None:
-        "Change the weights of the gradients so far to those of a group of `samples`."
+    def weigh_group(self, learn: Any) -> None:
+        "Change the weights of the gradients to those of the group as it is."
         if self._adds_up: return
-        samples = samples + (samples == 0)
-        if self.batches and (isinstance(samples, Tensor) or samples != self.planned):
+        samples = self.samples + (self.samples == 0)
+        if isinstance(samples, Tensor) or samples != self.planned:
             for g in _gradients(learn): g.mul_(self.planned/samples)
         self.planned = samples
 
@@ -140,7 +155,7 @@ class AccumulateCB(Callback):
     def _finish(self, learn: Any) -> None:
         "At the end of the epoch, step with an incomplete last group."
         if not self.batches: return
-        self._plan_for(self.samples, learn)
+        if world() > 1: average_kept(learn.model)
         learn.hold_step = False
         try:
             learn.callback('after_backward')
@@ -150,13 +165,18 @@ class AccumulateCB(Callback):
         except CancelBatchException: self._drop(learn)
 
     def _drop(self, learn: Any) -> None:
+        failed = learn.ended_by is not None and not is_cancel(learn.ended_by)
+        if world() > 1 and self.batches and not self.complete and not failed: average_kept(learn.model)  # FSDP2 has it
         self._start_group()
         learn.zero_grad()
 
     def cleanup_epoch(self, learn: Any) -> None:
         if self.batches: self._drop(learn)
+        self._average(learn, True)
 
-    def cleanup_fit(self, learn: Any) -> None: learn.hold_step = False
+    def cleanup_fit(self, learn: Any) -> None:
+        learn.hold_step = False
+        learn.cbs[:] = [cb for cb in learn.cbs if cb is not self._weighting]
 
     def state_dict(self) -> dict[str, Any]:
         "The group so far."
@@ -168,6 +188,13 @@ class AccumulateCB(Callback):
         if state['n'] != self.n: raise ValueError(f"n was {state['n']} in the checkpoint and is {self.n} now")
         self.batches, self.samples, self.planned = state['batches'], state['samples'], state['planned']
         self._zeroing_checked, self._adds_up = state['known'], state.get('adds_up', False)
+
+
+class _WeightingCB(Callback):
+    "Gives the gradients of a group their weights before any other callback sees them."
+    order, only_shows = -math.inf, True
+    def __init__(self, accumulate: AccumulateCB) -> None: self._accumulate = accumulate
+    def after_backward(self, learn: Any) -> None: self._accumulate.weigh_group(learn)
 
 
 def _gradients(learn: Any) -> Iterable[Tensor]:

@@ -1,4 +1,5 @@
 "Callbacks of a fit on several processes: each gets its part of every batch, and all share losses and decisions."
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -81,7 +82,7 @@ class TogetherCB(Callback):
     order, only_shows = 1e8, True  # after callbacks that change the loss, before AccumulateCB
 
     def before_fit(self, learn: Any) -> None:
-        self._weigh, self._epoch_shared, self._batch_shared = None, False, False
+        self._weigh, self._epoch_shared, self._batch_shared, self.batch_weight = None, False, False, None
         self._asking = [cb for cb in learn.cbs if hasattr(cb, 'asks')]
 
     def before_epoch(self, learn: Any) -> None:
@@ -103,11 +104,13 @@ class TogetherCB(Callback):
         if loss.is_cpu:
             *cancels, loss_sum, weights = total([*_cancels(None), loss.item()*weight if weight else 0., weight])
             _follow(learn, cancels)
+            weights = weights or math.nan
         else:
             _follow(learn, total([*_cancels(None), 0., 0.]))
             weight = torch.as_tensor(weight, dtype=torch.float64, device=loss.device)
             mine = torch.stack([torch.where(weight == 0, 0., loss.detach().double()*weight), weight])
             loss_sum, weights = total_on_device(mine)
+        self.batch_weight = weights
         if self._weigh is summed: weights = world()/part()[1]  # processes that share a part have the same loss
         return _SharedLoss.apply(loss, loss_sum/weights, world()*weight/weights)
 

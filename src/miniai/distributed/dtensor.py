@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = ['is_dtensor', 'local', 'placement', 'placed_as', 'has_sums_in_parts', 'groups_of', 'runs', 'summed', 'total',
-           'reshard']
+           'fsdp_modules', 'reshard']
 
 
 def is_dtensor(x: Any) -> bool:
@@ -87,6 +87,10 @@ def total(sums: Iterable[tuple[float, tuple]]) -> float:
 def reshard(model: nn.Module) -> None:
     """Let the FSDP2 modules of a model keep only their parts of parameters. The root keeps all it has gathered in a
     forward pass: its `parameters()` are not those the optimizer has, and new values of those do not reach it."""
+    for m in fsdp_modules(model): m.reshard()
+
+
+def fsdp_modules(model: nn.Module) -> list[nn.Module]:
+    "The modules in `model` that FSDP2 shards. If FSDP2 has never been imported, there are none."
     module = sys.modules.get('torch.distributed.fsdp')
-    for m in model.modules() if module else ():
-        if isinstance(m, module.FSDPModule): m.reshard()
+    return [m for m in model.modules() if isinstance(m, module.FSDPModule)] if module else []

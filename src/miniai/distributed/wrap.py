@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from miniai.distributed.dtensor import is_dtensor
+from miniai.distributed.dtensor import fsdp_modules, is_dtensor
 
-__all__ = ['unwrapped', 'is_wrapped', 'wrap_ddp', 'shard', 'is_sharded', 'blocks_of', 'replace_parameters']
+__all__ = ['unwrapped', 'is_wrapped', 'wrap_ddp', 'shard', 'is_sharded', 'blocks_of', 'replace_parameters',
+           'average_in_backward', 'average_kept']
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -81,3 +82,23 @@ def replace_parameters(opt: Any, old: dict[str, nn.Parameter], new: dict[str, nn
         "a new optimizer")
     there = {p: new[nm] for nm, p in old.items()}
     for group in opt.param_groups: group['params'] = [there.get(p, p) for p in group['params']]
+
+
+def average_in_backward(model: nn.Module, on: bool) -> None:
+    """Whether backward averages the gradients of `model` over processes. If not, it keeps what this process has, and
+    adds to it, until a backward averages all. To be called before the forward pass."""
+    if isinstance(model, DistributedDataParallel): model.require_backward_grad_sync = on
+    for m in fsdp_modules(model): m.set_requires_gradient_sync(on, recurse=False)
+
+
+@torch.no_grad()
+def average_kept(model: nn.Module) -> None:
+    "Average the gradients that backward has kept, as a further backward would."
+    if isinstance(model, DistributedDataParallel):
+        for p in model.parameters():
+            if p.grad is not None: torch.distributed.all_reduce(p.grad.div_(model.process_group.size()),
+                                                                group=model.process_group)
+    average_in_backward(model, True)
+    for m in fsdp_modules(model):  # at the end of a backward FSDP2 averages what is left
+        state = m._get_fsdp_state()
+        if state._is_root: state._root_post_backward_final_callback()

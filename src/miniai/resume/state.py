@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from miniai.distributed.ranks import world
+from miniai.distributed.wrap import average_kept
 from miniai.randomness import describe_states, random_states
 from miniai.resume.objects import shape_of, state_of
 from miniai.resume.packing import Packer, memory_of
@@ -79,6 +81,7 @@ class RunState:
     def take(self, learn: Any, within: Collection[str] = ()) -> dict[str, Any]:
         """The state of the run now, with that of the data when the passes began that are not over, by the kinds
         `within`. A warning names what has changed and cannot be in a checkpoint."""
+        if getattr(learn, 'hold_step', False) and world() > 1: average_kept(learn.model)  # what AccumulateCB waits with
         found, moved = _Found(learn, self.names), {}
         begun = dict.fromkeys(('begun', 'paused')) | {kind: self._begun(kind, found, moved) for kind in within}
         attributes = found.attributes(found.nodes, self.first, moved)
