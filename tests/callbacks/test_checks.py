@@ -1,4 +1,5 @@
 "The watch over the loss: what it says, when it looks, what it leaves alone. Refusals before a fit: test_learner.py."
+import re
 import time
 
 import pytest
@@ -134,3 +135,13 @@ def test_an_optimizer_that_opt_func_did_not_return_is_not_blamed_on_opt_func_bei
 
 
 def test_a_torch_optimizer_passes(): check_optimizer(torch.optim.SGD([torch.ones(1)], lr=.1))
+
+
+@pytest.mark.parametrize('lr', [slice(1e-5, 1e-3), (1e-5, 1e-3), [1e-3]])
+def test_a_rate_that_is_no_number_is_refused_with_the_call_for_rates_by_layer(lr):
+    learn = learner()
+    calls = [lambda: learner(lr=lr), lambda: learn.fit(1, lr=lr)]
+    if not isinstance(lr, slice): calls.append(lambda: learn.fit_one_cycle(1, lr=lr))
+    for call in calls:
+        with pytest.raises(TypeError, match=re.escape(f'lr must be a number, got {lr!r}; for a rate by layer: fit_')):
+            call()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from miniai import cli
 from miniai.checkpoint import CheckpointError, save
@@ -143,6 +144,50 @@ def test_a_job_that_fails_exits_with_1_and_one_line(here, capsys, monkeypatch, a
     assert run(*args.split()) == 1
     assert re.fullmatch(f'miniai: error: {message}\n', complaint(capsys))
     assert (files(here), files(here/'damaged')) == (['damaged'], before)
+
+
+def write_photos(folder, classes):
+    for i, name in enumerate(classes*10):
+        (folder/name).mkdir(parents=True, exist_ok=True)
+        Image.new('L', (8, 8), i).save(folder/name/f'{i}.png')
+
+
+@pytest.fixture
+def used(here):
+    "A run on photos, next to what it cannot use; the model of another was a function that is not there."
+    write_photos(here/'photos', ['cat', 'dog'])
+    write_photos(here/'others', ['cat', 'owl'])
+    (here/'gone.py').write_text('from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))')
+    for out, model in (('run', 'simple'), ('gone_run', 'gone:net')):
+        subprocess.run([MINIAI, 'train', '--data', 'photos', '--model', model, '--out', out, '--no-stats', *QUICK],
+                       check=True, capture_output=True)  # which finds gone.py in the current folder
+    (here/'gone.py').unlink()
+    return here
+
+
+def test_what_a_trained_model_cannot_use_is_an_error_line_and_no_traceback(used, capsys):
+    cases = {'evaluate run --data others': (1, 'unknown class owl: the model knows cat, dog'),
+             'evaluate run --data nowhere': (2, "no data at 'nowhere': .*"),
+             'evaluate run --device nope': (2, "cannot use device 'nope' here: .*"),
+             'evaluate gone_run': (1, 'gone_run/.* names the function gone:net, .*: pass --allow-code .*'),
+             'predict run gone.py': (1, 'no picture at gone.py'),
+             'predict gone_run photos --allow-code': (1, "cannot import 'gone:net': .*"),
+             'export gone_run m.pt2 --allow-code': (1, "cannot import 'gone:net': .*"),
+             'script photos train.py': (2, 'photos is not the folder of a finished run'),
+             'train --data others --valid others/cat': (2, 'the validation folder others/cat is inside others: .*'),
+             'train --data run/config.toml --target y': (1, '.*is no table that can be read.*')}
+    for args, (code, message) in cases.items():
+        assert run(*args.split()) == code, args
+        assert re.fullmatch(f'miniai: error: {message}\n', complaint(capsys)), args
+
+
+def test_messages_name_the_options_of_the_command_line(used, capsys):
+    (used/'photos'/'cat'/'0.png').write_bytes(b'')
+    assert run('train', '--data', 'photos') == 1
+    assert '1 of 20 pictures cannot be read. Delete or replace them, or skip them with --skip-bad:' in complaint(capsys)
+    (used/'t.csv').write_text('a,y\n' + ''.join(f'{i},name {i}\n' for i in range(100)))
+    assert run('train', '--data', 't.csv', '--target', 'y') == 1
+    assert 'correct the table if they should be numbers, or pass --classes yes' in complaint(capsys)
 
 
 def test_a_variable_that_names_no_folder_exits_with_1_and_is_named(here, capsys, monkeypatch):

@@ -306,7 +306,7 @@ def test_from_arrays_sends_batches_to_a_device():
     (dict(valid=(torch.zeros(3, 4, 4).byte(), [1., 2., 3.])), ValueError, 'y must have the same dtype'),
     (dict(x=torch.arange(20), normalize=True), ValueError, 'got torch.int64'),
     (dict(normalize=(0., 0.)), ValueError, 'std above 0'), (dict(bs=0), ValueError, 'must be 1 or more, got 0'),
-    (dict(x='images'), TypeError, 'cannot make a tensor from a str')])
+    (dict(x='images'), TypeError, 'cannot make a tensor from type str')])
 def test_from_arrays_says_what_is_wrong(given, error, said):
     x, y = arrays()
     with pytest.raises(error, match=said): DataLoaders.from_arrays(**dict(x=x, y=y) | given)

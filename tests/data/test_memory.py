@@ -207,8 +207,8 @@ def test_a_loader_shows_what_it_holds():
 
 @pytest.mark.parametrize(('arrays', 'error', 'said'), [
     ([], TypeError, 'no arrays'), ([torch.tensor(3)], TypeError, '0 dimensions.*bs by name'),
-    ([[[1], [2, 3]]], TypeError, 'cannot make a tensor from a list'),
-    ([np.array(['a'])], TypeError, 'tensor from a ndarray'),
+    ([[[1], [2, 3]]], TypeError, 'cannot make a tensor from type list'),
+    ([np.array(['a'])], TypeError, 'tensor from type ndarray'),
     ([None], TypeError, 'NoneType'), ([[1, 2], [1]], ValueError, 'the same length, got 2 and 1')])
 def test_anything_but_an_array_of_numbers_is_an_error(arrays, error, said):
     with pytest.raises(error, match=said): as_tensors(*arrays)

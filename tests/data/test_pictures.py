@@ -216,11 +216,25 @@ def test_damaged_files_are_read_or_named_and_nothing_else(tmp_path_factory, form
     assert str(p) in found[1]
 
 
+def test_pictures_may_come_from_anything_that_has_them_one_after_the_other(tmp_path):
+    pd = pytest.importorskip('pandas')
+    for i in range(3): Image.fromarray(drawn(6, 8, 3, seed=i)).save(tmp_path/f'{i}.png')
+    files = sorted(tmp_path.iterdir())
+    (want,), _ = COLOUR.read(files)
+    for x in (iter(files), sorted(tmp_path.glob('*.png')), (f for f in files), tuple(files),
+              dict.fromkeys(files).keys(), map(Image.open, files), pd.Series(files), np.array(files, object),
+              np.array([*map(str, files)])):
+        (found,), single = COLOUR.read(x)
+        assert torch.equal(found, want)
+        assert not single
+
+
 @pytest.mark.parametrize(('x', 'said'), [
     ('nowhere.png', 'no picture at nowhere.png'),
-    (None, 'a NoneType is no picture: give a path'), ([[1, 2], [3, 4]], 'a list is no picture'),
-    (b'\x89PNG', 'a bytes is no picture'), ([], 'there are no pictures'),
-    (np.zeros((0, 6, 8, 3), np.uint8), 'no pictures'),
+    (None, 'type NoneType is no picture: give a path'), ([[1, 2], [3, 4]], 'type list is no picture'),
+    (b'\x89PNG', 'type bytes is no picture'), ([], 'there are no pictures'),
+    (np.zeros((0, 6, 8, 3), np.uint8), 'no pictures'), (np.zeros((0, 8), np.uint8), r'shape \(0, 8\) has no pixels'),
+    (iter([]), 'no pictures'), ({'a': 1}, 'type dict is no picture'), (3, 'an object of type int is no picture'),
     (np.zeros((6, 8), int), 'must hold uint8, or floats from 0 to 1.*int64'), (np.full((6, 8), 2.), 'got float64'),
     (np.full((6, 8), np.nan), 'floats from 0 to 1'), (np.zeros(6, np.uint8), r'shape \(6,\) is no picture'),
     (np.zeros((1, 1, 6, 8, 3), np.uint8), 'shape'), (np.zeros((6, 8, 2), np.uint8), 'is no picture'),

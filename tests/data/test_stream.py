@@ -106,7 +106,7 @@ def test_tuples_of_a_stream_without_features_are_in_the_order_of_its_first_sampl
 
 def test_samples_of_a_stream_that_are_no_dicts_are_an_error_that_says_what_to_do():
     dls = DataLoaders.from_dd(dict(train=Numbers(), test=Numbers()), 5)
-    said = 'must be dicts .*got a int: pass collate_fn, or as_tuple=False'
+    said = 'must be dicts .*got type int: pass collate_fn, or as_tuple=False'
     with pytest.raises(TypeError, match=said): next(iter(dls.train))
     dls = DataLoaders.from_dd(dict(train=Numbers(), test=Numbers()), 5, as_tuple=False)
     assert [b.tolist() for b in dls.train] == [[0, 1, 2, 3, 4]]

@@ -256,7 +256,7 @@ def test_bools_of_training_may_be_0_and_1_later(values):
 
 @pytest.mark.parametrize(('x', 'said'), [
     (dict(a=1, b=1, c=['x'], flag=True), r"the column c holds neither numbers nor text, but values such as \['x'\]"),
-    (dict(a=1), 'the table lacks what the model was trained on: b, c, flag'), ([], 'lacks what'), (None, 'lacks what'),
+    (dict(a=1), 'the table lacks what the model was trained on: b, c, flag'), ([], 'no rows'), (None, 'no rows'),
     (dict(a='abc', b=1, c='x', flag=True), "the column a should hold numbers, and row 0 has 'abc'"),
     (dict(a=1, b=[1, 2], c='x', flag=True), r'the column b should hold numbers, and row 0 has \[1, 2\]'),
     (dict(a=1, b=np.inf, c='x', flag=True), 'the column b should hold numbers, and row 0 has inf'),
@@ -330,3 +330,11 @@ def test_show_gives_rows_of_the_training_part_in_their_own_units():
     pd.testing.assert_frame_equal(shown[['a', 'kind']], want[['a', 'kind']], check_dtype=False, rtol=1e-4)
     assert shown.price.tolist() == want.price.tolist()  # without the errors of float32
     assert shown.price.tolist() == dls.show(6).price.tolist()
+
+
+def test_a_table_without_rows_is_an_error_and_rows_may_come_one_after_the_other():
+    table = pd.DataFrame(dict(a=np.arange(20.), y=['no', 'yes']*10))
+    recipe = DataLoaders.from_table(table, 'y').recipe
+    with pytest.raises(TableError, match='the table has no rows'): recipe.read(table[:0])
+    rows = table.to_dict('records')
+    assert torch.equal(recipe.read(iter(rows))[0][0], recipe.read(rows)[0][0])

@@ -135,7 +135,7 @@ def test_an_optimizer_gets_its_options_by_name_and_may_be_anyones():
     (dict(opt='beta3=0.5'), "the optimizer adamw has no option beta3; did you mean 'beta2'?"),
     (dict(opt='beta2=abc'),
      "the option beta2 of the optimizer adamw must be a number, such as its default 0.999, got 'abc'"),
-    (dict(opt='lr=0.5'), 'the optimizer adamw has no option lr; it has wd, beta1'),
+    (dict(opt='lr=0.5'), 'the learning rate is no option of --opt: use --lr'),
     (dict(optimizer='torch.optim:Adam', opt='betas=[0.5]'), 'Adam cannot be made with betas=[0.5]: '),
     (dict(optimizer='torch.optim:SGD', opt='momentum=-1'), 'SGD cannot be made with momentum=-1: Invalid momentum')])
 def test_what_does_not_exist_or_fit_is_a_mistake_in_the_options(options, said):

@@ -1,6 +1,7 @@
 "Configurations: what they accept, refuse and say, and TOML in both directions."
 import copy
 import math
+import os
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from miniai.jobs.config import JOBS, ConfigError, LRFindConfig, ProveConfig, TrainConfig, check_text, suggestion
 from miniai.jobs.registry import MODELS, OPTIMIZERS, SCHEDULES
 
-COMMON = dict(data=st.text(), model=st.sampled_from([*MODELS]), optimizer=st.sampled_from([*OPTIMIZERS]),
+COMMON = dict(data=st.text().filter(lambda word: not os.path.exists(os.path.expanduser(word))),
+              model=st.sampled_from([*MODELS]), optimizer=st.sampled_from([*OPTIMIZERS]),
               schedule=st.sampled_from([*SCHEDULES]), batch_size=st.integers(1), seed=st.integers(0, 2**64 - 1),
               device=st.text(), precision=st.sampled_from(['float32', 'bfloat16', 'float16']), compile=st.booleans(),
               layout=st.sampled_from(['auto', 'channels-first', 'channels-last']))
@@ -40,6 +42,22 @@ def test_the_toml_has_every_option_but_those_that_place_and_resume_the_run():
     saved = tomllib.loads(config.to_toml())
     assert {*saved, 'config', 'out', 'resume'} == {f.name for f in fields(config)}
     assert all(saved[name] == getattr(config, name) for name in saved)
+
+
+def test_the_paths_in_a_saved_configuration_hold_in_every_folder(tmp_path, monkeypatch):
+    (tmp_path/'photos').mkdir()
+    (tmp_path/'later').mkdir()
+    for name in ('t.csv', 'part'): (tmp_path/name).write_text('a,part')
+    monkeypatch.chdir(tmp_path)
+    for data, valid, absolute in (('photos', 'later', True), ('t.csv', 't.csv', True), ('t.csv', 'later', False),
+                                  ('sample', 'later', None), ('hub:photos', 'later', None), ('photos', .3, False)):
+        saved = tomllib.loads(TrainConfig(data=data, valid=valid).to_toml())
+        assert saved['data'] == (data if absolute is None else str(tmp_path/data))
+        assert saved['valid'] == (str(tmp_path/valid) if absolute else valid)
+    run = TrainConfig(data=str(tmp_path/'photos'))
+    assert TrainConfig(data='photos').for_resume(run).data == run.data
+    with pytest.raises(ConfigError, match=r"cannot resume with data = '.*later'"):
+        TrainConfig(data='later').for_resume(run)
 
 
 @pytest.mark.parametrize('cls', JOBS.values())
@@ -81,7 +99,7 @@ def test_what_a_file_sets_is_taken_and_the_rest_stays_at_its_default(file):
 
 @pytest.mark.parametrize(('key', 'near'), [
     ('epoch', 'epochs'), ('batch-size', 'batch_size'), ('batchsize', 'batch_size'), ('optimiser', 'optimizer'),
-    ('schedul', 'schedule'), ('devise', 'device'), ('LR', None), ('zzz', None), ('config', None)])
+    ('schedul', 'schedule'), ('devise', 'device'), ('LR', None), ('zzz', None), ('config', 'cont')])
 def test_an_unknown_option_is_refused_with_the_file_and_the_nearest_name_or_all(file, key, near):
     with pytest.raises(ConfigError) as e: read(file, f'{key} = 1\n')
     names = [f.name for f in fields(TrainConfig) if f.name != 'config']

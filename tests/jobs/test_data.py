@@ -1,5 +1,6 @@
 "The data that a job names."
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 
 import numpy as np
@@ -13,7 +14,7 @@ from miniai.data.picture_files import PictureError
 from miniai.jobs import data
 from miniai.jobs.build import build_model
 from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
-from miniai.jobs.data import build_data
+from miniai.jobs.data import build_data, columns_of
 from miniai.jobs.registry import DATA
 from tiny import write_tiny
 
@@ -78,7 +79,7 @@ def test_a_function_returns_the_loaders(monkeypatch):
     mine.data, mine.wrong = lambda: loaders, lambda: 3
     monkeypatch.setitem(sys.modules, 'mine', mine)
     assert build_data(TrainConfig(data='mine:data')) is loaders
-    with pytest.raises(ConfigError, match='mine:wrong returned a int: it must return DataLoaders'):
+    with pytest.raises(ConfigError, match='mine:wrong must return DataLoaders, and returned 3'):
         build_data(TrainConfig(data='mine:wrong'))
     with pytest.raises(ConfigError, match="cannot import 'mine:none'"): build_data(TrainConfig(data='mine:none'))
 
@@ -97,6 +98,33 @@ def test_options_for_other_data_are_refused(photos, tmp_path):
                          (dict(data=str(photos), drop='y'), 'which --drop is not for: leave it out'),
                          (dict(data=str(tmp_path/'t.csv'), target='y', size=8), 'is a table, which --size is not for')):
         with pytest.raises(ConfigError, match=said): build_data(TrainConfig(**config))
+
+
+@pytest.mark.parametrize('word', ['sample', 'mine:data', 'tiny'])
+@pytest.mark.parametrize(('option', 'value'), [
+    ('valid', 'test'), ('valid', .3), ('target', 'y'), ('size', 8), ('skip_bad', True), ('drop', 'a'), ('cat', 'a'),
+    ('cont', 'a'), ('classes', 'no')])
+def test_data_with_parts_of_their_own_take_no_option(word, option, value, folder):
+    word = str(folder) if word == 'tiny' else word
+    with pytest.raises(ConfigError, match=f"which --{option.replace('_', '-')} is not for: leave it out"):
+        build_data(TrainConfig(data=word, **{option: value}))
+
+
+def test_columns_are_categories_numbers_or_classes_as_the_options_say(tmp_path):
+    pd.DataFrame(dict(a=[1, 2]*10, b=range(20), c=range(20), y=[0, 1]*10)).to_csv(tmp_path/'t.csv', index=False)
+    config = TrainConfig(data=str(tmp_path/'t.csv'), target='y', cat='a', cont='b, c', classes='no')
+    dls = build_data(config)
+    assert ([*dls.recipe.categories], [*dls.recipe.numbers], dls.classes) == (['a'], ['b', 'c'], None)
+    assert columns_of(config) == dict(cat=['a'], cont=['b', 'c'], classes=False)
+    assert build_data(TrainConfig(data=config.data, target='y')).classes == ['0', '1']
+
+
+@pytest.mark.parametrize('options', [dict(valid='{0}/cat'), dict(valid=.001)])
+def test_a_value_that_does_not_fit_the_data_is_a_mistake_in_the_options(photos, options):
+    options = {nm: v.format(photos) if isinstance(v, str) else v for nm, v in options.items()}
+    with pytest.raises(ConfigError, match=r'valid|validation'), pytest.warns(UserWarning, match='1 of 21') \
+            if options['valid'] == .001 else nullcontext():
+        build_data(TrainConfig(data=str(photos), skip_bad=True, **options))
 
 
 def test_validation_may_be_a_column_or_another_table_and_columns_are_dropped(tmp_path):

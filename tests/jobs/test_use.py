@@ -1,14 +1,20 @@
 "The jobs that use a trained model: its folder is all they need."
 import csv
 import json
+import shutil
+import sys
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.utils.data import TensorDataset
 
-from miniai.data import fashion_mnist
+from miniai.data import DataLoaders, fashion_mnist
+from miniai.data.loaders import get_dls
 from miniai.data.pictures import PictureRecipe
 from miniai.inference.model_file import load
 from miniai.jobs.config import ConfigError, TrainConfig
@@ -128,6 +134,55 @@ def test_a_model_is_exported_with_the_run_s_own_validation_data(run, tmp_path, c
     (lambda run, t: predict_run(PredictConfig(run, ())), 'say what to predict: pictures, folders of pictures')])
 def test_what_cannot_be_used_is_named(run, table, job, said):
     with pytest.raises(ValueError, match=said): job(run, table)
+
+
+@pytest.fixture
+def own(monkeypatch, tmp_path):
+    "The runs of functions that return arrays and torch's loaders."
+    mine, x, y = ModuleType('mine'), torch.randn(40, 4), torch.arange(40) % 3
+    mine.arrays = lambda: DataLoaders.from_arrays(x, y)
+    mine.torchs = lambda: DataLoaders(*get_dls(TensorDataset(x, y), TensorDataset(x, y), 8))
+    mine.net = lambda: nn.Linear(4, 3)
+    monkeypatch.setitem(sys.modules, 'mine', mine)
+    for name in ('arrays', 'torchs'):
+        train(TrainConfig(data=f'mine:{name}', model='mine:net', epochs=1, device='cpu', stats=False,
+                          out=str(tmp_path/name)))
+    return tmp_path, x
+
+
+@pytest.mark.parametrize('name', ['arrays', 'torchs'])
+def test_a_model_of_arrays_is_exported_with_the_run_s_data_and_takes_no_other_data(own, name, photos, capsys):
+    folder, x = own
+    export_run(ExportConfig(folder/name, folder/'m.pt2', allow_code=True))
+    whole = torch.export.load(folder/'m.pt2').module()
+    torch.testing.assert_close(whole(x), load(folder/name, allow_code=True).model(x).softmax(1))
+    evaluate_run(EvaluateConfig(folder/name, allow_code=True))
+    for job in (evaluate_run, export_run):
+        more = [folder/'n.pt2'] if job is export_run else []
+        config = (ExportConfig if more else EvaluateConfig)(folder/name, *more, data=str(photos), allow_code=True)
+        with pytest.raises(ConfigError, match='takes neither pictures nor tables, and --data is one of them'):
+            job(config)
+
+
+def test_data_that_are_nowhere_are_a_mistake_in_the_options(run):
+    with pytest.raises(ConfigError, match="no data at 'sample': give a folder of pictures or a table, or leave"):
+        evaluate_run(EvaluateConfig(run, data='sample'))
+    with pytest.raises(ConfigError, match="cannot use device 'nope' here"):
+        evaluate_run(EvaluateConfig(run, device='nope'))
+
+
+def test_a_run_whose_pictures_moved_between_training_and_validation_is_not_evaluated(photos, tmp_path, monkeypatch):
+    shutil.copytree(photos, tmp_path/'copy')
+    monkeypatch.chdir(tmp_path)
+    train(TrainConfig(data='copy', epochs=1, device='cpu', stats=False, out='run'))
+    (tmp_path/'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path/'elsewhere')
+    evaluate_run(EvaluateConfig(tmp_path/'run'))
+    shutil.copy(photos/'boot'/'1.png', tmp_path/'copy'/'boot'/'new.png')
+    with pytest.raises(ConfigError, match='had 96 samples for training and 24 for validation, and now there are 97'):
+        evaluate_run(EvaluateConfig(tmp_path/'run'))
+    evaluate_run(EvaluateConfig(tmp_path/'run', data=str(tmp_path/'copy')))
+    export_run(ExportConfig(tmp_path/'run', tmp_path/'m.pt2'))
 
 
 def test_a_table_s_model_takes_one_table(table_run, table):

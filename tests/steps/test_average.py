@@ -15,6 +15,7 @@ from miniai import AverageCB, Callback, CancelFitException, CheckpointCB, Learne
 from miniai.callbacks.accelerate import AccelerateCB
 from miniai.checkpoint import load
 from miniai.datasets import DataLoaders
+from miniai.inference.model_file import load as load_model
 from miniai.optim import AdamW
 from ranks import run_ranks
 from small import learner, loaders, mlp, same, weights
@@ -245,3 +246,33 @@ def test_an_fsdp_model_validates_with_averages_and_trains_with_weights_as_one_pr
     for its_losses, found in run_ranks(fit_of_parts, 2):
         assert its_losses == pytest.approx(losses, rel=1e-12)
         for a, b in zip(found, wanted, strict=True): assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('keep', [False, True])
+def test_what_validation_judged_is_what_is_evaluated_predicted_saved_and_exported(keep, tmp_path):
+    learn = trained([AverageCB(keep)])
+    raw = weights(learn)
+    x, y = next(iter(learn.dls.valid))
+    state = dict(raw) if keep else raw | {nm: learn.opt.state[p]['ema'] for nm, p in learn.model.named_parameters()}
+    if not keep: state |= learn.cbs[1]._buffers
+    judged = bn_net().eval()
+    judged.load_state_dict(state)
+    with torch.no_grad(): want = judged(x).softmax(1)
+    found = learn.predictor().probabilities([x])
+    assert torch.equal(found, want)
+    assert keep or not torch.equal(want, copy.deepcopy(learn.model).eval()(x).softmax(1))
+    assert torch.equal(learn.results([(x, y)]).probabilities, want)
+    assert learn.evaluate([(x, y)])['loss'] == pytest.approx(F.nll_loss(want.log(), y).item(), abs=1e-6)
+    learn.save_model(tmp_path/'m.safetensors')
+    assert torch.equal(load_model(tmp_path/'m.safetensors', bn_net()).probabilities([x]), want)
+    learn.export(tmp_path/'m.pt2')
+    torch.testing.assert_close(torch.export.load(tmp_path/'m.pt2').module()(x), want)
+    assert same(raw, weights(learn))
+    assert learn.cbs[1]._model is None
+
+
+def test_a_predictor_made_during_a_fit_has_the_averages_and_leaves_the_fit_as_it_is():
+    class Predicts(Callback):
+        def after_batch(self, learn): learn.predictor()
+        def after_epoch(self, learn): learn.predictor()
+    assert same(weights(trained([AverageCB(), Predicts()])), weights(trained([AverageCB()])))

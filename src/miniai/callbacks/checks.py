@@ -93,8 +93,10 @@ def _check_resume(learn: Any, train: bool) -> None:
 
 
 def check_lr(lr: Any) -> None:
-    "ValueError unless `lr` is a number, 0 or more."
+    "ValueError or TypeError unless `lr` is a number, 0 or more."
     if lr is None: raise ValueError("no learning rate: pass lr to the Learner or to fit")
+    if isinstance(lr, slice | tuple | list): raise TypeError(
+        f"lr must be a number, got {lr!r}; for a rate by layer: fit_one_cycle(n_epochs, lr=slice(1e-5, 1e-3))")
     if isinstance(lr, int | float | torch.Tensor) and not lr >= 0: raise ValueError(f"lr must be 0 or more, got {lr}")
 
 

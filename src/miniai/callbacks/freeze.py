@@ -1,4 +1,5 @@
 "Freezing parts of a model for fine-tuning: no gradients, and in eval mode, until they thaw."
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -58,7 +59,8 @@ class FreezeCB(Callback):
     """Trains with `body` frozen (see `freeze`) until epoch `until_epoch`, counted from 0, and then with all that it
     froze. The optimizer has the frozen parameters from the start, and steps them once they have gradients."""
     def __init__(self, body: Any, until_epoch: int = 2) -> None:
-        if until_epoch < 1: raise ValueError(f"FreezeCB: until_epoch must be 1 or more, got {until_epoch}")
+        if not isinstance(until_epoch, Integral) or until_epoch < 1:
+            raise ValueError(f"FreezeCB: until_epoch must be a whole number, 1 or more, got {until_epoch!r}")
         self.body, self.until_epoch = body, until_epoch
         self._frozen = (), ()  # parameters and modules
 

@@ -1,6 +1,7 @@
 "The command line: runs a job and turns errors into messages and exit codes."
 import os
 import platform
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ __all__ = ['main']
 JOBS = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume, VerifyConfig: verify_files,
         ShowConfig: show_file, EvaluateConfig: evaluate_run, PredictConfig: predict_run, ExportConfig: export_run,
         ScriptConfig: write_script}
+USES = (EvaluateConfig, PredictConfig, ExportConfig, ScriptConfig)  # their ValueErrors are about what the user gave
 FAILURES = (NonFiniteLossError, DataError, PictureError, TableError, ResumeError, CheckpointError, FolderInUseError,
             ProofError, ExportError, ModelFileError, OSError, ImportError)
 
@@ -43,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     141 the reader of the output went away (`miniai checkpoint show FILE | head`)."""
     for stream in (sys.stdout, sys.stderr):  # escape the characters that a stream cannot encode
         if isinstance(stream, TextIOWrapper): stream.reconfigure(errors='backslashreplace')
+    if '' not in sys.path: sys.path.append('')  # module:function may be in the current folder
     before, warnings.formatwarning = warnings.formatwarning, _one_line
     try: sys.exit(_run(list(sys.argv[1:] if args is None else args)))
     finally: warnings.formatwarning = before
@@ -72,8 +75,14 @@ def _run(args: list[str]) -> int:
 
 
 def _fail(error: Exception, code: int) -> int:
-    print('miniai: error: ' + '\n'.join(map(printable, str(error).split('\n'))), file=sys.stderr)
+    said = re.sub(r'\b(skip_bad|allow_code|classes)=True', _as_option, str(error))
+    print('miniai: error: ' + '\n'.join(map(printable, said.split('\n'))), file=sys.stderr)
     return code
+
+
+def _as_option(argument: re.Match) -> str:
+    "An argument of Python as the command line has it."
+    return '--classes yes' if argument[1] == 'classes' else f"--{argument[1].replace('_', '-')}"
 
 
 def _run_job(config: JobConfig | VerifyConfig | ShowConfig) -> int:
@@ -81,4 +90,7 @@ def _run_job(config: JobConfig | VerifyConfig | ShowConfig) -> int:
     try: result = JOBS[type(config)](config)
     except BrokenPipeError: raise
     except FAILURES as e: return _fail(e, 1)
+    except ValueError as e:
+        if isinstance(e, ConfigError) or not isinstance(config, USES): raise
+        return _fail(e, 1)
     return 1 if result is False else 0

@@ -17,15 +17,18 @@ __all__ = ['from_hub']
 
 
 def from_hub(name: Any, valid: float | str = 0.2, bs: int = 64, seed: int = 0, size: Any = None,
-             device: str | torch.device | None = None, y: str = '', skip_bad: bool = False) -> DataLoaders:
+             device: str | torch.device | None = None, y: str = '', skip_bad: bool = False,
+             **columns: Any) -> DataLoaders:
     """Loaders of a data set of the Hugging Face hub, by its `name`, or of a DatasetDict: pictures with the classes in
-    the column `y`, by default the first of classes; or a table, for which `y` is the column to predict. Its splits go
-    by name, as in `DataLoaders.from_dd`, or `valid` names the one for validation; a data set with a single split gives
-    the share `valid` of it to validation. Pictures are decoded now, to `size` or one that suits them, and kept as
-    uint8. PictureError or TableError for a data set without what it needs, ImportError without the package datasets."""
+    the column `y`, by default the first of classes; or a table, for which `y` is the column to predict, and `columns`
+    (`cat`, `cont`, `drop`, `classes`) go to `from_table`. Its splits go by name, as in `DataLoaders.from_dd`, or
+    `valid` names the one for validation; a data set with a single split gives the share `valid` of it to validation.
+    Pictures are decoded now, to `size` or one that suits them, and kept as uint8. PictureError or TableError for a data
+    set without what it needs, ImportError without the package datasets."""
     dd = _loaded(name)
     splits = [dd[nm] for nm in _names(dd, valid)]
-    if not _first(splits[0], 'Image'): return _table(splits, y, valid, bs, seed, device, skip_bad)
+    if not _first(splits[0], 'Image'): return _table(splits, y, valid, bs, seed, device, skip_bad, columns)
+    if columns: raise PictureError(f"{', '.join(columns)} are for tables, and the data set has pictures: leave it out")
     picture, label = _columns(splits[0], y)
     classes = splits[0].features[label].names
     some = [splits[0][i][picture] for i in range(0, len(splits[0]), max(1, len(splits[0])//50))]
@@ -76,7 +79,8 @@ def _columns(ds: Any, y: str) -> tuple[str, str]:
 def _described(ds: Any) -> str: return ', '.join(f'{nm} ({type(f).__name__})' for nm, f in ds.features.items())
 
 
-def _table(splits: list, y: str, valid: Any, bs: int, seed: int, device: Any, skip_bad: bool) -> DataLoaders:
+def _table(splits: list, y: str, valid: Any, bs: int, seed: int, device: Any, skip_bad: bool,
+           columns: dict[str, Any]) -> DataLoaders:
     "Loaders of a data set without pictures. Places of classes become their names."
     if not y: raise TableError(f"the data set is a table: say which column to predict with --target, or y=…; it has "
                                f"{', '.join(splits[0].features)}")
@@ -85,7 +89,7 @@ def _table(splits: list, y: str, valid: Any, bs: int, seed: int, device: Any, sk
         if type(f).__name__ != 'ClassLabel': continue
         for df in frames: df[nm] = df[nm].map(dict(enumerate(f.names)))  # a missing one is -1
     return DataLoaders.from_table(frames[0], y, valid=frames[1] if len(frames) > 1 else valid, bs=bs, seed=seed,
-                                  device=device, skip_bad=skip_bad)
+                                  device=device, skip_bad=skip_bad, **columns)
 
 
 def _arrays(ds: Any, recipe: PictureRecipe, picture: str, label: str,

@@ -54,7 +54,7 @@ def collate_dict(ds: Any) -> Callable[[list[dict]], tuple]:
 
 def _collate(names: tuple[str, ...] | None, b: list[dict]) -> tuple:  # not nested: spawned workers must pickle it
     if not isinstance(b[0], Mapping): raise TypeError(
-        f"samples must be dicts to become tuples by name, got a {type(b[0]).__name__}: pass collate_fn, or "
+        f"samples must be dicts to become tuples by name, got type {type(b[0]).__name__}: pass collate_fn, or "
         f"as_tuple=False")
     batch = default_collate(b)
     return tuple(batch[n] for n in names or b[0])

@@ -196,7 +196,7 @@ def _as_tensor(a: Any) -> Tensor:
             warnings.filterwarnings('ignore', '.*not writable', UserWarning)
             return torch.from_numpy(a)
     except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f"cannot make a tensor from a {type(a).__name__}: give numbers of one shape ({e})") from e
+        raise TypeError(f"cannot make a tensor from type {type(a).__name__}: give numbers of one shape ({e})") from e
 
 
 def _dtype_in_batches(a: Any, t: Tensor, is_input: bool) -> torch.dtype:

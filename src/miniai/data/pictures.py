@@ -1,5 +1,5 @@
 "Pictures as inputs: files, PIL images and arrays, brought to one size and number of channels."
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -36,15 +36,16 @@ class PictureRecipe(Recipe):
 
     def read(self, x: Any) -> tuple[list[Tensor], bool]:
         """The rows that a MemoryLoader would keep, as uint8, and whether `x` was one picture: a path, a PIL image, an
-        array (H, W), (H, W, C) or (C, H, W). Many are a list, a folder, or an array of 4 dimensions or of such rows."""
+        array (H, W), (H, W, C) or (C, H, W). Many are a list or what else has them one after the other, a folder, or
+        an array of 4 dimensions or of such rows."""
         pictures, single = self._listed(x)
         if not len(pictures): raise PictureError("there are no pictures to read")
         return [torch.from_numpy(np.stack([self.decode(p) for p in pictures]))], single
 
     def _listed(self, x: Any) -> tuple[Sequence, bool]:
         if isinstance(x, str | PathLike): return (picture_files(x), False) if Path(x).is_dir() else ([x], True)
-        if isinstance(x, list | tuple): return x, False
-        if not hasattr(x, 'ndim'): return [x], True
+        if not hasattr(x, 'ndim'): return (list(x), False) if _is_many(x) else ([x], True)
+        if x.ndim == 1 and getattr(x.dtype, 'kind', 'O') not in 'biuf': return x.tolist(), False  # a Series of paths
         return (x, False) if x.ndim == 4 or tuple(x.shape[1:]) == self.shapes[0] else ([x], True)
 
     def rows(self, files: Sequence[Path], keep: bool = True, workers: int | None = None) -> PictureRows:
@@ -58,7 +59,8 @@ class PictureRecipe(Recipe):
         if hasattr(x, 'ndim'): return self._sized(_from_array(x))
         if isinstance(x, Image.Image): return self._sized(x)
         if not isinstance(x, str | PathLike) and not hasattr(x, 'read'):
-            raise PictureError(f"a {type(x).__name__} is no picture: give a path, a PIL image or an array")
+            raise PictureError(f"an object of type {type(x).__name__} is no picture: give a path, a PIL image or an "
+                               f"array")
         with opened(x) as im:
             side = max(self.size)
             im.draft(None, (side, side))  # a JPEG is decoded at a half, a quarter or an eighth if that is large enough
@@ -107,10 +109,17 @@ def _checked_size(size: Any) -> tuple[int, int]:
     raise ValueError(f"size must be a number of pixels, or a height and a width, got {size!r}")
 
 
+def _is_many(x: Any) -> bool:
+    "Whether `x` is pictures: anything to iterate over that is not one picture itself."
+    from PIL import Image
+    return isinstance(x, Iterable) and not isinstance(x, Image.Image | bytes | Mapping) and not hasattr(x, 'read')
+
+
 def _from_array(x: Any) -> Any:
     "A PIL image from an array or tensor: (H, W), (H, W, C) or (C, H, W); uint8, or floats from 0 to 1."
     from PIL import Image
     a = x.numpy(force=True) if isinstance(x, Tensor) else np.asarray(x)
+    if not a.size: raise PictureError(f"an array of shape {tuple(a.shape)} has no pixels")
     if a.dtype.kind == 'f' and a.size and a.min() >= 0 and a.max() <= 1: a = (a*255).round().astype(np.uint8)
     if a.dtype != np.uint8:
         raise PictureError(f"an array must hold uint8, or floats from 0 to 1, to be a picture; got {a.dtype}")

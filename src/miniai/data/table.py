@@ -44,6 +44,7 @@ class TableRecipe(Recipe):
         """The inputs for a DataFrame, a list of dicts, or a file; or for one row, a dict or a Series. TableError for a
         missing column, or a value that is no number where one is needed."""
         df, single = one_or_many(x)
+        if not len(df): raise TableError("the table has no rows")
         missing = [c for c in (*self.numbers, *self.categories) if c not in df.columns]
         if missing: raise TableError(f"the table lacks what the model was trained on: {', '.join(map(str, missing))}")
         values = {c: _as_numbers(c, df[c]) for c in self.numbers}

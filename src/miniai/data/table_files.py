@@ -1,6 +1,6 @@
 "Tables from files and other things, and which of their rows are for training and for validation."
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -29,7 +29,7 @@ def read_table(x: Any) -> Any:
     if isinstance(x, pd.DataFrame): return x
     if hasattr(x, 'to_pandas'): return x.to_pandas()
     if not isinstance(x, str | PathLike):
-        try: return pd.DataFrame(x)
+        try: return pd.DataFrame(list(x) if isinstance(x, Iterator) else x)
         except (ValueError, TypeError) as e:
             raise TableError(f"no table can be made of type {type(x).__name__}: {e}") from e
     suffix = Path(x).suffix.lower()

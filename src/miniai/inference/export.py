@@ -3,7 +3,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from miniai.callbacks.dry_run import dry_run
 from miniai.data.memory import MemoryLoader, rows_of
+from miniai.data.recipe import Recipe
 from miniai.device import to_cpu
 from miniai.environment import version_of
 from miniai.inference.predictor import Predictor, fitting, meaning
 from miniai.metrics.batch import inputs_of, n_inputs
 
-__all__ = ['FORMATS', 'export', 'export_predictor', 'ExportError']
+__all__ = ['FORMATS', 'ExportError', 'examples', 'export', 'export_predictor', 'loaders_of']
 
 _TOLERANCE = 1e-5
 
@@ -47,16 +48,21 @@ def export(self: Any, path: str | PathLike) -> Path:
     new file is run on validation data and compared with the model before it replaces an old one. ExportError if that
     fails, ImportError without the packages for ONNX."""
     predictor = self.predictor(device='cpu')
-    return export_predictor(predictor, path, _examples(self, predictor))
+    with dry_run(self): kept = examples(loaders_of(self.dls), predictor.recipe, n_inputs(self))
+    return export_predictor(predictor, path, kept)
 
 
-def _examples(learn: Any, predictor: Predictor) -> list[Tensor]:
-    "Inputs of a few samples, as they are before scaling if the recipe can make them from that."
-    loaders = [dl for nm in ('valid', 'train') if (dl := getattr(learn.dls, nm, None)) is not None]
-    if predictor.recipe: return rows_of(next(dl for dl in loaders if isinstance(dl, MemoryLoader)), 16)
-    with dry_run(learn): batch = next((b for dl in loaders for b in dl), None)
+def loaders_of(dls: Any) -> list:
+    "The loaders that there are, validation first."
+    return [dl for nm in ('valid', 'train') if (dl := getattr(dls, nm, None)) is not None]
+
+
+def examples(loaders: Sequence, recipe: Recipe | None, n_inp: int = 1) -> list[Tensor]:
+    "The inputs of a few samples, as they are before scaling if the recipe can make them from that."
+    if recipe: return rows_of(next(dl for dl in loaders if isinstance(dl, MemoryLoader)), 16)
+    batch = next((b for dl in loaders for b in dl), None)
     if batch is None: raise ExportError("export needs some data to run the model on, and the loaders give no batch")
-    return to_cpu(list((batch,) if isinstance(batch, Tensor) else inputs_of(batch, n_inputs(learn))))
+    return to_cpu(list((batch,) if isinstance(batch, Tensor) else inputs_of(batch, n_inp)))
 
 
 def export_predictor(predictor: Predictor, path: str | PathLike, kept: list[Tensor]) -> Path:

@@ -1,4 +1,5 @@
 "A predictor: takes what a user has, and returns classes with probabilities, or values."
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -151,12 +152,16 @@ def _prediction(ps: dict[str, float], several: bool) -> Prediction:
 
 
 def predictor(self: Any, outputs: str | None = None, device: str | torch.device | None = None) -> Predictor:
-    """A Predictor with a copy of the Learner's model as it is now, on `device` or where the model is. What outputs mean
-    follows from the loss function, unless `outputs` says it, and preprocessing from `dls.recipe`."""
-    model = _unwrapped(self.model)
+    """A Predictor with a copy of the Learner's model as it is now, with AverageCB of the averages that it validates, on
+    `device` or where the model is. What outputs mean follows from the loss function, unless `outputs` says it, and
+    preprocessing from `dls.recipe`."""
+    with ExitStack() as undo:
+        for cb in self.cbs:
+            if hasattr(cb, 'validated'): undo.enter_context(cb.validated(self))
+        model = deepcopy(_unwrapped(self.model))
     if device is None: device = next((p.device for p in model.parameters()), 'cpu')
     recipe = getattr(self.dls, 'recipe', None)
-    return Predictor(deepcopy(model), recipe, outputs or outputs_of(self.loss_func, recipe), device)
+    return Predictor(model, recipe, outputs or outputs_of(self.loss_func, recipe), device)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -46,6 +46,7 @@ def build_model(config: JobConfig, dls: DataLoaders) -> nn.Module:
 def build_optimizer(config: JobConfig) -> Callable[..., Any]:
     "The function of (params, lr) that makes the optimizer. ConfigError for one that does not exist, or its options."
     options, name = parse_options('opt', config.opt), config.optimizer
+    if 'lr' in options: raise ConfigError("the learning rate is no option of --opt: use --lr")
     try: build = OPTIMIZERS[name].build if name in OPTIMIZERS else function_at(name)
     except ValueError as e: raise ConfigError(str(e)) from e
     try: check_options(f'the optimizer {name}', build, options, ('params', 'lr'))

@@ -2,6 +2,7 @@
 import ast
 import json
 import math
+import os
 import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -40,8 +41,14 @@ class JobConfig:
     valid: float | str = 0.2
     """What is held out for validation: a share of data that have no part for that; a column that says which rows,
     another table or folder, or a split of the hub."""
+    cat: str = ''
+    """Columns of a table that are categories, such as town,kind. Default: those of text."""
+    cont: str = ''
+    """Columns of a table that are numbers, such as age,price. Default: those of numbers."""
     drop: str = ''
     """Columns of a table to leave out, such as id,name."""
+    classes: Literal['guess', 'yes', 'no'] = 'guess'
+    """Whether the values to predict in a table are classes. guess: text, bools and few whole numbers are."""
     size: int = 0
     """Height and width of pictures in pixels. 0: a size that suits them."""
     skip_bad: bool = False
@@ -97,8 +104,18 @@ class JobConfig:
     def to_toml(self) -> str:
         """The options that define the run, as TOML for `from_toml`. `config`, `out` and `resume` are left out,
         so that `--config` with this file starts the same run in a new folder."""
-        return ''.join(f'{name} = {_toml(value)}\n' for name, value in asdict(self).items()
+        return ''.join(f'{name} = {_toml(value)}\n' for name, value in self._recorded().items()
                        if name not in ('config', 'out', 'resume'))
+
+    def _recorded(self) -> dict[str, Any]:
+        "All options, with paths of data that hold in every folder, since a run is used from others."
+        found = asdict(self)
+        data, valid = os.path.expanduser(self.data), os.path.expanduser(str(self.valid))
+        if self.data in DATA or not os.path.exists(data): return found
+        found['data'] = os.path.abspath(data)
+        if os.path.isdir(valid) if os.path.isdir(data) else os.path.isfile(valid):  # not a column or a share
+            found['valid'] = os.path.abspath(valid)
+        return found
 
 
 @dataclass(kw_only=True)
@@ -142,8 +159,9 @@ class TrainConfig(FolderConfig, TrainingConfig):
     def for_resume(self, run: Self) -> Self:
         """The options to resume a run that started with `run`: its own, except for `epochs` if given here. ConfigError
         if another option is given here and differs from the run's; 'auto' never differs."""
+        given, recorded = self._recorded(), run._recorded()
         for name in sorted(self.given - {'config', 'epochs', 'out', 'resume'}):
-            here, there = getattr(self, name), getattr(run, name)
+            here, there = given[name], recorded[name]
             became_bfloat16 = (here, there) == ('float16', 'bfloat16') and run.device.startswith('cpu')
             if here in ('auto', there) or became_bfloat16: continue
             raise ConfigError(f"cannot resume with {name} = {here!r}: the run has {there!r}. Leave this option out")

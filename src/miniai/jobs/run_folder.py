@@ -17,7 +17,7 @@ import torch
 from miniai.environment import version_of
 from miniai.events import Callback
 
-__all__ = ['RunFolder', 'HistoryFileCB', 'as_json']
+__all__ = ['RunFolder', 'HistoryFileCB', 'as_json', 'samples_of']
 
 TIME_FORMAT, TIME_PATTERN = '%Y-%m-%d_%H%M%S', r'(\d{4}-\d\d-\d\d_\d{6})'
 PACKAGES = ('miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm')
@@ -70,16 +70,23 @@ class RunFolder:
             os.replace(part, self.path/name)
         finally: part.unlink(missing_ok=True)
 
-    def write_environment(self, device: str, data: str = '') -> None:
-        """Write `environment.json`: versions, machine and command, so that the run can be understood later. If it
-        exists, because this process resumes the run, write `environment-2.json`, or the next free number."""
+    def write_environment(self, device: str, data: str = '', samples: dict[str, Any] | None = None) -> None:
+        """Write `environment.json`: versions, machine, command and the number of samples, so that the run can be
+        understood later. If it exists, because this process resumes the run, write `environment-2.json`, or the next
+        free number."""
         n = 1 + len(list(self.path.glob('environment*.json')))
         environment = dict(
             python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
-            cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, data=data, command=sys.argv,
+            cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, data=data, samples=samples,
+            command=sys.argv,
             gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
             versions={package: version_of(package) for package in PACKAGES})
         self.write(f'environment-{n}.json' if n > 1 else 'environment.json', as_json(environment, indent=1) + '\n')
+
+
+def samples_of(dls: Any) -> dict[str, int | None]:
+    "The number of samples for training and for validation; None where it is not known."
+    return {nm: getattr(getattr(dls, nm), 'n', None) for nm in ('train', 'valid')}
 
 
 def _make_numbered(path: Path) -> Path:

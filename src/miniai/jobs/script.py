@@ -10,7 +10,8 @@ from miniai import checkpoint
 from miniai.data.recipe import Recipe
 from miniai.inference.model_file import MODEL_FILE
 from miniai.jobs.build import build_optimizer
-from miniai.jobs.config import ConfigError, TrainConfig, column_names, parse_options
+from miniai.jobs.config import ConfigError, TrainConfig, parse_options
+from miniai.jobs.data import columns_of
 from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS
 from miniai.optim.schedules import has_momentum
 
@@ -113,15 +114,15 @@ def _data(config: TrainConfig, used: _Imports) -> str:
         return f'image_loaders(fashion_mnist({source}), bs={config.batch_size}, seed={config.seed})'
     size = f', size={config.size}' if config.size else ''
     common = f'bs={config.batch_size}, seed={config.seed}' + ', skip_bad=True'*config.skip_bad
+    columns = ''.join(f', {nm}={v!r}' for nm, v in columns_of(config).items())
     if word.startswith('hub:'):
         used('miniai.data.hub: from_hub')
         target = f', y={config.target!r}' if config.target else ''
-        return f'from_hub({word[4:]!r}, valid={config.valid!r}{size}{target}, {common})'
+        return f'from_hub({word[4:]!r}, valid={config.valid!r}{size}{target}{columns}, {common})'
     if ':' in word and not path.exists(): return _called(word, '', used)
     used('miniai: DataLoaders')
     if path.is_file():
-        drop = f', drop={column_names(config.drop)!r}' if config.drop else ''
-        return f'DataLoaders.from_table({word!r}, {config.target!r}, valid={config.valid!r}{drop}, {common})'
+        return f'DataLoaders.from_table({word!r}, {config.target!r}, valid={config.valid!r}{columns}, {common})'
     return f'DataLoaders.from_folder({word!r}, valid={config.valid!r}{size}, {common})'
 
 

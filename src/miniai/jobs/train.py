@@ -22,7 +22,7 @@ from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import TrainConfig, TrainingConfig
 from miniai.jobs.data import build_data
 from miniai.jobs.recording import Recording, has_activations
-from miniai.jobs.run_folder import RunFolder
+from miniai.jobs.run_folder import RunFolder, samples_of
 from miniai.learner import DeviceCB, Learner, MetricsCB
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
@@ -49,7 +49,7 @@ def train(config: TrainConfig) -> Learner:
 
     def write_options() -> None:
         folder.write('config.toml', config.to_toml())
-        folder.write_environment(device, getattr(dls.train, 'source', config.data))
+        folder.write_environment(device, getattr(dls.train, 'source', config.data), samples_of(dls))
 
     recording = Recording(folder, config.stats and has_activations(model), config.profile)
     accepted = AcceptedCB(write_options)

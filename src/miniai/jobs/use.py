@@ -1,5 +1,6 @@
 "The jobs that use a trained model: evaluate it, predict with it, export it."
 import csv
+import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -7,16 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from miniai.data.memory import rows_of
 from miniai.data.picture_files import picture_files
-from miniai.inference.export import FORMATS, export_predictor
+from miniai.inference.export import FORMATS, examples, export_predictor, loaders_of
 from miniai.inference.model_file import load
 from miniai.inference.predictor import Prediction, Predictor
 from miniai.inference.results import compared
+from miniai.jobs.build import build_device
 from miniai.jobs.config import ConfigError, TrainConfig
 from miniai.jobs.data import build_data
-from miniai.jobs.run_folder import as_json
+from miniai.jobs.run_folder import as_json, samples_of
 
+_IN_PYTHON = 'use miniai.load(run) in Python'
 __all__ = ['EvaluateConfig', 'PredictConfig', 'ExportConfig', 'evaluate_run', 'predict_run', 'export_run']
 
 
@@ -67,8 +69,9 @@ class ExportConfig:
 
 def evaluate_run(config: EvaluateConfig) -> None:
     "Print a table of the results: for each class, or the errors of numbers."
-    predictor = load(config.run, allow_code=config.allow_code, device=config.device)
-    preds, targets = predictor.over(_loader(config, predictor), len(predictor.recipe.shapes) if predictor.recipe else 1)
+    predictor = load(config.run, allow_code=config.allow_code, device=build_device(config))
+    loader = _other_data(config.data, predictor) if config.data else _run_data(config.run, unchanged=True).valid
+    preds, targets = predictor.over(loader, len(predictor.recipe.shapes) if predictor.recipe else 1)
     if not targets: raise ConfigError(f"{config.data} has no targets to compare predictions with")
     found = compared(preds, targets[0], predictor.outputs, predictor.recipe)
     print(as_json(found.as_dict(), indent=1) if config.json else found)
@@ -76,7 +79,7 @@ def evaluate_run(config: EvaluateConfig) -> None:
 
 def predict_run(config: PredictConfig) -> None:
     "Print the predictions, one line each, or write them as CSV."
-    predictor = load(config.run, allow_code=config.allow_code, device=config.device)
+    predictor = load(config.run, allow_code=config.allow_code, device=build_device(config))
     names, found = _predictions(predictor, config.inputs)
     rows = [dict(input=nm) | _plain(p) for nm, p in zip(names, found, strict=True)]
     if config.csv: return _write_csv(config.csv, rows)
@@ -89,16 +92,33 @@ def export_run(config: ExportConfig) -> None:
     "Write the model to a file, compared with the model on validation data."
     if config.path.suffix not in FORMATS: raise ConfigError(f"export writes .onnx or .pt2, got {config.path}")
     predictor = load(config.run, allow_code=config.allow_code)
-    path = export_predictor(predictor, config.path, rows_of(_loader(config, predictor), 16))
+    loaders = [_other_data(config.data, predictor)] if config.data else loaders_of(_run_data(config.run))
+    path = export_predictor(predictor, config.path, examples(loaders, predictor.recipe))
     print(f"wrote {path}, {path.stat().st_size:,} bytes; on validation data its outputs are the model's")
 
 
-def _loader(config: EvaluateConfig | ExportConfig, predictor: Predictor) -> Any:
-    "The data to look at: `config.data`, prepared as the model's training data were, or the run's validation data."
-    if config.data: return predictor.recipe.test(Path(config.data).expanduser())
-    options = config.run/'config.toml'
-    if not options.is_file(): raise ConfigError(f"{config.run} is not the folder of a run: name data with --data")
-    with redirect_stdout(sys.stderr): return build_data(TrainConfig.from_toml(options)).valid  # stdout is for results
+def _other_data(word: str, predictor: Predictor) -> Any:
+    "A loader of the data at `word`, prepared as the model's training data were."
+    if getattr(predictor.recipe, 'kind', None) not in ('pictures', 'table'):
+        raise ConfigError(f"the model takes neither pictures nor tables, and --data is one of them: {_IN_PYTHON}")
+    path = Path(word).expanduser()
+    if path.exists(): return predictor.recipe.test(path)
+    raise ConfigError(f"no data at {word!r}: give a folder of pictures or a table, or leave --data out for the "
+                      f"validation data of the run")
+
+
+def _run_data(run: Path, unchanged: bool = False) -> Any:
+    """The loaders of a run. ConfigError for a folder that is none, or, if it must be `unchanged`, for another number of
+    samples: they are split differently now, so that training samples would be among those for validation."""
+    options, environment = run/'config.toml', run/'environment.json'
+    if not options.is_file(): raise ConfigError(f"{run} is not the folder of a run: name data with --data")
+    with redirect_stdout(sys.stderr): dls = build_data(TrainConfig.from_toml(options))  # stdout is for results
+    before = json.loads(environment.read_text('utf-8')).get('samples') if environment.is_file() else None
+    now = samples_of(dls)
+    if not unchanged or before in (None, now): return dls
+    raise ConfigError(f"the data of the run changed: it had {before['train']} samples for training and "
+                      f"{before['valid']} for validation, and now there are {now['train']} and {now['valid']}, so that "
+                      f"validation may have samples from training: name other data with --data")
 
 
 def _predictions(predictor: Predictor, inputs: Sequence[Path]) -> tuple[list[str], list[Prediction]]:
@@ -109,7 +129,7 @@ def _predictions(predictor: Predictor, inputs: Sequence[Path]) -> tuple[list[str
         if len(inputs) != 1: raise ConfigError(f"the model takes one table, and {len(inputs)} files were given")
         found = predictor(inputs[0])
         return [f'row {i}' for i in range(len(found))], found
-    if kind != 'pictures': raise ConfigError("this model takes neither pictures nor tables: use miniai.load in Python")
+    if kind != 'pictures': raise ConfigError(f"the model takes neither pictures nor tables: {_IN_PYTHON}")
     files = [f for path in inputs for f in (picture_files(path) if path.is_dir() else [path])]
     return list(map(str, files)), predictor(files)
 

@@ -1,4 +1,6 @@
 "Validation with weight averages, and with averages of what belongs to them, such as BatchNorm's statistics."
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ __all__ = ['AverageCB']
 
 class AverageCB(Callback):
     """Validates with the weight averages of an optimizer made with `ema=…`. Training uses the weights themselves. The
-    model's floating-point buffers, such as BatchNorm's statistics, are averaged like the weights. With `keep` the
-    averages stay in the model when a training fit ends, unless by an error. CheckpointCB's best.safetensors has the
-    averages as its `model`, and the weights as `raw`."""
+    model's floating-point buffers, such as BatchNorm's statistics, are averaged like the weights. `evaluate`,
+    `results`, `predictor`, `save_model` and `export` use the averages too. With `keep` they stay in the model when a
+    training fit ends, unless by an error. CheckpointCB's best.safetensors has the averages as its `model`, and the
+    weights as `raw`."""
     _own, _kept, _model = None, False, None  # the buffers while averages are in their place
 
     def __init__(self, keep: bool = False) -> None:
@@ -45,10 +48,24 @@ class AverageCB(Callback):
         return {nm: b for nm, b in self._model.named_buffers() if not is_lazy(b) and b.is_floating_point()}
 
     def before_epoch(self, learn: Any) -> None:
+        if not learn.model.training: self._show_averages(learn)
+
+    def _show_averages(self, learn: Any) -> None:
         opt = inner_optimizer(learn.opt)
-        if learn.model.training or self._kept or getattr(opt, 'ema', None) is None: return
+        if self._kept or self.shows_averages or getattr(opt, 'ema', None) is None: return
         opt.swap_averages(learn.model)
         self.swap_averages()
+
+    @contextmanager
+    def validated(self, learn: Any) -> Iterator[None]:
+        "Within it the model has the weights that validation judges."
+        shown, model, self._model = self.shows_averages, self._model, learn.model
+        try:
+            self._show_averages(learn)
+            yield
+        finally:
+            if not shown: self.cleanup_epoch(learn)
+            self._model = model
 
     def weights_replaced(self, learn: Any) -> None:
         "Called when other weights, such as the best, are put into the model: the optimizer's averages are not theirs."
