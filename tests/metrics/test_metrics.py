@@ -10,15 +10,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torchmetrics import MeanSquaredError, MetricCollection, MinMaxMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC, MulticlassF1Score
 
+from miniai.data.memory import MemoryLoader
 from miniai.datasets import DataLoaders
-from miniai.learner import CancelEpochException, Learner, MetricsCB, TrainCB, TrainLearner
+from miniai.distributed import DistributedCB
+from miniai.learner import CancelEpochException, Learner, MetricsCB, ProgressCB, TrainCB, TrainLearner
 from miniai.metrics.metrics import FunctionMetric, Mean, takes_learner
+from miniai.metrics.whole import Whole
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import RecorderCB
 from miniai.training import accuracy
+from ranks import run_ranks
 from resuming import assert_resumes_exactly
 from small import Heard, OffCPU, batches, learner, off_cpu, raising, two_inputs
 
@@ -374,3 +379,45 @@ class Largest:
 def test_metrics_resume_in_the_middle_of_an_epoch(make, tmp_path):
     def run(folder, *cbs): return learner([Quiet(m=make()), CheckpointCB(folder, batches=1), *cbs])
     assert_resumes_exactly(run, tmp_path, ((1, 1), (1, 0, False)))
+
+
+# On several processes
+
+class OfOrder:
+    "Depends on the order of all that it got, and on where batches end."
+    def __init__(self): self.reset()
+    def reset(self): self.x = 0.
+    def update(self, p, y): self.x = self.x/2 + float((p.argmax(1)*(1 + y)).sum()) + len(p)
+    def compute(self): return self.x
+
+
+def shared_metrics(how, n_valid):
+    torch.manual_seed(0)
+    x, y = torch.randn(37 + n_valid, 6).double(), torch.randint(0, 3, (37 + n_valid,))
+    dls = DataLoaders(MemoryLoader(x[:37], y[:37], bs=8), MemoryLoader(x[37:], y[37:], bs=8))
+    cb = Quiet(auc=MulticlassAUROC(3), f1=MulticlassF1Score(3), both=MetricCollection([MulticlassAccuracy(3)]),
+               whole=Whole(lambda p, y: float((p.softmax(1)[:, 0]*y).cumsum(0).std())), order=OfOrder(),
+               mean=accuracy, figure=lambda learn: learn.preds.mean())
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3), nn.Softmax(1)).double()
+    recorder = RecorderCB(loss=lambda learn: learn.loss, lr=lambda cb: cb.pg['lr'])
+    progress = ProgressCB()
+    cbs = [TrainCB(), cb, recorder, progress, *([DistributedCB(how)] if how else [])]
+    learn = Learner(model, dls, nn.CrossEntropyLoss(reduction='sum'), 1e-4, cbs, torch.optim.SGD)
+    learn.fit(2)
+    rows = [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]
+    return [*rows, learn.evaluate(), recorder.recs, dict(losses=progress.losses, valid=progress.val_losses)]
+
+
+def shared_both_ways(): return [shared_metrics(how, n) for how in ('ddp', 'fsdp') for n in (23, 9, 17)]
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_on_several_processes_figures_of_all_kinds_are_those_of_one(n):
+    expected = [shared_metrics(None, n_valid) for _ in ('ddp', 'fsdp') for n_valid in (23, 9, 17)]
+    first, *others = run_ranks(shared_both_ways, n)
+    assert all(other == first for other in others)
+    for found, one in zip(first, expected, strict=True):
+        for row, row_of_one in zip(found, one, strict=True):
+            assert row.keys() == row_of_one.keys()
+            for nm, value in row_of_one.items():
+                assert row[nm] == (value if nm == 'phase' else pytest.approx(value, rel=1e-6)), nm

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.device import detached, first_tensor, is_number, to_cpu, to_scalar
-from miniai.distributed.ranks import is_first, total, world
+from miniai.device import detached, first_tensor, is_number, map_tensors, to_cpu, to_scalar
+from miniai.distributed.ranks import gathered_parts, is_first, part, total, world
 from miniai.events import Callback
 from miniai.metrics.accuracy import counts_of
 from miniai.metrics.batch import batch_size, checked, target_slice
-from miniai.metrics.weight import Weight, check_weight, weight_of
+from miniai.metrics.weight import Weight, check_weight, summed, weight_of
+from miniai.metrics.whole import joined
 from miniai.show.displays import PlainDisplay
 
 __all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'takes_learner']
@@ -29,9 +30,11 @@ class Mean:
         value, weight = to_scalar(value), to_scalar(weight)
         if isinstance(weight, Tensor): value = torch.where(weight == 0, 0., value)
         elif not weight: return
-        self._add(value*weight, weight)
+        self.add(value*weight, weight)
 
-    def _add(self, total: Any, weight: Any) -> None: self.total, self.weight = self.total + total, self.weight + weight
+    def add(self, total: Any, weight: Any) -> None:
+        "Add `total`, a sum of values whose weights add up to `weight`."
+        self.total, self.weight = self.total + total, self.weight + weight
 
     def compute(self) -> Tensor:
         "The mean so far, a 0-d tensor on the CPU."
@@ -50,7 +53,7 @@ class FunctionMetric(Mean):
         self.f, self._counts = f, counts_of(f)
 
     def update(self, preds: Any, *targets: Any, weight: float | Tensor | None = None) -> None:
-        if self._counts: return self._add(*map(to_scalar, self._counts(preds, *targets)))
+        if self._counts: return self.add(*map(to_scalar, self._counts(preds, *targets)))
         super().update(self.f(preds, *targets), batch_size(targets or preds) if weight is None else weight)
 
 
@@ -71,7 +74,10 @@ class MetricsCB(Callback):
     their parameter is called `learn`, averaged too. `all_metrics` holds them and `loss`, also an average: in it a batch
     weighs what PyTorch's cross-entropy divides by, for other losses its samples. `weight(learn)` sets the weight in all
     averages; weight='sum' says that the loss is a sum. After each epoch `learn.history` gets a row of numbers and
-    `_log` a dict of strings; by default it prints the row, unless a ProgressCB shows it."""
+    `_log` a dict of strings; by default it prints the row, unless a ProgressCB shows it.
+
+    On several processes the row is that of all their data. Torchmetrics' objects share what they need at the end of an
+    epoch; others get whole batches, in every process. Functions average over the parts of batches."""
     def __init__(self, *ms: Any, weight: Weight = None, **metrics: Any) -> None:
         named = [(getattr(m, '__name__', type(m).__name__), m) for m in ms] + list(metrics.items())
         names, reserved = [nm for nm, _ in named], ('loss', 'epoch', 'train', 'phase', 'seconds')
@@ -83,6 +89,8 @@ class MetricsCB(Callback):
         self.loss, self.row, self.displayed = Mean(), {}, False
         self.all_metrics = self.metrics | dict(loss=self.loss)
         self._used, self._placed, self._started, self._rows = self.all_metrics, False, 0., None
+        self._wholes = [m for m in self.metrics.values() if not isinstance(m, Mean) and not _shares_itself(m)]
+        self._part, self._gathering = None, []  # what a batch gave to those, which need the parts of all processes
 
     def _log(self, d: dict[str, str]) -> None:
         if not self.displayed and is_first(): PlainDisplay().row(self.row)
@@ -96,26 +104,45 @@ class MetricsCB(Callback):
         self._used, self._placed, self._started = self.all_metrics, False, time.perf_counter()
 
     def after_batch(self, learn: Any) -> None:
-        if not getattr(learn, 'counts', True): return
         if not self._placed: self._place_metrics(learn)
-        if is_number(learn.loss): self.loss.update(learn.loss, self._loss_weight(learn))
+        if not getattr(learn, 'counts', True): return
+        if is_number(learn.loss): self._add_loss(learn)
         weight = self.weight(learn) if callable(self.weight) else None
         for m in self._figures: m.update(learn, weight)
         if not self._takes_preds: return
         given = detached((learn.preds, *learn.batch[self._targets]))
         for m, n in self._functions: m.update(*given[:n], weight=weight)
+        if self._wholes and world() > 1: self._part = given
         for update, n in self._objects: update(*given[:n])
+
+    def _add_loss(self, learn: Any) -> None:
+        if self._loss_weight is summed and world() > 1 and not learn.model.training:
+            self.loss.add(to_scalar(learn.loss), part()[0] == 0)  # one batch, of which this is a part
+        else: self.loss.update(learn.loss, self._loss_weight(learn))
+
+    def asks(self) -> list[float]:
+        "On several processes `answer` comes after each batch: see TogetherCB."
+        return []
+
+    def answer(self, numbers: list[float]) -> None:
+        "Update with the parts of the batch that all processes have."
+        if not self._wholes: return
+        mine, self._part = self._part, None
+        parts = [x for x in gathered_parts(map_tensors(lambda t: t.cpu().clone(), mine)) if x is not None]
+        if not parts: return
+        whole = joined(parts)
+        for update, n in self._gathering: update(*map_tensors(lambda t: t.to(self._device), whole[:n]))
 
     def _place_metrics(self, learn: Any) -> None:
         """What each metric gets, and where: metrics that can move go where the predictions are; the others get
         predictions on the CPU. Once an epoch."""
         self._placed, self._loss_weight, self._targets = True, weight_of(learn, self.weight), target_slice(learn)
         self._figures = [m for m in self.metrics.values() if isinstance(m, _LearnerFigure)]
-        self._functions, self._objects = [], []
+        self._functions, self._objects, self._gathering = [], [], []
         self._takes_preds = len(self._figures) < len(self.metrics)
         if not self._takes_preds: return
         n_targets, first = len(checked(learn.batch)[self._targets]), first_tensor(learn.preds)
-        device = torch.device('cpu') if first is None else first.device
+        self._device = device = torch.device('cpu') if first is None else first.device
         for nm, m in self.metrics.items():
             if isinstance(m, _LearnerFigure): continue
             taken = _targets_taken(nm, m, n_targets)
@@ -123,9 +150,11 @@ class MetricsCB(Callback):
                 self._leave_out(nm, learn)
                 continue
             if hasattr(m, 'to'): m.to(device)
-            if isinstance(m, FunctionMetric): self._functions.append((m, 1 + taken))
-            elif device.type == 'cpu' or hasattr(m, 'to'): self._objects.append((m.update, 1 + taken))
-            else: self._objects.append((partial(_update_on_cpu, m), 1 + taken))
+            if isinstance(m, FunctionMetric):
+                self._functions.append((m, 1 + taken))
+                continue
+            update = m.update if device.type == 'cpu' or hasattr(m, 'to') else partial(_update_on_cpu, m)
+            (self._gathering if world() > 1 and not _shares_itself(m) else self._objects).append((update, 1 + taken))
 
     def _leave_out(self, nm: str, learn: Any) -> None:
         "A metric that needs targets, for a batch without: an error, except in a dry run, such as capture_preds."
@@ -168,6 +197,11 @@ def _as_metric(nm: str, m: Any) -> Any:
     if callable(m): return _LearnerFigure(m) if takes_learner(m) else FunctionMetric(m)
     raise TypeError(f"metric {nm!r} must be a function of (preds, targets) or have update, compute and reset; "
                     f"got {m!r}")
+
+
+def _shares_itself(m: Any) -> bool:
+    "Torchmetrics' objects share their states when they compute."
+    return any(kind.__module__.startswith('torchmetrics.') for kind in type(m).__mro__)
 
 
 def _update_on_cpu(m: Any, *args: Any) -> None: m.update(*to_cpu(args))
