@@ -3,7 +3,6 @@ import gc
 import sys
 import weakref
 from contextlib import suppress
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +15,11 @@ from half_precision import IS_SCALED, WAS_SCALED, At, PlainSGD, dtypes_of
 from miniai.callbacks.accelerate import AccelerateCB
 from miniai.callbacks.train import DeviceCB, TrainCB
 from miniai.data import DataLoaders
-from miniai.learner import CancelFitException, Learner, SingleBatchCB
+from miniai.distributed.wrap import unwrapped
+from miniai.learner import Callback, CancelFitException, Learner, MetricsCB, SingleBatchCB
+from miniai.metrics.accuracy import accuracy
 from miniai.resume.checkpoint import CheckpointCB
+from ranks import run_ranks
 from small import TwoInputs, batches, hooks_on, learner, mlp, raising, same, two_inputs, weights
 
 
@@ -230,18 +232,48 @@ def test_an_optimizer_that_no_scaler_can_step_is_refused():
         learner(AccelerateCB(mixed_precision='no'), Learner, opt_func=PlainSGD).fit(1)
 
 
+class Scaled(nn.Module):
+    "A loss with a parameter."
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+    def forward(self, preds, y): return F.cross_entropy(preds*self.scale, y)
+
+
+class Freeze(Callback):
+    "Freezes the first layer, and thaws it in the second epoch."
+    def before_fit(self, learn): learn.model[0].requires_grad_(False)
+    def before_epoch(self, learn): unwrapped(learn.model)[0].requires_grad_(learn.epoch > 0)
+
+
+def two_fits():
+    "Weights, history and predictions of two fits of the same Learner on a shuffled DataLoader."
+    torch.manual_seed(1)
+    x, y = torch.randn(43, 4, dtype=torch.float64), torch.randint(0, 3, (43,))
+    train, valid = TensorDataset(x[:29], y[:29]), TensorDataset(x[29:], y[29:])
+    dls = DataLoaders(DataLoader(train, 6, shuffle=True), DataLoader(valid, 5))
+    model, cbs = mlp().double(), [AccelerateCB(mixed_precision='no'), MetricsCB(accuracy), Freeze()]
+    learn = Learner(model, dls, Scaled(), .1, cbs)
+    history = []
+    for n in (2, 1):
+        learn.fit(n)
+        history += [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]
+        assert learn.model is model
+        assert learn.dls is dls
+    drawn = torch.rand(1).item()
+    return weights(learn), learn.loss_func.scale.item(), history, learn.capture_preds()[0], drawn
+
+
 @pytest.mark.usefixtures('accelerate')
-def test_on_several_processes_gradients_of_a_loss_are_averaged_as_the_models_are():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.ones(()))
-        def forward(self, preds, y): return F.cross_entropy(preds*self.scale, y)
-    cb, learn = AccelerateCB(mixed_precision='no'), learner(loss_func=Scaled())
-    learn.loss = learn.loss_func(learn.model(torch.ones(2, 4)), torch.tensor([0, 1]))
-    parameters = [*learn.loss_func.parameters(), *learn.model.parameters()]
-    own = torch.autograd.grad(learn.loss, parameters, retain_graph=True)
-    cb.acc = SimpleNamespace(backward=lambda loss: loss.backward(), num_processes=2, reduce=lambda g, how: (g + 5)/2)
-    cb.backward(learn)
-    for i, (g, p) in enumerate(zip(own, parameters, strict=True)):
-        torch.testing.assert_close(p.grad, g if i else (g + 5)/2)
+@pytest.mark.parametrize('n', [2, 4])
+def test_on_several_processes_all_is_as_in_one(n):
+    expected, scale, history, preds, _ = two_fits()
+    assert scale != 1
+    results = run_ranks(two_fits, n)
+    for w, s, h, p, _ in results:
+        torch.testing.assert_close(w, expected, rtol=0, atol=1e-12)
+        assert s == pytest.approx(scale, abs=1e-12)
+        for row, one in zip(h, history, strict=True):
+            assert row == {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()}
+        torch.testing.assert_close(p, preds, rtol=0, atol=1e-12)
+    assert len({drawn for *_, drawn in results}) == n  # each draws its own dropout

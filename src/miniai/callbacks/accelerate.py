@@ -1,21 +1,27 @@
 "Training with Hugging Face Accelerate."
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
 
 from miniai.callbacks.precision import PatientScaler, ScalingCB
 from miniai.callbacks.train import DeviceCB
-from miniai.callbacks.trained import loss_modules, loss_parameters
-from miniai.device import def_device
+from miniai.callbacks.trained import loss_modules
+from miniai.callbacks.wrapped import MappedLoader
+from miniai.device import def_device, to_device
+from miniai.distributed.callback import draw_apart
+from miniai.distributed.ranks import start, world
+from miniai.distributed.wrap import unwrapped, wrap_ddp
 
 __all__ = ['AccelerateCB']
 
 
 class AccelerateCB(ScalingCB):
-    """Lets Hugging Face Accelerate prepare model, optimizer and loaders for the length of a fit, and do the backward
-    pass. After the fit the Learner has its own model, optimizer and loaders again. `mixed_precision` is Accelerate's;
-    without an accelerator 'fp16' becomes 'bf16', with a warning."""
+    """Lets Hugging Face Accelerate prepare model and optimizer for the length of a fit, and do the backward pass.
+    Batches go to its device. After the fit the Learner has its own model and optimizer again. On several processes, of
+    torchrun or `accelerate launch`, the results are those of one process, as with DistributedCB. `mixed_precision` is
+    Accelerate's; without an accelerator 'fp16' becomes 'bf16', with a warning."""
     order = DeviceCB.order + 10
     def __init__(self, n_inp: int = 1, mixed_precision: str = "fp16", inputs: Any = None,
                  targets: Any = None) -> None:
@@ -27,30 +33,37 @@ class AccelerateCB(ScalingCB):
         if mixed_precision == 'fp16' and def_device == 'cpu':
             warnings.warn("AccelerateCB: fp16 needs an accelerator; using bf16 on the CPU", stacklevel=2)
             mixed_precision = 'bf16'
-        self.acc, self._own = Accelerator(mixed_precision=mixed_precision), None
+        self.acc = Accelerator(mixed_precision=mixed_precision, cpu=def_device == 'cpu')
+        self._own, self._seeded = None, False
+        start(self.acc.device.type)
         if type(self.scaler) is torch.amp.GradScaler: self.scaler.__class__ = PatientScaler
 
     def before_fit(self, learn: Any) -> None:
-        self._own = learn.model, learn.dls.train, learn.dls.valid, learn.opt
-        self._attributes = set(vars(learn.model))
-        learn.model, learn.dls.train, learn.dls.valid = self.acc.prepare(*self._own[:3])
+        self._own, self._attributes = (learn.model, learn.opt), set(vars(learn.model))
+        self._trained = [p.requires_grad for p in learn.model.parameters()]
+        learn.model = self.acc.prepare(learn.model)
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
         for loss in loss_modules(learn).values(): loss.to(self.acc.device)
+        if world() > 1 and not self._seeded: draw_apart()
+        self._seeded = True
         super().before_fit(learn)
+
+    def before_epoch(self, learn: Any) -> None:
+        if world() > 1 and self._trained != (trained := [p.requires_grad for p in learn.model.parameters()]):
+            self._trained, learn.model = trained, wrap_ddp(unwrapped(learn.model), self.acc.device)
+        learn.dl = MappedLoader(learn.dl, partial(to_device, device=self.acc.device))
+        super().before_epoch(learn)
 
     scaler = property(lambda self: self.acc.scaler, doc="Accelerate's GradScaler, or None.")
 
     def scaled_optimizer(self, learn: Any) -> Any: return learn.opt.optimizer  # which Accelerate has wrapped
 
-    def backward(self, learn: Any) -> None:
-        self.acc.backward(learn.loss)
-        for p in loss_parameters(learn).values() if self.acc.num_processes > 1 else ():
-            if p.grad is not None: p.grad = self.acc.reduce(p.grad, 'mean')  # as is done for the model's
+    def backward(self, learn: Any) -> None: self.acc.backward(learn.loss)
 
     def cleanup_fit(self, learn: Any) -> None:
         super().cleanup_fit(learn)
         if self._own is None: return
-        learn.model, learn.dls.train, learn.dls.valid, learn.opt = self._own
+        learn.model, learn.opt = self._own
         for added in set(vars(learn.model)) - self._attributes: delattr(learn.model, added)
         self.acc.free_memory()
         self._own = None

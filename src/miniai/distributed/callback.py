@@ -9,7 +9,7 @@ from miniai.distributed.wrap import is_wrapped, replace_parameters, shard, wrap_
 from miniai.events import Callback
 from miniai.randomness import set_seed
 
-__all__ = ['DistributedCB']
+__all__ = ['DistributedCB', 'draw_apart']
 
 
 class DistributedCB(Callback):
@@ -33,7 +33,8 @@ class DistributedCB(Callback):
         self._own = learn.model
         if self._how == 'fsdp': self._shard(learn)
         self._wrap(learn)
-        if not self._seeded: self._seed()
+        if not self._seeded: draw_apart()
+        self._seeded = True
 
     def _shard(self, learn: Any) -> None:
         before = dict(learn.model.named_parameters())
@@ -45,11 +46,6 @@ class DistributedCB(Callback):
         self._trained = [p.requires_grad for p in self._own.parameters()]
         if self._how == 'ddp': learn.model = wrap_ddp(self._own, self._device, **self._options)
 
-    def _seed(self) -> None:
-        "Let each process draw random numbers of its own, such as for dropout; the first one goes on as it was."
-        self._seeded = True
-        if rank(): set_seed((torch.initial_seed() + rank()) % 2**63, torch.are_deterministic_algorithms_enabled())
-
     def before_epoch(self, learn: Any) -> None:
         if self._own is not None and [p.requires_grad for p in self._own.parameters()] != self._trained:
             self._wrap(learn)
@@ -58,3 +54,8 @@ class DistributedCB(Callback):
 
     def cleanup_fit(self, learn: Any) -> None:
         if self._own is not None: learn.model, self._own = self._own, None
+
+
+def draw_apart() -> None:
+    "Let each process draw random numbers of its own, such as for dropout; the first one goes on as it was."
+    if rank(): set_seed((torch.initial_seed() + rank()) % 2**63, torch.are_deterministic_algorithms_enabled())
