@@ -217,8 +217,9 @@ def test_the_page_names_every_event_and_no_other():
 def test_the_page_names_the_order_of_every_callback():
     text = (DOCS/'learner.md').read_text().split('\n| order |')[1].split('\n\n')[0]
     listed = {nm: float(row.split('|')[1]) for row in text.split('\n')[2:] for nm in names_in(row.split('|')[2])}
+    packages = 'events', 'distributed', 'metrics', 'callbacks', 'steps', 'diagnosis', 'resume'
     modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(miniai.__path__, 'miniai.')
-               if m.name.split('.')[1] in ('events', 'metrics', 'callbacks', 'steps', 'diagnosis', 'resume')]
+               if m.name.split('.')[1] in packages]
     found = {nm: getattr(m, nm) for m in modules for nm in getattr(m, '__all__', ())}
     callbacks = {nm: cb for nm, cb in found.items() if isinstance(cb, type) and issubclass(cb, Callback)}
     assert {nm: callbacks[nm].order for nm in listed} == listed

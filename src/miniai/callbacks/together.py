@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.callbacks.passes import MaxBatchesCB
 from miniai.callbacks.trained import loss_parameters
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data.loaders import length_of
@@ -29,7 +28,7 @@ def rank_cbs() -> list[Callback]:
 
 class PartCB(Callback):
     "Gives this process its part of every batch, and lets a pass end for all processes together."
-    order, only_shows = MaxBatchesCB.order - 1, True
+    order, only_shows = -2e9, True  # MaxBatchesCB and all others see this process's part
 
     def before_epoch(self, learn: Any) -> None: learn.dl = _PartLoader(learn, learn.dl)
 
