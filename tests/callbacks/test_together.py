@@ -8,7 +8,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import DataLoader, TensorDataset
 
+from miniai.callbacks.passes import MaxBatchesCB
+from miniai.callbacks.together import _until_all_end
 from miniai.data.loaders import DataLoaders
 from miniai.data.memory import MemoryLoader
 from miniai.distributed import DistributedCB, rank
@@ -164,3 +167,71 @@ def test_tensor_parallel_and_hybrid_sharded_models_give_the_results_of_one_proce
         for row, one in zip(h, figures(learn.history), strict=True):
             assert {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()} == row
         torch.testing.assert_close(p, preds, rtol=0, atol=1e-12)
+
+
+# Loaders of other kinds
+
+class Stream(torch.utils.data.IterableDataset):
+    "Rows of the data; `world_size` says that each process has rows of its own."
+    def __init__(self, rows, world_size=None): self.rows, self.world_size = rows, world_size
+    def __iter__(self): return iter(TensorDataset(*(t[self.rows] for t in DATA)))
+
+
+DATA = [data().train.tensors[0], data().train.tensors[1].clamp(min=0)]
+
+
+def as_dict(samples): return dict(zip(('input', 'y'), torch.utils.data.default_collate(samples), strict=True))
+
+
+def fitted(dl, how, fit=None, cbs=(), phases=None):
+    "Weights, history and predictions of a fit, on one process or several."
+    learn = learner(how, cbs, DataLoaders(dl, ()))
+    if phases: learn.cbs[0] = phases
+    learn.dls.valid = DataLoader(TensorDataset(*DATA), 7, collate_fn=as_dict if phases else None)
+    learn.fit(**fit or dict(n_epochs=2))
+    return weights(learn.model), figures(learn.history), learn.capture_preds()[0]
+
+
+def all_loaders(how=None):
+    "Fits over loaders of every kind, in epochs of all batches, of the first ones, and of steps."
+    ds, named = TensorDataset(*DATA), lambda: TrainCB(inputs=lambda b: b['input'], targets='y')
+    def shuffled(**kwargs): return DataLoader(ds, 8, shuffle=True, **kwargs)
+    return [fitted(shuffled(), how), fitted(shuffled(collate_fn=as_dict), how, phases=named()),
+            fitted([as_dict([ds[i], ds[i + 1], ds[i + 2]]) for i in range(0, 36, 3)], how, phases=named()),
+            fitted(shuffled(), how, cbs=[MaxBatchesCB(3, 2)]), fitted(shuffled(), how, dict(steps=12, valid_every=4)),
+            fitted(DataLoader(Stream(slice(37)), 4), how), fitted(DataLoader(Stream(slice(33)), 8), how, dict(steps=9))]
+
+
+def all_loaders_by_ddp(): return all_loaders('ddp')
+
+
+@pytest.mark.parametrize('n', [2, 4])
+def test_fits_over_loaders_of_every_kind_are_those_of_one_process(n):
+    for expected, *found in zip(all_loaders(), *run_ranks(all_loaders_by_ddp, n, timeout=120), strict=True):
+        for w, h, p in found:
+            torch.testing.assert_close(w, expected[0], rtol=0, atol=1e-12)
+            for row, one in zip(h, expected[1], strict=True):
+                assert {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()} == row
+            torch.testing.assert_close(p, expected[2], rtol=0, atol=1e-12)
+
+
+def of_unequal_lengths(): return fitted(DataLoader(Stream([slice(10), slice(10, 37)][rank()], world_size=2), 4), 'ddp')
+
+
+def test_no_data_is_left_out_if_a_process_runs_out_early():
+    rows = [[*range(4*i, min(4*i + 4, 10)), *range(10 + 4*i, min(14 + 4*i, 37))] for i in range(7)]
+    expected = fitted([(DATA[0][r], DATA[1][r]) for r in rows], None)
+    for w, h, _ in run_ranks(of_unequal_lengths, 2):
+        torch.testing.assert_close(w, expected[0], rtol=0, atol=1e-12)
+        assert [row['loss'] for row in h] == pytest.approx([row['loss'] for row in expected[1]], abs=1e-12)
+
+
+def refuse():
+    with pytest.raises(ValueError, match='the batch size, 1, is that of all 2 processes'):
+        fitted(DataLoader(TensorDataset(*DATA), 1), 'ddp')
+    if rank():
+        with pytest.raises(ValueError, match='no batch for process 1'): next(_until_all_end(iter([])))
+    else: assert next(_until_all_end(iter([(5, True)]))) == (5, True)
+
+
+def test_batches_smaller_than_processes_and_processes_without_data_are_refused(): run_ranks(refuse, 2)
