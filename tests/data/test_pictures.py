@@ -344,3 +344,15 @@ def test_show_draws_training_pictures_with_their_classes_and_the_pass_stays_wher
     assert (drawn['ncols'], dls.train.epoch) == (2, 0)
     with pytest.raises(ValueError, match='show is for pictures and tables'):
         DataLoaders.from_arrays(torch.zeros(20, 3), torch.zeros(20)).show()
+
+
+def test_many_files_are_not_all_in_memory_and_a_missing_one_is_named(tmp_path):
+    a = np.arange(70*16, dtype=np.uint8).reshape(70, 4, 4)
+    paths = [write(tmp_path/f'{i}.png', x) for i, x in enumerate(a)]
+    recipe = PictureRecipe(4, 1)
+    [rows], single = recipe.read(paths)
+    assert not single
+    assert not rows.keep
+    assert torch.cat([batch[0] for batch in recipe.loader([rows], 32)]).equal(torch.from_numpy(a/255).float()[:, None])
+    paths[66].unlink()
+    with pytest.raises(PictureError, match=r'66\.png'): list(recipe.loader(recipe.read(paths)[0], 32))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from matplotlib import pyplot as plt
 from torch import nn
 
+from miniai import DataLoaders, TrainLearner
 from miniai.data.pictures import PictureRecipe
 from miniai.inference.results import ClassResults, NumberResults, compared
 from predicting import flat, named, picture_loaders, pixels, tabular, trained, two_inputs
@@ -210,3 +211,13 @@ def test_the_outputs_can_be_named_where_the_loss_says_nothing():
 def test_results_need_no_inputs_also_of_pictures_that_were_normalised():
     recipe = PictureRecipe(4, 1, mean=[.5], std=[.2], classes=['a', 'b'])
     assert compared(torch.eye(2), torch.tensor([0, 1]), 'classes', recipe).accuracy == 1
+
+
+def test_pictures_of_a_loader_in_memory_are_not_copied_but_read_again_by_index():
+    x = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8)
+    dls = DataLoaders.from_arrays(x, torch.arange(40) % 3, valid=range(30, 40), bs=8, normalize=True)
+    learn = TrainLearner(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), dls, F.cross_entropy)
+    found = learn.results()
+    assert len(found.inputs) == 10
+    for i in range(10): assert found.inputs[i].equal(x[30 + i]/255)
+    found.show_samples(3)

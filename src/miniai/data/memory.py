@@ -11,8 +11,8 @@ from torch import Tensor
 
 from miniai.distributed.ranks import part, part_of
 
-__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of', 'some_rows', 'permutation', 'own_part',
-           'batches_in_words']
+__all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of', 'some_rows', 'kept_rows',
+           'permutation', 'own_part', 'batches_in_words']
 
 
 class MemoryLoader:
@@ -155,15 +155,18 @@ def _gathered(t: Tensor, orders: dict[torch.device, Tensor] | None, rows: slice,
 
 def rows_of(dl: 'MemoryLoader', n: int) -> list[Tensor]:
     "The first `n` rows of each input of a MemoryLoader in order, as they are kept."
-    rows = torch.arange(dl.n)[:n] if dl.rows is None else dl.rows[:n]
-    return [next(_gathered(t, {t.device: rows.to(t.device)}, slice(None), n)) for t in dl.tensors[:dl.n_inp]]
+    return kept_rows(dl, torch.arange(dl.n)[:n])[:dl.n_inp]
 
 
 def some_rows(dl: 'MemoryLoader', n: int) -> list[Tensor]:
     "Up to `n` rows of each array of a MemoryLoader, drawn with its seed, as they are kept."
-    rows = permutation(dl.n, dl.seed, -2)[:n]
+    return kept_rows(dl, permutation(dl.n, dl.seed, -2)[:n])
+
+
+def kept_rows(dl: 'MemoryLoader', rows: Tensor) -> list[Tensor]:
+    "Those rows of each array of a MemoryLoader, as they are kept; they are numbered as in a pass in order."
     if dl.rows is not None: rows = dl.rows[rows]
-    return [next(_gathered(t, {t.device: rows.to(t.device)}, slice(None), n)) for t in dl.tensors]
+    return [next(_gathered(t, {t.device: rows.to(t.device)}, slice(None), len(rows))) for t in dl.tensors]
 
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:

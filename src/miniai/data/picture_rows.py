@@ -95,7 +95,7 @@ class PictureRows:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    described = [(*Path(f).parts[-2:], os.lstat(f).st_size) for f in files]
+    described = [(*Path(f).parts[-2:], os.lstat(f).st_size if os.path.lexists(f) else 0) for f in files]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
 

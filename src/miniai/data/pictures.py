@@ -18,6 +18,7 @@ from miniai.show.plots import show_images
 __all__ = ['PictureRecipe', 'recipe_of']
 
 _MOST_CLASSES = 10_000  # larger integers are no places of classes
+_FEW = 64  # more files are decoded by several threads, a batch at a time
 
 
 class PictureRecipe(Recipe):
@@ -40,6 +41,8 @@ class PictureRecipe(Recipe):
         an array of 4 dimensions or of such rows."""
         pictures, single = self._listed(x)
         if not len(pictures): raise PictureError("there are no pictures to read")
+        if len(pictures) > _FEW and all(isinstance(p, str | PathLike) for p in pictures):
+            return [self.rows([Path(p) for p in pictures], keep=False)], single
         return [torch.from_numpy(np.stack([self.decode(p) for p in pictures]))], single
 
     def _listed(self, x: Any) -> tuple[Sequence, bool]:

@@ -5,17 +5,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from miniai.data.memory import MemoryLoader, kept_rows
 from miniai.data.recipe import Recipe
 from miniai.inference.predictor import class_names, meaning, outputs_of
 from miniai.show.plots import show_images
 
-__all__ = ['ClassResults', 'NumberResults', 'results']
+__all__ = ['ClassResults', 'KeptPictures', 'NumberResults', 'results']
+
+
+class KeptPictures:
+    "The pictures of a loader in memory by index, from 0 to 1: a large set is not copied to look at a few of them."
+    def __init__(self, dl: MemoryLoader) -> None: self.dl = dl
+    def __len__(self) -> int: return self.dl.n
+    def __getitem__(self, i: int) -> Tensor: return kept_rows(self.dl, torch.tensor([i]))[0][0]/255
 
 
 @dataclass
 class ClassResults:
     """Results of a classifier: `probabilities` (N, classes), true classes `targets` (N), names of `classes`, and
-    `inputs`, pictures as they were before they were normalised. Figures are drawn from what the other methods
+    `inputs`, pictures by index as they were before they were normalised. Figures are drawn from what the other methods
     return."""
     probabilities: Tensor
     targets: Tensor
@@ -90,7 +98,7 @@ class ClassResults:
         self._show(range(len(titles)), titles, kwargs)
 
     def _show(self, indices: Any, titles: list[str], kwargs: dict[str, Any]) -> None:
-        images = [self.inputs[i] for i in indices] if isinstance(self.inputs, Tensor | list) else []
+        images = [self.inputs[i] for i in indices] if isinstance(self.inputs, Tensor | list | KeptPictures) else []
         if not images or not isinstance(images[0], Tensor) or images[0].ndim not in (2, 3):
             raise ValueError("the inputs are no pictures: mistakes() has the indices of the samples")
         show_images(images, titles=titles, **dict(imsize=2, layout='constrained') | kwargs)
@@ -137,9 +145,12 @@ def results(self: Any, dl: Any = None, outputs: str | None = None) -> ClassResul
     """What the model makes of the validation set, or of `dl`, next to the targets: ClassResults or NumberResults. What
     outputs mean follows from the loss function, unless `outputs` says it. ValueError without targets, or for more than
     one class or number for each sample."""
-    preds, targets, inputs = self.capture_preds(dl=dl, inps=True)
+    loader = getattr(self.dls, 'valid', None) if dl is None else dl
+    reread = isinstance(loader, MemoryLoader) and not loader.shuffle and loader.scaling.pixels and loader.n_inp == 1
+    preds, targets, *inputs = self.capture_preds(dl=dl, inps=not reread)
     if targets is None: raise ValueError("results need targets to compare predictions with, and the batches have none")
     recipe = getattr(self.dls, 'recipe', None)
+    inputs = KeptPictures(loader) if reread else inputs[0]
     return compared(preds, targets, outputs or outputs_of(self.loss_func, recipe), recipe, inputs)
 
 
@@ -170,6 +181,7 @@ def _several(values: Tensor, targets: Any) -> ValueError:
 
 def _as_pictures(inputs: Any, recipe: Recipe | None) -> Any:
     "Pixels that were normalised, as they were: from 0 to 1."
+    if isinstance(inputs, KeptPictures): return inputs
     pixels = inputs is not None and recipe is not None and recipe.dtypes == ['uint8']
     if not pixels or recipe.scalings[0].get('mean') is None: return inputs
     mean, std = (torch.as_tensor(recipe.scalings[0][nm]) for nm in ('mean', 'std'))
