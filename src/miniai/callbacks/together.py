@@ -85,7 +85,7 @@ class TogetherCB(Callback):
         self._asking = [cb for cb in learn.cbs if hasattr(cb, 'asks')]
 
     def before_epoch(self, learn: Any) -> None:
-        if learn.model.training and not is_wrapped(learn.model): raise ValueError(
+        if world() > 1 and learn.model.training and not is_wrapped(learn.model): raise ValueError(
             f"{world()} processes train together, but the model is not wrapped, so each would train its own: add "
             f"DistributedCB('ddp') to cbs")
         self._epoch_shared = True
@@ -99,7 +99,7 @@ class TogetherCB(Callback):
 
     def _shared(self, learn: Any, loss: Tensor) -> Tensor:
         "The loss of the whole batch, whose gradient here is that of this process's part, by its weight."
-        weight = self._weight(learn) if learn.counts else 0.
+        weight = self._weight(learn) if getattr(learn, 'counts', True) else 0.
         if loss.is_cpu:
             *cancels, loss_sum, weights = total([*_cancels(None), loss.item()*weight if weight else 0., weight])
             _follow(learn, cancels)
