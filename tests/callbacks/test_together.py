@@ -8,8 +8,10 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from miniai import AverageCB, BatchSchedCB, BestCB, EarlyStoppingCB, FreezeCB, PlateauCB
 from miniai.callbacks.passes import MaxBatchesCB
 from miniai.callbacks.together import _until_all_end
 from miniai.data.loaders import DataLoaders
@@ -235,3 +237,42 @@ def refuse():
 
 
 def test_batches_smaller_than_processes_and_processes_without_data_are_refused(): run_ranks(refuse, 2)
+
+
+WITH = dict(
+    best=lambda: dict(cbs=[BestCB('-loss')], lr=.3),  # a rate at which the last epoch is not the best
+    early=lambda: dict(cbs=[EarlyStoppingCB('-loss', patience=1, restore=True)], lr=.3),
+    average=lambda: dict(cbs=[AverageCB(keep=True)], opt_func=partial(AdamW, ema=.9)),
+    schedule=lambda: dict(cbs=[BatchSchedCB(lambda opt, steps: OneCycleLR(opt, .05, steps))]),
+    plateau=lambda: dict(cbs=[PlateauCB('-loss', factor=.1, patience=0)], lr=.3),
+    frozen=lambda: dict(cbs=[FreezeCB('0', until_epoch=2)]),
+    steps=lambda: dict(fit=dict(steps=13, valid_every=4)),
+    clipped=lambda: dict(opt_func=partial(AdamW, clip_norm=.1, skip_nonfinite=True)),
+    lbfgs=lambda: dict(opt_func=lambda params, lr: torch.optim.LBFGS(params, lr, max_iter=3), ways=('ddp',),
+                       fit=dict(n_epochs=2)),  # its steps enlarge differences of rounding
+    loss=lambda: dict(loss_func=nn.CrossEntropyLoss(weight=torch.tensor([1., 2., .5]).double())),
+    summed=lambda: dict(loss_func=nn.CrossEntropyLoss(reduction='sum')))
+
+
+def fit_with(name, how):
+    options = WITH[name]()
+    if how and how not in options.pop('ways', ('ddp', 'fsdp')): return None
+    options.pop('ways', None)
+    learn = learner(how, options.pop('cbs', ()))
+    fit = options.pop('fit', dict(n_epochs=5))
+    for nm, x in options.items(): setattr(learn, nm, x)
+    learn.fit(**fit)
+    return weights(learn.model), figures(learn.history)
+
+
+def fit_with_all(): return {(nm, how): fit_with(nm, how) for nm in WITH for how in ('ddp', 'fsdp')}
+
+
+def test_callbacks_that_train_give_the_weights_of_one_process():
+    alone = {nm: fit_with(nm, None) for nm in WITH}
+    for results in run_ranks(fit_with_all, 2):
+        for (nm, how), found in results.items():
+            if found is None: continue
+            torch.testing.assert_close(found[0], alone[nm][0], rtol=0, atol=1e-11, msg=f'{nm} with {how}')
+            for row, one in zip(found[1], alone[nm][1], strict=True):
+                assert {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-9) for k, v in one.items()} == row

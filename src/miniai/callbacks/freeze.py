@@ -62,7 +62,7 @@ class FreezeCB(Callback):
         if not isinstance(until_epoch, Integral) or until_epoch < 1:
             raise ValueError(f"FreezeCB: until_epoch must be a whole number, 1 or more, got {until_epoch!r}")
         self.body, self.until_epoch = body, until_epoch
-        self._frozen = (), ()  # parameters and modules
+        self._frozen = (), ()  # parameters, as pairs of module and name, and modules
 
     def before_fit(self, learn: Any) -> None:
         if not getattr(learn, 'trains', True): return
@@ -71,7 +71,8 @@ class FreezeCB(Callback):
             f"FreezeCB: the body would never thaw, with until_epoch={self.until_epoch} in a fit of {learn.n_epochs} "
             f"epochs: use learn.freeze(body) if that is meant")
         kept, modules = in_eval(learn), [m for part in _parts(learn.model, self.body) for m in part.modules()]
-        params = [p for m in modules for p in m.parameters(recurse=False) if p.requires_grad]
+        # By name, because FSDP2 puts others in their place.
+        params = [(m, nm) for m in modules for nm, p in m.named_parameters(recurse=False) if p.requires_grad]
         freeze(learn, self.body)
         self._frozen = params, [m for m in modules if m not in set(kept)]
 
@@ -85,6 +86,7 @@ class FreezeCB(Callback):
     def _thaw(self, learn: Any) -> None:
         "Let what was frozen train again. What did not train before stays as it was."
         (params, modules), self._frozen = self._frozen, ((), ())
-        for p in params: p.requires_grad_(True)
+        reshard(learn.model)
+        for m, nm in params: getattr(m, nm).requires_grad_(True)
         for m in modules: m.training = learn.model.training
         learn.kept_in_eval = [m for m in learn.kept_in_eval or () if m not in set(modules)]

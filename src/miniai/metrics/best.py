@@ -2,6 +2,7 @@
 from typing import Any
 
 from miniai.device import is_number, map_tensors
+from miniai.distributed.wrap import unwrapped
 from miniai.events import Callback, is_cancel, run_cbs
 from miniai.metrics.direction import check_metric, direction, improves, is_watched, last_row, no_metric
 
@@ -35,14 +36,15 @@ class BestCB(Callback):
             raise ValueError(f"{type(self).__name__} needs a metric that is one number, and {name!r} is {value!r}")
         if not improves(value, self.best, sign, self.min_delta): return
         self.best, self.best_epoch = value, learn.epoch
-        if self.restore: self._weights = map_tensors(lambda t: t.detach().clone(), dict(learn.model.state_dict()))
+        if not self.restore: return
+        self._weights = map_tensors(lambda t: t.detach().clone(), dict(unwrapped(learn.model).state_dict()))
 
     def cleanup_fit(self, learn: Any) -> None:
         weights, self._weights = self._weights, None
         error = getattr(learn, 'ended_by', None)
         failed = isinstance(error, Exception) and not is_cancel(error)  # Ctrl-C is no failure
         if weights is None or failed or not is_watched(learn): return
-        learn.model.load_state_dict(weights)
+        unwrapped(learn.model).load_state_dict(weights)
         run_cbs(learn.cbs, 'weights_replaced', learn)
 
     def state_dict(self) -> dict[str, Any]:
