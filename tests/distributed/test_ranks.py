@@ -34,6 +34,18 @@ def test_processes_share_numbers_flags_and_objects():
         assert len(parts[0]) == max(map(len, parts))  # the first process always has a sample
 
 
+def fails_in_the_second():
+    def fail():
+        with ranks.failing_together():
+            if ranks.rank() == 1: raise ValueError('of 1')
+    with pytest.raises(ValueError, match='of 1'): fail()
+    with ranks.failing_together(): return 'whole'
+
+
+def test_an_error_of_one_process_is_raised_in_all():
+    assert run_ranks(fails_in_the_second, 2) == ['whole']*2
+
+
 def test_in_one_process_nothing_is_shared():
     x = object()
     assert (ranks.rank(), ranks.world(), ranks.is_first(), ranks.part()) == (0, 1, True, (0, 1))

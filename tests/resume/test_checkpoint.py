@@ -155,12 +155,12 @@ def test_a_signal_in_an_epoch_that_is_cancelled_exits_at_its_end(tmp_path):
 
 
 def test_a_signal_that_comes_after_the_decision_to_save_waits_for_the_next_batch(tmp_path, monkeypatch):
-    real, asked = CheckpointCB._is_due, []
+    real, asked = CheckpointCB._batches_due, []
     def late(self, learn):
         asked.append(learn.iter)
         if len(asked) == 4: kill_self()
         return real(self, learn)
-    monkeypatch.setattr(CheckpointCB, '_is_due', late)
+    monkeypatch.setattr(CheckpointCB, '_batches_due', late)
     with pytest.raises(SystemExit): run(tmp_path, batches=None).fit(1)
     assert checkpoints(tmp_path) == ['00000-1-00000005']
 

@@ -27,6 +27,8 @@ class FolderInUseError(RuntimeError):
         self.folder, self.pid, self.host = os.fspath(folder), pid, host
         super().__init__(f'{folder} is in use by process {pid} on {host}: wait for it to end, or use another folder')
 
+    def __reduce__(self) -> tuple: return type(self), (self.folder, self.pid, self.host)
+
 
 class FolderLock:
     """Locks `folder` for this process until `release`, the end of its `with`, or the end of the process.

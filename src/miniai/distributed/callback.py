@@ -19,7 +19,7 @@ class DistributedCB(Callback):
     model is prepared already. `options` go to DistributedDataParallel, or are those of `shard`: blocks, mesh,
     mixed_precision, reshard, offload. `data` is the mesh to divide batches over, for a model that is tensor parallel.
     The group starts here, and ends with the process. Without torchrun it does nothing but choose a device."""
-    order = 10
+    order, only_shows = 10, True  # a run may resume on any number of processes
     def __init__(self, how: str | None = 'ddp', device: str | None = None, data: Any = None, **options: Any) -> None:
         if how not in ('ddp', 'fsdp', None):
             raise ValueError(f"DistributedCB: how must be 'ddp' or 'fsdp', got {how!r}")

@@ -2,6 +2,8 @@
 import atexit
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = ['rank', 'world', 'is_first', 'part', 'split_data_over', 'part_of', 'start', 'close', 'agree', 'total',
-           'most', 'total_on_device', 'gathered', 'gathered_parts', 'from_first', 'wait_for_all']
+           'most', 'total_on_device', 'gathered', 'gathered_parts', 'from_first', 'failing_together',
+           'wait_for_all']
 
 _data_mesh = None   # the processes that the data is divided over, if not all
 _host_group = None  # a group that moves numbers of the CPU, if the main one cannot
@@ -143,6 +146,16 @@ def from_first(x: Any) -> Any:
     box = [x]
     dist.broadcast_object_list(box, src=0, group=_group())
     return box[0]
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    "An error that one process raises within this block is raised in all of them at its end."
+    own = None
+    try: yield
+    except Exception as e: own = e
+    first = next((e for e in gathered(own) if e is not None), None)
+    if first is not None: raise own or first
 
 
 def wait_for_all() -> None:

@@ -41,7 +41,10 @@ class Mean:
         total, weight = (x.item() if isinstance(x, Tensor) else x for x in (self.total, self.weight))
         return torch.tensor(total/weight if weight else float('nan'), dtype=torch.float64)
 
-    def state_dict(self) -> dict[str, Any]: return dict(total=self.total, weight=self.weight)
+    def state_dict(self) -> dict[str, Any]:
+        total, weight = (x.item() if isinstance(x, Tensor) else x for x in (self.total, self.weight))
+        return dict(total=total, weight=weight)
+
     def load_state_dict(self, state: dict[str, Any]) -> None: self.total, self.weight = state['total'], state['weight']
 
 

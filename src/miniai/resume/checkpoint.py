@@ -16,11 +16,14 @@ from miniai.callbacks.train import FiniteLossCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.checkpoint.tree import flatten
 from miniai.device import is_number
+from miniai.distributed.ranks import failing_together, from_first, is_first, most
+from miniai.distributed.wrap import unwrapped
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
 from miniai.metrics.direction import check_metric, direction, improves, last_row, no_metric
-from miniai.resume.files import BEST, RunFiles, files_of, place_of
+from miniai.resume.files import BEST, NoFiles, RunFiles, files_of, place_of
 from miniai.resume.loader import resume_warning
 from miniai.resume.objects import check_savable
+from miniai.resume.ranks import is_resized, state_of_rank, with_all_ranks
 from miniai.resume.restore import ResumeError, check_same, real_weights, restore, versions
 from miniai.resume.signals import OutlastSignals, SignalWatch
 from miniai.resume.start import ResumedPassCB, ResumePoint, find_resume_point
@@ -78,23 +81,24 @@ class CheckpointCB(Callback):
         self._run.files.check_background()
         if isinstance(learn.ended_by, CancelEpochException): return  # cleanup_epoch knows where the run stands
         self._run.count_batch(learn)
-        cancelled, signalled = isinstance(learn.ended_by, CancelFitException), self._run.watch.signal
-        if cancelled or signalled or self._is_due(learn): self.save(learn, _phase(learn), learn.epoch, learn.iter + 1)
+        cancelled, (signalled, time_due) = isinstance(learn.ended_by, CancelFitException), self._run.decided()
+        if cancelled or signalled or time_due or self._batches_due(learn):
+            self.save(learn, _phase(learn), learn.epoch, learn.iter + 1)
         self._run.cancelled = cancelled
-        if signalled: self._run.watch.leave()
+        if signalled: self._run.watch.leave(signalled)
 
     def cleanup_epoch(self, learn: Any) -> None:
         run = self._run
         if not self._saves(learn) or run.cancelled or run.skipping(learn): return
-        cancelled, signalled = isinstance(learn.ended_by, CancelFitException), run.watch.signal
+        cancelled, (signalled, time_due) = isinstance(learn.ended_by, CancelFitException), map(int, most(run.asks()))
         if cancelled and not run.pass_done:
             batch = run.first_batch if learn.iter is None else learn.iter + 1  # which may be saved already
-            if run.begun or not run.files.has(_phase(learn), learn.epoch, batch):
+            if run.begun or not from_first(is_first() and run.files.has(_phase(learn), learn.epoch, batch)):
                 self.save(learn, _phase(learn), learn.epoch, batch)
-        elif not learn.training or not learn.validates: self._save_epoch(learn, cancelled or signalled)
+        elif not learn.training or not learn.validates: self._save_epoch(learn, cancelled or signalled, time_due)
         elif cancelled or signalled: self.save(learn, 'valid', learn.epoch, 0)
         run.begun, run.pass_done = False, False
-        if signalled: run.watch.leave()
+        if signalled: run.watch.leave(signalled)
 
     def cleanup_fit(self, learn: Any) -> None:
         run, self._run = self._run, None
@@ -102,21 +106,27 @@ class CheckpointCB(Callback):
 
     # When to save
 
+    def asks(self) -> list[float]:
+        "What all processes decide together after each batch: see TogetherCB."
+        return self._run.asks() if self._run else [0., 0.]
+
+    def answer(self, numbers: list[float]) -> None:
+        if self._run: self._run.answer = numbers
+
     def _saves(self, learn: Any) -> bool:
         return self._run is not None and (learn.ended_by is None or is_cancel(learn.ended_by))
 
-    def _is_due(self, learn: Any) -> bool:
-        batches = learn.training and self.batches and self._run.batches >= self.batches
-        return bool(batches) or time.monotonic() >= self._run.due
+    def _batches_due(self, learn: Any) -> bool:
+        return bool(learn.training and self.batches and self._run.batches >= self.batches)
 
-    def _save_epoch(self, learn: Any, ends: bool) -> None:
+    def _save_epoch(self, learn: Any, ends: bool, time_due: bool) -> None:
         done, values, top, best = learn.epoch + 1, self._values_of_best(learn), None, False
         for x in values:
             best = improves(x, top, 1)
             if best: top = x
         last = done == learn.n_epochs
         unknown = bool(self.best) and not values and not learn.ended_by
-        due = (self.epochs and done % self.epochs == 0) or self._is_due(learn)
+        due = (self.epochs and done % self.epochs == 0) or time_due or self._batches_due(learn)
         if last or ends or best or due or unknown: self.save(learn, 'done' if last else 'train', done, 0, best)
         if unknown: raise no_metric(self.best, 'CheckpointCB', list(last_row(learn)))
 
@@ -146,37 +156,57 @@ class _Run:
         self.first_batch, self.pass_done, self.resumed_pass = 0, False, None
         self._end, self.watch = ExitStack(), SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
-        try: self.files = RunFiles(cb.folder, cb.keep, cb.background)
+        try:
+            with failing_together():
+                first = is_first()
+                self.files = RunFiles(cb.folder, cb.keep, cb.background) if first else NoFiles(cb.folder)
         except BaseException:
             self._end.close()
             raise
         self._start_counting()
 
+    def asks(self) -> list[float]:
+        "The number of a signal or 0, and whether a save is due by the clock."
+        return [float(self.watch.signal or 0), float(time.monotonic() >= self.due)]
+
+    def decided(self) -> tuple[int, bool]:
+        "What all processes answered to what each asks."
+        signal, due = self.answer or self.asks()
+        return int(signal), bool(due)
+
     def begin(self, learn: Any) -> None:
         "Resume where the run stopped, or begin in a folder without checkpoints."
-        folder, there = self.files.folder, files_of(self.files.folder)
-        self.point = find_resume_point(folder, learn.n_epochs, learn.model) if learn.resume else ResumePoint()
-        state = self.point.state
-        if state is None and there: raise ResumeError(
-            f"{folder} holds {len(there)} checkpoint(s) of an earlier run, such as {there[-1].name}: resume it with "
-            f"fit(…, resume=True), or choose another folder")
-        if state is None and self.cb.best and self.files.has_best(): raise ResumeError(
-            f"{folder} holds {BEST} of an earlier run, but no checkpoint to resume from: move it away or choose "
-            f"another folder")
+        with failing_together(): found = self._find_start(learn) if is_first() else None
+        self.point = from_first(found)
         self.state, self.steps = RunState(learn), next((cb for cb in learn.cbs if isinstance(cb, StepsCB)), None)
         if self.steps: self.steps.when_a_pass_begins(partial(self.state.begin_pass, learn, kind='paused'))
         for path, dl in loaders_of(learn).items():
             why = resume_warning(dl, limited=any(isinstance(cb, MaxBatchesCB) for cb in learn.cbs))
             if why: warnings.warn(f"CheckpointCB: the run may not resume exactly from {path}: {why}", stacklevel=4)
-        if state is not None:
-            check_same(learn, state, self.state)
-            lost = restore(learn, state, self.state.names)
-            self.state.continue_from(state)
-            if not self.point.batch: self._warn_lost(lost)
-            self.files.start_from(state['position'])
-            self._move_to(learn, self.point)
-        else: flatten(self.state.take(learn))  # raises an error now if a part cannot be saved
+        with failing_together():
+            if self.point.state is None: flatten(self.state.take(learn))  # an error now if a part cannot be saved
+            else: self._resume(learn)
         self._protect_workers(learn)
+
+    def _find_start(self, learn: Any) -> ResumePoint:
+        folder, there = self.files.folder, files_of(self.files.folder)
+        point = find_resume_point(folder, learn.n_epochs, unwrapped(learn.model)) if learn.resume else ResumePoint()
+        if point.state is None and there: raise ResumeError(
+            f"{folder} holds {len(there)} checkpoint(s) of an earlier run, such as {there[-1].name}: resume it with "
+            f"fit(…, resume=True), or choose another folder")
+        if point.state is None and self.cb.best and self.files.has_best(): raise ResumeError(
+            f"{folder} holds {BEST} of an earlier run, but no checkpoint to resume from: move it away or choose "
+            f"another folder")
+        return point
+
+    def _resume(self, learn: Any) -> None:
+        state = self.point.state = state_of_rank(self.point.state, learn, self.state.nodes)
+        if is_first() or not is_resized(state): check_same(learn, state, self.state)
+        lost = restore(learn, state, self.state.names)
+        self.state.continue_from(state)
+        if not self.point.batch: self._warn_lost(lost)
+        self.files.start_from(state['position'])
+        self._move_to(learn, self.point)
 
     def _warn_lost(self, lost: list[str]) -> None:
         if lost: warnings.warn(f"not restored, because this run has no such object, or it cannot be made again: "
@@ -242,11 +272,12 @@ class _Run:
             for cb in learn.cbs if best else ():
                 if not isinstance(cb, AverageCB): continue
                 state |= dict(raw=state['model'], model=cb.averaged(learn, state['model']))
-            self.files.save(dict(position=position, versions=versions(learn), **state), best)
+            state = with_all_ranks(dict(position=position, versions=versions(learn), **state), learn.model)
+            self.files.save(state, best)
         self._start_counting()
 
     def _start_counting(self) -> None:
-        self.batches, self.due = 0, time.monotonic() + 60*(self.cb.minutes or math.inf)
+        self.answer, self.batches, self.due = None, 0, time.monotonic() + 60*(self.cb.minutes or math.inf)
 
     def end(self) -> None:
         "Wait for the save in progress, unless there was a second signal. Then exit if there was a signal."

@@ -8,7 +8,7 @@ from typing import Any
 from miniai.checkpoint import FolderLock, Saver, remove_stale
 from miniai.checkpoint.folder import BEST, place_of
 
-__all__ = ['BEST', 'RunFiles', 'file_name', 'place_of', 'files_of']
+__all__ = ['BEST', 'RunFiles', 'NoFiles', 'file_name', 'place_of', 'files_of']
 
 _PHASES = dict(train=1, valid=2, done=3)
 
@@ -80,3 +80,12 @@ class RunFiles:
         with self._end:
             if wait: self._finish(self._saver.wait)
             else: self._saver.abandon()
+
+
+class NoFiles:
+    "Stands in for RunFiles in the processes of a run that write nothing: all but the first."
+    def __init__(self, folder: Path) -> None: self.folder = folder
+    def start_from(self, position: dict[str, Any]) -> None: "It notes nothing."
+    def save(self, state: dict[str, Any], best: bool) -> None: "It saves nothing."
+    def check_background(self) -> None: "Nothing can fail."
+    def close(self, wait: bool = True) -> None: "Nothing is open."

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from miniai.distributed.wrap import is_sharded
 from miniai.randomness import python_state, set_python_state
 from miniai.resume.packing import pack_dense, unpack_dense
 from miniai.resume.walk import Node
@@ -25,6 +26,9 @@ def check_savable(learn: Any) -> None:
     lacks = [nm for nm in ('param_groups', 'state_dict', 'load_state_dict') if not hasattr(learn.opt, nm)]
     if lacks: raise TypeError(f"CheckpointCB saves the optimizer's state, but {type(learn.opt).__name__} has no "
                               f"{' or '.join(lacks)}: use a torch.optim.Optimizer, or add what is missing")
+    if is_sharded(learn.model): raise TypeError(
+        "CheckpointCB cannot save a model that is sharded over processes yet: remove it and save with "
+        "torch.distributed.checkpoint, or train with DistributedCB('ddp')")
     named = [*learn.model.named_parameters(), *learn.model.named_buffers()]
     lazy = [nm for nm, x in named if is_lazy(x)]
     if lazy: raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the model before a fit with a "

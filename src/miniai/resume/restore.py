@@ -15,6 +15,7 @@ from miniai.optim.optimizer import inner_optimizer
 from miniai.randomness import random_states, set_random_states
 from miniai.resume.objects import device_of, misfit, restore_state, state_of
 from miniai.resume.packing import Unpacker
+from miniai.resume.ranks import is_resized
 from miniai.resume.slots import ITEMS, attributes_of
 from miniai.resume.state import DATA, RunState, common, differing, loaders_of, module_tensors
 from miniai.resume.walk import Node, origin_of, walk
@@ -47,9 +48,9 @@ def check_same(learn: Any, state: dict[str, Any], here: RunState) -> None:
         if not isinstance(state[nm], kind):
             raise ResumeError(f"cannot resume: the checkpoint's {nm} is a {type(state[nm]).__name__}, not a "
                               f"{kind.__name__}")
-    now = versions(learn)
+    now, loosely = versions(learn), {'miniai', 'threads'} if is_resized(state) else {'miniai'}
     for nm, then in state['versions'].items():
-        if then != now[nm] and nm != 'miniai': raise _differs((nm, then, now[nm]))
+        if then != now[nm] and nm not in loosely: raise _differs((nm, then, now[nm]))
     nodes, loose, strict = here.nodes, [], []
     comparable = bool(state['settings'])  # miniai 0.2 saved no settings of this kind
     for difference in differing(*common(state['shapes'], here.shapes)) if comparable else ():

@@ -9,6 +9,8 @@ from functools import cache
 from multiprocessing.sharedctypes import RawValue
 from typing import Any, Self
 
+from miniai.distributed.ranks import is_first
+
 __all__ = ['stop_signals', 'terminable', 'held', 'SignalWatch', 'OutlastSignals']
 
 _GRACE = 30  # seconds
@@ -64,6 +66,7 @@ class SignalWatch:
             self.close()
             return signal.raise_signal(number)
         self.signal = number
+        if not is_first(): return  # the first process says it
         try: clear_line = f"\r{' '*(os.get_terminal_size(2).columns - 1)}\r"  # there may be a progress bar
         except OSError: clear_line = '\n'
         name = signal.Signals(number).name
@@ -71,11 +74,13 @@ class SignalWatch:
             os.write(2, f'{clear_line}{name}: finishing this batch and saving; send it again to stop at once\n'
                      .encode())
 
-    def leave(self) -> None:
-        "If a signal was noted, raise KeyboardInterrupt in a notebook, else SystemExit with 143 or 130; only once."
-        if not self.signal or self._left: return
+    def leave(self, number: int | None = None) -> None:
+        """If a signal was noted here, or in another process the signal `number`, raise KeyboardInterrupt in a notebook,
+        else SystemExit with 143 or 130; only once."""
+        number = number or self.signal
+        if not number or self._left: return
         self._left = True
-        raise KeyboardInterrupt() if _in_notebook() else SystemExit(128 + self.signal)
+        raise KeyboardInterrupt() if _in_notebook() else SystemExit(128 + number)
 
     def close(self) -> None:
         "Restore the old handlers. A second call does nothing."

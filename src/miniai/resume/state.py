@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from miniai.distributed.ranks import world
-from miniai.distributed.wrap import average_kept
+from miniai.distributed.wrap import average_kept, is_sharded, unwrapped
 from miniai.randomness import describe_states, random_states
 from miniai.resume.objects import shape_of, state_of
 from miniai.resume.packing import Packer, memory_of
@@ -81,7 +80,8 @@ class RunState:
     def take(self, learn: Any, within: Collection[str] = ()) -> dict[str, Any]:
         """The state of the run now, with that of the data when the passes began that are not over, by the kinds
         `within`. A warning names what has changed and cannot be in a checkpoint."""
-        if getattr(learn, 'hold_step', False) and world() > 1: average_kept(learn.model)  # what AccumulateCB waits with
+        # What AccumulateCB waits with is in no p.grad of FSDP2. DDP's gradients stay: each process saves its own.
+        if getattr(learn, 'hold_step', False) and is_sharded(learn.model): average_kept(learn.model)
         found, moved = _Found(learn, self.names), {}
         begun = dict.fromkeys(('begun', 'paused')) | {kind: self._begun(kind, found, moved) for kind in within}
         attributes = found.attributes(found.nodes, self.first, moved)
@@ -89,7 +89,7 @@ class RunState:
         settings = {path: {nm: text for nm, (text, told) in texts.items() if found.is_same(self.first, path, nm)}
                     for path, texts in found.texts.items()}
         self._report(found)
-        roots = found.names[id(learn.model)], found.names[id(learn.opt)]
+        roots = found.names[id(unwrapped(learn.model))], found.names[id(learn.opt)]
         model, opt = objects[roots[0]].pop('state'), objects.pop(roots[1])
         return dict(model=model, opt=opt, roots=roots, history=learn.history, objects=objects, **begun,
                     attributes=attributes, settings={path: s for path, s in settings.items() if s},

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from miniai.distributed.wrap import unwrapped
 from miniai.events import Callback
 from miniai.metrics.early_stopping import EarlyStoppingCB
 from miniai.resume.slots import (
@@ -98,7 +99,7 @@ class _Walk:
 
     def run(self, learn: Any) -> dict[str, Node]:
         self.seen |= {id(x): x for x in (learn, learn.cbs, *learn.cbs)}
-        parts = dict(model=learn.model, loss_func=learn.loss_func, opt=learn.opt)
+        parts = dict(model=unwrapped(learn.model), loss_func=learn.loss_func, opt=learn.opt)
         self.enter(Node('learn', learn, 'plain'), parts)
         loaders = {nm: getattr(learn.dls, nm) for nm in ('train', 'valid') if hasattr(learn.dls, nm)}
         self.enter(Node('learn.dls', learn.dls, 'plain', data=True), loaders)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from miniai.distributed.dtensor import reshard
+from miniai.distributed.wrap import unwrapped
 from miniai.events import Callback, is_cancel
 from miniai.optim.optimizer import inner_optimizer
 from miniai.optim.stages import warm_decay
@@ -85,14 +86,16 @@ class AverageCB(Callback):
     def swap_averages(self) -> None:
         "Replace the model's buffers by their averages; called again, put them back."
         now = self._now()
-        new, self._own = (self._own, None) if self.shows_averages else (
-            self._buffers, {nm: now[nm].clone() for nm in self._buffers})
+        there = {nm: now[nm].clone() for nm in self._buffers}  # DDP may have replaced averages by the first process's
+        if self.shows_averages: new, self._own, self._buffers = self._own, None, there
+        else: new, self._own = self._buffers, there
         for nm, x in new.items(): now[nm].copy_(x)
 
     def averaged(self, learn: Any, state: dict[str, Any]) -> dict[str, Any]:
         "The model's state_dict `state` with averages of parameters and buffers in it."
         reshard(learn.model)
-        averages, named = inner_optimizer(learn.opt).averages(), learn.model.named_parameters(remove_duplicate=False)
+        averages = inner_optimizer(learn.opt).averages()
+        named = unwrapped(learn.model).named_parameters(remove_duplicate=False)
         new = {nm: averages[p].to(p.dtype) for nm, p in named if p in averages} | self._buffers
         return {nm: new.get(nm, x) for nm, x in state.items()}
 
