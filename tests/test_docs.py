@@ -54,12 +54,19 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
     text = page.read_text()
     assert text.startswith('---\njupytext:\n')
     assert 'format_name: myst' in text
-    assert text.count('```') == 2*(len(cells(text)) + len(shown(text))) > 0
+    read_only = re.findall(r'^```(?:bash|python)$', text, re.M)  # commands of a terminal, code for other machines
+    assert text.count('```') == 2*(len(cells(text)) + len(shown(text)) + len(read_only)) > 0
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'fine_tuning', 'learner', 'tasks', 'using_a_model',
-                                       'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
+    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'distributed', 'fine_tuning', 'learner', 'tasks',
+                                       'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
+
+
+def test_the_page_on_several_processes_trains_in_one():
+    names = {}
+    run('distributed', names)
+    assert names['learn'].history[-1]['accuracy'] > .8
 
 
 def test_the_page_on_checkpoints_shows_an_exact_resume_and_a_refusal(capsys):

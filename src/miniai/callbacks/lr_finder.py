@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from miniai.callbacks.dry_run import dry_run
+from miniai.distributed.ranks import is_first
 from miniai.events import Callback, CancelEpochException, CancelFitException
 
 __all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
@@ -90,7 +91,7 @@ def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float 
         self.cbs = [cb for cb in self.cbs if not callable(getattr(cb, 'sched', None))]
         for group in getattr(self.opt, 'param_groups', ()) if self.opt_func is None else (): group['lr'] = start_lr
         self.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)
-    if finder.suggestion is None:
+    if finder.suggestion is None and is_first():
         print(f"lr_find: no suggestion, because the loss never fell clearly from lr={start_lr:g} on. "
               f"Look at the curve. Is the model already trained?")
     return finder.suggestion

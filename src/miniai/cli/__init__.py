@@ -4,8 +4,9 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Sequence
-from io import TextIOWrapper
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from io import StringIO, TextIOWrapper
 from typing import Any
 
 from miniai.callbacks.train import NonFiniteLossError
@@ -15,11 +16,12 @@ from miniai.cli.arguments import parse
 from miniai.data.fmnist import DataError
 from miniai.data.picture_files import PictureError
 from miniai.data.table import TableError
+from miniai.distributed.torchrun import is_first_to_fail, launched
 from miniai.environment import version_of
 from miniai.inference.export import ExportError
 from miniai.inference.model_file import ModelFileError
 from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
-from miniai.jobs.config import ConfigError, JobConfig, LRFindConfig, ProveConfig, TrainConfig
+from miniai.jobs.config import ConfigError, FolderConfig, JobConfig, LRFindConfig, ProveConfig, TrainConfig
 from miniai.jobs.lr_find import lr_find_job
 from miniai.jobs.prove import prove_resume
 from miniai.jobs.script import ScriptConfig, write_script
@@ -47,8 +49,19 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper): stream.reconfigure(errors='backslashreplace')
     if '' not in sys.path: sys.path.append('')  # module:function may be in the current folder
     before, warnings.formatwarning = warnings.formatwarning, _one_line
-    try: sys.exit(_run(list(sys.argv[1:] if args is None else args)))
+    try:
+        with _only_one_prints(): sys.exit(_run(list(sys.argv[1:] if args is None else args)))
     finally: warnings.formatwarning = before
+
+
+def _is_one_of_many() -> bool:
+    "Is this one of torchrun's processes, and not the first?"
+    return (launched() or (0, 1))[0] > 0
+
+
+@contextmanager
+def _only_one_prints() -> Iterator[None]:
+    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere) if _is_one_of_many() else nullcontext(): yield
 
 
 def _one_line(message: Warning | str, *place: Any) -> str:
@@ -62,11 +75,11 @@ def _run(args: list[str]) -> int:
         print(f'{versions}, Python {platform.python_version()}')
         return 0
     try:
-        code = _run_job(parse(args))
+        code = _run_job(_parse(args))
         sys.stdout.flush()
     except ConfigError as e: return _fail(e, 2)
     except KeyboardInterrupt:
-        print('stopped', file=sys.stderr)
+        if is_first_to_fail(): print('stopped', file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python exits
@@ -74,9 +87,18 @@ def _run(args: list[str]) -> int:
     return code
 
 
+def _parse(args: list[str]) -> JobConfig | VerifyConfig | ShowConfig:
+    "The configuration. Of several processes that refuse their arguments, one says so."
+    said = StringIO()
+    try:
+        with redirect_stderr(said) if launched() else nullcontext(): return parse(args)
+    finally:
+        if said.getvalue() and is_first_to_fail(): sys.stderr.write(said.getvalue())
+
+
 def _fail(error: Exception, code: int) -> int:
     said = re.sub(r'\b(skip_bad|allow_code|classes)=True', _as_option, str(error))
-    print('miniai: error: ' + '\n'.join(map(printable, said.split('\n'))), file=sys.stderr)
+    if is_first_to_fail(): print('miniai: error: ' + '\n'.join(map(printable, said.split('\n'))), file=sys.stderr)
     return code
 
 
@@ -87,6 +109,7 @@ def _as_option(argument: re.Match) -> str:
 
 def _run_job(config: JobConfig | VerifyConfig | ShowConfig) -> int:
     os.environ['MPLBACKEND'] = 'agg'  # pictures go to files
+    if _is_one_of_many() and not isinstance(config, FolderConfig): return 0  # one process is enough
     try: result = JOBS[type(config)](config)
     except BrokenPipeError: raise
     except FAILURES as e: return _fail(e, 1)

@@ -14,6 +14,8 @@ from miniai.callbacks.train import DeviceCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.diagnosis.activations import HooksCallback
 from miniai.diagnosis.stopwatch import REST, Stopwatch
+from miniai.distributed.callback import DistributedCB
+from miniai.distributed.ranks import is_first
 from miniai.events import PHASES, Callback
 
 __all__ = ['ProfileCB']
@@ -70,7 +72,8 @@ class ProfileCB(Callback):
         self.every, self.quiet = every, quiet
         self._watch, self._phases, self._times, self._undo = Stopwatch(), {}, None, ExitStack()
 
-    def _log(self, text: str) -> None: print(text)
+    def _log(self, text: str) -> None:
+        if is_first(): print(text)
 
     def before_fit(self, learn: Any) -> None:
         if sum(isinstance(cb, ProfileCB) for cb in learn.cbs) > 1: raise ValueError("two ProfileCBs in cbs: keep one")
@@ -85,7 +88,7 @@ class ProfileCB(Callback):
     def wrap_listener(self, cb: Any, event: str, method: Callable) -> Callable:
         "The method with a timer around it. A phase stays as it is: the Learner's method that calls it is timed."
         if event in PHASES or cb is self: return method
-        return self._watch.timed(method, COPYING if isinstance(cb, DeviceCB) else type(cb).__name__)
+        return self._watch.timed(method, COPYING if isinstance(cb, DeviceCB | DistributedCB) else type(cb).__name__)
 
     def _epoch(self, learn: Any, one_epoch: Callable, training: bool) -> None:
         "`one_epoch`, timed; untimed if this callback has been removed, or within an epoch that is timed already."

@@ -1,8 +1,9 @@
 "The processes of a run: which one this is, and numbers and decisions that all of them share"
 import atexit
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ['rank', 'world', 'is_first', 'part', 'split_data_over', 'part_of', 'start', 'close', 'agree', 'total',
-           'most', 'total_on_device', 'gathered', 'gathered_parts', 'from_first', 'failing_together',
-           'wait_for_all']
+from miniai.distributed.torchrun import launched, show_first_error
+
+__all__ = ['rank', 'world', 'is_first', 'part', 'split_data_over', 'part_of', 'own_device', 'start', 'close', 'agree',
+           'total', 'most', 'total_on_device', 'gathered', 'gathered_parts', 'from_first', 'of_first',
+           'failing_together', 'wait_for_all']
 
 _data_mesh = None   # the processes that the data is divided over, if not all
 _host_group = None  # a group that moves numbers of the CPU, if the main one cannot
@@ -67,16 +70,23 @@ def part_of(n: int) -> range:
 # The group
 
 
-def start(device: str | None = None) -> torch.device:
-    """Join the processes that torchrun started, unless that is done already, and return this one's device: an
-    accelerator of its own, or the CPU. No group is made if torchrun did not start this process. The group ends with
-    the process."""
+def own_device(device: str | None = None) -> torch.device:
+    "The device of this process: an accelerator of its own, or the CPU. `device` names the kind."
     kind = torch.device(device).type if device else 'cuda' if torch.cuda.is_available() else 'cpu'
-    found = torch.device(kind, int(os.environ.get('LOCAL_RANK', 0))) if kind == 'cuda' else torch.device(kind)
-    if kind == 'cuda': torch.cuda.set_device(found)
-    if not _started() and 'RANK' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if kind == 'cuda' else 'gloo')
+    if kind != 'cuda': return torch.device(kind)
+    found = torch.device(kind, int(os.environ.get('LOCAL_RANK', 0)))
+    torch.cuda.set_device(found)
+    return found
+
+
+def start(device: str | None = None) -> torch.device:
+    """Join the processes that torchrun started, unless that is done already, and return this one's device. No group is
+    made if torchrun did not start this process. The group ends with the process."""
+    found = own_device(device)
+    if not _started() and (launched() or (0, 1))[1] > 1:
+        dist.init_process_group('cpu:gloo,cuda:nccl' if found.type == 'cuda' else 'gloo')
         atexit.register(close)
+        sys.excepthook = show_first_error
     if rank(): warnings.filterwarnings('ignore')  # the first process gives the same ones
     return found
 
@@ -156,6 +166,18 @@ def failing_together() -> Iterator[None]:
     except Exception as e: own = e
     first = next((e for e in gathered(own) if e is not None), None)
     if first is not None: raise own or first
+
+
+def of_first(f: Callable[[], Any]) -> Any:
+    "What `f()` returns in the first process, which alone calls it. If it raises an Exception there, all raise that."
+    if world() == 1: return f()
+    found, error = None, None
+    if is_first():
+        try: found = f()
+        except Exception as e: error = e
+    found, error = from_first((found, error))
+    if error is not None: raise error
+    return found
 
 
 def wait_for_all() -> None:

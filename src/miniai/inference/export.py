@@ -16,6 +16,7 @@ from miniai.callbacks.dry_run import dry_run
 from miniai.data.memory import MemoryLoader, rows_of
 from miniai.data.recipe import Recipe
 from miniai.device import to_cpu
+from miniai.distributed.ranks import of_first
 from miniai.environment import version_of
 from miniai.inference.predictor import Predictor, fitting, meaning
 from miniai.metrics.batch import inputs_of, n_inputs
@@ -46,10 +47,11 @@ def export(self: Any, path: str | PathLike) -> Path:
     """Write the model to `path`, '.pt2' (torch.export) or '.onnx', with preprocessing inside: it takes a batch of any
     size as it is before scaling, such as pictures of uint8, and gives probabilities, or numbers in their own units. The
     new file is run on validation data and compared with the model before it replaces an old one. ExportError if that
-    fails, ImportError without the packages for ONNX."""
+    fails, ImportError without the packages for ONNX. Of several processes the first one writes, and every one must call
+    this."""
     predictor = self.predictor(device='cpu')
     with dry_run(self): kept = examples(loaders_of(self.dls), predictor.recipe, n_inputs(self))
-    return export_predictor(predictor, path, kept)
+    return of_first(lambda: export_predictor(predictor, path, kept))
 
 
 def loaders_of(dls: Any) -> list:

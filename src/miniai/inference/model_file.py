@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from miniai import checkpoint
 from miniai.checkpoint.folder import BEST
 from miniai.data.recipe import Recipe
+from miniai.distributed.ranks import of_first
 from miniai.environment import version_of
 from miniai.events import run_cbs
 from miniai.inference.predictor import Predictor
@@ -27,8 +28,10 @@ class ModelFileError(ValueError): "A file from which no model can be loaded; the
 
 def save_model(self: Any, path: str | PathLike) -> None:
     """Save what `learn.predictor()` needs in one safetensors file: weights and buffers, how the model was built if that
-    was by name, class names, scaling, and versions. `miniai.load` reads it."""
-    checkpoint.save(path, model_state(self.predictor(device='cpu')))
+    was by name, class names, scaling, and versions. `miniai.load` reads it. Of several processes the first one writes,
+    and every one must call this."""
+    state = model_state(self.predictor(device='cpu'))
+    of_first(lambda: checkpoint.save(path, state))
 
 
 def model_state(predictor: Predictor) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 "A predictor: takes what a user has, and returns classes with probabilities, or values."
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from miniai.data.recipe import Recipe
 from miniai.device import to_cpu, to_device
+from miniai.distributed.whole import whole_copy
 from miniai.show.tracking import tracked
 
 __all__ = ['Predictor', 'Prediction', 'OUTPUTS', 'class_names', 'fitting', 'meaning', 'outputs_of', 'predictor']
@@ -154,11 +154,11 @@ def _prediction(ps: dict[str, float], several: bool) -> Prediction:
 def predictor(self: Any, outputs: str | None = None, device: str | torch.device | None = None) -> Predictor:
     """A Predictor with a copy of the Learner's model as it is now, with AverageCB of the averages that it validates, on
     `device` or where the model is. What outputs mean follows from the loss function, unless `outputs` says it, and
-    preprocessing from `dls.recipe`."""
+    preprocessing from `dls.recipe`. If the model is sharded, every process must call this, and gets the whole copy."""
     with ExitStack() as undo:
         for cb in self.cbs:
             if hasattr(cb, 'validated'): undo.enter_context(cb.validated(self))
-        model = deepcopy(_unwrapped(self.model))
+        model = whole_copy(_unwrapped(self.model))
     if device is None: device = next((p.device for p in model.parameters()), 'cpu')
     recipe = getattr(self.dls, 'recipe', None)
     return Predictor(model, recipe, outputs or outputs_of(self.loss_func, recipe), device)

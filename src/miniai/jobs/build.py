@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from miniai.activations import set_seed
 from miniai.data import DataLoaders
 from miniai.device import def_device
+from miniai.distributed.ranks import own_device
+from miniai.distributed.torchrun import launched
 from miniai.init import init_weights
 from miniai.jobs.config import ConfigError, JobConfig, TrainingConfig, parse_options
 from miniai.jobs.registry import MODELS, OPTIMIZERS, SCHEDULES
@@ -23,9 +25,11 @@ __all__ = ['build_device', 'build_model', 'build_optimizer', 'auto_lr', 'learnin
 
 
 def build_device(config: JobConfig) -> str:
-    "The configured device. ConfigError if this machine cannot use it."
+    "The configured device; under torchrun the kind of it. ConfigError if this machine cannot use it."
     device = def_device if config.device == 'auto' else config.device
-    try: torch.zeros(1, device=device).item()
+    try:
+        if launched(): device = own_device(None if config.device == 'auto' else device).type
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as e:
         reason = str(e).splitlines()[0].split('. ')[0]
         raise ConfigError(f"cannot use device {device!r} here: {reason}; try cpu or auto") from e

@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 import torch
 
 from miniai.accel import ChannelsLastCB, CompileCB, MixedPrecision
-from miniai.jobs.config import JobConfig
-from miniai.learner import TrainCB
+from miniai.distributed.callback import DistributedCB
+from miniai.jobs.config import ConfigError, JobConfig
+from miniai.learner import DeviceCB, TrainCB
 
 __all__ = ['resolve', 'build_computing']
 
@@ -23,8 +24,11 @@ def resolve(config: Config, device: str) -> Config:
         precision = 'bfloat16'
     if precision == 'bfloat16' and not _has_bfloat16(device):
         warnings.warn(f"{device} has no bfloat16 instructions and emulates them: float32 may be faster", stacklevel=2)
+    sharded = getattr(config, 'distributed', 'auto') == 'fsdp'  # fully_shard takes weights in their usual layout only
+    if sharded and layout == 'channels-last': raise ConfigError(
+        "--layout channels-last does not work with --distributed fsdp: leave it out, or train with ddp")
     if layout == 'auto':  # convolutions are faster with channels last on CPUs, and on tensor cores
-        last = on_cpu or (device.startswith('cuda') and precision != 'float32')
+        last = not sharded and (on_cpu or (device.startswith('cuda') and precision != 'float32'))
         layout = 'channels-last' if last else 'channels-first'
     return replace(config, device=device, precision=precision, layout=layout)
 
@@ -38,10 +42,11 @@ def _has_bfloat16(device: str) -> bool:
 
 
 def build_computing(config: JobConfig, n_inp: int = 1) -> list[Any]:
-    """The callbacks for a resolved configuration and a model of `n_inp` inputs: the phases of a batch, memory layout
-    and compilation."""
-    half = config.precision != 'float32'
-    cbs = [MixedPrecision(n_inp, getattr(torch, config.precision)) if half else TrainCB(n_inp)]
+    """The callbacks for a resolved configuration and a model of `n_inp` inputs: the device or the processes, the phases
+    of a batch, memory layout and compilation."""
+    half, how = config.precision != 'float32', getattr(config, 'distributed', 'auto')
+    cbs = [DeviceCB(config.device) if how == 'auto' else DistributedCB(how, config.device),
+           MixedPrecision(n_inp, getattr(torch, config.precision)) if half else TrainCB(n_inp)]
     if config.layout == 'channels-last': cbs.append(ChannelsLastCB())
     if config.compile: cbs.append(CompileCB())
     return cbs

@@ -15,8 +15,8 @@ from typing import Any, Literal, Self, get_args, get_origin
 
 from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES
 
-__all__ = ['JOBS', 'ConfigError', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig', 'TrainingConfig',
-           'check_text', 'column_names', 'parse_options', 'suggestion']
+__all__ = ['JOBS', 'ConfigError', 'FolderConfig', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig',
+           'TrainingConfig', 'check_text', 'column_names', 'parse_options', 'suggestion']
 
 
 class ConfigError(ValueError):
@@ -102,10 +102,10 @@ class JobConfig:
         except ConfigError as e: raise ConfigError(f"{path}: {e}") from e
 
     def to_toml(self) -> str:
-        """The options that define the run, as TOML for `from_toml`. `config`, `out` and `resume` are left out,
-        so that `--config` with this file starts the same run in a new folder."""
+        """The options that define the run, as TOML for `from_toml`. `config`, `out`, `resume` and `distributed` are
+        left out, so that `--config` with this file starts the same run in a new folder, in any number of processes."""
         return ''.join(f'{name} = {_toml(value)}\n' for name, value in self._recorded().items()
-                       if name not in ('config', 'out', 'resume'))
+                       if name not in ('config', 'out', 'resume', 'distributed'))
 
     def _recorded(self) -> dict[str, Any]:
         "All options, with paths of data that hold in every folder, since a run is used from others."
@@ -123,6 +123,9 @@ class FolderConfig:
     "The options of a job that writes a run folder."
     out: str = 'runs/{time}-{job}'
     """The run folder. It must be new or empty."""
+    distributed: Literal['auto', 'ddp', 'fsdp'] = 'auto'
+    """How the processes that torchrun started train together: ddp, each with the whole model, or fsdp, each with a part
+    of its weights. auto: ddp, or one process without torchrun."""
 
 
 @dataclass(kw_only=True)
@@ -160,12 +163,13 @@ class TrainConfig(FolderConfig, TrainingConfig):
         """The options to resume a run that started with `run`: its own, except for `epochs` if given here. ConfigError
         if another option is given here and differs from the run's; 'auto' never differs."""
         given, recorded = self._recorded(), run._recorded()
-        for name in sorted(self.given - {'config', 'epochs', 'out', 'resume'}):
+        for name in sorted(self.given - {'config', 'epochs', 'out', 'resume', 'distributed'}):
             here, there = given[name], recorded[name]
             became_bfloat16 = (here, there) == ('float16', 'bfloat16') and run.device.startswith('cpu')
             if here in ('auto', there) or became_bfloat16: continue
             raise ConfigError(f"cannot resume with {name} = {here!r}: the run has {there!r}. Leave this option out")
-        return replace(run, epochs=run.epochs if self.epochs == 'auto' else self.epochs, resume=True)
+        return replace(run, epochs=run.epochs if self.epochs == 'auto' else self.epochs, resume=True,
+                       distributed=self.distributed)
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,7 @@ from miniai.data import DataLoaders, fashion_mnist, image_loaders
 from miniai.data.hub import from_hub
 from miniai.data.picture_files import PictureError
 from miniai.data.table import TableError
+from miniai.distributed.ranks import world
 from miniai.jobs.config import ConfigError, JobConfig, column_names
 from miniai.jobs.registry import DATA
 from miniai.models.by_name import function_at
@@ -20,12 +21,16 @@ def build_data(config: JobConfig) -> DataLoaders:
     """The loaders of `config.data`. Prints what they are. ConfigError for a word that names no data, or a batch size
     that the model cannot train on."""
     dls = _loaders(config)
-    n = getattr(dls.train, 'n', 0)
-    # The resnet ends in one value per image and channel, and batch norm needs two of them for its statistics.
-    if config.model == 'resnet' and (n - 1) % config.batch_size == 0:
-        raise ConfigError(f"batch_size {config.batch_size} leaves a last batch of 1 out of {n:,} images, and the batch "
-                          f"norm in resnet needs at least 2: choose another batch size")
+    if config.model == 'resnet': _check_batches(getattr(dls.train, 'n', 0), config.batch_size)
     return dls
+
+
+def _check_batches(n: int, bs: int) -> None:
+    "The resnet ends in one value per image and channel, and batch norm needs two of them for its statistics."
+    last, each = n % bs or bs, f' in each of {world()} processes' if world() > 1 else ''
+    if n and last < 2*world(): raise ConfigError(
+        f"batch_size {bs} leaves a last batch of {last} out of {n:,} images, and the batch norm in resnet needs at "
+        f"least 2{each}: choose another batch size")
 
 
 def _loaders(config: JobConfig) -> DataLoaders:

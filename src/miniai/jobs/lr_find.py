@@ -1,22 +1,26 @@
 "The job that suggests a learning rate."
-from miniai.jobs.build import auto_lr, build_device, build_model, build_optimizer, build_task
+from miniai.distributed.ranks import is_first
+from miniai.jobs.build import auto_lr, build_model, build_optimizer, build_task
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import LRFindConfig
 from miniai.jobs.data import build_data
+from miniai.jobs.processes import join
 from miniai.jobs.run_folder import RunFolder, as_json
-from miniai.learner import DeviceCB, Learner, LRFinderCB, ProgressCB
+from miniai.learner import Learner, LRFinderCB, ProgressCB
 
 __all__ = ['lr_find_job']
 
 
 def lr_find_job(config: LRFindConfig) -> float | None:
     """Run the job: print and return the suggested learning rate, None if there is none. The run folder gets the curve
-    as `lr_find.png` and its values as `lr_find.json`, also after an error or Ctrl-C."""
-    device, dls, finder = build_device(config), build_data(config), LRFinderCB()
+    as `lr_find.png` and its values as `lr_find.json`, also after an error or Ctrl-C. Under torchrun the processes train
+    together, and the first one prints and writes."""
+    config, device = join(config)
+    dls, finder = build_data(config), LRFinderCB()
     folder, config = RunFolder(config.out, 'lr-find'), resolve(config, device)
     folder.write('config.toml', config.to_toml())
     folder.write_environment(device, getattr(dls.train, 'source', config.data))
-    cbs = [DeviceCB(device), *build_computing(config, getattr(dls.train, 'n_inp', 1)), ProgressCB()]
+    cbs = [*build_computing(config, getattr(dls.train, 'n_inp', 1)), ProgressCB()]
     learn = Learner(build_model(config, dls), dls, build_task(dls)[0], cbs=cbs, opt_func=build_optimizer(config))
     auto = auto_lr(config.optimizer, config.schedule)
     try: learn.fit(100, valid=False, lr=1e-5, cbs=finder)
@@ -28,6 +32,7 @@ def lr_find_job(config: LRFindConfig) -> float | None:
 
 
 def _save(folder: RunFolder, finder: LRFinderCB, auto: float) -> None:
+    if not is_first(): return
     values = dict(suggestion=finder.suggestion, peak=finder.peak, auto=auto, lrs=finder.lrs, losses=finder.losses)
     folder.write('lr_find.json', as_json(values) + '\n')
     finder.ax.axvline(auto, ls=':', color='C2', label=f'--lr auto: {auto:.1e}')

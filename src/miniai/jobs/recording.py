@@ -26,7 +26,8 @@ class Recording:
         self.cbs = [cb for cb in cbs if cb is not None]
 
     def save(self, learn: Any) -> None:
-        "Save the model, and the pictures if at least one batch was trained; print and save the profile."
+        """Save the model, and the pictures if at least one batch was trained; print and save the profile. Every process
+        must call it, and the first one saves."""
         learn.save_model(self.folder.path/MODEL_FILE)
         if self.progress.losses:
             rates = self.rates.recs['lr']

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from miniai.distributed.ranks import is_first, of_first, world
 from miniai.environment import version_of
 from miniai.events import Callback
 
@@ -36,10 +37,11 @@ def _finite(x: Any) -> Any:
 
 class RunFolder:
     """A new folder at `path`. `{time}` and `{job}` in its name are filled in; if a folder with that time exists, a
-    number is added. FileExistsError if a name without `{time}` is taken: a run is never overwritten."""
+    number is added. FileExistsError if a name without `{time}` is taken: a run is never overwritten. Of several
+    processes the first one makes it and writes to it."""
     def __init__(self, name: str, job: str) -> None:
         path = Path(name.replace('{time}', time.strftime(TIME_FORMAT)).replace('{job}', job))
-        self.path = _make_numbered(path) if '{time}' in name else _make(path)
+        self.path = of_first(lambda: _make_numbered(path) if '{time}' in name else _make(path))
 
     @classmethod
     def find(cls, name: str, job: str) -> 'RunFolder':
@@ -62,6 +64,7 @@ class RunFolder:
         self._replace(name, lambda p: figure.savefig(p, format='png', dpi=100))
 
     def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
+        if not is_first(): return
         part = self.path/f'.{name}.part'
         part.unlink(missing_ok=True)  # left over, or a link that leads out of the folder
         try:
@@ -77,7 +80,8 @@ class RunFolder:
         n = 1 + len(list(self.path.glob('environment*.json')))
         environment = dict(
             python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
-            cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, data=data, samples=samples,
+            cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, processes=world(), data=data,
+            samples=samples,
             command=sys.argv,
             gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
             versions={package: version_of(package) for package in PACKAGES})

@@ -2,28 +2,25 @@
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
 from torch import nn
 
+from miniai.distributed.ranks import is_first, world
+from miniai.distributed.torchrun import kept
 from miniai.events import Callback
-from miniai.jobs.build import (
-    build_device,
-    build_model,
-    build_optimizer,
-    build_schedule,
-    build_task,
-    epochs,
-    learning_rate,
-)
+from miniai.jobs.build import build_model, build_optimizer, build_schedule, build_task, epochs, learning_rate
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import TrainConfig, TrainingConfig
 from miniai.jobs.data import build_data
+from miniai.jobs.processes import join, placed
 from miniai.jobs.recording import Recording, has_activations
 from miniai.jobs.run_folder import RunFolder, samples_of
-from miniai.learner import DeviceCB, Learner, MetricsCB
+from miniai.learner import Learner, MetricsCB
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
 
@@ -36,12 +33,15 @@ def train(config: TrainConfig) -> Learner:
     The run folder gets `config.toml` and `environment.json` before training, `metrics.jsonl` and checkpoints during it,
     and the model and pictures at its end, also after an error or Ctrl-C. With `resume`, the run in the folder continues
     with its own options (`TrainConfig.for_resume`); each process that resumes it adds `environment-2.json`, `-3` and so
-    on. A resume that is refused changes no file."""
+    on. A resume that is refused changes no file. Under torchrun the processes train together, and the first one prints
+    and writes; after an error it writes no model, as it would need the others."""
+    config = _restarted(config)
     old = RunFolder.find(config.out, 'train') if config.resume else None
     if old:
         print(f'resuming {old.path}')
         config = config.for_resume(TrainConfig.from_toml(old.path/'config.toml'))
-    device, dls = build_device(config), build_data(config)
+    config, device = join(config)
+    dls = build_data(config)
     config = resolve(replace(config, lr=learning_rate(config, dls), epochs=epochs(config, dls)), device)
     model, opt_func = build_model(config, dls), build_optimizer(config)  # wrong options leave no folder
     config = replace(config, model=model.recipe['name'])
@@ -50,26 +50,44 @@ def train(config: TrainConfig) -> Learner:
     def write_options() -> None:
         folder.write('config.toml', config.to_toml())
         folder.write_environment(device, getattr(dls.train, 'source', config.data), samples_of(dls))
+        if is_first(): kept('run folder', str(folder.path))
 
     recording = Recording(folder, config.stats and has_activations(model), config.profile)
     accepted = AcceptedCB(write_options)
     if not old: accepted.accept()
-    cbs = [*recording.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
+    sharded = world() > 1 and config.distributed == 'fsdp'
+    saves = [] if sharded else [CheckpointCB(folder.path/'checkpoints', minutes=10)]
+    if sharded: print('no checkpoints, because the model is sharded: the run cannot be resumed')
+    cbs = [*recording.cbs, *saves, accepted]
     learn = build_learner(config, dls, cbs, model, opt_func)
     size = sum(p.numel() for p in model.parameters())
     print(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '
-          f'lr {config.lr:g}; {device}')
+          f'lr {config.lr:g}; {placed(config, device)}')
     started, how = time.perf_counter(), 'stopped'
     try:
         learn.fit(config.epochs, resume=config.resume)
         how = 'finished'
     finally:
+        signalled = isinstance(sys.exception(), SystemExit)  # SIGTERM or SIGINT: all processes stop, with a checkpoint
         if accepted.done:
-            recording.save(learn)
+            if world() == 1 or how == 'finished' or signalled: recording.save(learn)
             print(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
-        if isinstance(sys.exception(), SystemExit):  # stopped by SIGTERM or SIGINT, with a checkpoint
-            print(f'to continue: miniai train --resume --out {quote(str(folder.path))}', file=sys.stderr)
+        if signalled and is_first(): print(f'to continue: {_resuming(config, folder.path)}', file=sys.stderr)
     return learn
+
+
+def _restarted(config: TrainConfig) -> TrainConfig:
+    "The configuration to resume the run of processes that torchrun has restarted; else as it is."
+    folder = kept('run folder')
+    if folder is None: return config
+    config = copy(config)  # which knows what was given
+    config.out, config.resume = folder, True
+    return config
+
+
+def _resuming(config: TrainConfig, folder: Path) -> str:
+    torchrun, how = ('torchrun … -m ', f'--distributed {config.distributed} ') if world() > 1 else ('', '')
+    return f'{torchrun}miniai train {how}--resume --out {quote(str(folder))}'
 
 
 class AcceptedCB(Callback):
@@ -90,5 +108,5 @@ class AcceptedCB(Callback):
 def build_learner(config: TrainingConfig, dls: Any, cbs: list, model: nn.Module, opt_func: Callable) -> Learner:
     "The Learner for a resolved configuration, with `cbs` added."
     schedule, (loss_func, metrics) = build_schedule(config, config.epochs*len(dls.train)), build_task(dls)
-    first = [DeviceCB(config.device), *build_computing(config, getattr(dls.train, 'n_inp', 1)), MetricsCB(**metrics)]
+    first = [*build_computing(config, getattr(dls.train, 'n_inp', 1)), MetricsCB(**metrics)]
     return Learner(model, dls, loss_func, config.lr, [*first, *cbs, BatchSchedCB(schedule)], opt_func)
