@@ -5,12 +5,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
+from miniai.optim import (
+    ADOPT,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    AdEMAMix,
+    HeavyBall,
+    Lion,
+    Momentum,
+    NAdamW,
+    Nesterov,
+    RAdam,
+    RMSProp,
+)
 from miniai.optim.stages import program
 
-ALL = [SGD, Momentum, HeavyBall, Nesterov, RMSProp, Adagrad, Adam, AdamW, NAdamW, Lion]
-MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .95), beta2=(.9, .999), lr_decay=(0., .1),
-              momentum_decay=(1e-3, 1e-1))
+ALL = [SGD, Momentum, HeavyBall, Nesterov, RMSProp, Adagrad, Adam, AdamW, NAdamW, Lion, RAdam, ADOPT, AdEMAMix]
+MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .95), beta2=(.9, .999),
+              beta3=(.99, .9999), alpha=(1., 8.), lr_decay=(0., .1), momentum_decay=(1e-3, 1e-1))
 SHAPES = [(), (0,), (1,), (7,), (3, 2), (2, 3, 2, 1)]
 EVERYTHING = dict(decoupled=False, clip_norm=2., clip_value=.7, skip_nonfinite=True, cautious=True, ema=.9)
 OPTIONS = dict(plain={}, l2=dict(decoupled=False), norm=dict(clip_norm=2.), value=dict(clip_value=.5), ema=dict(ema=.9),
@@ -27,7 +41,7 @@ def move(group, hypers):
     "Write hyperparameters where a group keeps them."
     names = dict(wd='weight_decay', mom='momentum')
     group.update({names.get(h, h): x for h, x in hypers.items() if h[:4] != 'beta'})
-    if 'beta1' in hypers: group['betas'] = (hypers['beta1'], hypers['beta2'])
+    if 'beta1' in hypers: group['betas'] = tuple(hypers[b] for b in ('beta1', 'beta2', 'beta3') if b in hypers)
 
 
 class Oracle:

@@ -113,8 +113,9 @@ def rosenbrock(w): return (1-w[0])**2 + 100*(w[1]-w[0]**2)**2
 
 VALLEY = dict(SGD=(1e-3, .05), Momentum=(1e-3, .05), HeavyBall=(1e-3, 1e-10), Nesterov=(1e-3, 1e-10),
               RMSProp=(1e-3, .01), Adagrad=(.3, .01), Adam=(1e-2, 1e-4), AdamW=(1e-2, 1e-8), NAdamW=(1e-2, 1e-4),
-              Lion=(1e-3, 1e-3))
-IMAGES = dict(SGD=.3, Momentum=1., RMSProp=3e-3, Adam=.01, Lion=1e-3)  # the others are torch's, step by step
+              Lion=(1e-3, 1e-3), RAdam=(3e-3, 1e-3), ADOPT=(1e-2, 1e-8), AdEMAMix=(1e-2, 1e-3))
+# The others are torch's, step by step
+IMAGES = dict(SGD=.3, Momentum=1., RMSProp=3e-3, Adam=.01, Lion=1e-3, ADOPT=3e-3, AdEMAMix=3e-3)
 
 
 @pytest.mark.parametrize('name', IMAGES)

@@ -54,6 +54,35 @@ def test_a_rule_is_the_notebooks_formula_over_100_steps_of_moving_hyperparameter
     assert distance(PAIRS[name], name, dtype) < limit
 
 
+def authors_adopt(p, g, s, t, lr, b1, b2, eps):
+    "Algorithm 2 of Taniguchi et al., with the clipping of its section on large gradients, as a loop body."
+    if t == 0: return p, dict(m=0*g, v=g**2)
+    c = min(max(s['v']**.5, eps), 1e300)
+    m = b1*s['m'] + (1 - b1)*min(max(g/c, -t**.25), t**.25)
+    return p - lr*m, dict(m=m, v=b2*s['v'] + (1 - b2)*g**2)
+
+
+def authors_ademamix(p, g, s, t, lr, b1, b2, b3, alpha, eps):
+    "Algorithm 1 of Pagliardini et al., without its warmups."
+    s = s or dict(m1=0., m2=0., v=0.)
+    s = dict(m1=b1*s['m1'] + (1 - b1)*g, m2=b3*s['m2'] + (1 - b3)*g, v=b2*s['v'] + (1 - b2)*g**2)
+    m, v = s['m1']/(1 - b1**(t + 1)), s['v']/(1 - b2**(t + 1))
+    return p - lr*(m + alpha*s['m2'])/(v**.5 + eps), s
+
+
+@given(st.lists(st.floats(-50, 50).filter(lambda g: abs(g) > 1e-6), min_size=1, max_size=12), st.floats(.5, .95),
+       st.floats(.5, .999))
+def test_adopt_and_ademamix_are_their_papers_algorithms(grads, b1, b2):
+    a, b, one, two, s, z = 1., 1., (1., 0., 0.), (1., 0., 0., 0.), {}, {}
+    for t, g in enumerate(grads):
+        a, s = authors_adopt(a, g, s, t, .1, b1, b2, 1e-6)
+        b, z = authors_ademamix(b, g, z, t, .1, b1, b2, .99, 3., 1e-8)
+        one = rules.adopt(one[0], g, *one[1:], t=t + 1, lr=.1, beta1=b1, beta2=b2)
+        two = rules.ademamix(two[0], g, *two[1:], t=t + 1, lr=.1, beta1=b1, beta2=b2, beta3=.99, alpha=3.)
+        assert one[0] == pytest.approx(a, rel=1e-10, abs=1e-12)
+        assert two[0] == pytest.approx(b, rel=1e-10, abs=1e-12)
+
+
 def undampened(p, g, avg, *, lr, mom=.9):
     avg = mom*avg + g
     return p - lr*avg, avg

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
+from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RAdam, RMSProp
 from opts import each_class, everything, net, param, params, run, same, train
 
 
@@ -133,7 +133,8 @@ EXCHANGES = [
     (RMSProp, dict(sqr_mom=.9), torch.optim.RMSprop, dict(alpha=.9, eps=1e-5)),
     (Adam, dict(beta1=.8, beta2=.9, wd=.1, **ADAM), torch.optim.AdamW, dict(betas=(.8, .9), weight_decay=.1, **ADAM)),
     (Adam, dict(beta1=.8, beta2=.9, **ADAM), torch.optim.Adam, dict(betas=(.8, .9), **ADAM)),
-    (NAdamW, dict(beta1=.8, wd=.1), torch.optim.NAdam, dict(betas=(.8, .999), weight_decay=.1, **NADAM))]
+    (NAdamW, dict(beta1=.8, wd=.1), torch.optim.NAdam, dict(betas=(.8, .999), weight_decay=.1, **NADAM)),
+    (RAdam, dict(beta2=.9, wd=.1), torch.optim.RAdam, dict(betas=(.9, .9), weight_decay=.1, **NADAM))]
 
 
 each_exchange = pytest.mark.parametrize(('cls', 'kw', 'theirs', 'their_kw'), EXCHANGES)

@@ -7,7 +7,21 @@ from torch.optim import Optimizer, lr_scheduler
 
 from miniai.data import ImageSet, fashion_mnist
 from miniai.models.by_name import MODELS
-from miniai.optim import SGD, Adagrad, Adam, AdamW, HeavyBall, Lion, Momentum, NAdamW, Nesterov, RMSProp
+from miniai.optim import (
+    ADOPT,
+    SGD,
+    Adagrad,
+    Adam,
+    AdamW,
+    AdEMAMix,
+    HeavyBall,
+    Lion,
+    Momentum,
+    NAdamW,
+    Nesterov,
+    RAdam,
+    RMSProp,
+)
 from miniai.optim.schedules import has_momentum, warmup_cosine
 
 __all__ = ['DATA', 'MODELS', 'OPTIMIZERS', 'SCHEDULES', 'DataRow', 'OptimizerRow', 'ScheduleRow']
@@ -57,6 +71,9 @@ OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model
     'adam':      OptimizerRow(Adam,      dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
     'adamw':     OptimizerRow(AdamW,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
     'nadamw':    OptimizerRow(NAdamW,    dict(constant=8e-4,   cosine=2e-2, onecycle=2e-2)),
+    'radam':     OptimizerRow(RAdam,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
+    'adopt':     OptimizerRow(ADOPT,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
+    'ademamix':  OptimizerRow(AdEMAMix,  dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
     'lion':      OptimizerRow(Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
 for row in OPTIMIZERS.values(): row.lrs['warmup-cosine'] = row.lrs['cosine']

@@ -4,15 +4,18 @@ from miniai.kernels.math import minimum as minimum
 from miniai.kernels.math import sign as sign
 from miniai.kernels.math import sqrt as sqrt
 from miniai.kernels.math import where as where
+from miniai.optim.classes import ADOPT as ADOPT
 from miniai.optim.classes import SGD as SGD
 from miniai.optim.classes import Adagrad as Adagrad
 from miniai.optim.classes import Adam as Adam
 from miniai.optim.classes import AdamW as AdamW
+from miniai.optim.classes import AdEMAMix as AdEMAMix
 from miniai.optim.classes import HeavyBall as HeavyBall
 from miniai.optim.classes import Lion as Lion
 from miniai.optim.classes import Momentum as Momentum
 from miniai.optim.classes import NAdamW as NAdamW
 from miniai.optim.classes import Nesterov as Nesterov
+from miniai.optim.classes import RAdam as RAdam
 from miniai.optim.classes import RMSProp as RMSProp
 from miniai.optim.groups import depth_groups as depth_groups
 from miniai.optim.groups import groups_table as groups_table
@@ -24,6 +27,6 @@ from miniai.optim.rules import starts as starts
 from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
-__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'Lion',
-           'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule', 'warmup_cosine', 'no_decay_groups',
-           'depth_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum']
+__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
+           'ADOPT', 'AdEMAMix', 'Lion', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule', 'warmup_cosine',
+           'no_decay_groups', 'depth_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum']

@@ -3,7 +3,7 @@ from miniai.optim import rules
 from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
-           'Lion']
+           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion']
 
 
 class SGD(RuleOptimizer):
@@ -73,6 +73,27 @@ class NAdamW(RuleOptimizer):
     rule = rules.nadamw
     default_wd = 0.01
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class RAdam(RuleOptimizer):
+    """`RAdam(params, lr=1e-3, wd=0., beta1=0.9, beta2=0.999, eps=1e-8)`: Adam with a rate that is rectified while the
+    average square is young, the same as torch.optim.RAdam."""
+    rule = rules.radam
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class ADOPT(RuleOptimizer):
+    """`ADOPT(params, lr=1e-3, wd=0., beta1=0.9, beta2=0.9999, eps=1e-6)`: Adam that converges with any beta2. Its first
+    step moves nothing but decay."""
+    rule = rules.adopt
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class AdEMAMix(RuleOptimizer):
+    """`AdEMAMix(params, lr=1e-3, wd=0., beta1=0.9, beta2=0.999, beta3=0.9999, alpha=5., eps=1e-8)`: AdamW with a slow
+    average of gradients, weighted by `alpha`, for long runs."""
+    rule = rules.ademamix
+    state_names = dict(avg='exp_avg', slow_avg='exp_avg_slow', sqr_avg='exp_avg_sq')
 
 
 class Lion(RuleOptimizer):

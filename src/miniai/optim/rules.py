@@ -7,10 +7,10 @@ tensors alike. Weight decay is not part of a rule: the optimizer applies it.
 from collections.abc import Callable
 from typing import Any
 
-from miniai.kernels.math import sign, sqrt
+from miniai.kernels.math import maximum, minimum, sign, sqrt, where
 
-__all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'lion',
-           'starts', 'scalars']
+__all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'radam',
+           'adopt', 'ademamix', 'lion', 'starts', 'scalars']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
@@ -95,6 +95,37 @@ def nadamw(p, g, avg, sqr_avg, mu_product, *, t, lr=2e-3, beta1=0.9, beta2=0.999
     sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
     m = (1-mu)/(1 - mu_product)*g + mu_next/(1 - mu_product*mu_next)*avg
     return p - lr*m / (sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps), avg, sqr_avg, mu_product
+
+
+def radam(p, g, avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    "RAdam: Adam once the variance of its rate can be known, and momentum before (Liu et al. 2019, algorithm 2)."
+    avg     = beta1*avg     + (1-beta1)*g
+    sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
+    rho_inf = 2/(1-beta2) - 1
+    rho     = rho_inf - 2*t*beta2**t / (1 - beta2**t)
+    r       = sqrt((rho-4)*(rho-2)*rho_inf / ((rho_inf-4)*(rho_inf-2)*rho))
+    adapted, plain = where(rho > 5, r, 0.), where(rho > 5, 0., 1.)
+    v = sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps/(1 - beta2**t)**0.5
+    return p - lr/(1 - beta1**t) * avg * (adapted/v + plain), avg, sqr_avg
+
+
+def adopt(p, g, avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6):
+    """ADOPT: Adam that divides by the average square of earlier gradients only, clipped; its first step only begins
+    that average (Taniguchi et al. 2024, algorithm 2)."""
+    begun, limit = where(t > 1, 1., 0.), (t-1)**0.25
+    n = maximum(minimum(g / maximum(sqrt(sqr_avg), eps), limit), -limit)
+    avg     = beta1*avg + (1-beta1)*n
+    sqr_avg = begun*beta2*sqr_avg + (1 - begun*beta2)*g*g
+    return p - lr*avg, avg, sqr_avg
+
+
+def ademamix(p, g, avg, slow_avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=5., eps=1e-8):
+    "AdEMAMix: Adam with a second, much slower average of the gradient (Pagliardini et al. 2024, algorithm 1)."
+    avg      = beta1*avg      + (1-beta1)*g
+    sqr_avg  = beta2*sqr_avg  + (1-beta2)*g*g
+    slow_avg = beta3*slow_avg + (1-beta3)*g
+    m = avg/(1 - beta1**t) + alpha*slow_avg
+    return p - lr*m / (sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps), avg, slow_avg, sqr_avg
 
 
 def lion(p, g, avg, *, lr, beta1=0.9, beta2=0.99):
