@@ -71,9 +71,9 @@ OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model
     'adam':      OptimizerRow(Adam,      dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
     'adamw':     OptimizerRow(AdamW,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
     'nadamw':    OptimizerRow(NAdamW,    dict(constant=8e-4,   cosine=2e-2, onecycle=2e-2)),
-    'radam':     OptimizerRow(RAdam,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
-    'adopt':     OptimizerRow(ADOPT,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
-    'ademamix':  OptimizerRow(AdEMAMix,  dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
+    'radam':     OptimizerRow(RAdam,     dict(constant=8e-3,   cosine=4e-2, onecycle=4e-2)),
+    'adopt':     OptimizerRow(ADOPT,     dict(constant=8e-3,   cosine=2e-2, onecycle=4e-2)),
+    'ademamix':  OptimizerRow(AdEMAMix,  dict(constant=4e-3,   cosine=1e-2, onecycle=2e-2)),
     'lion':      OptimizerRow(Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
 for row in OPTIMIZERS.values(): row.lrs['warmup-cosine'] = row.lrs['cosine']

@@ -28,5 +28,6 @@ from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ADOPT', 'AdEMAMix', 'Lion', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule', 'warmup_cosine',
-           'no_decay_groups', 'depth_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum']
+           'ADOPT', 'AdEMAMix', 'Lion', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule',
+           'warmup_cosine', 'no_decay_groups', 'depth_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum',
+           'minimum']
