@@ -6,7 +6,7 @@ from miniai.accel import ChannelsLastCB, CompileCB, MixedPrecision
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import LRFindConfig, TrainConfig
 from miniai.jobs.train import train
-from miniai.learner import TrainCB
+from miniai.learner import DeviceCB, TrainCB
 from tiny import write_tiny
 
 
@@ -74,7 +74,8 @@ def test_a_layout_that_was_asked_for_is_used_and_a_resolved_configuration_stays_
     (dict(compile=True), [TrainCB, CompileCB]),
     (dict(precision='bfloat16', layout='channels-last', compile=True), [MixedPrecision, ChannelsLastCB, CompileCB])])
 def test_callbacks_are_those_that_the_configuration_names(options, wanted):
-    cbs = build_computing(TrainConfig(**options))
+    device, *cbs = build_computing(TrainConfig(device='cpu', **options))
+    assert type(device) is DeviceCB
     assert [type(cb) for cb in cbs] == wanted
     if 'precision' in options: assert cbs[0].dtype is torch.bfloat16
 
