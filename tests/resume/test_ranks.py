@@ -8,7 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchmetrics.classification import MulticlassF1Score
 
+from miniai.accel import AccumulateCB
 from miniai.checkpoint import FolderInUseError, FolderLock, load
 from miniai.data.loaders import DataLoaders
 from miniai.data.memory import MemoryLoader
@@ -16,6 +18,7 @@ from miniai.distributed import DistributedCB, rank, world
 from miniai.distributed.ranks import from_first, gathered, is_first
 from miniai.learner import TrainLearner
 from miniai.metrics.accuracy import accuracy
+from miniai.metrics.whole import Whole
 from miniai.optim import AdamW
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.resume.files import files_of
@@ -62,7 +65,10 @@ class SeenCB(Watcher):
         self.seen.append((learn.epoch, learn.training, learn.iter, [*chain(*gathered(mine))]))
 
 
-def numbered(folder, *cbs, **saving):
+def largest(preds, y): return (preds.max(1).values*(y + 1)).sum().item()
+
+
+def numbered(folder, *cbs, metrics=None, **saving):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 6, generator=g, dtype=torch.float64), torch.randint(0, 3, (60,), generator=g)
     x[:, 0] = torch.arange(60)
@@ -70,12 +76,18 @@ def numbered(folder, *cbs, **saving):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double()
     saver = CheckpointCB(folder, **(dict(minutes=1e-9, keep=100) | saving))
-    return TrainLearner(model, dls, F.cross_entropy, 0.01, [Quiet(accuracy), saver, *cbs], AdamW)
+    shown = Quiet(accuracy, largest=Whole(largest), **metrics or {})
+    return TrainLearner(model, dls, F.cross_entropy, 0.01, [shown, AccumulateCB(2), saver, *cbs], AdamW)
 
 
-def part_of_run(folder, stop):
+def assert_close(row, one):
+    assert row == {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()}
+
+
+def part_of_run(folder, stop, **options):
     seen = SeenCB()
-    learn = numbered(folder, seen, *([DistributedCB()] if world() > 1 else []), *([StopCB(*stop)] if stop else []))
+    cbs = [seen, *([DistributedCB()] if world() > 1 else []), *([StopCB(*stop)] if stop else [])]
+    learn = numbered(folder, *cbs, **options)
     if stop: fit_until_stopped(learn, 3, resume=True)
     else: learn.fit(3, resume=True)
     figures = [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]
@@ -89,9 +101,21 @@ def test_a_run_may_go_from_two_processes_to_one_and_to_four_with_the_same_sample
     b, *_ = part_of_run(tmp_path/'run', second)
     for c, history, w in run_ranks(part_of_run, 4, tmp_path/'run', None):
         assert [*a, *b, *c] == whole
-        for row, one in zip(history, figures, strict=True):
-            assert row == {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()}
+        for row, one in zip(history, figures, strict=True): assert_close(row, one)
         torch.testing.assert_close(w, weights, rtol=0, atol=1e-12)
+
+
+def with_torchmetrics(folder, stop):
+    return part_of_run(folder, stop, metrics=dict(f1=MulticlassF1Score(3)))[1]
+
+
+def test_torchmetrics_see_the_epoch_that_one_process_began_and_a_warning_says_if_they_miss_batches(tmp_path):
+    expected = with_torchmetrics(tmp_path/'whole', None)
+    with_torchmetrics(tmp_path/'run', (0, 2))
+    for history in run_ranks(with_torchmetrics, 2, tmp_path/'run', (1, 2)): assert_close(history[0], expected[0])
+    with pytest.warns(match='on another number of processes: in that epoch, f1 will miss batches'):
+        history = with_torchmetrics(tmp_path/'run', None)
+    assert_close(history[-1], expected[-1])
 
 
 # What all share

@@ -17,7 +17,7 @@ from miniai.metrics.weight import Weight, check_weight, summed, weight_of
 from miniai.metrics.whole import joined
 from miniai.show.displays import PlainDisplay
 
-__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'takes_learner']
+__all__ = ['Mean', 'FunctionMetric', 'MetricsCB', 'takes_learner', 'shares_itself']
 
 
 class Mean:
@@ -92,7 +92,7 @@ class MetricsCB(Callback):
         self.loss, self.row, self.displayed = Mean(), {}, False
         self.all_metrics = self.metrics | dict(loss=self.loss)
         self._used, self._placed, self._started, self._rows = self.all_metrics, False, 0., None
-        self._wholes = [m for m in self.metrics.values() if not isinstance(m, Mean) and not _shares_itself(m)]
+        self._wholes = [m for m in self.metrics.values() if not isinstance(m, Mean) and not shares_itself(m)]
         self._part, self._gathering = None, []  # what a batch gave to those, which need the parts of all processes
 
     def _log(self, d: dict[str, str]) -> None:
@@ -157,7 +157,7 @@ class MetricsCB(Callback):
                 self._functions.append((m, 1 + taken))
                 continue
             update = m.update if device.type == 'cpu' or hasattr(m, 'to') else partial(_update_on_cpu, m)
-            (self._gathering if world() > 1 and not _shares_itself(m) else self._objects).append((update, 1 + taken))
+            (self._gathering if world() > 1 and not shares_itself(m) else self._objects).append((update, 1 + taken))
 
     def _leave_out(self, nm: str, learn: Any) -> None:
         "A metric that needs targets, for a batch without: an error, except in a dry run, such as capture_preds."
@@ -202,7 +202,7 @@ def _as_metric(nm: str, m: Any) -> Any:
                     f"got {m!r}")
 
 
-def _shares_itself(m: Any) -> bool:
+def shares_itself(m: Any) -> bool:
     "Torchmetrics' objects share their states when they compute."
     return any(kind.__module__.startswith('torchmetrics.') for kind in type(m).__mro__)
 

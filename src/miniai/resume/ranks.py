@@ -12,7 +12,7 @@ from miniai.checkpoint.tree import flatten
 from miniai.device import map_tensors
 from miniai.distributed.ranks import from_first, gathered, is_first, rank, world
 from miniai.distributed.wrap import unwrapped
-from miniai.metrics.metrics import Mean, MetricsCB
+from miniai.metrics.metrics import Mean, MetricsCB, shares_itself
 from miniai.randomness import random_states, set_random_states, set_seed
 from miniai.resume.packing import pack_dense, unpack_dense
 from miniai.resume.walk import Node
@@ -61,7 +61,7 @@ def state_of_rank(state: dict[str, Any], learn: Any, nodes: dict[str, Node]) -> 
     for path, n in nodes.items():
         if n.kind == 'module' and path in new['objects']: _average_grads(path, new, each)
         if isinstance(n.object, Mean) and path in new['states']: new['states'][path] = _share_of(path, each)
-    if state['position']['batch']: _leave_out_other_metrics(learn, new, nodes)
+    if state['position']['batch']: _leave_out_metrics_in_parts(learn, new, nodes)
     if rank(): new['random'] = _random_states_for(rank(), new['random'])
     return new
 
@@ -90,12 +90,13 @@ def _average_grads(path: str, new: dict[str, Any], each: list[dict[str, Any]]) -
     new['objects'][path] = new['objects'][path] | dict(grads=grads)
 
 
-def _leave_out_other_metrics(learn: Any, new: dict[str, Any], nodes: dict[str, Node]) -> None:
-    "Only means can be put together: what other metrics have seen in the pass that is resumed counts for the first."
+def _leave_out_metrics_in_parts(learn: Any, new: dict[str, Any], nodes: dict[str, Node]) -> None:
+    """Torchmetrics' objects have seen a part of each batch, and will be put together at the end of the epoch: what the
+    first one has seen counts once. Other objects have seen whole batches."""
     metrics = {id(m): nm for cb in learn.cbs if isinstance(cb, MetricsCB) for nm, m in cb.metrics.items()
-               if not isinstance(m, Mean)}
+               if shares_itself(m)}
     paths = {n.path: metrics[id(n.object)] for n in nodes.values() if id(n.object) in metrics}
-    if paths: warnings.warn(
+    if paths and len(new.get('ranks', ())) > 1: warnings.warn(
         f"the run resumes within an epoch on another number of processes: in that epoch, {', '.join(paths.values())} "
         f"will miss batches", stacklevel=5)
     for path in paths if rank() else ():
