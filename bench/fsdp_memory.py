@@ -1,23 +1,26 @@
-"""Memory of each process under FSDP2 for parameters, gradients and optimizer state: 100 million parameters, AdamW.
+"""Memory of each process for parameters, gradients and optimizer state of 100 million parameters with AdamW, by
+DistributedCB('fsdp').
 
     python bench/fsdp_memory.py [--processes N …]
 
-Counted are the bytes of these tensors' parts after two steps. Resident memory is its growth since before the model was
-made: it also holds activations and what gloo and FSDP keep. The target is 1/processes of one process, plus 10 %.
+Counted are the bytes of these tensors' parts after a few steps. Resident memory is its growth since before the model
+was made: it also holds activations and what gloo and FSDP keep. The target is 1/processes of one process, plus 10 %.
 """
 import argparse
 import ctypes
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
 
 import torchrun
 from decoder import M100, Decoder, batch, count, loss_func
 from machine import record
+from miniai import Callback, DataLoaders, TrainLearner
+from miniai.distributed import DistributedCB
+from miniai.distributed.ranks import most, world
 
 
 def resident():
@@ -28,30 +31,31 @@ def resident():
     return int(next(ln for ln in lines if ln.startswith('VmRSS')).split()[1])*1024
 
 
+def AdamW(params, lr): return torch.optim.AdamW(params, lr)
+
+
 def held(tensors):
     "Bytes of the parts that this process has, each piece of memory once."
     parts = [t.to_local() if hasattr(t, 'to_local') else t for t in tensors]
     return sum({p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in parts}.values())
 
 
+class HeldCB(Callback):
+    "After a step, before gradients are freed: bytes of parameters, gradients and state, and resident memory."
+    def __init__(self): self.before = resident()
+    def after_step(self, learn):
+        params = list(learn.model.parameters())
+        states = [v for s in learn.opt.state.values() for v in s.values() if v.numel() > 1]
+        self.sizes = [held(params), held(p.grad for p in params), held(states), resident() - self.before]
+
+
 def process():
-    "Two steps on this process; reports the bytes of the one that has the most."
-    dist.init_process_group('gloo')
-    data, before = batch(M100), resident()
-    model = Decoder(M100)
-    if dist.get_world_size() > 1:
-        for m in [*model.blocks, model]: fully_shard(m)
-    opt = torch.optim.AdamW(model.parameters(), 1e-4)
-    for _ in range(2):
-        opt.zero_grad()
-        loss_func(model(data[0]), data[1]).backward()
-        opt.step()
-    params = list(model.parameters())
-    states = [v for s in opt.state.values() for v in s.values() if v.numel() > 1]
-    sizes = torch.tensor([held(params), held(p.grad for p in params), held(states), resident() - before])
-    dist.all_reduce(sizes, dist.ReduceOp.MAX)
-    torchrun.report(dict(parameters=count(model), sizes=sizes.tolist()))
-    dist.destroy_process_group()
+    "Three steps on this process; reports the bytes of the process that has most."
+    cbs = [DistributedCB('fsdp'), HeldCB()]
+    data = [batch(replace(M100, seqs=M100.seqs*world()))]*3
+    learn = TrainLearner(Decoder(M100), DataLoaders(data, []), loss_func, 1e-4, cbs, AdamW)
+    learn.fit(1, valid=False)
+    torchrun.report(dict(parameters=count(Decoder(M100)), sizes=most(cbs[1].sizes)))
 
 
 def main():
