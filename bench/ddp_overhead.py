@@ -5,7 +5,8 @@
 A decoder of 0.7 million parameters, of which a step takes about 20 ms, and AdamW. The loops run in turn in the same
 processes: after each batch of a fit, a step of the plain loop, and of plain DDP with one small all-reduce. A step's
 time is the slowest process's, and that of a fit has all from one batch's end to the next's, loading included. Medians
-over steps, of a time and of its ratio to the plain loop's at the same batch.
+over steps, of a time and of its ratio to the plain loop's at the same batch. Each process is bound to a core, as
+launchers of clusters do.
 """
 import argparse
 import os
@@ -73,6 +74,7 @@ def in_turn(cbs, data, steps):
 
 
 def process(steps):
+    os.sched_setaffinity(0, {int(os.environ['LOCAL_RANK']) % os.cpu_count()})
     start()
     torch.manual_seed(0)
     data = batch(shape(SEQS*world()))
