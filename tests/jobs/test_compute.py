@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from miniai.accel import ChannelsLastCB, CompileCB, MixedPrecision
+from miniai.distributed import DistributedCB
 from miniai.jobs.compute import build_computing, resolve
-from miniai.jobs.config import LRFindConfig, TrainConfig
+from miniai.jobs.config import ConfigError, LRFindConfig, TrainConfig
 from miniai.jobs.train import train
 from miniai.learner import DeviceCB, TrainCB
 from tiny import write_tiny
@@ -70,14 +71,20 @@ def test_a_layout_that_was_asked_for_is_used_and_a_resolved_configuration_stays_
 
 
 @pytest.mark.parametrize(('options', 'wanted'), [
-    (dict(), [TrainCB]), (dict(layout='channels-last'), [TrainCB, ChannelsLastCB]),
-    (dict(compile=True), [TrainCB, CompileCB]),
-    (dict(precision='bfloat16', layout='channels-last', compile=True), [MixedPrecision, ChannelsLastCB, CompileCB])])
+    (dict(), [DeviceCB, TrainCB]), (dict(layout='channels-last'), [DeviceCB, TrainCB, ChannelsLastCB]),
+    (dict(compile=True), [DeviceCB, TrainCB, CompileCB]), (dict(distributed='fsdp'), [DistributedCB, TrainCB]),
+    (dict(precision='bfloat16', layout='channels-last', compile=True),
+     [DeviceCB, MixedPrecision, ChannelsLastCB, CompileCB])])
 def test_callbacks_are_those_that_the_configuration_names(options, wanted):
-    device, *cbs = build_computing(TrainConfig(device='cpu', **options))
-    assert type(device) is DeviceCB
+    cbs = build_computing(TrainConfig(device='cpu', **options))
     assert [type(cb) for cb in cbs] == wanted
-    if 'precision' in options: assert cbs[0].dtype is torch.bfloat16
+    if 'precision' in options: assert cbs[1].dtype is torch.bfloat16
+
+
+def test_sharded_models_keep_the_usual_layout_of_weights():
+    assert resolve(TrainConfig(distributed='fsdp'), 'cpu').layout == 'channels-first'
+    with pytest.raises(ConfigError, match='--layout channels-last does not work with --distributed fsdp'):
+        resolve(TrainConfig(distributed='fsdp', layout='channels-last'), 'cpu')
 
 
 @pytest.mark.filterwarnings('ignore:.* has no bfloat16')

@@ -170,14 +170,8 @@ def failing_together() -> Iterator[None]:
 
 def of_first(f: Callable[[], Any]) -> Any:
     "What `f()` returns in the first process, which alone calls it. If it raises an Exception there, all raise that."
-    if world() == 1: return f()
-    found, error = None, None
-    if is_first():
-        try: found = f()
-        except Exception as e: error = e
-    found, error = from_first((found, error))
-    if error is not None: raise error
-    return found
+    with failing_together(): found = f() if is_first() else None
+    return from_first(found)
 
 
 def wait_for_all() -> None:

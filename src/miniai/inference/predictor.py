@@ -159,7 +159,7 @@ def predictor(self: Any, outputs: str | None = None, device: str | torch.device 
         for cb in self.cbs:
             if hasattr(cb, 'validated'): undo.enter_context(cb.validated(self))
         model = whole_copy(_unwrapped(self.model))
-    if device is None: device = next((p.device for p in model.parameters()), 'cpu')
+    if device is None: device = next((p.device for p in self.model.parameters()), 'cpu')
     recipe = getattr(self.dls, 'recipe', None)
     return Predictor(model, recipe, outputs or outputs_of(self.loss_func, recipe), device)
 

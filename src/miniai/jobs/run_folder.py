@@ -81,8 +81,7 @@ class RunFolder:
         environment = dict(
             python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
             cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, processes=world(), data=data,
-            samples=samples,
-            command=sys.argv,
+            samples=samples, command=sys.argv,
             gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
             versions={package: version_of(package) for package in PACKAGES})
         self.write(f'environment-{n}.json' if n > 1 else 'environment.json', as_json(environment, indent=1) + '\n')
