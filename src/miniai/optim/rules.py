@@ -98,14 +98,14 @@ def nadamw(p, g, avg, sqr_avg, mu_product, *, t, lr=2e-3, beta1=0.9, beta2=0.999
 
 
 def radam(p, g, avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
-    "RAdam: Adam once the variance of its rate can be known, and momentum before (Liu et al. 2019, algorithm 2)."
+    "RAdam: momentum in the first steps, then Adam with a rectified rate (Liu et al. 2019, algorithm 2)."
     avg     = beta1*avg     + (1-beta1)*g
     sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
     rho_inf = 2/(1-beta2) - 1
     rho     = rho_inf - 2*t*beta2**t / (1 - beta2**t)
     r       = sqrt((rho-4)*(rho-2)*rho_inf / ((rho_inf-4)*(rho_inf-2)*rho))
     adapted, plain = where(rho > 5, r, 0.), where(rho > 5, 0., 1.)
-    v = sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps/(1 - beta2**t)**0.5
+    v = (sqrt(sqr_avg) + eps) / (1 - beta2**t)**0.5
     return p - lr/(1 - beta1**t) * avg * (adapted/v + plain), avg, sqr_avg
 
 
