@@ -36,7 +36,7 @@ class Counting(IterableDataset):
 
 
 class Shuffled:
-    "A loader of one's own, which draws its order when a pass begins."
+    "A user's loader, which draws its order when a pass begins."
     def __init__(self, n): self.n = n
 
     def __iter__(self):

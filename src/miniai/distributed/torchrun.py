@@ -1,4 +1,4 @@
-"What torchrun says, and keeps for all the processes it starts. They may ask one by one, at any time"
+"What torchrun says, and keeps for all the processes it starts. They may ask one by one, at any time."
 import os
 import sys
 from datetime import timedelta
@@ -37,7 +37,7 @@ def show_first_error(kind: type[BaseException], error: BaseException, traceback:
 
 
 def kept(name: str, value: str | None = None) -> str | None:
-    "The text under `name`, kept also when torchrun restarts its processes; None if there is none. `value` replaces it."
+    "The text under `name`, kept also when torchrun restarts its processes; None without one. `value` replaces it."
     if launched() is None: return value
     store = _store()
     if value is not None: store.set(name, value)

@@ -1,4 +1,4 @@
-"The processes that a job runs on, if torchrun started it"
+"The processes that a job runs on, if torchrun started it."
 from dataclasses import replace
 from typing import TypeVar
 

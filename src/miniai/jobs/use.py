@@ -18,8 +18,9 @@ from miniai.jobs.config import ConfigError, TrainConfig
 from miniai.jobs.data import build_data
 from miniai.jobs.run_folder import as_json, samples_of
 
-_IN_PYTHON = 'use miniai.load(run) in Python'
 __all__ = ['EvaluateConfig', 'PredictConfig', 'ExportConfig', 'evaluate_run', 'predict_run', 'export_run']
+
+_IN_PYTHON = 'use miniai.load(run) in Python'
 
 
 @dataclass
@@ -108,7 +109,7 @@ def _other_data(word: str, predictor: Predictor) -> Any:
 
 
 def _run_data(run: Path, unchanged: bool = False) -> Any:
-    """The loaders of a run. ConfigError for a folder that is none, or, if it must be `unchanged`, for another number of
+    """The loaders of a run. ConfigError for a folder without a run, or, if it must be `unchanged`, for another number of
     samples: they are split differently now, so that training samples would be among those for validation."""
     options, environment = run/'config.toml', run/'environment.json'
     if not options.is_file(): raise ConfigError(f"{run} is not the folder of a run: name data with --data")

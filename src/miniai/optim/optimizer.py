@@ -260,7 +260,7 @@ def optimizer(rule: Callable, name: str | None = None) -> type[RuleOptimizer]:
 
 def inner_optimizer(opt: Any) -> Any:
     """The optimizer inside wrappers, which keep it as `optimizer`, or in ZeroRedundancyOptimizer as `optim`; `opt`
-    itself if it is none."""
+    itself if it wraps nothing."""
     while True:
         inner = next((x for nm in ('optimizer', 'optim') if hasattr(x := getattr(opt, nm, None), 'step')), None)
         if inner is None: return opt

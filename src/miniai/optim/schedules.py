@@ -15,7 +15,7 @@ __all__ = ['has_momentum', 'warmup_cosine', 'make_schedule', 'plot_schedule', 't
 
 
 def has_momentum(opt: Any) -> bool:
-    "Whether the optimizer has a momentum that a cycle may change. torch's SGD has the option, 0, where there is none."
+    "Whether the optimizer has a momentum that a cycle may change. torch's SGD without one has it as 0."
     return bool(opt.defaults.get('momentum')) or 'betas' in opt.defaults
 
 

@@ -10,7 +10,7 @@ __all__ = ['zero_around', 'zero_groups', 'from_all_ranks', 'show_momentum']
 
 
 def zero_around() -> Any:
-    """The ZeroRedundancyOptimizer that is making an optimizer now; None if there is none. It does not tell the
+    """The ZeroRedundancyOptimizer that is making an optimizer now; None without one. It does not tell the
     optimizer that there are others, so it is looked for among the callers."""
     module = sys.modules.get('torch.distributed.optim.zero_redundancy_optimizer')
     frame = inspect.currentframe() if module else None
