@@ -5,24 +5,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from miniai.optim import (
-    ADOPT,
-    SGD,
-    Adagrad,
-    Adam,
-    AdamW,
-    AdEMAMix,
-    HeavyBall,
-    Lion,
-    Momentum,
-    NAdamW,
-    Nesterov,
-    RAdam,
-    RMSProp,
-)
+from miniai import optim
 from miniai.optim.stages import program
 
-ALL = [SGD, Momentum, HeavyBall, Nesterov, RMSProp, Adagrad, Adam, AdamW, NAdamW, Lion, RAdam, ADOPT, AdEMAMix]
+ALL = [optim.SGD, optim.Momentum, optim.HeavyBall, optim.Nesterov, optim.RMSProp, optim.Adagrad, optim.Adam,
+       optim.AdamW, optim.NAdamW, optim.Lion, optim.RAdam, optim.ADOPT, optim.AdEMAMix]
 MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .95), beta2=(.9, .999),
               beta3=(.99, .9999), alpha=(1., 8.), lr_decay=(0., .1), momentum_decay=(1e-3, 1e-1))
 SHAPES = [(), (0,), (1,), (7,), (3, 2), (2, 3, 2, 1)]
@@ -55,7 +42,8 @@ class Oracle:
         if o.get('clip_value'): g = min(max(g, -o['clip_value']), o['clip_value'])
         p = self.p*(1 - h['lr']*wd) if o.get('decoupled', True) else self.p
         if not o.get('decoupled', True): g += wd*self.p
-        if self.s is None: self.s = [g*g if self.cls is RMSProp else 0. for _ in rule.states] + [*rule.scalars.values()]
+        if self.s is None:
+            self.s = [g*g if self.cls is optim.RMSProp else 0. for _ in rule.states] + [*rule.scalars.values()]
         out = rule.rule(p, g, *self.s, **h, **(dict(t=self.t) if rule.uses_t else {}))
         new, *self.s = out if isinstance(out, tuple) else (out,)
         if o.get('cautious') and (p - new)*g <= 0: new = p

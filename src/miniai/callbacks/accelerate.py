@@ -12,7 +12,7 @@ from miniai.callbacks.wrapped import MappedLoader
 from miniai.device import def_device, to_device
 from miniai.distributed.callback import draw_apart
 from miniai.distributed.ranks import start, world
-from miniai.distributed.wrap import unwrapped, wrap_ddp
+from miniai.distributed.wrap import unwrapped, what_trains, wrap_ddp
 
 __all__ = ['AccelerateCB']
 
@@ -40,7 +40,7 @@ class AccelerateCB(ScalingCB):
 
     def before_fit(self, learn: Any) -> None:
         self._own, self._attributes = (learn.model, learn.opt), set(vars(learn.model))
-        self._trained = [p.requires_grad for p in learn.model.parameters()]
+        self._trained = what_trains(learn.model)
         learn.model = self.acc.prepare(learn.model)
         if learn.opt is not None: learn.opt = self.acc.prepare(learn.opt)
         for loss in loss_modules(learn).values(): loss.to(self.acc.device)
@@ -49,8 +49,9 @@ class AccelerateCB(ScalingCB):
         super().before_fit(learn)
 
     def before_epoch(self, learn: Any) -> None:
-        if world() > 1 and self._trained != (trained := [p.requires_grad for p in learn.model.parameters()]):
-            self._trained, learn.model = trained, wrap_ddp(unwrapped(learn.model), self.acc.device)
+        if world() > 1 and self._trained != what_trains(learn.model):
+            self._trained = what_trains(learn.model)
+            learn.model = wrap_ddp(unwrapped(learn.model), self.acc.device)
         learn.dl = MappedLoader(learn.dl, partial(to_device, device=self.acc.device))
         super().before_epoch(learn)
 

@@ -40,7 +40,7 @@ class _PartLoader(WrappedLoader):
         super().__init__(dl)
         _check_batch_size(learn, innermost(dl))
         self.learn, n = learn, -1 if length_of(dl) is None else length_of(dl)
-        shortest, longest = -most([-n])[0], most([n])[0]
+        longest, shortest = (sign*x for sign, x in zip((1, -1), most([n, -n]), strict=True))
         self.n = int(longest) if shortest >= 0 else None
         self.may_differ = self.n is None or shortest != longest
 

@@ -47,7 +47,6 @@ class CapturePreds(Callback):
         self.all_preds, self.all_targs = (joined(xs, self._sizes) for xs in (self.all_preds, self.all_targs))
         self.all_inps = joined(self.all_inps, self._sizes) if self.inps else None
 
-
     def _join_processes(self) -> None:
         "Add the parts of each batch that other processes have."
         lists = self.all_inps, self.all_preds, self.all_targs, self._sizes

@@ -5,7 +5,7 @@ import torch
 
 from miniai.device import to_device
 from miniai.distributed.ranks import rank, split_data_over, start, world
-from miniai.distributed.wrap import is_wrapped, replace_parameters, shard, wrap_ddp
+from miniai.distributed.wrap import is_wrapped, replace_parameters, shard, what_trains, wrap_ddp
 from miniai.events import Callback
 from miniai.randomness import set_seed
 
@@ -42,13 +42,11 @@ class DistributedCB(Callback):
         if learn.opt is not None: replace_parameters(learn.opt, before, dict(learn.model.named_parameters()))
 
     def _wrap(self, learn: Any) -> None:
-        "DDP averages the gradients of those parameters that require one now."
-        self._trained = [p.requires_grad for p in self._own.parameters()]
+        self._trained = what_trains(self._own)
         if self._how == 'ddp': learn.model = wrap_ddp(self._own, self._device, **self._options)
 
     def before_epoch(self, learn: Any) -> None:
-        if self._own is not None and [p.requires_grad for p in self._own.parameters()] != self._trained:
-            self._wrap(learn)
+        if self._own is not None and what_trains(self._own) != self._trained: self._wrap(learn)
 
     def before_batch(self, learn: Any) -> None: learn.batch = to_device(learn.batch, self._device)
 

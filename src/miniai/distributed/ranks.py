@@ -1,4 +1,4 @@
-"The processes of a run: which one this is, and numbers and decisions that all of them share"
+"The processes of a run: which one this is, and numbers and decisions that all of them share."
 import atexit
 import os
 import sys
@@ -15,7 +15,7 @@ from miniai.distributed.torchrun import launched, show_first_error
 
 __all__ = ['rank', 'world', 'is_first', 'part', 'split_data_over', 'part_of', 'own_device', 'start', 'close', 'agree',
            'total', 'most', 'total_on_device', 'gathered', 'gathered_parts', 'from_first', 'of_first',
-           'failing_together', 'wait_for_all']
+           'failing_together']
 
 _data_mesh = None   # the processes that the data is divided over, if not all
 _host_group = None  # a group that moves numbers of the CPU, if the main one cannot
@@ -111,17 +111,18 @@ def _group() -> Any:
 
 def total(numbers: list[float]) -> list[float]:
     "Each number summed over all processes, in double precision."
-    if world() == 1: return numbers
-    values = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(values, group=_group())
-    return values.tolist()
+    return _reduced(numbers, dist.ReduceOp.SUM)
 
 
 def most(numbers: list[float]) -> list[float]:
     "The largest of each number over all processes."
+    return _reduced(numbers, dist.ReduceOp.MAX)
+
+
+def _reduced(numbers: list[float], op: Any) -> list[float]:
     if world() == 1: return numbers
     values = torch.tensor(numbers, dtype=torch.float64)
-    dist.all_reduce(values, dist.ReduceOp.MAX, group=_group())
+    dist.all_reduce(values, op, group=_group())
     return values.tolist()
 
 
@@ -172,8 +173,3 @@ def of_first(f: Callable[[], Any]) -> Any:
     "What `f()` returns in the first process, which alone calls it. If it raises an Exception there, all raise that."
     with failing_together(): found = f() if is_first() else None
     return from_first(found)
-
-
-def wait_for_all() -> None:
-    "Wait until every process is here."
-    agree(False)

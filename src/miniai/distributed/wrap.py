@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniai.distributed.dtensor import fsdp_modules, is_dtensor
 
-__all__ = ['unwrapped', 'is_wrapped', 'wrap_ddp', 'shard', 'is_sharded', 'blocks_of', 'replace_parameters',
-           'average_in_backward', 'average_kept']
+__all__ = ['unwrapped', 'is_wrapped', 'what_trains', 'wrap_ddp', 'shard', 'is_sharded', 'blocks_of',
+           'replace_parameters', 'average_in_backward', 'average_kept']
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -29,9 +29,14 @@ def is_wrapped(model: nn.Module) -> bool:
     return is_sharded(model) or any(type(m).__name__ in kinds for m in model.modules())
 
 
+def what_trains(model: nn.Module) -> list[bool]:
+    "Which parameters require a gradient. DDP averages the gradients of those that did when it wrapped the model."
+    return [p.requires_grad for p in model.parameters()]
+
+
 def wrap_ddp(model: nn.Module, device: torch.device, **options: Any) -> nn.Module:
     "`model` in DistributedDataParallel; `model` itself if no parameter requires a gradient. `options` are DDP's."
-    if not any(p.requires_grad for p in model.parameters()): return model
+    if not any(what_trains(model)): return model
     ids = [device.index] if device.type == 'cuda' else None
     return DistributedDataParallel(model, device_ids=ids, **options)
 

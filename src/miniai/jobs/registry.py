@@ -5,23 +5,9 @@ from typing import Any, NamedTuple
 
 from torch.optim import Optimizer, lr_scheduler
 
+from miniai import optim
 from miniai.data import ImageSet, fashion_mnist
 from miniai.models.by_name import MODELS
-from miniai.optim import (
-    ADOPT,
-    SGD,
-    Adagrad,
-    Adam,
-    AdamW,
-    AdEMAMix,
-    HeavyBall,
-    Lion,
-    Momentum,
-    NAdamW,
-    Nesterov,
-    RAdam,
-    RMSProp,
-)
 from miniai.optim.schedules import has_momentum, warmup_cosine
 
 __all__ = ['DATA', 'MODELS', 'OPTIMIZERS', 'SCHEDULES', 'DataRow', 'OptimizerRow', 'ScheduleRow']
@@ -62,19 +48,19 @@ DATA = {  # others are named by a folder, a file, hub:NAME or module:function
 }
 DATA['fashion-mnist'] = DATA['auto']._replace(about='the same as auto')
 OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model and batches of 128
-    'sgd':       OptimizerRow(SGD,       dict(constant=5e-2,   cosine=0.8,  onecycle=0.8)),
-    'momentum':  OptimizerRow(Momentum,  dict(constant=0.3,    cosine=2.,   onecycle=2.)),
-    'heavyball': OptimizerRow(HeavyBall, dict(constant=3e-2,   cosine=0.2,  onecycle=0.2)),
-    'nesterov':  OptimizerRow(Nesterov,  dict(constant=2e-2,   cosine=0.2,  onecycle=0.2)),
-    'rmsprop':   OptimizerRow(RMSProp,   dict(constant=8e-4,   cosine=1e-2, onecycle=1e-2)),
-    'adagrad':   OptimizerRow(Adagrad,   dict(constant=1.5e-2, cosine=5e-2, onecycle=8e-2)),
-    'adam':      OptimizerRow(Adam,      dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
-    'adamw':     OptimizerRow(AdamW,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
-    'nadamw':    OptimizerRow(NAdamW,    dict(constant=8e-4,   cosine=2e-2, onecycle=2e-2)),
-    'radam':     OptimizerRow(RAdam,     dict(constant=8e-3,   cosine=4e-2, onecycle=4e-2)),
-    'adopt':     OptimizerRow(ADOPT,     dict(constant=8e-3,   cosine=2e-2, onecycle=4e-2)),
-    'ademamix':  OptimizerRow(AdEMAMix,  dict(constant=4e-3,   cosine=1e-2, onecycle=2e-2)),
-    'lion':      OptimizerRow(Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
+    'sgd':       OptimizerRow(optim.SGD,       dict(constant=5e-2,   cosine=0.8,  onecycle=0.8)),
+    'momentum':  OptimizerRow(optim.Momentum,  dict(constant=0.3,    cosine=2.,   onecycle=2.)),
+    'heavyball': OptimizerRow(optim.HeavyBall, dict(constant=3e-2,   cosine=0.2,  onecycle=0.2)),
+    'nesterov':  OptimizerRow(optim.Nesterov,  dict(constant=2e-2,   cosine=0.2,  onecycle=0.2)),
+    'rmsprop':   OptimizerRow(optim.RMSProp,   dict(constant=8e-4,   cosine=1e-2, onecycle=1e-2)),
+    'adagrad':   OptimizerRow(optim.Adagrad,   dict(constant=1.5e-2, cosine=5e-2, onecycle=8e-2)),
+    'adam':      OptimizerRow(optim.Adam,      dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
+    'adamw':     OptimizerRow(optim.AdamW,     dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
+    'nadamw':    OptimizerRow(optim.NAdamW,    dict(constant=8e-4,   cosine=2e-2, onecycle=2e-2)),
+    'radam':     OptimizerRow(optim.RAdam,     dict(constant=8e-3,   cosine=4e-2, onecycle=4e-2)),
+    'adopt':     OptimizerRow(optim.ADOPT,     dict(constant=8e-3,   cosine=2e-2, onecycle=4e-2)),
+    'ademamix':  OptimizerRow(optim.AdEMAMix,  dict(constant=4e-3,   cosine=1e-2, onecycle=2e-2)),
+    'lion':      OptimizerRow(optim.Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
 for row in OPTIMIZERS.values(): row.lrs['warmup-cosine'] = row.lrs['cosine']
 SCHEDULES = {

@@ -38,12 +38,14 @@ class Mean:
 
     def compute(self) -> Tensor:
         "The mean so far, a 0-d tensor on the CPU."
-        total, weight = (x.item() if isinstance(x, Tensor) else x for x in (self.total, self.weight))
+        total, weight = self.sums()
         return torch.tensor(total/weight if weight else float('nan'), dtype=torch.float64)
 
-    def state_dict(self) -> dict[str, Any]:
-        total, weight = (x.item() if isinstance(x, Tensor) else x for x in (self.total, self.weight))
-        return dict(total=total, weight=weight)
+    def sums(self) -> tuple[float, float]:
+        "The total and the weight so far, as Python numbers."
+        return tuple(x.item() if isinstance(x, Tensor) else x for x in (self.total, self.weight))
+
+    def state_dict(self) -> dict[str, Any]: return dict(zip(('total', 'weight'), self.sums(), strict=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None: self.total, self.weight = state['total'], state['weight']
 
@@ -185,7 +187,7 @@ def share_means(metrics: Iterable) -> None:
     "On several processes: let each Mean hold the sums of all of them."
     if world() == 1: return
     means = [m for m in metrics if isinstance(m, Mean)]
-    sums = iter(total([float(x) for m in means for x in (m.total, m.weight)]))
+    sums = iter(total([x for m in means for x in m.sums()]))
     for m in means: m.total, m.weight = next(sums), next(sums)
 
 
