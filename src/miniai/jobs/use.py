@@ -109,8 +109,8 @@ def _other_data(word: str, predictor: Predictor) -> Any:
 
 
 def _run_data(run: Path, unchanged: bool = False) -> Any:
-    """The loaders of a run. ConfigError for a folder without a run, or, if it must be `unchanged`, for another number of
-    samples: they are split differently now, so that training samples would be among those for validation."""
+    """The loaders of a run. ConfigError for a folder without a run, or, if it must be `unchanged`, for another number
+    of samples: they are split differently now, so that training samples would be among those for validation."""
     options, environment = run/'config.toml', run/'environment.json'
     if not options.is_file(): raise ConfigError(f"{run} is not the folder of a run: name data with --data")
     with redirect_stdout(sys.stderr): dls = build_data(TrainConfig.from_toml(options))  # stdout is for results
