@@ -1,4 +1,5 @@
 "Ranks: numbers, parts and objects that processes share; in one process nothing changes."
+import time
 from itertools import chain
 
 import pytest
@@ -70,3 +71,15 @@ def test_a_group_starts_only_under_torchrun(monkeypatch):
 def test_data_is_divided_over_a_mesh_of_one_dimension():
     with pytest.raises(ValueError, match=r"mesh of 1 dimension, got 2: pass a part of it, such as mesh\['dp'\]"):
         ranks.split_data_over(type('Mesh', (), dict(ndim=2)))
+
+
+def leave(folder):
+    "Whether the other process was leaving too, when this one has left."
+    me = ranks.rank()
+    time.sleep(me/2)
+    (folder/f'{me}').touch()
+    ranks.close()
+    return (folder/f'{1 - me}').exists()
+
+
+def test_processes_leave_their_group_together(tmp_path): assert run_ranks(leave, 2, tmp_path) == [True, True]

@@ -4,7 +4,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -92,10 +93,14 @@ def start(device: str | None = None) -> torch.device:
 
 
 def close() -> None:
-    "Leave the group."
+    "Leave the group, together with the others unless this process failed."
     global _host_group, _data_mesh
     _host_group = _data_mesh = None
-    if _started(): dist.destroy_process_group()
+    if not _started(): return
+    # Gloo's threads may abort a process that leaves while the other still talks to it.
+    if dist.get_backend() == 'gloo' and not hasattr(sys, 'last_value'):
+        with suppress(RuntimeError): dist.monitored_barrier(timeout=timedelta(seconds=5))
+    dist.destroy_process_group()
 
 
 # What all share. Every process must call these, in the same order.
