@@ -59,7 +59,7 @@ def test_a_schedule_of_very_few_steps_works(schedule):
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_onecycle_cycles_the_momentum_where_there_is_one(optimizer):
-    opt = OPTIMIZERS[optimizer].build([nn.Parameter(torch.zeros(1))], 0.1)
+    opt = OPTIMIZERS[optimizer].build([nn.Parameter(torch.zeros(1, 1))], 0.1)
     SCHEDULES['onecycle'].build(opt, lr=0.1, steps=10)
     group = opt.param_groups[0]
     momentum = group['betas'][0] if 'betas' in group else group.get('momentum')

@@ -378,7 +378,8 @@ def test_a_group_has_the_hyperparameters_of_its_own_rule_and_shares_only_lr_and_
     opt.step()
     names = [set(opt.state[g['params'][0]]) - {'step'} for g in opt.param_groups]
     assert names == [{'momentum_buffer'}, {'exp_avg', 'exp_avg_sq'}, {'exp_avg'}, {'momentum_buffer'}]
-    assert [row.split()[3] for row in groups_table(opt).splitlines()[:3]] == ['lr', '0.5', '0.5']
+    rows = [row.split()[3:5] for row in groups_table(opt).splitlines()]
+    assert rows[:3] == [['rule', 'lr'], ['Momentum', '0.5'], ['AdamW', '0.5']]
     assert 'AdamW' in groups_table(opt)
     before = snapshot(opt)
     for wrong, says in ((dict(beta1=1.), 'AdamW: beta1 is the weight of an average'), (dict(betas=(.9,)), '2 numbers'),

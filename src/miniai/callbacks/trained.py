@@ -1,14 +1,13 @@
 "What an optimizer trains: the parameters of the model, and those of a loss that is a module."
 import warnings
-from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from miniai.distributed.dtensor import reshard
+from miniai.optim.matrices import ModelParameters
 
 __all__ = ['loss_modules', 'buffers_of', 'trained_parameters', 'can_train', 'new_optimizer', 'check_trained']
 
@@ -41,9 +40,9 @@ def loss_parameters(learn: Any) -> dict[str, nn.Parameter]:
     return {nm: p for p, nm in named.items() if p.requires_grad and p not in own}
 
 
-def trained_parameters(learn: Any) -> Iterator[nn.Parameter]:
+def trained_parameters(learn: Any) -> ModelParameters:
     "The parameters of the model, then those of its losses that require a gradient."
-    return chain(learn.model.parameters(), loss_parameters(learn).values())
+    return ModelParameters(learn.model, loss_parameters(learn).values())
 
 
 def can_train(learn: Any) -> bool:

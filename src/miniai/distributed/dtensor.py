@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ['is_dtensor', 'local', 'placement', 'placed_as', 'has_sums_in_parts', 'groups_of', 'runs', 'summed', 'total',
-           'fsdp_modules', 'reshard']
+__all__ = ['is_dtensor', 'local', 'placement', 'placed_as', 'whole', 'placed_like', 'has_sums_in_parts', 'groups_of',
+           'runs', 'summed', 'total', 'fsdp_modules', 'reshard']
 
 
 def is_dtensor(x: Any) -> bool:
@@ -37,6 +37,23 @@ def placement(x: Tensor) -> tuple | None:
 def placed_as(x: Tensor, where: tuple | None) -> Tensor:
     "`x` with the parts where `where`, a `placement`, says."
     return x if placement(x) == where or where is None else x.redistribute(*where)
+
+
+@torch.no_grad()
+def whole(x: Tensor) -> Tensor:
+    "All of a DTensor, gathered from its parts; other tensors as they are."
+    return x.full_tensor() if is_dtensor(x) else x
+
+
+@torch.no_grad()
+def placed_like(x: Tensor, like: Tensor) -> Tensor:
+    "`x`, a DTensor or a tensor that every process has, in the shape of `like` and with parts in the same places."
+    if not is_dtensor(like): return x.reshape(like.shape)
+    if not is_dtensor(x):
+        from torch.distributed.tensor import DTensor, Replicate
+        everywhere = [Replicate()]*like.device_mesh.ndim
+        x = DTensor.from_local(x.reshape(like.shape), like.device_mesh, everywhere, run_check=False)
+    return placed_as(x, placement(like))
 
 
 def has_sums_in_parts(where: tuple | None) -> bool:

@@ -60,6 +60,8 @@ OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model
     'radam':     OptimizerRow(optim.RAdam,     dict(constant=8e-3,   cosine=4e-2, onecycle=4e-2)),
     'adopt':     OptimizerRow(optim.ADOPT,     dict(constant=8e-3,   cosine=2e-2, onecycle=4e-2)),
     'ademamix':  OptimizerRow(optim.AdEMAMix,  dict(constant=4e-3,   cosine=1e-2, onecycle=2e-2)),
+    'lamb':      OptimizerRow(optim.LAMB,      dict(constant=8e-3,   cosine=2e-2, onecycle=2e-2)),
+    'muon':      OptimizerRow(optim.Muon,      dict(constant=8e-3,   cosine=2e-2, onecycle=2e-2)),
     'lion':      OptimizerRow(optim.Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
 for row in OPTIMIZERS.values(): row.lrs['warmup-cosine'] = row.lrs['cosine']

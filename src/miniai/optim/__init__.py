@@ -4,7 +4,15 @@ from miniai.kernels.math import minimum as minimum
 from miniai.kernels.math import sign as sign
 from miniai.kernels.math import sqrt as sqrt
 from miniai.kernels.math import where as where
+from miniai.kernels.matrix import eigenbasis as eigenbasis
+from miniai.kernels.matrix import inverse_root as inverse_root
+from miniai.kernels.matrix import matmul as matmul
+from miniai.kernels.matrix import norm as norm
+from miniai.kernels.matrix import orthogonalize as orthogonalize
+from miniai.kernels.matrix import trace as trace
+from miniai.kernels.matrix import transpose as transpose
 from miniai.optim.classes import ADOPT as ADOPT
+from miniai.optim.classes import LAMB as LAMB
 from miniai.optim.classes import SGD as SGD
 from miniai.optim.classes import Adagrad as Adagrad
 from miniai.optim.classes import Adam as Adam
@@ -13,6 +21,7 @@ from miniai.optim.classes import AdEMAMix as AdEMAMix
 from miniai.optim.classes import HeavyBall as HeavyBall
 from miniai.optim.classes import Lion as Lion
 from miniai.optim.classes import Momentum as Momentum
+from miniai.optim.classes import Muon as Muon
 from miniai.optim.classes import NAdamW as NAdamW
 from miniai.optim.classes import Nesterov as Nesterov
 from miniai.optim.classes import RAdam as RAdam
@@ -20,14 +29,17 @@ from miniai.optim.classes import RMSProp as RMSProp
 from miniai.optim.groups import depth_groups as depth_groups
 from miniai.optim.groups import groups_table as groups_table
 from miniai.optim.groups import no_decay_groups as no_decay_groups
+from miniai.optim.matrices import matrix_groups as matrix_groups
 from miniai.optim.optimizer import RuleOptimizer as RuleOptimizer
 from miniai.optim.optimizer import optimizer as optimizer
+from miniai.optim.rules import matrix as matrix
 from miniai.optim.rules import scalars as scalars
 from miniai.optim.rules import starts as starts
 from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ADOPT', 'AdEMAMix', 'Lion', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'plot_schedule',
-           'warmup_cosine', 'no_decay_groups', 'depth_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum',
-           'minimum']
+           'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'matrix',
+           'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups', 'groups_table', 'sqrt',
+           'sign', 'where', 'maximum', 'minimum', 'norm', 'trace', 'transpose', 'matmul', 'orthogonalize', 'eigenbasis',
+           'inverse_root']

@@ -1,9 +1,12 @@
 "The built-in optimizers: a class for each rule, with torch's names if torch has the same mathematics."
+from typing import Any
+
+from miniai.kernels.matrix import COEFFICIENTS
 from miniai.optim import rules
 from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
-           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion']
+           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon']
 
 
 class SGD(RuleOptimizer):
@@ -101,3 +104,34 @@ class Lion(RuleOptimizer):
     Adam's learning rate."""
     rule = rules.lion
     state_names = dict(avg='exp_avg')
+
+
+class LAMB(RuleOptimizer):
+    """`LAMB(params, lr=1e-3, wd=0., beta1=0.9, beta2=0.999, eps=1e-6)`: Adam with steps as long as the parameter
+    times the rate, for very large batches."""
+    rule = rules.lamb
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class Muon(RuleOptimizer):
+    """`Muon(model, lr=1e-3, wd=0.1, mom=0.95, ns_steps=5, coefficients='quintic', adjust='match_rms_adamw')`: an
+    orthogonalized momentum for hidden matrices and convolutions, the same as torch.optim.Muon, and AdamW for all other
+    parameters, at the same rate. Given a model, or by a Learner, it knows embeddings and the last layer; given
+    parameters alone, all that have two or more dimensions count as hidden."""
+    rule = rules.muon
+    default_wd = 0.1
+    state_names = dict(buf='momentum_buffer')
+    torch_names = dict(adjust='adjust_lr_fn')
+
+    @staticmethod
+    def torch_group(group: dict[str, Any]) -> dict[str, Any]:
+        "What torch's Muon has in a group."
+        adjust = 'original' if group.get('adjust') == 'spectral' else group.get('adjust')
+        return dict(nesterov=True, ns_coefficients=COEFFICIENTS[group.get('coefficients') or 'quintic'], eps=1e-7,
+                    adjust_lr_fn=adjust)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        "Like RuleOptimizer's; torch's Muon also says None for 'original'."
+        groups = [g | dict(adjust_lr_fn='original') if g.get('adjust_lr_fn', '') is None else g
+                  for g in state_dict['param_groups']]
+        super().load_state_dict(state_dict | dict(param_groups=groups))

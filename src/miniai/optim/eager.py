@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miniai.distributed.dtensor import is_dtensor, local, placed_as, placement, runs
+from miniai.distributed.dtensor import is_dtensor, local, placed_as, placed_like, placement, runs, whole
 from miniai.kernels.python import element_function, host_function, scalar_places
 from miniai.kernels.trace import Trace
 from miniai.optim.rounding import dithered
 from miniai.optim.stages import Program
 
-__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'wide']
+__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'as_matrix', 'wide']
 
 _BLOCK, _BLOCKS = 1 << 12, 1 << 8  # elements summed in one row, and rows at a time
 
@@ -58,17 +58,33 @@ def eager_sum_of_squares(p: Tensor) -> float:
 def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[Tensor], g: Tensor,
              hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
     """The tensors and scalars that `f`, or its trace, returns, as new tensors: of a DTensor the part here. A trace runs
-    on that part. A rule without a trace is given the DTensor, so that its sums are over all parts."""
+    on that part."""
+    if trace is None: return _from_rule(program, f, tensors, g, hypers)
     where = placement(tensors[0])
     old, g = [wide(x) for x in tensors], placed_as(wide(g), where)
-    if trace is None:  # a rule may change its arguments in place: give it copies
-        rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
-        out = f(old[0].clone(), g.clone(), *(s.clone() for s in old[1:]), *map(hypers.get, program.scalars), **rest)
-        n = len(out) - len(program.scalars)
-        return [local(placed_as(x, where)) for x in out[:n]], list(map(float, out[n:]))
     hosts = host_function(trace)(**hypers)
     old, g = list(map(local, old)), local(g)
     new = element_function(trace)(old[0], g, *old[1:], *hosts)
     # A rule may return an argument as another state: copying in place must not overwrite it before it is read.
     new = [x.clone() if any(x is o for o in old) else x for x in new]
     return new, [hosts[i] for i in scalar_places(trace)]
+
+
+def _from_rule(program: Program, f: Callable, tensors: list[Tensor], g: Tensor,
+               hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
+    """What a rule without a trace returns. It is given the DTensor, so that its sums are over all parts; or, if it is
+    for matrices, the whole parameter in two dimensions."""
+    where = placement(tensors[0])
+    given = [wide(tensors[0]), placed_as(wide(g), where), *map(wide, tensors[1:])]
+    if program.spec.others: given = [as_matrix(whole(x)) for x in given]
+    rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
+    p, g, *states = (x.clone() for x in given)  # a rule may change its arguments in place
+    out = f(p, g, *states, *map(hypers.get, program.scalars), **rest)
+    n = len(out) - len(program.scalars)
+    new = [local(placed_like(x, old)) for x, old in zip(out[:n], tensors, strict=False)]
+    return new, list(map(float, out[n:]))
+
+
+def as_matrix(x: Tensor) -> Tensor:
+    "A parameter in two dimensions: of a convolution one row for each output channel."
+    return x.flatten(1) if x.ndim > 2 else x

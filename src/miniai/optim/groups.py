@@ -53,7 +53,7 @@ def groups_table(opt: Any) -> str:
     for i, g in enumerate(opt.param_groups):
         sizes = [p.numel() for p in g['params']]
         row = dict(group=str(g.get('name', i)), tensors=str(len(sizes)), elements=f'{sum(sizes):,}')
-        if 'rule' in g: row['rule'] = g['rule'].__name__
+        if any('rule' in other for other in opt.param_groups): row['rule'] = opt.rule_of(g).__name__
         rows.append(row | {k: _shown(v) for k, v in g.items() if k != 'params' and _is_number(v)})
     head = list(dict.fromkeys(k for r in rows for k in r))
     table = [head, *([r.get(k, '') for k in head] for r in rows)]

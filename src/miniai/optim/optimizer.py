@@ -8,19 +8,22 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from miniai.distributed.dtensor import is_dtensor, reshard
+from miniai.optim.matrices import check_matrices, matrix_groups
 from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import Stages, program
 from miniai.optim.state_dict import check_loadable, own_group, restore_states
 from miniai.optim.zero import from_all_ranks, show_momentum, zero_around
 
-__all__ = ['RuleOptimizer', 'optimizer', 'inner_optimizer']
+__all__ = ['RuleOptimizer', 'optimizer', 'class_of', 'inner_optimizer']
 
 OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=False, cautious=False, ema=None,
                state=None, rounding='nearest', seed=0)
+_CLASSES = {}  # the optimizer class of each rule
 _KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
 
 
@@ -66,6 +69,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         rule = vars(cls)['rule']
         cls.rule, cls.mathematics = rule if isinstance(rule, staticmethod) else staticmethod(rule), cls.__name__
         cls.spec = read_rule(cls.rule)
+        _CLASSES.setdefault(cls.rule, cls)
         cls.__signature__ = _signature(cls.spec, cls.default_wd)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -77,6 +81,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         given, self.zero = bound.arguments, zero_around()
         self._set_options(**{k: given.pop(k) for k in OPTIONS})
         params = given.pop('params')
+        if self.spec.others or isinstance(params, nn.Module): params = self._grouped(params)
         super().__init__(params, self.spec.as_group(given, {}))
         if self.zero is not None: show_momentum(self.zero, self.defaults)
 
@@ -93,6 +98,19 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         self.clip_norm, self.clip_value, self.skip_nonfinite, self.ema = clip_norm, clip_value, skip_nonfinite, ema
         self.rounding, self.seed, self.state_dtype = rounding, seed, torch.bfloat16 if state else None
         self.stages = Stages(clip_value is not None, decoupled, bool(cautious), cautious == 'rescaled', ema is not None)
+
+    def _grouped(self, params: Any) -> Any:
+        "`params`, which may be a model, and for a rule for matrices in groups."
+        if not self.spec.others: return params.parameters()
+        if self.zero is None or all('rule' in g for g in self.zero.param_groups):
+            return matrix_groups(params, type(self))
+        raise TypeError(f"{type(self).__name__} needs groups, which ZeroRedundancyOptimizer lets nobody add: give it "
+                        f"matrix_groups(model, {type(self).__name__})")
+
+    @classmethod
+    def companion(cls) -> 'type[RuleOptimizer]':
+        "The class that steps what a rule for matrices does not."
+        return class_of(cls.spec.others)
 
     def rule_of(self, group: dict[str, Any]) -> 'type[RuleOptimizer]':
         "The class whose rule steps a group: the one that the group names as `rule`, or this optimizer's own."
@@ -114,6 +132,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
             raise TypeError(f"a group's rule must be an optimizer class of miniai or optimizer(rule), got {rule!r}")
         defaults = self._defaults_of(rule)
         group = rule.spec.as_group(param_group, defaults)
+        if rule.spec.others: check_matrices(rule, group['params'])
         if rule is type(self): group.pop('rule', None)
         missing = [k for k, v in (defaults | group).items() if v is REQUIRED]
         if missing: raise TypeError(f"{rule.__name__} has no default for {', '.join(missing)}: give it in the group")
@@ -137,6 +156,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
     def _check(cls, group: dict[str, Any]) -> None:
         for h, x in hypers_of(group, cls.spec.places).items():
             average = re.fullmatch(r'beta\d+|(\w+_)?mom', h)
+            if isinstance(x, str): continue
             if math.isnan(x) or (x < 0 and (average or h in ('lr', 'wd', 'eps') or h.endswith('decay'))):
                 raise ValueError(f"{cls.__name__}: {h} must be 0 or more, got {x}")
             if average and x >= 1:
@@ -198,7 +218,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         out = super().state_dict()
         for group in out['param_groups']:
             rule = self.rule_of(group)
-            group |= rule.torch_group(group) | {theirs: group[h] for h, theirs in rule.torch_names.items()}
+            group |= {theirs: group[h] for h, theirs in rule.torch_names.items()} | rule.torch_group(group)
             group |= dict(rule=rule.mathematics, decoupled_weight_decay=self.stages.decoupled)
         return out
 
@@ -256,6 +276,11 @@ def optimizer(rule: Callable, name: str | None = None) -> type[RuleOptimizer]:
     module = getattr(rule, '__module__', __name__)
     return _RuleClass(name, (RuleOptimizer,), dict(rule=staticmethod(rule), made_from=(rule, name),
                                                    __doc__=rule.__doc__, __module__=module))
+
+
+def class_of(rule: Callable) -> type[RuleOptimizer]:
+    "The optimizer class that has a rule, the first one; a new class if there is none."
+    return _CLASSES.get(rule) or optimizer(rule)
 
 
 def inner_optimizer(opt: Any) -> Any:

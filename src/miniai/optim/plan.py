@@ -129,8 +129,10 @@ class Plan:
 
 
 def hypers_of(group: dict[str, Any], places: list[tuple[str, str, int | None]]) -> dict[str, float]:
-    "A group's hyperparameters as Python floats, each from its place: (name, key of the group, index or None)."
-    return {nm: float(group[key] if i is None else group[key][i]) for nm, key, i in places}
+    """A group's hyperparameters as Python floats, or words, each from its place: (name, key of the group, index or
+    None)."""
+    found = ((nm, group[key] if i is None else group[key][i]) for nm, key, i in places)
+    return {nm: x if isinstance(x, str) else float(x) for nm, x in found}
 
 
 def _parts(opt: Any) -> list:

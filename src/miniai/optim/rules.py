@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from miniai.kernels.math import maximum, minimum, sign, sqrt, where
+from miniai.kernels.matrix import norm, orthogonalize
 
 __all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'radam',
-           'adopt', 'ademamix', 'lion', 'starts', 'scalars']
+           'adopt', 'ademamix', 'lion', 'lamb', 'muon', 'starts', 'scalars', 'matrix']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
@@ -29,6 +30,15 @@ def scalars(**states: float) -> Callable:
     if bad: raise TypeError(f"scalars() takes numbers, the first values of states, got {bad}")
     def decorate(rule: Callable) -> Callable:
         rule.scalars = states
+        return rule
+    return decorate
+
+
+def matrix(others: Callable) -> Callable:
+    """Decorator: a rule for matrices only. It gets each parameter, its gradient and its states whole, with two
+    dimensions: convolutions as one row for each output channel. `others` is the rule for all other parameters."""
+    def decorate(rule: Callable) -> Callable:
+        rule.others = others
         return rule
     return decorate
 
@@ -131,3 +141,29 @@ def ademamix(p, g, avg, slow_avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999
 def lion(p, g, avg, *, lr, beta1=0.9, beta2=0.99):
     "Lion: the sign of an average, and a slower average (Chen et al. 2023, algorithm 2)."
     return p - lr*sign(beta1*avg + (1-beta1)*g), beta2*avg + (1-beta2)*g
+
+
+def lamb(p, g, avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6):
+    "LAMB: Adam's step, as long as the parameter times the rate (You et al. 2019, algorithm 2)."
+    avg     = beta1*avg     + (1-beta1)*g
+    sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
+    u = avg/(1 - beta1**t) / (sqrt(sqr_avg/(1 - beta2**t)) + eps)
+    a, b = norm(p), norm(u)
+    return p - lr*where((a > 0)*(b > 0), a/b, 1.)*u, avg, sqr_avg
+
+
+@matrix(others=adamw)
+def muon(p, g, buf, *, lr=1e-3, mom=0.95, ns_steps=5, coefficients='quintic', adjust='match_rms_adamw'):
+    """Muon: Nesterov's momentum, orthogonalized (Jordan et al. 2024), at a rate that fits AdamW's (Liu et al. 2025,
+    section 2.2) or, with `adjust='spectral'`, is that of the first authors."""
+    buf = mom*buf + (1-mom)*g
+    u = orthogonalize((1-mom)*g + mom*buf, steps=ns_steps, coefficients=coefficients)
+    return p - lr*muon_scale(p, adjust)*u, buf
+
+
+def muon_scale(p: Any, adjust: str) -> float:
+    "How much longer than an orthogonal matrix the step of a matrix is."
+    m, n = getattr(p, 'shape', (1, 1))
+    if adjust == 'match_rms_adamw': return 0.2 * max(m, n)**0.5
+    if adjust in ('spectral', 'original'): return max(1, m/n)**0.5  # torch.optim.Muon says original
+    raise ValueError(f"adjust must be 'match_rms_adamw' or 'spectral', got {adjust!r}")

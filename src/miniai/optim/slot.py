@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.distributed.dtensor import has_sums_in_parts, local, placed_as, placement
+from miniai.distributed.dtensor import has_sums_in_parts, local, placed_as, placed_like, placement, whole
 from miniai.kernels.numba import unsupported
-from miniai.optim.eager import wide
+from miniai.optim.eager import as_matrix, wide
 from miniai.optim.stages import Program, prepared, program
 
-__all__ = ['Slot', 'eager_reason', 'new_state', 'slots_of', 'start_states']
+__all__ = ['Slot', 'eager_reason', 'new_state', 'state_shape', 'slots_of', 'start_states']
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,27 +52,40 @@ def slots_of(opt: Any) -> Iterator[Slot]:
             if p.grad is None or (own is not everywhere and p not in own): continue
             state = opt.state[p]
             for s, key in zip(composed.states, keys, strict=True):
-                if key not in state: state[key] = new_state(opt, p, s)
+                if key not in state: state[key] = new_state(opt, p, rule, s)
             numbers = {rule.state_name(s): float(first) for s, first in rule.spec.scalars.items()}
             for key, first in (numbers | dict(step=0)).items(): state.setdefault(key, first)
             yield Slot(p, i, rule, composed, state, keys, tuple(numbers), place)
 
 
-def new_state(opt: Any, p: Tensor, s: str) -> Tensor:
+def new_state(opt: Any, p: Tensor, rule: type, s: str) -> Tensor:
     "Zeros for the state `s` of `p`, in the precision that rules are computed in, or in the one `opt` asks for."
-    like = wide(p.detach())
+    like, shape = wide(p.detach()), state_shape(p, rule, s)
+    if shape != p.shape: return torch.zeros(shape, dtype=like.dtype, device=like.device)
     return torch.zeros_like(like, dtype=opt.state_dtype if opt.state_dtype and s != 'ema' else like.dtype)
+
+
+def state_shape(p: Tensor, rule: type, s: str) -> torch.Size:
+    "That of the parameter; a rule for matrices may have states of other shapes, such as their first values have."
+    first = rule.spec.starts.get(s) if rule.spec.others else None
+    if first is None: return p.shape
+    matrix = as_matrix(torch.empty(p.shape, device='meta'))
+    shape = first(matrix, matrix).shape
+    return p.shape if shape == matrix.shape else shape
 
 
 @torch.no_grad()
 def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     "Set the states that do not start at zero, from the parameter and from the gradient as the rule will see it."
-    state, now = slot.state, wide(slot.p.detach())
+    state, now, spec = slot.state, wide(slot.p.detach()), slot.program.spec
     if 'ema' in slot.program.states: state['ema'].copy_(now)
-    for s, value in slot.program.spec.starts.items():
-        g = prepared(slot.program.stages, now, placed_as(wide(slot.p.grad), placement(now)), hypers)[1]
+    if not spec.starts: return
+    g = placed_as(wide(slot.p.grad), placement(now))
+    if spec.others: now, g = as_matrix(whole(now)), as_matrix(whole(g))
+    g = prepared(slot.program.stages, now, g, hypers)[1]
+    for s, value in spec.starts.items():
         first, old = value(now, g), state[slot.rule.state_name(s)]
-        old.copy_(first) if isinstance(first, Tensor) else old.fill_(first)
+        local(old).copy_(local(placed_like(first, old))) if isinstance(first, Tensor) else old.fill_(first)
 
 
 def eager_reason(slot: Slot) -> str:

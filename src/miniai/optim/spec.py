@@ -21,7 +21,8 @@ _KEYS = dict(mom='momentum', wd='weight_decay')  # hyperparameters for which gro
 class RuleSpec:
     """What a rule's signature says. `states` are tensors; `scalars`, one number per parameter each, map to their first
     value; `hypers` map to their defaults, or REQUIRED; `starts` maps states that do not start at zero to a function of
-    (p, g). `untraced` says why a rule cannot be traced; it is '' for rules that can."""
+    (p, g). `untraced` says why a rule cannot be traced; it is '' for rules that can. `others` is the rule for other
+    parameters if this one is for matrices only."""
     rule: Callable
     states: tuple[str, ...]
     scalars: dict[str, float]
@@ -29,6 +30,7 @@ class RuleSpec:
     uses_t: bool
     starts: dict[str, Callable]
     untraced: str
+    others: Callable | None
 
     @cached_property
     def betas(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ def read_rule(rule: Callable) -> RuleSpec:
     hypers = {p.name: p.default for p in params if p.kind is _HYPER}
     uses_t = hypers.pop('t', None) is not None
     return RuleSpec(rule, tuple(s for s in states if s not in scalars), {s: scalars[s] for s in states if s in scalars},
-                    hypers, uses_t, starts, untraced)
+                    hypers, uses_t, starts, untraced, _noted(rule, 'others') or None)
 
 
 def _noted(rule: Callable, what: str) -> dict[str, Any]:

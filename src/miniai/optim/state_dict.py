@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.optim.slot import new_state
+from miniai.optim.slot import new_state, state_shape
 from miniai.optim.stages import program
 
 __all__ = ['check_loadable', 'own_group', 'restore_states']
@@ -20,7 +20,8 @@ def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
     for k, (saved, group) in enumerate(zip(state_dict['param_groups'], opt.param_groups, strict=False)):
         _check_group(opt, k, saved, opt.rule_of(group))
     for k, (p, rule, saved) in enumerate(_parameters(opt, state_dict)):
-        for s in program(rule.spec, opt.stages).states: _check_state(k, rule.state_name(s), saved, p)
+        for s in program(rule.spec, opt.stages).states:
+            _check_state(k, rule.state_name(s), saved, state_shape(p, rule, s))
         for s in (*rule.spec.scalars, 'step'): _check_number(k, rule.state_name(s), saved)
 
 
@@ -89,15 +90,15 @@ def own_group(opt: Any, saved: dict[str, Any], group: dict[str, Any]) -> dict[st
     return own | ({'rule': group['rule']} if 'rule' in group else {})
 
 
-def _check_state(k: int, name: str, saved: dict[str, Any], p: Tensor) -> None:
+def _check_state(k: int, name: str, saved: dict[str, Any], shape: torch.Size) -> None:
     x = saved.get(name)
     if not isinstance(x, Tensor):
         raise ValueError(f"the state_dict has no {name!r} for parameter {k}: was it saved by another optimizer?")
     if not x.is_floating_point():
         raise ValueError(f"{name!r} of parameter {k} in the state_dict has dtype {x.dtype}, not a floating-point one")
-    if x.shape != p.shape:
-        raise ValueError(f"{name!r} of parameter {k} in the state_dict has shape {tuple(x.shape)}, the parameter "
-                         f"has {tuple(p.shape)}")
+    if x.shape != shape:
+        raise ValueError(f"{name!r} of parameter {k} in the state_dict has shape {tuple(x.shape)}, here it has "
+                         f"{tuple(shape)}")
 
 
 def _check_number(k: int, name: str, saved: dict[str, Any]) -> None:
@@ -113,5 +114,5 @@ def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:
     for p, rule, saved in _parameters(opt, state_dict):
         state = opt.state[p]
         for s in program(rule.spec, opt.stages).states:
-            state[rule.state_name(s)] = new_state(opt, p, s).copy_(saved[rule.state_name(s)])
+            state[rule.state_name(s)] = new_state(opt, p, rule, s).copy_(saved[rule.state_name(s)])
         for name in map(rule.state_name, rule.spec.scalars): state[name] = float(saved[name])

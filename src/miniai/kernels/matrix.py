@@ -1,0 +1,81 @@
+"The functions of whole parameters that a rule may use: on matrices, and on Python floats as matrices of one element."
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miniai.kernels.trace import Symbol
+
+__all__ = ['norm', 'trace', 'transpose', 'matmul', 'orthogonalize', 'eigenbasis', 'inverse_root', 'COEFFICIENTS']
+
+COEFFICIENTS = dict(  # of a*x + b*x**3 + c*x**5, applied to the singular values of a matrix at each step
+    quintic=(3.4445, -4.7750, 2.0315),  # Jordan 2024: steep at zero; the values end up between 0.7 and 1.2
+    newton=(1.875, -1.25, 0.375))       # Newton-Schulz: slower, and the values converge to 1
+
+
+def _whole(f: Callable) -> Callable:
+    "`f` on tensors, on floats as matrices of one element; a rule that uses it cannot be traced."
+    @wraps(f)
+    def on_anything(*xs: Any, **options: Any) -> Any:
+        if any(isinstance(x, Symbol) for x in xs):
+            raise TypeError(f"it uses {f.__name__}, which needs whole parameters")
+        if any(isinstance(x, Tensor) for x in xs): return f(*xs, **options)
+        return f(*(torch.tensor([[float(x)]], dtype=torch.float64) for x in xs), **options).item()
+    return on_anything
+
+
+@_whole
+def norm(x: Tensor) -> Tensor:
+    "The Euclidean norm of all elements of a parameter, or of a matrix the Frobenius norm."
+    return torch.linalg.vector_norm(x)
+
+
+@_whole
+def trace(x: Tensor) -> Tensor:
+    "The sum of the diagonal."
+    return torch.trace(x)
+
+
+@_whole
+def transpose(x: Tensor) -> Tensor:
+    "Rows as columns."
+    return x.mT
+
+
+@_whole
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    "The matrix product."
+    return a @ b
+
+
+@_whole
+def orthogonalize(x: Tensor, *, steps: int = 5, coefficients: str = 'quintic', eps: float = 1e-7) -> Tensor:
+    """The orthogonal matrix nearest to `x`, roughly: U V' of its singular value decomposition U S V', by that many
+    Newton-Schulz steps. `coefficients` names their polynomial: see COEFFICIENTS. Computed in bfloat16, as by the
+    authors (Jordan et al. 2024), or in float64 if `x` is float64."""
+    if coefficients not in COEFFICIENTS:
+        raise ValueError(f"orthogonalize: coefficients must be one of {', '.join(COEFFICIENTS)}, got {coefficients!r}")
+    a, b, c = COEFFICIENTS[coefficients]
+    tall = x.shape[-2] > x.shape[-1]
+    y = x if x.dtype is torch.float64 else x.bfloat16()
+    y = y.mT if tall else y
+    y = y / y.norm().clamp(min=eps)
+    for _ in range(int(steps)):
+        s = y @ y.mT
+        y = torch.addmm(y, torch.addmm(s, s, s, beta=b, alpha=c), y, beta=a)  # a*y + (b*s + c*s@s) @ y
+    return (y.mT if tall else y).to(x.dtype)
+
+
+@_whole
+def eigenbasis(x: Tensor) -> Tensor:
+    "The eigenvectors of a symmetric matrix as columns, those of the largest eigenvalues first."
+    return torch.linalg.eigh(x).eigenvectors.flip(-1)
+
+
+@_whole
+def inverse_root(x: Tensor, *, root: float = 2., eps: float = 1e-12) -> Tensor:
+    "`x**(-1/root)` of a symmetric matrix without negative eigenvalues; those below `eps` count as `eps`."
+    values, vectors = torch.linalg.eigh(x)
+    return (vectors * values.clamp(min=eps).pow(-1/root)) @ vectors.mT

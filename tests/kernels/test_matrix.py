@@ -1,0 +1,90 @@
+"The functions of whole parameters: against numpy in double precision, and on Python floats."
+import numpy as np
+import pytest
+import torch
+
+from miniai.kernels.matrix import COEFFICIENTS, eigenbasis, inverse_root, matmul, norm, orthogonalize, trace, transpose
+from miniai.optim.rules import matrix, sgd
+from miniai.optim.spec import read_rule
+
+RNG = np.random.default_rng(0)
+SHAPES = [(1, 1), (1, 4), (4, 1), (5, 3), (3, 5), (6, 6)]
+
+
+def definite(n):
+    a = RNG.normal(size=(n, n + 2))
+    return a @ a.T
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_norm_trace_transpose_and_product_are_numpys(shape):
+    a, b = RNG.normal(size=shape), RNG.normal(size=shape[::-1])
+    x, y = torch.tensor(a), torch.tensor(b)
+    assert float(norm(x)) == pytest.approx(np.sqrt((a**2).sum()), rel=1e-12)
+    assert np.allclose(transpose(x), a.T, rtol=0, atol=0)
+    assert np.allclose(matmul(x, y), a @ b, rtol=1e-12)
+    assert float(trace(matmul(x, y))) == pytest.approx(np.trace(a @ b), rel=1e-12)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+def test_newtons_polynomial_converges_to_the_nearest_orthogonal_matrix(shape):
+    a = RNG.normal(size=shape)
+    u, _, v = np.linalg.svd(a, full_matrices=False)
+    assert np.allclose(orthogonalize(torch.tensor(a), steps=40, coefficients='newton'), u @ v, atol=1e-9)
+
+
+@pytest.mark.parametrize('name', COEFFICIENTS)
+def test_a_step_is_the_polynomial_of_the_singular_values(name):
+    a, (c1, c3, c5) = RNG.normal(size=(4, 7)), COEFFICIENTS[name]
+    u, s, v = np.linalg.svd(a, full_matrices=False)
+    s /= np.sqrt((s**2).sum())
+    for _ in range(3): s = c1*s + c3*s**3 + c5*s**5
+    assert np.allclose(orthogonalize(torch.tensor(a), steps=3, coefficients=name), u*s @ v, atol=1e-12)
+
+
+def test_five_quintic_steps_bring_all_but_tiny_singular_values_near_one_in_bfloat16():
+    x = torch.randn(40, 60)
+    values = torch.linalg.svdvals(orthogonalize(x))
+    assert orthogonalize(x).dtype is torch.float32
+    assert values.min() > .5
+    assert values.max() < 1.3
+
+
+def test_a_matrix_of_zeros_stays_zero():
+    assert torch.equal(orthogonalize(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
+def test_an_unknown_polynomial_is_an_error():
+    with pytest.raises(ValueError, match="coefficients must be one of quintic, newton, got 'cubic'"):
+        orthogonalize(torch.ones(2, 2), coefficients='cubic')
+
+
+@pytest.mark.parametrize('root', [1, 2, 4])
+def test_an_inverse_root_to_its_power_is_the_inverse(root):
+    a = definite(5)
+    x = inverse_root(torch.tensor(a), root=root).numpy()
+    assert np.allclose(np.linalg.matrix_power(x, root) @ a, np.eye(5), atol=1e-8)
+
+
+def test_the_eigenbasis_diagonalizes_with_the_largest_values_first():
+    a = definite(5)
+    q = eigenbasis(torch.tensor(a)).numpy()
+    rotated = q.T @ a @ q
+    assert np.allclose(q.T @ q, np.eye(5), atol=1e-12)
+    assert np.allclose(rotated, np.diag(np.sort(np.linalg.eigvalsh(a))[::-1]), atol=1e-9)
+
+
+@pytest.mark.parametrize('x', [-3., .5, 0.])
+def test_on_floats_they_are_the_functions_of_matrices_of_one_element(x):
+    assert norm(x) == abs(x)
+    assert trace(x) == transpose(x) == x
+    assert matmul(x, 2.) == 2*x
+    assert orthogonalize(x, steps=40, coefficients='newton') == pytest.approx(np.sign(x), abs=1e-9)
+    assert inverse_root(x*x + 1, root=4.) == pytest.approx((x*x + 1)**-.25, rel=1e-12)
+    assert abs(eigenbasis(x)) == 1
+
+
+def test_a_rule_with_them_cannot_be_traced_and_says_why():
+    def rule(p, g, *, lr): return p - lr*g/norm(g)
+    assert read_rule(rule).untraced == 'rule cannot be traced: it uses norm, which needs whole parameters'
+    assert read_rule(matrix(others=sgd)(rule)).others is sgd
