@@ -45,6 +45,7 @@ from miniai.randomness import set_seed as set_seed
 from miniai.resume.checkpoint import CheckpointCB as CheckpointCB
 from miniai.resume.restore import ResumeError as ResumeError
 from miniai.steps.average import AverageCB as AverageCB
+from miniai.steps.in_backward import StepInBackwardCB as StepInBackwardCB
 from miniai.steps.plateau import PlateauCB as PlateauCB
 from miniai.steps.schedule import BatchSchedCB as BatchSchedCB
 from miniai.steps.schedule import EpochSchedCB as EpochSchedCB
@@ -54,7 +55,7 @@ __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
-    'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'BatchTransformCB', 'MixUpCB',
-    'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load', 'build_model', 'DataLoaders',
-    'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam',
-    'AdamW', 'Lion', 'optimizer']
+    'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'StepInBackwardCB', 'BatchTransformCB',
+    'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load', 'build_model',
+    'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum',
+    'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

@@ -15,7 +15,7 @@ from miniai.callbacks.precision import MixedPrecision
 from miniai.events import Callback
 from miniai.optim.optimizer import inner_optimizer
 
-__all__ = ['ClosureCB']
+__all__ = ['ClosureCB', 'closure_need']
 
 
 class ClosureCB(Callback):
@@ -26,7 +26,7 @@ class ClosureCB(Callback):
     def __init__(self) -> None: self._undo = ExitStack()
 
     def before_fit(self, learn: Any) -> None:
-        need = _need_of(inner_optimizer(learn.opt)) if learn.trains else None
+        need = closure_need(inner_optimizer(learn.opt)) if learn.trains else None
         if need is None: return
         names = [type(cb).__name__ for cb in learn.cbs if isinstance(cb, AccumulateCB | MixedPrecision)]
         if names and need == 'must':
@@ -46,7 +46,7 @@ class ClosureCB(Callback):
     def cleanup_fit(self, learn: Any) -> None: self._undo.close()
 
 
-def _need_of(opt: Any) -> str | None:
+def closure_need(opt: Any) -> str | None:
     "'must' if the optimizer's step needs a closure, 'may' if it may use one and is not from torch or miniai."
     step = getattr(type(opt), 'step', None)
     try: closure = inspect.signature(step).parameters.get('closure')
