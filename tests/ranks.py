@@ -1,5 +1,5 @@
 """Functions run by several processes that form a gloo group, with the environment that torchrun gives. The processes
-are forked from one that has imported torch, as importing it takes seconds."""
+are forked from one that has imported preloaded.py."""
 import faulthandler
 import importlib.util
 import inspect
@@ -10,22 +10,31 @@ import sys
 import tempfile
 import time
 import traceback
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
-PRELOADED = ['numba', 'pytest', 'torch.distributed.checkpoint.state_dict', 'torch.distributed.fsdp',
-             'torch.distributed.tensor.parallel']
+
+@cache
+def _context():
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['preloaded'])
+    with pytest.MonkeyPatch.context() as patch:  # the server does not get sys.path in all versions of Python
+        patch.setenv('PYTHONPATH', os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return context
 
 
 def run_ranks(function, n, *args, timeout=120, group=True):
     """Call `function(*args)` of a test file in `n` processes, and return what each returned, by rank. They form a gloo
     group unless `group` is False. AssertionError with the traceback of a rank that fails, or with the place where each
     rank hangs after `timeout` seconds. When it returns, all processes have ended."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(PRELOADED)
+    context = _context()
     store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)
     where = inspect.getfile(function), function.__module__, function.__qualname__
     args = pickle.dumps(args)  # multiprocessing's own way opens a file for each tensor
