@@ -3,7 +3,17 @@ import numpy as np
 import pytest
 import torch
 
-from miniai.kernels.matrix import COEFFICIENTS, eigenbasis, inverse_root, matmul, norm, orthogonalize, trace, transpose
+from miniai.kernels.matrix import (
+    COEFFICIENTS,
+    eigenbasis,
+    inverse_root,
+    matmul,
+    norm,
+    orthogonalize,
+    row_means,
+    trace,
+    transpose,
+)
 from miniai.optim.rules import matrix, sgd
 from miniai.optim.spec import read_rule
 
@@ -23,6 +33,7 @@ def test_norm_trace_transpose_and_product_are_numpys(shape):
     assert float(norm(x)) == pytest.approx(np.sqrt((a**2).sum()), rel=1e-12)
     assert np.allclose(transpose(x), a.T, rtol=0, atol=0)
     assert np.allclose(matmul(x, y), a @ b, rtol=1e-12)
+    assert np.allclose(row_means(x), a.mean(1)[:, None], rtol=1e-12)
     assert float(trace(matmul(x, y))) == pytest.approx(np.trace(a @ b), rel=1e-12)
 
 
@@ -77,7 +88,7 @@ def test_the_eigenbasis_diagonalizes_with_the_largest_values_first():
 @pytest.mark.parametrize('x', [-3., .5, 0.])
 def test_on_floats_they_are_the_functions_of_matrices_of_one_element(x):
     assert norm(x) == abs(x)
-    assert trace(x) == transpose(x) == x
+    assert trace(x) == transpose(x) == row_means(x) == x
     assert matmul(x, 2.) == 2*x
     assert orthogonalize(x, steps=40, coefficients='newton') == pytest.approx(np.sign(x), abs=1e-9)
     assert inverse_root(x*x + 1, root=4.) == pytest.approx((x*x + 1)**-.25, rel=1e-12)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from miniai.kernels.trace import Symbol
 
-__all__ = ['norm', 'trace', 'transpose', 'matmul', 'orthogonalize', 'eigenbasis', 'inverse_root', 'COEFFICIENTS']
+__all__ = ['norm', 'trace', 'transpose', 'matmul', 'row_means', 'orthogonalize', 'eigenbasis', 'inverse_root',
+           'COEFFICIENTS']
 
 COEFFICIENTS = dict(  # of a*x + b*x**3 + c*x**5, applied to the singular values of a matrix at each step
     quintic=(3.4445, -4.7750, 2.0315),  # Jordan 2024: steep at zero; the values end up between 0.7 and 1.2
@@ -48,6 +49,12 @@ def transpose(x: Tensor) -> Tensor:
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     "The matrix product."
     return a @ b
+
+
+@_whole
+def row_means(x: Tensor) -> Tensor:
+    "The mean of each row, as a column."
+    return x.mean(-1, keepdim=True)
 
 
 @_whole

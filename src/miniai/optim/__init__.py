@@ -9,6 +9,7 @@ from miniai.kernels.matrix import inverse_root as inverse_root
 from miniai.kernels.matrix import matmul as matmul
 from miniai.kernels.matrix import norm as norm
 from miniai.kernels.matrix import orthogonalize as orthogonalize
+from miniai.kernels.matrix import row_means as row_means
 from miniai.kernels.matrix import trace as trace
 from miniai.kernels.matrix import transpose as transpose
 from miniai.optim.classes import ADOPT as ADOPT
@@ -24,6 +25,7 @@ from miniai.optim.classes import Momentum as Momentum
 from miniai.optim.classes import Muon as Muon
 from miniai.optim.classes import NAdamW as NAdamW
 from miniai.optim.classes import Nesterov as Nesterov
+from miniai.optim.classes import NorMuon as NorMuon
 from miniai.optim.classes import RAdam as RAdam
 from miniai.optim.classes import RMSProp as RMSProp
 from miniai.optim.groups import depth_groups as depth_groups
@@ -39,7 +41,7 @@ from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'matrix',
-           'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups', 'groups_table', 'sqrt',
-           'sign', 'where', 'maximum', 'minimum', 'norm', 'trace', 'transpose', 'matmul', 'orthogonalize', 'eigenbasis',
-           'inverse_root']
+           'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon', 'RuleOptimizer', 'optimizer', 'starts', 'scalars',
+           'matrix', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups',
+           'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm', 'trace', 'transpose', 'matmul',
+           'row_means', 'orthogonalize', 'eigenbasis', 'inverse_root']

@@ -2,11 +2,11 @@
 from typing import Any
 
 from miniai.kernels.matrix import COEFFICIENTS
-from miniai.optim import rules
+from miniai.optim import matrix_rules, rules
 from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
-           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon']
+           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon']
 
 
 class SGD(RuleOptimizer):
@@ -135,3 +135,11 @@ class Muon(RuleOptimizer):
         groups = [g | dict(adjust_lr_fn='original') if g.get('adjust_lr_fn', '') is None else g
                   for g in state_dict['param_groups']]
         super().load_state_dict(state_dict | dict(param_groups=groups))
+
+
+class NorMuon(RuleOptimizer):
+    """`NorMuon(model, lr=1e-3, wd=0., mom=0.95, beta2=0.95, eps=1e-10, ns_steps=5, coefficients='quintic',
+    adjust='match_rms_adamw')`: Muon whose rows are scaled as Adam scales elements. It splits the parameters as Muon
+    does."""
+    rule = matrix_rules.normuon
+    state_names = dict(buf='momentum_buffer', sqr_avg='second_momentum_buffer')

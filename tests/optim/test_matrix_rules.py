@@ -1,0 +1,122 @@
+"Rules for whole matrices, each against its paper's algorithm as a plain loop of numpy in double precision."
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from miniai.optim import NorMuon, rules
+from miniai.optim import matrix_rules as M
+from opts import same
+
+PRECISIONS = pytest.mark.parametrize(('dtype', 'limit'), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+SHAPES = [(7, 5), (5, 9), (4, 4), (1, 6), (4, 2, 3, 3), (5,), ()]  # the last two are the companion's
+
+
+def adamw(p, g, s, t, lr, b1=.9, b2=.999, eps=1e-8):
+    s['m'], s['v'] = b1*s.get('m', 0) + (1 - b1)*g, b2*s.get('v', 0) + (1 - b2)*g*g
+    return p - lr*s['m']/(1 - b1**t) / (np.sqrt(s['v']/(1 - b2**t)) + eps)
+
+
+def distance(cls, loop, dtype, others=adamw, shapes=SHAPES, **hypers):
+    """The largest difference from plain loops after 100 steps: in two groups, with decay, at a moving rate, some
+    gradients missing."""
+    rng = np.random.default_rng(0)
+    ps = [nn.Parameter(torch.tensor(rng.normal(size=s), dtype=dtype)) for s in shapes]
+    opt = cls([dict(params=ps[:3]), dict(params=ps[3:], weight_decay=.2)], wd=.1, **hypers)
+    want, states, ts = [p.detach().double().numpy().copy() for p in ps], [{} for _ in ps], [0]*len(ps)
+    for step in range(100):
+        for k, group in enumerate(opt.param_groups): group['lr'] = .001*(1 + (step + k) % 7)
+        for k, p in enumerate(ps):
+            p.grad = torch.tensor(rng.normal(size=p.shape), dtype=dtype) if (step + k) % 9 else None
+            if p.grad is None: continue
+            lr, wd = next((g['lr'], g['weight_decay']) for g in opt.param_groups if any(p is q for q in g['params']))
+            ts[k] += 1
+            x, g = want[k]*(1 - lr*wd), p.grad.double().numpy()
+            if p.ndim < 2: want[k] = others(x, g, states[k], ts[k], lr)
+            else: want[k] = loop(x.reshape(len(x), -1), g.reshape(len(g), -1), states[k], ts[k], lr).reshape(p.shape)
+        opt.step()
+    return max(np.abs(p.detach().numpy() - w).max() for p, w in zip(ps, want, strict=True))
+
+
+def on_floats(rule, states, seed=0, **hypers):
+    "The largest difference after some steps between a rule on a float and on a matrix of one element."
+    rng, x, p = np.random.default_rng(seed), 2., torch.tensor([[2.]], dtype=torch.float64)
+    s, z = [0.]*states, [torch.zeros(1, 1, dtype=torch.float64)]*states
+    for t in range(25):
+        g, h = rng.normal(), hypers | (dict(t=t + 1) if 't' in hypers else {})
+        x, *s = rule(x, g, *s, **h)
+        p, *z = rule(p, torch.tensor([[g]], dtype=torch.float64), *z, **h)
+    assert isinstance(x, float)
+    return max(abs(a - float(b)) for a, b in zip([x, *s], [p, *z], strict=True))
+
+
+def continues_exactly(cls, dtype=torch.float32, **hypers):
+    "Whether steps after a state_dict has been saved and loaded are those without it, to the bit."
+    def made():
+        torch.manual_seed(0)
+        ps = [nn.Parameter(torch.randn(s).to(dtype)) for s in SHAPES]
+        return ps, cls(ps, lr=.01, **hypers)
+    def steps(ps, opt, n, seed):
+        g = torch.Generator().manual_seed(seed)
+        for _ in range(n):
+            for p in ps: p.grad = torch.randn(p.shape, generator=g).to(dtype)
+            opt.step()
+    one, other = made(), made()
+    steps(*one, 13, 1)
+    saved = copy.deepcopy(one[1].state_dict())
+    for p, q in zip(one[0], other[0], strict=True): q.data.copy_(p.data)
+    other[1].load_state_dict(saved)
+    for pair in (one, other): steps(*pair, 13, 2)
+    assert all(p.isfinite().all() for p in one[0])
+    return same(one[0], other[0]) and same(one[1].state_dict()['state'], other[1].state_dict()['state'])
+
+
+@pytest.mark.parametrize('cls', [NorMuon])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_training_continues_to_the_bit_from_a_state_dict(cls, dtype): assert continues_exactly(cls, dtype)
+
+
+@pytest.mark.parametrize('cls', [NorMuon])
+def test_a_gradient_of_zeros_moves_nothing(cls):
+    p = nn.Parameter(torch.ones(3, 4))
+    p.grad = torch.zeros(3, 4)
+    opt = cls([p], lr=.1, wd=0.)
+    for _ in range(3): opt.step()
+    assert torch.equal(p, torch.ones(3, 4))
+
+
+def quintic(x, steps=5):
+    u, s, v = np.linalg.svd(x, full_matrices=False)
+    s = s / np.sqrt((s**2).sum())
+    for _ in range(steps): s = 3.4445*s - 4.7750*s**3 + 2.0315*s**5
+    return u*s @ v
+
+
+def normuon_loop(length):
+    def loop(p, g, s, t, lr, mu=.95, b2=.95):
+        s['m'] = mu*s.get('m', 0) + (1 - mu)*g
+        o = quintic((1 - mu)*g + mu*s['m'])
+        s['v'] = b2*s.get('v', 0) + (1 - b2)*(o**2).mean(1, keepdims=True)
+        u = o/np.sqrt(s['v'])
+        return p - lr*length(o)*u/np.linalg.norm(u)
+    return loop
+
+
+def root_mean_square_of_a_fifth(o): return .2*np.sqrt(o.size)
+def as_long_as_muons(o): return np.linalg.norm(o)*max(1, o.shape[0]/o.shape[1])**.5
+
+
+@PRECISIONS
+@pytest.mark.parametrize(('adjust', 'length'), [('match_rms_adamw', root_mean_square_of_a_fifth),
+                                                ('spectral', as_long_as_muons)])
+def test_normuon_is_its_algorithm(monkeypatch, dtype, limit, adjust, length):
+    monkeypatch.setattr(torch.Tensor, 'bfloat16', lambda x: x)
+    assert distance(NorMuon, normuon_loop(length), dtype, adjust=adjust) < limit
+
+
+def test_normuon_on_a_float_is_normuon_on_a_matrix_of_one_element():
+    assert on_floats(M.normuon, 2, lr=.1) < 1e-12
+    assert M.normuon(1., 0., 0., 0., lr=.1)[0] == 1.
+    assert M.normuon_length(3., 'spectral') == rules.muon_scale(3., 'spectral')*3.
