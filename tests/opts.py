@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from miniai.kernels import numba
+from miniai.kernels.fused import FusedPass
 from miniai.optim import SGD, Adam, Momentum, RMSProp, plan
 
 CLASSES = [SGD, Momentum, RMSProp, Adam]
@@ -57,17 +58,21 @@ def everything(opt, ps):
 
 # Fixtures, which the conftest.py of a folder imports
 
-def force_eager(monkeypatch): monkeypatch.setattr(plan, 'eager_reason', lambda slot: 'a test wants it so')
+def force_eager(monkeypatch): monkeypatch.setattr(plan, 'path_of', lambda slot: (None, 'a test wants it so'))
+
+
+def force_batched(monkeypatch): monkeypatch.setattr(FusedPass, 'unsupported', lambda x: 'a test wants it so')
 
 
 @pytest.fixture
 def eager(monkeypatch): force_eager(monkeypatch)
 
 
-@pytest.fixture(params=['fused', 'eager'])
+@pytest.fixture(params=['fused', 'batched', 'eager'])
 def path(request, monkeypatch):
-    "Both paths, one after the other."
+    "All paths, one after the other."
     if request.param == 'eager': force_eager(monkeypatch)
+    if request.param == 'batched': force_batched(monkeypatch)
     return request.param
 
 

@@ -83,26 +83,31 @@ def states_of(opt, ps):
     return {s: flat(opt.state[p][opt.state_name(s)] for p in ps) for s in program(opt.spec, opt.stages).states}
 
 
-def errors(cls, options, dtype, steps=50, seed=0, strided=False):
-    "The largest relative errors of parameters and of every state, with every hyperparameter moving at every step."
+def errors(cls, options, dtype, steps=50, seed=0, strided=False, groups=1):
+    """The largest relative errors of parameters and of every state, with every hyperparameter of every group moving at
+    every step."""
     rng = np.random.default_rng(seed)
     ps = starting(rng, dtype, strided=strided)
-    opt, hs = cls(ps, lr=1., **options), [Oracle(cls, options, x) for x in flat(ps).tolist()]
+    opt = cls([dict(params=ps[i::groups]) for i in range(groups)], lr=1., **options)
+    ps = [p for g in opt.param_groups for p in g['params']]
+    hs = [Oracle(cls, options, x) for x in flat(ps).tolist()]
+    at = [i for i, g in enumerate(opt.param_groups) for p in g['params'] for _ in range(p.numel())]
     worst = 0.
     for _ in range(steps):
-        hypers = drawn(rng, cls)
-        move(opt.param_groups[0], hypers)
+        hypers = [drawn(rng, cls) for _ in opt.param_groups]
+        for g, new in zip(opt.param_groups, hypers, strict=True): move(g, new)
         give_gradients(rng, ps)
         kept = [p.grad.clone() for p in ps]
         scale = norm_scale(ps, options.get('clip_norm'))
-        for o, g in zip(hs, flat(kept).tolist(), strict=True): o.step(g, hypers, scale)
+        for o, g, i in zip(hs, flat(kept).tolist(), at, strict=True): o.step(g, hypers[i], scale)
         opt.step()
         assert all(torch.equal(p.grad, k) for p, k in zip(ps, kept, strict=True))
         worst = max(worst, error(flat(ps), [o.p for o in hs]))
     found = states_of(opt, ps)
     for i, s in enumerate(cls.spec.states): worst = max(worst, error(found[s], [o.s[i] for o in hs]))
     for i, s in enumerate(cls.spec.scalars, len(cls.spec.states)):
-        worst = max(worst, *(abs(opt.state[p][s]/h.s[i] - 1) for p in ps for h in hs))
+        numbers = [opt.state[p][s] for p in ps for _ in range(p.numel())]
+        worst = max(worst, error(numbers, [o.s[i] for o in hs]))
     if 'ema' in options: worst = max(worst, error(found['ema'], [o.ema for o in hs]))
     assert {opt.state[p]['step'] for p in ps} == {steps}
     return worst, opt

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from miniai.kernels import numba
-from miniai.optim import AdamW, table
+from miniai.kernels import fused, numba
+from miniai.optim import AdamW
 from opts import everything, params, run, same
 
 
@@ -16,7 +16,7 @@ from opts import everything, params, run, same
 def test_any_number_of_threads_and_any_chunk_size_gives_the_same_bits(options, parallel, monkeypatch):
     results = []
     for threads_, chunk in [(1, 1 << 15), (2, 1 << 15), (2, 1000), (2, 1001), (1, 1001), (2, 7)]:
-        monkeypatch.setattr(table, 'CHUNK', chunk)
+        monkeypatch.setattr(fused, 'CHUNK', chunk)
         torch.set_num_threads(threads_)
         ps = params((9001,), (33, 7), (5, 3, 3, 3), (1,), ())
         opt = run(AdamW(ps, lr=.1, **options), ps, 4)
@@ -116,10 +116,11 @@ print(opt.path)
 """
 
 
-def test_with_numbas_compiler_switched_off_steps_are_eager_and_say_so():
+def test_with_numbas_compiler_switched_off_torch_steps_in_batches_and_the_path_says_so():
     out = subprocess.run([sys.executable, '-c', NO_JIT], env=os.environ | dict(NUMBA_DISABLE_JIT='1'),
                          capture_output=True, text=True, timeout=120)
-    assert out.stdout == 'eager: 1 parameter, because NUMBA_DISABLE_JIT is set\n', out.stderr
+    assert out.stdout == \
+        'batched: 1 parameter, 3 elements in float32, on cpu, because NUMBA_DISABLE_JIT is set\n', out.stderr
 
 
 def test_a_numba_that_cannot_be_imported_is_a_reason_to_step_eagerly(monkeypatch):

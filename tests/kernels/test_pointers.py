@@ -4,7 +4,7 @@ import torch
 from numba import njit
 
 from miniai.kernels.pointers import dithered, drawn, high, low, rounded, widened
-from miniai.optim.rounding import dithered as dithered_by_torch
+from miniai.kernels.rounding import dithered as dithered_by_torch
 
 
 @njit

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from miniai.kernels.sums import BLOCK, blocks, count_kernel, norm_kernel
+from miniai.kernels.memory import BLOCK, blocks
+from miniai.kernels.sums import count_kernel, norm_kernel
 from miniai.kernels.trace import trace_rule
 
 

@@ -1,4 +1,4 @@
-"The plan of a step: every rule and option, on both paths and in every dtype, is the rule on Python floats."
+"The plan of a step: every rule and option, on every path and in every dtype, is the rule on Python floats."
 import math
 
 import numpy as np
@@ -12,7 +12,7 @@ from miniai.kernels import numba
 from miniai.optim import SGD, AdamW, Lion, NAdamW, RMSProp, optimizer, rules
 from miniai.optim.plan import hypers_of
 from miniai.optim.spec import read_rule
-from opts import everything, force_eager, params, run, same
+from opts import everything, force_batched, force_eager, params, run, same
 from oracle import (
     ALL,
     EVERYTHING,
@@ -62,6 +62,16 @@ def test_50_eager_steps_are_the_rule_on_python_floats_with_every_option(cls, dty
     worst, opt = errors(cls, OPTIONS[options], dtype)
     assert worst <= LIMITS[dtype]
     assert opt.path == 'eager: 7 parameters, because a test wants it so'
+
+
+@each_rule
+@both_dtypes
+@pytest.mark.parametrize('options', ['norm', 'everything'])
+def test_20_batched_steps_of_two_groups_are_the_rule_on_python_floats(cls, dtype, options, monkeypatch):
+    force_batched(monkeypatch)
+    worst, opt = errors(cls, OPTIONS[options], dtype, steps=20, groups=2)
+    assert worst <= LIMITS[dtype]
+    assert opt.path.startswith('batched: 7 parameters')
 
 
 @each_rule
@@ -312,7 +322,7 @@ def test_a_gradscaler_unscales_and_its_found_inf_skips_the_step(path):
     assert scaler.get_scale() == 512.
 
 
-def test_a_step_that_fails_for_its_hyperparameters_changes_nothing_on_either_path():
+def test_a_step_that_fails_for_its_hyperparameters_changes_nothing_on_any_path():
     def rule(p, g, avg, *, lr, k=1.): return p - lr/k*g, avg + g
     a, b = params((4,)), params((4,), dtype=torch.float16)
     opt = optimizer(rule)([dict(params=a), dict(params=b, k=0.)], lr=.1)

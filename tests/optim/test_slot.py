@@ -1,10 +1,9 @@
-"Slots: where states start, and why a parameter takes the eager path."
+"Slots: where states start, and rules that have no trace."
 import torch
 from torch import nn
 
-from miniai.kernels import numba
-from miniai.optim import SGD, optimizer, starts
-from opts import params, run
+from miniai.optim import optimizer, starts
+from opts import params
 
 
 def param(data, grad=None):
@@ -43,28 +42,6 @@ def test_state_may_start_at_a_plain_number():
     p = param(torch.zeros(3), torch.ones(3))
     optimizer(rule)([p], lr=.5).step()
     assert p.tolist() == [-.5]*3
-
-
-def test_the_path_says_what_runs_and_why(monkeypatch):
-    p, = params((8, 3))
-    opt = SGD([p], lr=.1)
-    assert opt.path == 'no parameter has a gradient'
-    run(opt, [p], 1)
-    assert opt.path == 'fused: 1 parameter, 24 elements in float32, on one thread, because the model is small'
-    cases = [(params((3,), dtype=torch.float16)[0], 'no kernel for torch.float16'),
-             (nn.Parameter(torch.randn(4, 6)[:, ::2]), 'its layout has gaps or overlaps'),
-             (nn.Parameter(torch.randn(3, 1).expand(3, 2)), 'its layout has gaps or overlaps'),
-             (nn.Parameter(torch.empty(3, device='meta')), 'no kernel for meta')]
-    for q, why in cases:
-        q.grad = torch.zeros_like(q)
-        assert SGD([q], lr=.1).path == f'eager: 1 parameter, because {why}'
-    q, = params((4, 6))
-    q.grad = torch.randn(6, 4).t()
-    assert SGD([q], lr=.1).path.endswith('its gradient or state has another layout or dtype')
-    both = run(SGD([p, cases[0][0]], lr=.1), [p, cases[0][0]], 1).path.splitlines()
-    assert [x.split(':')[0] for x in both] == ['fused', 'eager']
-    monkeypatch.setattr(numba, 'missing_numba', lambda: 'Numba is not installed')
-    assert run(SGD([p], lr=.2), [p], 1).path.endswith('because Numba is not installed')
 
 
 def test_a_rule_without_symbols_runs_eagerly_and_says_why():

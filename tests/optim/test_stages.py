@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.kernels import numba
-from miniai.optim import SGD, AdamW, Momentum, NAdamW, optimizer, table
+from miniai.kernels import fused, numba
+from miniai.optim import SGD, AdamW, Momentum, NAdamW, optimizer
 from opts import everything, force_eager, params, run, same
 from oracle import error
 
@@ -142,7 +142,7 @@ def test_rescaled_steps_have_the_same_bits_for_any_threads_and_chunks_and_the_ea
     def stepped(eager=False, workers=1, chunk=None):
         with monkeypatch.context() as m:
             if eager: force_eager(m)
-            if chunk: m.setattr(table, 'CHUNK', chunk)
+            if chunk: m.setattr(fused, 'CHUNK', chunk)
             m.setattr(numba, 'WORTH_IT', 0)
             before = torch.get_num_threads()
             torch.set_num_threads(workers)

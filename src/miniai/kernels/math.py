@@ -8,7 +8,7 @@ from torch import Tensor
 
 from miniai.kernels.trace import Symbol, symbolic_where
 
-__all__ = ['sqrt', 'sign', 'where', 'maximum', 'minimum']
+__all__ = ['sqrt', 'sign', 'where', 'maximum', 'minimum', 'widest']
 
 
 def sqrt(x: Any) -> Any:
@@ -22,10 +22,12 @@ def where(cond: Any, a: Any, b: Any) -> Any:
     if any(isinstance(x, Symbol) for x in (cond, a, b)): return symbolic_where(cond, a, b)
     if not isinstance(cond, Tensor): return a if cond else b
     if isinstance(a, Tensor) or isinstance(b, Tensor): return torch.where(cond, a, b)
-    return torch.where(cond, *(torch.tensor(x, dtype=_widest(cond), device=cond.device) for x in (a, b)))
+    return torch.where(cond, *(torch.tensor(x, dtype=widest(cond), device=cond.device) for x in (a, b)))
 
 
-def _widest(x: Tensor) -> torch.dtype: return torch.float32 if x.device.type == 'mps' else torch.float64
+def widest(x: Tensor) -> torch.dtype:
+    "Double precision, if the device of `x` has it."
+    return torch.float32 if x.device.type == 'mps' else torch.float64
 
 
 def sign(x: Any) -> Any:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from miniai.kernels.cache import load_module
+from miniai.kernels.memory import irregular
 from miniai.kernels.source import SIZES, step_source
 from miniai.kernels.trace import Trace
 
-__all__ = ['Kernel', 'compiled', 'is_dense', 'missing_numba', 'serial_reason', 'step_kernel', 'unsupported']
+__all__ = ['Kernel', 'compiled', 'missing_numba', 'serial_reason', 'step_kernel', 'unsupported']
 
 WORTH_IT = 1 << 16  # elements: with fewer, waking threads costs more than they save
 compiled = Counter()  # how many kernels this process has compiled, not loaded from the cache, serial and parallel
@@ -103,18 +104,4 @@ def missing_numba() -> str:
 def unsupported(x: Tensor) -> str:
     "Why kernels cannot work on a tensor; '' if they can."
     if not x.is_cpu: return f'no kernel for {x.device.type}'
-    if type(x) not in (Tensor, torch.nn.Parameter): return f'{type(x).__name__} is a tensor subclass'
-    if x.dtype not in SIZES: return f'no kernel for {x.dtype}'
-    if x.is_neg(): return 'it is a lazily negated view'
-    if not is_dense(x): return 'its layout has gaps or overlaps'
-    return missing_numba()
-
-
-def is_dense(x: Tensor) -> bool:
-    "Whether `x` fills its memory without gaps or overlaps, in any order of dimensions."
-    if x.is_contiguous(): return True
-    expected, dims = 1, [(s, n) for n, s in zip(x.shape, x.stride(), strict=True) if n != 1]
-    for stride, size in sorted(dims):
-        if stride != expected: return False
-        expected *= size
-    return True
+    return irregular(x) or ('' if x.dtype in SIZES else f'no kernel for {x.dtype}') or missing_numba()

@@ -1,12 +1,17 @@
 "A trace as two Python functions: the numbers computed once per step, and the lines on tensors."
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from miniai.kernels.math import sqrt, where
 from miniai.kernels.trace import Trace
 
-__all__ = ['element_function', 'host_function', 'scalar_places']
+__all__ = ['element_function', 'host_function', 'results_on', 'scalar_places']
 
 
 def scalar_places(trace: Trace) -> list[int]:
@@ -23,8 +28,12 @@ def _compiled(name: str, args: tuple[str, ...], body: list[str], results: tuple[
 
 @lru_cache(maxsize=512)
 def element_function(trace: Trace) -> Callable:
-    "The lines of a trace as a function of the elements and h0, h1, …; it returns the results."
-    body = [f'{name} = {code}' for code, name in trace.lines.items()]
+    """The lines of a trace as a function of the elements and h0, h1, …; it returns the results. A line's value is
+    forgotten after the last line that uses it, so that its memory serves the next one."""
+    body, last = [f'{name} = {code}' for code, name in trace.lines.items()], {}
+    for i, code in enumerate(body):
+        for name in re.findall(r'\bx\d+', code): last[name] = i
+    for name, i in last.items(): body[i] += '' if name in trace.results else f'; del {name}'
     return _compiled('lines', (*trace.arguments, *trace.hosts.values()), body, trace.results)
 
 
@@ -33,3 +42,10 @@ def host_function(trace: Trace) -> Callable:
     "The hosts of a trace as a function of the hyperparameters; it returns (h0, h1, …) as Python floats."
     body = [f'{name} = {code}' for code, name in trace.steps.items()]
     return _compiled('hosts', trace.hypers, body, tuple(trace.hosts))
+
+
+def results_on(trace: Trace, tensors: list[Tensor], hosts: list[Any]) -> list[Tensor]:
+    "The results of a trace's lines, as new tensors: a rule may return an argument, or a number."
+    out = element_function(trace)(*tensors, *hosts)
+    out = [x if isinstance(x, Tensor) else torch.full_like(tensors[0], x) for x in out]
+    return [x.clone() if any(x is o for o in tensors) else x for x in out]

@@ -2,16 +2,15 @@
 order, and therefore give the same bits for any number of threads and any chunk size."""
 from functools import lru_cache
 
-import numpy as np
 import torch
 
+from miniai.kernels.memory import BLOCK
 from miniai.kernels.numba import Kernel
 from miniai.kernels.source import template_parts
 from miniai.kernels.trace import Trace
 
-__all__ = ['BLOCK', 'norm_kernel', 'count_kernel', 'blocks']
+__all__ = ['norm_kernel', 'count_kernel']
 
-BLOCK = 4096
 SOURCE = '''"Generated; safe to delete."
 from math import sqrt
 
@@ -70,9 +69,3 @@ def count_kernel(mask: Trace, dtypes: tuple[torch.dtype, ...]) -> Kernel:
     "The kernel that writes to `sums` the number of elements in each block for which `mask` holds."
     return Kernel(SOURCE.format(flags="'contract', 'nsz'", zero='0', term=f'({mask.results[0]})', block=BLOCK,
                                 **template_parts(mask, dtypes)))
-
-
-def blocks(chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "For each chunk the index of its first block; for each block the row of the table it belongs to."
-    counts = -(-chunks[:, 2] // BLOCK)
-    return np.cumsum(counts) - counts, np.repeat(chunks[:, 0], counts)

@@ -1,25 +1,20 @@
 """The eager path: one parameter at a time, by a trace run on tensors, or by the rule itself if it has no trace. Works
-on every device and dtype."""
+on every device, dtype and layout."""
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from miniai.distributed.dtensor import is_dtensor, local, placed_as, placed_like, placement, runs, whole
-from miniai.kernels.python import element_function, host_function, scalar_places
+from miniai.kernels.batched import squares, wide
+from miniai.kernels.python import host_function, results_on, scalar_places
+from miniai.kernels.rounding import dithered
 from miniai.kernels.trace import Trace
-from miniai.optim.rounding import dithered
 from miniai.optim.stages import Program
 
-__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'as_matrix', 'wide']
+__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'as_matrix']
 
-_BLOCK, _BLOCKS = 1 << 12, 1 << 8  # elements summed in one row, and rows at a time
-
-
-def wide(x: Tensor) -> Tensor:
-    "`x` in the precision that rules are computed in: float32 for half types, its own otherwise."
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+_MOST = 1 << 20  # elements that are squared at a time
 
 
 def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float],
@@ -50,9 +45,7 @@ def eager_sum_of_squares(p: Tensor) -> float:
     """The sum of squares of a parameter's gradient here, in double precision; the same bits for any number of
     threads."""
     g = placed_as(p.grad, placement(p))
-    sums = [F.pad(part.double().square(), (0, -len(part) % _BLOCK)).view(-1, _BLOCK).sum(1)
-            for part in local(g).reshape(-1).split(_BLOCK*_BLOCKS)]
-    return sum(torch.cat(sums).tolist())
+    return sum(torch.cat(list(map(squares, local(g).reshape(-1).split(_MOST)))).tolist())
 
 
 def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[Tensor], g: Tensor,
@@ -64,10 +57,7 @@ def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[T
     old, g = [wide(x) for x in tensors], placed_as(wide(g), where)
     hosts = host_function(trace)(**hypers)
     old, g = list(map(local, old)), local(g)
-    new = element_function(trace)(old[0], g, *old[1:], *hosts)
-    # A rule may return an argument as another state: copying in place must not overwrite it before it is read.
-    new = [x.clone() if any(x is o for o in old) else x for x in new]
-    return new, [hosts[i] for i in scalar_places(trace)]
+    return results_on(trace, [old[0], g, *old[1:]], hosts), [hosts[i] for i in scalar_places(trace)]
 
 
 def _from_rule(program: Program, f: Callable, tensors: list[Tensor], g: Tensor,

@@ -172,7 +172,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
 
     @property
     def path(self) -> str:
-        "Which path, fused or eager, steps how many parameters, and why. Covers parameters that have gradients now."
+        "Which path (fused, batched, eager) steps how many parameters that have gradients now, and why."
         return current_plan(self).path()
 
     @contextmanager

@@ -1,4 +1,4 @@
-"How an optimizer steps its parameters: in tables that kernels run over, or one by one if no kernel can."
+"How an optimizer steps its parameters: in tables that one pass runs over, or one by one if none can."
 import math
 from itertools import chain
 from operator import is_
@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from miniai.distributed.dtensor import groups_of, placement, summed, total
-from miniai.kernels.numba import serial_reason
 from miniai.kernels.python import host_function
+from miniai.kernels.rounding import key_of
 from miniai.optim.eager import eager_count, eager_step, eager_sum_of_squares
-from miniai.optim.rounding import key_of
-from miniai.optim.slot import Slot, eager_reason, slots_of, start_states
+from miniai.optim.paths import path_of
+from miniai.optim.slot import Slot, slots_of, start_states
 from miniai.optim.table import Table
 from miniai.optim.zero import zero_groups
 
@@ -34,11 +34,12 @@ class Plan:
         self.places = [opt.rule_of(g).spec.places for g in opt.param_groups]
         self.eager, kinds = {}, {}
         for s in slots:
-            kind = s.program, *(x.dtype for x in s.tensors), placement(s.p)
-            why = eager_reason(s)
-            if why: self.eager[s] = why
-            else: kinds.setdefault(kind, []).append(s)
-        self.tables = [Table(same, same[0].dither(opt.rounding)) for same in kinds.values()]
+            path, why = path_of(s)
+            if path is None: self.eager[s] = why
+            else:
+                kind = path, why, s.program, s.p.device, *(x.dtype for x in s.tensors), placement(s.p)
+                kinds.setdefault(kind, []).append(s)
+        self.tables = [Table(same, same[0].dither(opt.rounding), *kind[:2]) for kind, same in kinds.items()]
         self.shared = zero_groups(opt.zero)
         self.groups = dict.fromkeys([self.shared, *(groups_of(placement(s.p)) for s in slots)])
         self.unstarted = [s for s in slots if s.state['step'] == 0]
@@ -52,7 +53,7 @@ class Plan:
         if len(parts) != len(self.parts) or not all(map(is_, parts, self.parts)): return False
         if any(p.grad is not None for p in self.idle): return False
         for s, why in self.eager.items():
-            if s.p.grad is None or s.p.grad.layout is not torch.strided or eager_reason(s) != why: return False
+            if s.p.grad is None or s.p.grad.layout is not torch.strided or path_of(s) != (None, why): return False
         return all(t.refresh() for t in self.tables)
 
     def step(self, opt: Any) -> None:
@@ -114,12 +115,7 @@ class Plan:
 
     def path(self) -> str:
         "Which path steps how many parameters, and why, line by line."
-        lines = []
-        for t in self.tables:
-            why = serial_reason(t.elements)
-            threads = f'one thread, because {why}' if why else f'{torch.get_num_threads()} threads'
-            lines.append((t.slots[0].rule, f"fused: {_count(t.slots)}, {t.elements:,} elements in "
-                          f"{str(t.params[0].dtype)[6:]}, on {threads}"))
+        lines = [(t.slots[0].rule, str(t)) for t in self.tables]
         for rule in dict.fromkeys(s.rule for s in self.eager):
             reasons = [why for s, why in self.eager.items() if s.rule is rule]
             lines.append((rule, f"eager: {_count(reasons)}, because {'; '.join(sorted(set(reasons)))}"))

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.distributed.dtensor import has_sums_in_parts, local, placed_as, placed_like, placement, whole
-from miniai.kernels.numba import unsupported
-from miniai.optim.eager import as_matrix, wide
+from miniai.distributed.dtensor import local, placed_as, placed_like, placement, whole
+from miniai.kernels.batched import wide
+from miniai.optim.eager import as_matrix
 from miniai.optim.stages import Program, prepared, program
 
-__all__ = ['Slot', 'eager_reason', 'new_state', 'state_shape', 'slots_of', 'start_states']
+__all__ = ['Slot', 'new_state', 'state_shape', 'slots_of', 'start_states']
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,19 +86,3 @@ def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     for s, value in spec.starts.items():
         first, old = value(now, g), state[slot.rule.state_name(s)]
         local(old).copy_(local(placed_like(first, old))) if isinstance(first, Tensor) else old.fill_(first)
-
-
-def eager_reason(slot: Slot) -> str:
-    "Why a kernel cannot step a parameter, so that the eager path must; '' if it can."
-    if slot.program.trace is None: return slot.program.spec.untraced
-    p, *others = slot.p, slot.p.grad, *slot.tensors[1:]
-    where = placement(p)
-    if has_sums_in_parts(where) or any(placement(x) != where for x in others):
-        return 'its gradient or state is placed differently on the processes, or is a partial sum'
-    p, *others = map(local, (p, *others))
-    for x in (p, *others):
-        why = unsupported(x)
-        if why: return why
-    same_dtype = others[0].dtype is p.dtype
-    if same_dtype and all((x.shape, x.stride()) == (p.shape, p.stride()) for x in others): return ''
-    return 'its gradient or state has another layout or dtype'

@@ -1,5 +1,11 @@
-"Parameters that one kernel call steps: their addresses, read again at each step, and the numbers the kernel needs."
-from collections.abc import Callable, Iterable
+"""Parameters that are stepped in one pass: their addresses, read again at each step, and the numbers the pass needs.
+
+A pass is a class in kernels/. It is made from a trace and the mask's, the dtypes of the elements, which of them are
+rounded at random, the pieces of memory that a row consists of, and the device. `unsupported(x)` says why it cannot work
+on a tensor. At each step it may `prepare`, which can fail, and then must `step`; if asked it finds a `sum_of_squares`,
+and `counts` elements. All take the addresses of a table's tensors, and a function that returns the tensors themselves.
+"""
+from collections.abc import Callable
 from itertools import groupby
 from operator import is_
 
@@ -8,24 +14,22 @@ import torch
 from torch import Tensor
 
 from miniai.distributed.dtensor import groups_of, local, placement, runs, summed
-from miniai.kernels.numba import Kernel, step_kernel
+from miniai.kernels.memory import whole
 from miniai.kernels.python import host_function, scalar_places
-from miniai.kernels.sums import BLOCK, blocks, count_kernel, norm_kernel
+from miniai.kernels.rounding import key_of
 from miniai.kernels.trace import Trace
-from miniai.optim.rounding import key_of
 from miniai.optim.slot import Slot
 
-__all__ = ['CHUNK', 'Table']
-
-CHUNK = 1 << 15  # elements that a thread takes at a time
+__all__ = ['Table']
 
 
 class Table:
-    """Parameters with the same program, dtypes and, as DTensors, placement. Row e of `table` holds the addresses of
-    parameter e, its gradient and its states; row e of `h` the values that Python computes for it at each step."""
-    def __init__(self, slots: list[Slot], dither: tuple[bool, ...]) -> None:
+    """Parameters with the same program, path, device, dtypes and, as DTensors, placement. Row e of `table` holds the
+    addresses of parameter e, its gradient and its states; row e of `h` the values that Python computes for it at each
+    step. `why` says why no better path steps them."""
+    def __init__(self, slots: list[Slot], dither: tuple[bool, ...], path: type, why: str) -> None:
         first, trace = slots[0], slots[0].program.trace
-        self.slots, self.program = slots, first.program
+        self.slots, self.program, self.why = slots, first.program, why
         self.where = placement(first.p)
         self.groups = groups_of(self.where)
         self.params, self.states = [s.p for s in slots], [s.state for s in slots]
@@ -33,14 +37,14 @@ class Table:
         self.state_tensors = [state[k] for state, k in self.state_keys]
         self.staying, self.addresses = [*self.params, *self.state_tensors], []
         here, grads = list(map(local, self.staying)), [local(p.grad) for p in self.params]
-        self.kinds, self.grad_kinds = _kinds(here), _kinds(grads)
-        self.strides, self.sizes = [g.stride() for g in grads], [g.numel() for g in grads]
-        self.elements, self.dithered = sum(self.sizes), any(dither)
-        self.chunks = _chunks([runs(p) for p in self.params] if self.dithered else _whole(self.sizes), CHUNK)
+        self.device, self.kinds, self.grad_kinds = here[0].device, _kinds(here), _kinds(grads)
+        self.strides, sizes = [g.stride() for g in grads], [g.numel() for g in grads]
+        self.elements, self.dithered = sum(sizes), any(dither)
         self.dtypes = first.p.dtype, *(x.dtype for x in (first.p, *first.tensors[1:]))
         self.table = np.zeros((len(slots), len(self.dtypes)), np.uint64)
         self.dice = np.zeros((len(slots) if self.dithered else 1, 1), np.uint32)
-        self.kernel = step_kernel(trace, self.dtypes, (dither[0], False, *dither[1:]))
+        self.path = path(trace, first.program.mask_trace, self.dtypes, (dither[0], False, *dither[1:]),
+                         [runs(p) for p in self.params] if self.dithered else whole(sizes), self.device)
         self.h, self.hosts = self._rows(trace), host_function(trace)
         self.number_names = ('t', *first.program.scalars, *(('share',) if first.program.mask else ()))
         self.number_keys, self.number_places = first.number_keys, scalar_places(trace)
@@ -67,19 +71,19 @@ class Table:
         if list(map(Tensor.stride, staying[:len(grads)])) != self.strides: return False
         addresses = list(map(Tensor.data_ptr, staying))
         if addresses != self.addresses:  # memory of another dtype, layout or device is elsewhere
-            if not all(x.is_cpu for x in staying) or _kinds(staying) != self.kinds: return False
+            if any(x.device != self.device for x in staying) or _kinds(staying) != self.kinds: return False
             self.addresses = addresses
             self.table[:, [0, *range(2, len(self.dtypes))]] = np.array(addresses, np.uint64).reshape(-1, len(grads)).T
         self.table[:, 1] = list(map(Tensor.data_ptr, grads))
         return True
 
     def fill(self, hypers: list[dict[str, float]], seed: int) -> None:
-        "Compute the numbers that the kernel needs, and compile it if necessary. Changes no parameter and no state."
+        "Compute the numbers that the pass needs, and prepare it. Changes no parameter and no state."
         shares = [self._shares(hypers)] if self.program.mask else []
         self._fill(self.h, self.hosts, hypers, shares)
         if self.dithered:
             self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place) for s in self.slots]
-        self.run = self.kernel.ready(self.elements, self.h, self.dice)
+        self.path.prepare(self.h, self.dice)
 
     def _fill(self, h: np.ndarray, hosts: Callable, hypers: list[dict[str, float]], shares: list[list[float]]) -> None:
         "Fill the rows of `h`, computing once those of a group that have step count, numbers and share in common."
@@ -93,45 +97,35 @@ class Table:
             if self.number_places: self.new_numbers[first:last] = [rows[k] for k in keys[first:last]]
 
     def launch(self) -> None:
-        "Run the kernel, then write the new numbers and step counts."
-        self.run(self.table, self.chunks, self.h, self.dice)
+        "Run the pass, then write the new numbers and step counts."
+        self.path.step(self.table, self._tensors, self.h, self.dice)
         for state in self.states: state['step'] += 1
         for k, i in zip(self.number_keys, self.number_places, strict=True):
             for state, row in zip(self.states, self.new_numbers, strict=True): state[k] = row[i]
 
     def sum_of_squares(self) -> float:
         "The sum of squares of the gradients here, in double precision; NaN or infinite if one of them is."
-        sums, _ = self._block_sums(norm_kernel(self.dtypes[0]), np.zeros((1, 1)), np.float64)
-        return float(sums.sum())
+        return self.path.sum_of_squares(self.table, self._tensors)
+
+    def __str__(self) -> str:
+        dtype, why = str(self.dtypes[0])[6:], f', because {self.why}' if self.why else ''
+        count = f"{len(self.slots)} parameter{'s'*(len(self.slots) != 1)}"
+        return f"{self.path.name}: {count}, {self.elements:,} elements in {dtype}, {self.path.place()}{why}"
 
     def _shares(self, hypers: list[dict[str, float]]) -> list[float]:
         "The share of each parameter's elements whose step agrees with the gradient, by a pass that only reads."
         trace, ones = self.program.mask_trace, [1.]*len(self.slots)
         h = self._rows(trace)
         self._fill(h, host_function(trace), hypers, [ones])
-        sums, rows = self._block_sums(count_kernel(trace, self.dtypes), h, np.int64)
-        counts = summed(np.bincount(rows, sums, len(self.slots)).tolist(), self.groups)
+        counts = summed(self.path.counts(self.table, self._tensors, h), self.groups)
         return [c/max(1, p.numel()) for c, p in zip(counts, self.params, strict=True)]
 
-    def _block_sums(self, kernel: Kernel, h: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
-        "A kernel's sum for each block, and the row that each block lies in."
-        chunks = _chunks(_whole(self.sizes), -(-CHUNK // BLOCK)*BLOCK)
-        at, rows = blocks(chunks)
-        sums = np.zeros(len(rows), dtype)
-        kernel(self.elements, self.table, chunks, h, sums, at)
-        return sums, rows
+    def _tensors(self) -> list[list[Tensor]]:
+        "The parameters, their gradients, and each of their states: what this process has of them."
+        n, tensors = len(self.params), [*self.params, *(p.grad for p in self.params), *self.state_tensors]
+        if self.where is not None: tensors = list(map(local, tensors))
+        return [tensors[i:i + n] for i in range(0, len(tensors), n)]
 
 
 def _kinds(xs: list[Tensor]) -> list[tuple]:
     return [(x.dtype, x.stride(), x.numel(), x.is_neg(), type(x)) for x in xs]
-
-
-def _whole(sizes: list[int]) -> list[tuple[list[int], int]]: return [([0], n) for n in sizes]
-
-
-def _chunks(runs_of: list[tuple[Iterable[int], int]], most: int) -> np.ndarray:
-    """Rows (row of the table, first element, number of elements, place of the first in the whole tensor): the `runs` of
-    each tensor cut into pieces of at most `most` elements."""
-    rows = [(e, i*n + low, min(most, n - low), start + low) for e, (starts, n) in enumerate(runs_of)
-            for i, start in enumerate(starts) for low in range(0, n, most)]
-    return np.array(rows, np.int64).reshape(-1, 4)

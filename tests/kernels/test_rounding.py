@@ -1,13 +1,13 @@
-"Stochastic rounding: unbiased, and the same bits on both paths."
+"Stochastic rounding: unbiased, and the same bits on every path."
 import math
 
 import pytest
 import torch
 from torch import nn
 
+from miniai.kernels.rounding import dithered
 from miniai.optim import SGD, AdamW
-from miniai.optim.rounding import dithered
-from opts import everything, force_eager
+from opts import force_batched, force_eager, same
 
 
 def test_stochastic_rounding_of_parameters_is_unbiased(path):
@@ -33,20 +33,22 @@ def test_rounding_to_nearest_loses_what_stochastic_rounding_keeps():
 
 
 @pytest.mark.parametrize('options', [dict(rounding='stochastic'), dict(state='bf16', rounding='stochastic')])
-def test_kernel_and_eager_path_round_by_the_same_dice_in_every_layout(options, monkeypatch):
-    def both():
+def test_all_paths_round_by_the_same_dice_in_every_layout(options, monkeypatch):
+    def stepped(name):
         x = torch.randn(20, 6, 5, 7, generator=torch.Generator().manual_seed(5)).bfloat16()
         ps = [nn.Parameter(x.clone().to(memory_format=torch.channels_last)), nn.Parameter(x.clone()[0, 0])]
         opt, g = AdamW(ps, lr=.1, seed=3, **options), torch.Generator().manual_seed(1)
         for p in ps: p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=g))
         opt.step()
-        return opt, everything(opt, ps)
-    fused, eager = both(), None
+        assert opt.path.startswith(name)
+        return [*ps, *(x for p in ps for x in opt.state[p].values() if torch.is_tensor(x))]
+    fused = stepped('fused')
+    force_batched(monkeypatch)
+    batched = stepped('batched')
     force_eager(monkeypatch)
-    eager = both()
-    assert ('fused' in fused[0].path, 'eager' in eager[0].path) == (True, False) or 'eager' in eager[0].path
-    tensors = [[*ps, *(x for s in ss for x in s.values() if torch.is_tensor(x))] for _, (ps, ss) in (fused, eager)]
-    for a, b in zip(*tensors, strict=True):  # contraction changes the last of 16 random bits now and then
+    eager = stepped('eager')
+    assert same(batched, eager)
+    for a, b in zip(fused, eager, strict=True):  # contraction changes the last of 16 random bits now and then
         assert (a != b).double().mean() < 2e-3
         assert (a.float() - b.float()).abs().max() <= .01*b.float().abs().max()
 
