@@ -170,6 +170,20 @@ def test_without_a_generator_torchs_seed_repeats_a_run(mixer):
 
 
 @MIXERS
+def test_a_fit_draws_one_number_and_every_batch_of_it_has_its_own_mixture(mixer):
+    g = seeded(1)
+    mix, seen = mixer(generator=g), Seen()
+    seen.mixer = mix
+    learn = image_learner([mix, seen])
+    for epochs in (1, 3): learn.fit(epochs)
+    drawn = {(lam, *perm.tolist()) for training, *_, lam, perm in seen.batches if training}
+    assert len(drawn) == 2*(1 + 3)
+    expected = seeded(1)
+    for _ in range(2): torch.randint(2**62, (), generator=expected)
+    assert torch.equal(g.get_state(), expected.get_state())
+
+
+@MIXERS
 @pytest.mark.parametrize('event', ['before_batch', 'after_predict', 'after_loss', 'after_backward'])
 @pytest.mark.parametrize('e', [CancelBatchException(), KeyError('oh')])
 def test_a_cancel_or_an_error_leaves_loss_function_and_targets_for_the_next_fit(mixer, event, e):

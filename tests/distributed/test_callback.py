@@ -1,4 +1,6 @@
 "DistributedCB: names, devices and options; in one process it changes nothing."
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,25 +26,61 @@ def names_and_draws():
     return list(learn.model.state_dict()), torch.rand(1).item()
 
 
+class Hidden(nn.Linear):
+    "Returns its output in an object that FSDP2 does not look into."
+    def forward(self, x): return SimpleNamespace(y=super().forward(x))
+
+
+def statistics():
+    learn = learner(DistributedCB('fsdp'))
+    learn.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    learn.fit(2)
+    return learn.model[1].running_mean, learn.model[1].running_var
+
+
+def refused():
+    with pytest.raises(ValueError, match=r'sync_batchnorm=True needs GPUs.* nn\.GroupNorm'):
+        DistributedCB(sync_batchnorm=True)
+    learn = learner(DistributedCB('fsdp'))
+    learn.model, learn.loss_func = Hidden(4, 1), lambda out, y: F.mse_loss(out.y, y)
+    with pytest.raises(ValueError, match='after backward no weight has a gradient'): learn.fit(1)
+
+
 def thawed():
     learn = learner(DistributedCB(), FreezeCB('0', until_epoch=1))
     learn.fit(3)
     return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
 
 
-def test_after_the_fit_no_name_has_module_and_each_process_draws_its_own_numbers():
-    (names, first), (_, second) = run_ranks(names_and_draws, 2)
+def everything():
+    refused()
+    return names_and_draws(), thawed(), statistics()
+
+
+@pytest.fixture(scope='module')
+def found():
+    return dict(zip(('names', 'thawed', 'statistics'), zip(*run_ranks(everything, 2), strict=True), strict=True))
+
+
+def test_after_the_fit_no_name_has_module_and_each_process_draws_its_own_numbers(found):
+    (names, first), (_, second) = found['names']
     assert names == ['0.weight', '0.bias', '2.weight', '2.bias']
     assert first != second
 
 
-def test_weights_that_thaw_during_the_fit_stay_equal_in_all_processes():
-    first, second = run_ranks(thawed, 2)
+def test_weights_that_thaw_during_the_fit_stay_equal_in_all_processes(found):
+    first, second = found['thawed']
     assert first.equal(second)
 
 
+def test_statistics_of_batchnorm_under_fsdp_are_the_same_in_all_processes(found):
+    first, second = found['statistics']
+    for a, b in zip(first, second, strict=True): assert a.equal(b)
+    assert first[0].any()
+
+
 def test_in_one_process_it_changes_nothing():
-    plain, with_cb = learner(), learner(DistributedCB('fsdp', device='cpu'))
+    plain, with_cb = learner(), learner(DistributedCB('fsdp', device='cpu', sync_batchnorm=True))
     for learn in (plain, with_cb): learn.fit(2)
     for p, q in zip(plain.model.parameters(), with_cb.model.parameters(), strict=True): assert p.equal(q)
     assert rank() == 0

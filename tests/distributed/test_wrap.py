@@ -3,7 +3,16 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.distributed.wrap import blocks_of, is_sharded, is_wrapped, replace_parameters, shard, unwrapped
+from miniai.distributed.wrap import (
+    blocks_of,
+    check_gradients,
+    is_sharded,
+    is_wrapped,
+    replace_parameters,
+    shard,
+    sync_batchnorms,
+    unwrapped,
+)
 from miniai.optim import AdamW
 
 
@@ -48,3 +57,36 @@ def test_a_plain_model_is_neither_wrapped_nor_sharded():
 def test_only_known_precisions_are_taken():
     with pytest.raises(ValueError, match="mixed_precision must be 'bf16' or None, got 'fp8'"):
         shard(model(), mixed_precision='fp8')
+
+
+def test_only_weights_in_their_usual_layout_are_sharded():
+    with pytest.raises(ValueError, match="usual memory layout only: leave ChannelsLastCB out"):
+        shard(nn.Conv2d(2, 2, 2).to(memory_format=torch.channels_last))
+
+
+def test_batch_norms_are_torchs_synchronised_ones_until_that_is_undone():
+    class Own(nn.BatchNorm1d): pass
+    m, seen = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Sequential(nn.BatchNorm1d(3)), Own(3)), []
+    norm, x, names = m[1], torch.randn(5, 4), list(m.state_dict())
+    m(x)
+    norm.register_forward_hook(lambda *args: seen.append(args))
+    expected = m.eval()(x)
+    undo = sync_batchnorms(m)
+    assert [type(layer) for layer in m.modules()][2:] == [nn.SyncBatchNorm, nn.Sequential, nn.SyncBatchNorm, Own]
+    assert m[1] is norm
+    assert m(x).equal(expected)
+    undo()
+    assert [type(layer) for layer in m.modules()][2:] == [nn.BatchNorm1d, nn.Sequential, nn.BatchNorm1d, Own]
+    assert vars(norm).keys() == vars(nn.BatchNorm1d(3)).keys()
+    assert list(m.state_dict()) == names
+    assert m(x).equal(expected)
+    assert len(seen) == 3
+
+
+def test_a_backward_that_reached_no_weight_is_an_error():
+    m = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match='after backward no weight has a gradient: FSDP2 finds what the model returns'):
+        check_gradients(m)
+    m.bias.grad = torch.ones(2)
+    check_gradients(m)
+    check_gradients(nn.Linear(2, 2).requires_grad_(False))

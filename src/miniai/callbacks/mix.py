@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from miniai.callbacks.dry_run import patch
 from miniai.callbacks.train import DeviceCB
 from miniai.device import first_tensor, map_tensors, tensors_in
+from miniai.distributed.ranks import from_first, part
 from miniai.events import Callback
 from miniai.images import check_images
 from miniai.metrics.batch import inputs_of, n_inputs
@@ -20,19 +21,24 @@ __all__ = ['MixUpCB', 'CutMixCB']
 
 class _MixCB(Callback):
     """Mixes each training batch with itself in the order `perm`: a share `lam` of each input stays. The loss is
-    lam*loss(preds, y) + (1 - lam)*loss(preds, y[perm]), both computed by the current get_loss phase."""
+    lam*loss(preds, y) + (1 - lam)*loss(preds, y[perm]), both computed by the current get_loss phase. A fit draws one
+    number from `generator`, by default torch's; that, the epoch and the batch decide the rest."""
     order = DeviceCB.order + 5  # after devices and transforms
     def __init__(self, alpha: float, generator: Generator | None) -> None:
         if not alpha > 0: raise ValueError(f"{type(self).__name__}: alpha must be above 0, got {alpha}")
         self.alpha, self.generator, self.lam, self.perm, self._undo = alpha, generator, 1., None, ExitStack()
+        self._seed = 0
 
     def before_fit(self, learn: Any) -> None:
         names = [type(cb).__name__ for cb in learn.cbs if isinstance(cb, _MixCB)]
         if len(names) > 1: raise ValueError(f"{' and '.join(names)} cannot be used in the same fit: keep one of them")
+        if not getattr(learn, 'trains', True): return
+        g = self.generator
+        self._seed = from_first(torch.randint(2**62, (), generator=g, device=None if g is None else g.device).item())
 
     def before_batch(self, learn: Any) -> None:
         if not learn.model.training: return
-        name, n, g = type(self).__name__, n_inputs(learn), self.generator
+        name, n = type(self).__name__, n_inputs(learn)
         inputs = tuple(inputs_of(learn.batch, n))
         for i, item in enumerate(learn.batch):
             if not all(t.ndim for t in tensors_in(item)):
@@ -40,15 +46,18 @@ class _MixCB(Callback):
                                  f"rows, a single number: give one number per example, or leave it out of the batch")
         x = first_tensor(inputs)
         if x is None: raise TypeError(f"{name} mixes tensors, and the batch's inputs have none")
-        # Python's generator has the beta distribution. Seeded by a draw of torch's, it repeats with torch's seed.
-        rng = random.Random(torch.randint(2**62, (), generator=g, device=None if g is None else g.device).item())
+        rng = random.Random(f'{self._seed} {learn.epoch} {learn.iter}')  # the same in all processes
         self.lam = rng.betavariate(self.alpha, self.alpha)
-        self.perm = torch.randperm(len(x), generator=g, device=x.device if g is None else g.device)
+        own = torch.Generator().manual_seed(rng.getrandbits(62) + part()[0])  # partners come from this process's part
+        self.perm = torch.randperm(len(x), generator=own).to(x.device)
         learn.batch = (*self._mixed(inputs, rng), *map_tensors(self._mixed_target, tuple(learn.batch[n:])))
         # The phase is replaced, not the loss changed in after_loss, so that what callbacks add there is added once.
         patch(self._undo, learn, 'get_loss', partial(self._mixed_loss, learn))
 
     def cleanup_batch(self, learn: Any) -> None: self._undo.close()
+
+    def state_dict(self) -> dict[str, Any]: return dict(seed=self._seed)
+    def load_state_dict(self, state: dict[str, Any]) -> None: self._seed = state['seed']
 
     def _mixed_loss(self, learn: Any) -> None:
         self._undo.close()

@@ -12,11 +12,12 @@ from miniai.data.loaders import length_of
 from miniai.data.parts import in_parts, innermost, known_batch_size
 from miniai.device import is_number
 from miniai.distributed.ranks import most, part, rank, total, total_on_device, world
-from miniai.distributed.wrap import is_wrapped
+from miniai.distributed.wrap import is_wrapped, share_buffers
 from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException, is_cancel
+from miniai.metrics.metrics import MetricsCB
 from miniai.metrics.weight import is_sum, sum_error, summed, weight_of
 
-__all__ = ['PartCB', 'TogetherCB', 'rank_cbs']
+__all__ = ['PartCB', 'TogetherCB', 'rank_cbs', 'join_parts']
 
 _CANCELS = CancelFitException, CancelEpochException, CancelBatchException  # from wide to narrow
 
@@ -31,6 +32,11 @@ class PartCB(Callback):
     order, only_shows = -2e9, True  # MaxBatchesCB and all others see this process's part
 
     def before_epoch(self, learn: Any) -> None: learn.dl = _PartLoader(learn, learn.dl)
+
+    def after_epoch(self, learn: Any) -> None:
+        "Compute metrics while all processes are here: after this one of them may end the epoch or the fit."
+        for cb in dict.fromkeys([*learn.cbs, getattr(learn, 'metrics', None)]):
+            if isinstance(cb, MetricsCB): cb.compute()
 
 
 class _PartLoader(WrappedLoader):
@@ -77,7 +83,7 @@ class TogetherCB(Callback):
     """Shares the loss of each training batch: all processes see that of the whole batch, and each one's gradient weighs
     as much as its part of it. Shares what cancels a batch, an epoch or the fit: if one process raises it, all do. A
     callback may have `asks()`, a list of numbers; at the end of each batch its `answer(numbers)` gets the largest of
-    each that any process has."""
+    each that any process has. Callbacks may have `join_parts()`, which all processes call at the end of each epoch."""
     order, only_shows = 1e8, True  # after callbacks that change the loss, before AccumulateCB
 
     def before_fit(self, learn: Any) -> None:
@@ -90,6 +96,7 @@ class TogetherCB(Callback):
             f"DistributedCB('ddp') to cbs")
         self._epoch_shared = True
         _follow(learn, total(_cancels(None)))
+        share_buffers(learn.model)
 
     def after_loss(self, learn: Any) -> None:
         if not learn.model.training: return
@@ -142,7 +149,15 @@ class TogetherCB(Callback):
         if learn.ended_by is not None and not is_cancel(learn.ended_by): return
         if not self._epoch_shared: total(_cancels(learn.ended_by))  # the others wait in before_epoch
         self._epoch_shared = False
-        _follow(learn, total(_cancels(learn.ended_by)))
+        cancels = total(_cancels(learn.ended_by))
+        join_parts(learn)
+        _follow(learn, cancels)
+
+
+def join_parts(learn: Any) -> None:
+    "Let callbacks put together what processes have of their parts of batches. All processes call it."
+    for cb in learn.cbs:
+        if hasattr(cb, 'join_parts'): cb.join_parts()
 
 
 def _cancels(error: BaseException | None) -> list[float]: return [float(isinstance(error, kind)) for kind in _CANCELS]

@@ -1,9 +1,9 @@
 "Callbacks that hook modules during a fit, and statistics of activations and their gradients with three pictures."
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby
 from operator import attrgetter
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from miniai.device import first_tensor
 from miniai.diagnosis.hooks import Hook, Hooks
+from miniai.distributed.ranks import gathered, part, total_on_device, world
 from miniai.events import Callback
-from miniai.kernels.histogram import tally, tally_powers
+from miniai.kernels.histogram import BINS, tally, tally_powers
 from miniai.show.plots import get_grid
 
 __all__ = ['HooksCallback', 'append_stats', 'append_gradient_stats', 'get_hist', 'get_min', 'ActivationStats']
@@ -61,7 +62,7 @@ def append_stats(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> None:
     """Append mean, standard deviation and a histogram of abs(activation), 40 bins from 0 to 10, to `hook.stats`, a
     triple of lists. Uses the first tensor of the output; without one, appends nothing."""
     acts = first_tensor(outp)
-    if acts is not None: _append(hook, 'stats', tally(acts.detach()))
+    if acts is not None: _keep(hook, 'stats', tally, acts.detach())
 
 
 def append_gradient_stats(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> None:
@@ -69,13 +70,20 @@ def append_gradient_stats(hook: Hook, mod: nn.Module, inp: Any, outp: Any) -> No
     `hook.gradient_stats`, a triple of lists. The histogram has a bin for each power of two from 2**-32 to 2**7."""
     acts = first_tensor(outp)
     if acts is None or not acts.requires_grad: return
-    acts.register_hook(lambda g: _append(hook, 'gradient_stats', tally_powers(g.detach())))
+    acts.register_hook(lambda g: _keep(hook, 'gradient_stats', tally_powers, g.detach()))
 
 
-def _append(hook: Hook, name: str, values: tuple[Tensor, ...]) -> None:
-    if not hasattr(hook, name): setattr(hook, name, ([], [], []))
+def _keep(hook: Hook, name: str, tally: Callable, x: Tensor) -> None:
+    "Append the figures of `x` to the lists `name`; on several processes ActivationStats keeps them as those of a part."
     if not hasattr(hook, 'pool'): hook.pool = _TensorPool()
-    for column, value in zip(getattr(hook, name), hook.pool.copy(values), strict=True): column.append(value)
+    keep_part = getattr(hook, 'keep_part', None)
+    if keep_part is None: _append(hook, name, hook.pool.copy(tally(x)))
+    else: keep_part(name, x.numel(), hook.pool.copy(tally(x if name == 'stats' else x/part()[1])))
+
+
+def _append(hook: Hook, name: str, values: Iterable[Tensor]) -> None:
+    if not hasattr(hook, name): setattr(hook, name, ([], [], []))
+    for column, value in zip(getattr(hook, name), values, strict=True): column.append(value)
 
 
 class _TensorPool:
@@ -106,6 +114,25 @@ def _lowest_bin(stats: Stats) -> Tensor:
     return hist[0] / hist.sum(0)
 
 
+def _joined(parts: dict[tuple, tuple[int, Stats]]) -> Iterator[tuple[tuple, Iterable[Tensor]]]:
+    """Figures of whole batches, in order of their keys, from the parts that all processes have by the same keys: of how
+    many numbers, mean, standard deviation and histogram."""
+    keys = sorted(set().union(*gathered(list(parts))))
+    if not keys: return
+    sums, own = torch.zeros(len(keys), 3 + BINS, dtype=torch.float64), [k in parts for k in keys]
+    if parts:
+        ns, values = zip(*(parts[k] for k in keys if k in parts), strict=True)
+        n, (mean, std, hist) = torch.tensor(ns).double(), (_stack(x).double() for x in zip(*values, strict=True))
+        moments = torch.stack([n, n*mean, (n - 1)*std**2 + n*mean**2], 1)
+        sums[torch.tensor(own)] = torch.cat([moments, hist], 1)
+    n, total, squares = total_on_device(sums)[:, :3].T
+    mean = total/n
+    # Processes that share a part of the data, as with tensor parallelism, count as one.
+    std = ((squares - total*mean).clamp(min=0) / (n - world()/part()[1]).clamp(min=1)).sqrt()
+    figures = torch.cat([torch.stack([mean, std], 1), sums[:, 3:]*part()[1]/world()], 1).float()
+    for k, row in zip(keys, figures, strict=True): yield k, (row[0], row[1], row[2:])
+
+
 def get_hist(h: Hook) -> Tensor:
     "The log1p histograms of a hook's activations, (40 bins, batches)."
     return _histograms(h.stats).log1p()
@@ -120,16 +147,33 @@ class ActivationStats(HooksCallback):
     """Mean, standard deviation and histogram of the training activations of each module that `mod_filter` accepts, for
     every `every`-th batch, and pictures of them. With `gradients`, also those of the activations' gradients, which the
     pictures show with `of='gradients'`. Complex numbers count by their absolute value. Forward passes that
-    torch.utils.checkpoint repeats during the backward pass are not recorded again."""
+    torch.utils.checkpoint repeats during the backward pass are not recorded again. On several processes the statistics
+    are those of all their data, put together at the end of each epoch."""
     only_shows = True
     def __init__(self, mod_filter: Callable[[nn.Module], bool] = _every_module, every: int = 1,
                  gradients: bool = False) -> None:
         if every < 1: raise ValueError(f"every must be 1 or more batches, got {every}")
         super().__init__(self._record, mod_filter)
         self.every, self.gradients = every, gradients
+        self._parts, self._batch = {}, 0  # what was recorded in this epoch of parts of batches, and of which batch
+
+    def before_fit(self, learn: Any) -> None:
+        super().before_fit(learn)
+        self._parts = {}
+        for i, h in enumerate(self.hooks if world() > 1 else ()): h.keep_part = partial(self._keep_part, i)
 
     def _call(self, learn: Any, *args: Any) -> None:
-        if (learn.iter or 0) % self.every == 0: super()._call(learn, *args)
+        self._batch = learn.iter or 0
+        if self._batch % self.every == 0 and getattr(learn, 'counts', True): super()._call(learn, *args)
+
+    def _keep_part(self, i: int, name: str, n: int, values: tuple[Tensor, ...]) -> None:
+        turn = next(k for k in count() if (self._batch, i, name, k) not in self._parts)
+        if n: self._parts[self._batch, i, name, turn] = n, values
+
+    def join_parts(self) -> None:
+        "On several processes, put their parts of batches together: see TogetherCB."
+        for (_, i, name, _), values in _joined(self._parts): _append(self.hooks[i], name, values)
+        self._parts = {}
 
     def _record(self, *args: Any) -> None:
         repeated_in_backward = torch._C._current_graph_task_id() != -1  # as torch.utils.checkpoint does

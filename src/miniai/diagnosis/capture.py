@@ -12,7 +12,7 @@ from miniai.callbacks.train import SingleBatchCB
 from miniai.data.loaders import DataLoaders
 from miniai.device import first_tensor, to_cpu
 from miniai.distributed.ranks import gathered_parts, world
-from miniai.events import PHASES, Callback, CancelFitException, as_list
+from miniai.events import PHASES, Callback, CancelFitException, as_list, is_cancel
 from miniai.metrics.batch import batch_size, inputs_of, n_inputs
 from miniai.metrics.whole import joined
 from miniai.show.plots import show_images
@@ -42,8 +42,10 @@ class CapturePreds(Callback):
         self._sizes.append(batch_size(inps))
 
     def cleanup_fit(self, learn: Any) -> None:
-        if not getattr(self, 'all_preds', None): return
-        if world() > 1 and getattr(learn, 'ended_by', None) is None: self._join_processes()
+        if not hasattr(self, '_sizes'): return  # the fit ended before it began
+        ended_by = getattr(learn, 'ended_by', None)
+        if world() > 1 and (ended_by is None or is_cancel(ended_by)): self._join_processes()
+        if not self._sizes: return
         self.all_preds, self.all_targs = (joined(xs, self._sizes) for xs in (self.all_preds, self.all_targs))
         self.all_inps = joined(self.all_inps, self._sizes) if self.inps else None
 

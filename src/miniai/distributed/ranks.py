@@ -138,7 +138,7 @@ def agree(flag: Any) -> bool:
 
 def total_on_device(x: Tensor) -> Tensor:
     "`x` summed over all processes, without waiting for its device. Changes `x`."
-    if world() > 1: dist.all_reduce(x)
+    if world() > 1: dist.all_reduce(x, group=_group() if x.is_cpu else None)
     return x
 
 

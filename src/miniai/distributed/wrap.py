@@ -1,6 +1,6 @@
 "Models on several processes: wrapped by DDP, or sharded by FSDP2, and the model inside."
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,8 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniai.distributed.dtensor import fsdp_modules, is_dtensor
 
-__all__ = ['unwrapped', 'is_wrapped', 'what_trains', 'wrap_ddp', 'shard', 'is_sharded', 'blocks_of',
-           'replace_parameters', 'average_in_backward', 'average_kept']
+__all__ = ['unwrapped', 'is_wrapped', 'what_trains', 'wrap_ddp', 'shard', 'is_sharded', 'check_gradients',
+           'sync_batchnorms', 'share_buffers', 'blocks_of', 'replace_parameters', 'average_in_backward', 'average_kept']
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -50,6 +50,9 @@ def shard(model: nn.Module, blocks: Any = None, mesh: Any = None, mixed_precisio
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
     if mixed_precision not in (None, 'bf16'):
         raise ValueError(f"mixed_precision must be 'bf16' or None, got {mixed_precision!r}")
+    if any(not p.is_contiguous() for p in model.parameters()): raise ValueError(
+        "fully_shard takes weights in their usual memory layout only: leave ChannelsLastCB out, or use "
+        "DistributedCB('ddp')")
     options = dict(reshard_after_forward=reshard) | (dict(mesh=mesh) if mesh is not None else {})
     if mixed_precision:
         options['mp_policy'] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -58,6 +61,32 @@ def shard(model: nn.Module, blocks: Any = None, mesh: Any = None, mixed_precisio
         if not is_dtensor(x) and not x.is_meta: torch.distributed.broadcast(x.detach(), 0)
     for block in blocks_of(model, blocks): fully_shard(block, **options)
     fully_shard(model, **options)
+
+
+def check_gradients(model: nn.Module) -> None:
+    "ValueError if no weight of an FSDP2 model has a gradient after backward, as FSDP2 did not see what it returned."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if trained and all(p.grad is None for p in trained): raise ValueError(
+        "after backward no weight has a gradient: FSDP2 finds what the model returns only if it is a tensor, or a "
+        "tuple, list, dict or named tuple of them: return one of these, or use DistributedCB('ddp')")
+
+
+def sync_batchnorms(model: nn.Module) -> Callable[[], None]:
+    """Let the batch norms of `model` be torch's SyncBatchNorm, which takes mean and variance over all processes, and
+    return a function that undoes it. They stay the same objects, with their hooks."""
+    found = [(m, type(m)) for m in model.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)]
+    for m, _ in found: m.__class__, m.process_group = nn.SyncBatchNorm, None
+    def undo() -> None:
+        for m, kind in found:
+            m.__class__ = kind
+            del m.process_group
+    return undo
+
+
+def share_buffers(model: nn.Module) -> None:
+    "Let all processes have the buffers of the first, such as BatchNorm's statistics: FSDP2 does not, as DDP does."
+    for x in model.buffers() if fsdp_modules(model) else ():
+        if not is_dtensor(x): torch.distributed.broadcast(x.detach(), 0)
 
 
 def blocks_of(model: nn.Module, blocks: Any = None) -> list[nn.Module]:

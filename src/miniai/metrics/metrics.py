@@ -93,7 +93,7 @@ class MetricsCB(Callback):
         self.weight, self.metrics = weight, {nm: _as_metric(nm, m) for nm, m in named}
         self.loss, self.row, self.displayed = Mean(), {}, False
         self.all_metrics = self.metrics | dict(loss=self.loss)
-        self._used, self._placed, self._started, self._rows = self.all_metrics, False, 0., None
+        self._used, self._placed, self._started, self._rows, self._values = self.all_metrics, False, 0., None, None
         self._wholes = [m for m in self.metrics.values() if not isinstance(m, Mean) and not shares_itself(m)]
         self._part, self._gathering = None, []  # what a batch gave to those, which need the parts of all processes
 
@@ -107,6 +107,7 @@ class MetricsCB(Callback):
     def before_epoch(self, learn: Any) -> None:
         for m in self.all_metrics.values(): m.reset()
         self._used, self._placed, self._started = self.all_metrics, False, time.perf_counter()
+        self._values = None
 
     def after_batch(self, learn: Any) -> None:
         if not self._placed: self._place_metrics(learn)
@@ -168,15 +169,24 @@ class MetricsCB(Callback):
                              f"item(s) are inputs")
         self._used = {k: m for k, m in self._used.items() if k != nm}
 
+    def compute(self) -> None:
+        "Compute the figures of the epoch. All processes call it, before any callback can end the epoch: see PartCB."
+        clock = Mean()
+        clock.update(time.perf_counter() - self._started, is_first())  # one time, so that rows are the same
+        figures = self._used | dict(seconds=clock)
+        share_means(figures.values())
+        self._values = {nm: m.compute() for nm, m in figures.items()}
+
     def after_epoch(self, learn: Any) -> None:
-        training, seconds = learn.model.training, time.perf_counter() - self._started
-        share_means(self._used.values())
-        values = {nm: m.compute() for nm, m in self._used.items()}
-        texts, phase = {nm: _text(v) for nm, v in values.items()}, 'train' if training else 'eval'
-        row = dict(epoch=learn.epoch, phase=phase) | {nm: _plain(v) for nm, v in values.items()} | dict(seconds=seconds)
+        if self._values is None: self.compute()
+        values, self._values, training = self._values, None, learn.model.training
+        phase = 'train' if training else 'eval'
+        row = dict(epoch=learn.epoch, phase=phase) | {nm: _plain(v) for nm, v in values.items()}
         last = learn.history[-1] if learn.history else {}
         if (last.get('epoch'), last.get('phase')) == (learn.epoch, phase): last |= row
         else: learn.history.append(row)
+        seconds = values.pop('seconds')
+        texts = {nm: _text(v) for nm, v in values.items()}
         shown_phase = 'train' if training else 'valid'
         self.row = dict(epoch=str(learn.epoch + 1), phase=shown_phase) | texts | dict(seconds=f'{seconds:.1f}')
         self.displayed = getattr(learn, 'display', None) is not None or getattr(learn, 'dry_run', False)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from miniai.callbacks.dry_run import patch
 from miniai.callbacks.passes import MaxBatchesCB, StepsCB
+from miniai.callbacks.together import join_parts
 from miniai.callbacks.train import FiniteLossCB
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.checkpoint.tree import flatten
@@ -263,6 +264,7 @@ class _Run:
     def save(self, learn: Any, position: dict[str, Any], best: bool) -> None:
         "Save the run as it stands, at `position`."
         paused = bool(self.steps and self.steps.done)
+        join_parts(learn)
         begun = position['batch'] > 0 and not (self.steps and position['phase'] == 'train')
         with real_weights(learn):
             state = self.state.take(learn, ['begun']*begun + ['paused']*paused)
