@@ -6,10 +6,13 @@ import torch
 from miniai.kernels.matrix import (
     COEFFICIENTS,
     eigenbasis,
+    eigenorder,
     inverse_root,
     matmul,
     norm,
     orthogonalize,
+    orthonormal,
+    reordered,
     row_means,
     trace,
     transpose,
@@ -85,6 +88,22 @@ def test_the_eigenbasis_diagonalizes_with_the_largest_values_first():
     assert np.allclose(rotated, np.diag(np.sort(np.linalg.eigvalsh(a))[::-1]), atol=1e-9)
 
 
+def test_the_order_of_a_basis_is_that_of_its_eigenvalues():
+    a = torch.tensor(definite(5))
+    q, shuffled = eigenbasis(a), torch.tensor([3, 0, 4, 1, 2])
+    mixed = reordered(q, columns=shuffled)
+    assert torch.equal(mixed, q[:, shuffled])
+    assert torch.equal(reordered(mixed, columns=eigenorder(a, mixed)), q)
+    assert torch.equal(reordered(q, rows=shuffled, columns=shuffled), q[shuffled][:, shuffled])
+
+
+def test_orthonormal_columns_span_what_the_first_columns_did():
+    a = RNG.normal(size=(5, 5))
+    q = orthonormal(torch.tensor(a)).numpy()
+    assert np.allclose(q.T @ q, np.eye(5), atol=1e-12)
+    assert np.allclose(np.tril(q.T @ a, -1), 0, atol=1e-12)
+
+
 @pytest.mark.parametrize('x', [-3., .5, 0.])
 def test_on_floats_they_are_the_functions_of_matrices_of_one_element(x):
     assert norm(x) == abs(x)
@@ -92,7 +111,9 @@ def test_on_floats_they_are_the_functions_of_matrices_of_one_element(x):
     assert matmul(x, 2.) == 2*x
     assert orthogonalize(x, steps=40, coefficients='newton') == pytest.approx(np.sign(x), abs=1e-9)
     assert inverse_root(x*x + 1, root=4.) == pytest.approx((x*x + 1)**-.25, rel=1e-12)
-    assert abs(eigenbasis(x)) == 1
+    assert abs(eigenbasis(x)) == abs(orthonormal(x)) == 1
+    assert eigenorder(x, 1.) == 0
+    assert reordered(x, rows=0, columns=0) == x
 
 
 def test_a_rule_with_them_cannot_be_traced_and_says_why():

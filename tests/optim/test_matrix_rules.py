@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import NorMuon, rules
+from miniai.optim import SOAP, AdamW, NorMuon, matrix_groups, rules
 from miniai.optim import matrix_rules as M
 from opts import same
 
@@ -30,13 +30,15 @@ def distance(cls, loop, dtype, others=adamw, shapes=SHAPES, **hypers):
         for k, group in enumerate(opt.param_groups): group['lr'] = .001*(1 + (step + k) % 7)
         for k, p in enumerate(ps):
             p.grad = torch.tensor(rng.normal(size=p.shape), dtype=dtype) if (step + k) % 9 else None
+        opt.step()
+        for k, p in enumerate(ps):
             if p.grad is None: continue
+            states[k]['rule'] = opt.state[p]
             lr, wd = next((g['lr'], g['weight_decay']) for g in opt.param_groups if any(p is q for q in g['params']))
             ts[k] += 1
             x, g = want[k]*(1 - lr*wd), p.grad.double().numpy()
             if p.ndim < 2: want[k] = others(x, g, states[k], ts[k], lr)
             else: want[k] = loop(x.reshape(len(x), -1), g.reshape(len(g), -1), states[k], ts[k], lr).reshape(p.shape)
-        opt.step()
     return max(np.abs(p.detach().numpy() - w).max() for p, w in zip(ps, want, strict=True))
 
 
@@ -73,12 +75,12 @@ def continues_exactly(cls, dtype=torch.float32, **hypers):
     return same(one[0], other[0]) and same(one[1].state_dict()['state'], other[1].state_dict()['state'])
 
 
-@pytest.mark.parametrize('cls', [NorMuon])
+@pytest.mark.parametrize('cls', [NorMuon, SOAP])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_training_continues_to_the_bit_from_a_state_dict(cls, dtype): assert continues_exactly(cls, dtype)
 
 
-@pytest.mark.parametrize('cls', [NorMuon])
+@pytest.mark.parametrize('cls', [NorMuon, SOAP])
 def test_a_gradient_of_zeros_moves_nothing(cls):
     p = nn.Parameter(torch.ones(3, 4))
     p.grad = torch.zeros(3, 4)
@@ -120,3 +122,57 @@ def test_normuon_on_a_float_is_normuon_on_a_matrix_of_one_element():
     assert on_floats(M.normuon, 2, lr=.1) < 1e-12
     assert M.normuon(1., 0., 0., 0., lr=.1)[0] == 1.
     assert M.normuon_length(3., 'spectral') == rules.muon_scale(3., 'spectral')*3.
+
+
+def is_eigenbasis(q, x):
+    "Whether a basis is orthonormal, and makes a symmetric matrix diagonal, with the largest values first."
+    d = q.T @ x @ q
+    found, wanted = (q.T @ q, d), (np.eye(len(q)), np.diag(np.sort(np.diag(d))[::-1]))
+    return all(np.allclose(a, b, atol=1e-5) for a, b in zip(found, wanted, strict=True))
+
+
+def first_bases(s):
+    "Those of the rule: gradients with few rows leave directions free. Checked."
+    q, r = (s['rule'][k].double().numpy().copy() for k in ('left_basis', 'right_basis'))
+    assert is_eigenbasis(q, s['l'])
+    assert is_eigenbasis(r, s['r'])
+    return q, r
+
+
+def soap_loop(p, g, s, t, lr, b1=.95, b2=.95, eps=1e-8, every=10):
+    old = s.setdefault('l', 0), s.setdefault('r', 0)
+    s['l'], s['r'] = (b2*x + (1 - b2)*y for x, y in zip(old, (g @ g.T, g.T @ g), strict=True))
+    if t == 1:
+        s['q'] = first_bases(s)
+        return p
+    q, r = s['q']
+    s['m'], s['v'] = b1*s.get('m', 0) + (1 - b1)*g, b2*s.get('v', 0) + (1 - b2)*(q.T @ g @ r)**2
+    adam = (q.T @ s['m'] @ r)/(1 - b1**(t - 1)) / ((np.sqrt(s['v']) + eps)/np.sqrt(1 - b2**(t - 1)))
+    if (t - 1) % every == 0:
+        i, j = (np.argsort(-np.diag(b.T @ x @ b), kind='stable') for b, x in ((q, s['l']), (r, s['r'])))
+        s['v'], s['q'] = s['v'][i][:, j], (np.linalg.qr(s['l'] @ q[:, i])[0], np.linalg.qr(s['r'] @ r[:, j])[0])
+    return p - lr*q @ adam @ r.T
+
+
+@PRECISIONS
+def test_soap_is_its_algorithm(dtype, limit):
+    "Unlike in the authors' code, decay comes before the step, as in AdamW, and a convolution is one matrix."
+    assert distance(SOAP, soap_loop, dtype) < limit
+
+
+def test_soap_on_a_float_is_soap_on_a_matrix_of_one_element():
+    assert on_floats(M.soap, 6, t=1, lr=.1, every=4) < 1e-12
+
+
+def test_soap_leaves_matrices_with_a_very_long_side_to_its_companion():
+    ps = [nn.Parameter(torch.empty(s, device='meta')) for s in ((10_000, 2), (10_001, 2), (2, 5001, 2))]
+    assert [(g['rule'], g['params']) for g in matrix_groups(ps, SOAP)] == [(SOAP, ps[:1]), (AdamW, ps[1:])]
+
+
+def test_bases_and_the_averages_they_come_from_keep_their_precision():
+    p = nn.Parameter(torch.randn(4, 4))
+    p.grad = torch.randn(4, 4)
+    opt = SOAP([p], state='bf16')
+    for _ in range(12): opt.step()
+    rough = {k for k, x in opt.state[p].items() if isinstance(x, torch.Tensor) and x.dtype is torch.bfloat16}
+    assert rough == {'exp_avg', 'exp_avg_sq'}

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from miniai.kernels.trace import Symbol
 
-__all__ = ['norm', 'trace', 'transpose', 'matmul', 'row_means', 'orthogonalize', 'eigenbasis', 'inverse_root',
-           'COEFFICIENTS']
+__all__ = ['norm', 'trace', 'transpose', 'matmul', 'row_means', 'orthogonalize', 'orthonormal', 'eigenbasis',
+           'eigenorder', 'reordered', 'inverse_root', 'COEFFICIENTS']
 
 COEFFICIENTS = dict(  # of a*x + b*x**3 + c*x**5, applied to the singular values of a matrix at each step
     quintic=(3.4445, -4.7750, 2.0315),  # Jordan 2024: steep at zero; the values end up between 0.7 and 1.2
@@ -79,6 +79,26 @@ def orthogonalize(x: Tensor, *, steps: int = 5, coefficients: str = 'quintic', e
 def eigenbasis(x: Tensor) -> Tensor:
     "The eigenvectors of a symmetric matrix as columns, those of the largest eigenvalues first."
     return torch.linalg.eigh(x).eigenvectors.flip(-1)
+
+
+@_whole
+def eigenorder(x: Tensor, q: Tensor) -> Tensor:
+    "The columns of a basis, by number, in falling order of the eigenvalues that the symmetric matrix `x` has for them."
+    return (q*(x @ q)).sum(0).argsort(descending=True, stable=True)
+
+
+@_whole
+def reordered(x: Tensor, *, rows: Any = None, columns: Any = None) -> Tensor:
+    "The rows and columns of a matrix in the order of these numbers."
+    for dim, order in ((-2, rows), (-1, columns)):
+        if order is not None: x = x.index_select(dim, torch.as_tensor(order, device=x.device).view(-1))
+    return x
+
+
+@_whole
+def orthonormal(x: Tensor) -> Tensor:
+    "The columns of a square matrix made orthogonal and of length 1, from first to last: Q of its QR decomposition."
+    return torch.linalg.qr(x).Q
 
 
 @_whole

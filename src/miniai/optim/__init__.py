@@ -5,16 +5,20 @@ from miniai.kernels.math import sign as sign
 from miniai.kernels.math import sqrt as sqrt
 from miniai.kernels.math import where as where
 from miniai.kernels.matrix import eigenbasis as eigenbasis
+from miniai.kernels.matrix import eigenorder as eigenorder
 from miniai.kernels.matrix import inverse_root as inverse_root
 from miniai.kernels.matrix import matmul as matmul
 from miniai.kernels.matrix import norm as norm
 from miniai.kernels.matrix import orthogonalize as orthogonalize
+from miniai.kernels.matrix import orthonormal as orthonormal
+from miniai.kernels.matrix import reordered as reordered
 from miniai.kernels.matrix import row_means as row_means
 from miniai.kernels.matrix import trace as trace
 from miniai.kernels.matrix import transpose as transpose
 from miniai.optim.classes import ADOPT as ADOPT
 from miniai.optim.classes import LAMB as LAMB
 from miniai.optim.classes import SGD as SGD
+from miniai.optim.classes import SOAP as SOAP
 from miniai.optim.classes import Adagrad as Adagrad
 from miniai.optim.classes import Adam as Adam
 from miniai.optim.classes import AdamW as AdamW
@@ -41,7 +45,7 @@ from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon', 'RuleOptimizer', 'optimizer', 'starts', 'scalars',
-           'matrix', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups',
+           'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon', 'SOAP', 'RuleOptimizer', 'optimizer', 'starts',
+           'scalars', 'matrix', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups',
            'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm', 'trace', 'transpose', 'matmul',
-           'row_means', 'orthogonalize', 'eigenbasis', 'inverse_root']
+           'row_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered', 'inverse_root']

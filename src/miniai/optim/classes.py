@@ -6,7 +6,8 @@ from miniai.optim import matrix_rules, rules
 from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
-           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon']
+           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon',
+           'SOAP']
 
 
 class SGD(RuleOptimizer):
@@ -143,3 +144,12 @@ class NorMuon(RuleOptimizer):
     does."""
     rule = matrix_rules.normuon
     state_names = dict(buf='momentum_buffer', sqr_avg='second_momentum_buffer')
+
+
+class SOAP(RuleOptimizer):
+    """`SOAP(model, lr=3e-3, wd=0.01, beta1=0.95, beta2=0.95, eps=1e-8, every=10)`: Adam in the basis in which the
+    gradients of a matrix vary most, renewed at each `every`-th step. Its first step moves nothing but decay. It splits
+    the parameters as Muon does, and leaves matrices with a side above 10,000 to AdamW, too."""
+    rule = matrix_rules.soap
+    default_wd = 0.01
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')

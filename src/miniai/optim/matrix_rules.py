@@ -2,10 +2,24 @@
 from typing import Any
 
 from miniai.kernels.math import sqrt
-from miniai.kernels.matrix import norm, orthogonalize, row_means
+from miniai.kernels.matrix import (
+    eigenbasis,
+    eigenorder,
+    matmul,
+    norm,
+    orthogonalize,
+    orthonormal,
+    reordered,
+    row_means,
+    transpose,
+)
 from miniai.optim.rules import adamw, matrix, muon_scale, starts
 
-__all__ = ['normuon']
+__all__ = ['normuon', 'soap']
+
+
+def left_zeros(p, g): return 0*matmul(g, transpose(g))
+def right_zeros(p, g): return 0*matmul(transpose(g), g)
 
 
 @matrix(others=adamw)
@@ -25,3 +39,34 @@ def normuon_length(o: Any, adjust: str) -> Any:
     "How long NorMuon's step is at a rate of 1: a mean square of 0.2, or that of Muon's step `o`."
     m, n = getattr(o, 'shape', (1, 1))
     return 0.2 * (m*n)**0.5 if adjust == 'match_rms_adamw' else muon_scale(o, adjust) * norm(o)
+
+
+@matrix(others=adamw, longest=10_000)
+@starts(left=left_zeros, right=right_zeros, left_basis=left_zeros, right_basis=right_zeros)
+def soap(p, g, avg, sqr_avg, left, right, left_basis, right_basis, *, t, lr=3e-3, beta1=0.95, beta2=0.95, eps=1e-8,
+         every=10):
+    """SOAP: Adam in the eigenbasis of Shampoo's averages, renewed at each `every`-th step (Vyas et al. 2024, algorithm
+    3). The first step only begins that basis."""
+    left  = beta2*left  + (1-beta2)*matmul(g, transpose(g))  # L_t
+    right = beta2*right + (1-beta2)*matmul(transpose(g), g)  # R_t
+    if t == 1: return p, avg, sqr_avg, left, right, eigenbasis(left), eigenbasis(right)
+    q, r = left_basis, right_basis
+    avg     = beta1*avg     + (1-beta1)*g
+    sqr_avg = beta2*sqr_avg + (1-beta2)*rotated(g, q, r)**2
+    m = rotated(avg, q, r) / (1 - beta1**(t-1))
+    u = m / (sqrt(sqr_avg) + eps) * (1 - beta2**(t-1))**0.5
+    p = p - lr*rotated(u, transpose(q), transpose(r))
+    if (t-1) % every: return p, avg, sqr_avg, left, right, q, r
+    rows, columns = eigenorder(left, q), eigenorder(right, r)
+    sqr_avg = reordered(sqr_avg, rows=rows, columns=columns)
+    return p, avg, sqr_avg, left, right, power_step(left, q, rows), power_step(right, r, columns)
+
+
+def rotated(x: Any, left_basis: Any, right_basis: Any) -> Any:
+    "A matrix in other bases, those of its rows and of its columns."
+    return matmul(matmul(transpose(left_basis), x), right_basis)
+
+
+def power_step(x: Any, basis: Any, order: Any) -> Any:
+    "A basis, its columns in the given order, one step of power iteration nearer to the eigenbasis of `x`."
+    return orthonormal(matmul(x, reordered(basis, columns=order)))

@@ -5,6 +5,7 @@ parameter's own step count from 1; it returns the new parameter and the new stat
 tensors alike. Weight decay is not part of a rule: the optimizer applies it.
 """
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from miniai.kernels.math import maximum, minimum, sign, sqrt, where
@@ -34,11 +35,12 @@ def scalars(**states: float) -> Callable:
     return decorate
 
 
-def matrix(others: Callable) -> Callable:
+def matrix(others: Callable, longest: float = inf) -> Callable:
     """Decorator: a rule for matrices only. It gets each parameter, its gradient and its states whole, with two
-    dimensions: convolutions as one row for each output channel. `others` is the rule for all other parameters."""
+    dimensions: convolutions as one row for each output channel. `others` is the rule for all other parameters, also for
+    those with more than `longest` rows or columns."""
     def decorate(rule: Callable) -> Callable:
-        rule.others = others
+        rule.others, rule.longest = others, longest
         return rule
     return decorate
 

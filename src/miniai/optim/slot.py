@@ -59,10 +59,12 @@ def slots_of(opt: Any) -> Iterator[Slot]:
 
 
 def new_state(opt: Any, p: Tensor, rule: type, s: str) -> Tensor:
-    "Zeros for the state `s` of `p`, in the precision that rules are computed in, or in the one `opt` asks for."
+    """Zeros for the state `s` of `p`, in the precision that rules are computed in, or in the one `opt` asks for; the
+    latter not for weight averages, nor for states of a rule for matrices that start somewhere, such as bases."""
     like, shape = wide(p.detach()), state_shape(p, rule, s)
     if shape != p.shape: return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    return torch.zeros_like(like, dtype=opt.state_dtype if opt.state_dtype and s != 'ema' else like.dtype)
+    exact = s == 'ema' or (rule.spec.others and s in rule.spec.starts)
+    return torch.zeros_like(like, dtype=like.dtype if exact else opt.state_dtype)
 
 
 def state_shape(p: Tensor, rule: type, s: str) -> torch.Size:

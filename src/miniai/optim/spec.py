@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Any
 
 from miniai.kernels.trace import RuleError, trace_rule
@@ -22,7 +23,7 @@ class RuleSpec:
     """What a rule's signature says. `states` are tensors; `scalars`, one number per parameter each, map to their first
     value; `hypers` map to their defaults, or REQUIRED; `starts` maps states that do not start at zero to a function of
     (p, g). `untraced` says why a rule cannot be traced; it is '' for rules that can. `others` is the rule for other
-    parameters if this one is for matrices only."""
+    parameters if this one is for matrices only, those with at most `longest` rows and columns."""
     rule: Callable
     states: tuple[str, ...]
     scalars: dict[str, float]
@@ -31,6 +32,7 @@ class RuleSpec:
     starts: dict[str, Callable]
     untraced: str
     others: Callable | None
+    longest: float
 
     @cached_property
     def betas(self) -> tuple[str, ...]:
@@ -85,7 +87,7 @@ def read_rule(rule: Callable) -> RuleSpec:
     hypers = {p.name: p.default for p in params if p.kind is _HYPER}
     uses_t = hypers.pop('t', None) is not None
     return RuleSpec(rule, tuple(s for s in states if s not in scalars), {s: scalars[s] for s in states if s in scalars},
-                    hypers, uses_t, starts, untraced, _noted(rule, 'others') or None)
+                    hypers, uses_t, starts, untraced, _noted(rule, 'others') or None, _noted(rule, 'longest') or inf)
 
 
 def _noted(rule: Callable, what: str) -> dict[str, Any]:
