@@ -125,7 +125,7 @@ def test_power_loss_finds_a_save_that_writes_in_place(monkeypatch):
         for piece in (head, *memories): durable.os.write(fd, piece)
         durable.os.fsync(fd)
         os.close(fd)
-        durable._sync_folder(os.path.dirname(paths[0]))
+        durable.sync_folder(os.path.dirname(paths[0]))
     monkeypatch.setattr(saving, 'write_durably', in_place)
     assert crash.power_loss(saves=1, way='alone')['wrong'] > 0
 

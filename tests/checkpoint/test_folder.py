@@ -192,14 +192,22 @@ def test_the_temporary_of_a_save_in_progress_stays(tmp_path, locked):
     assert load(tmp_path/'a') == 1
 
 
-def test_anything_but_a_regular_file_stays(tmp_path):
+def test_the_folder_of_a_save_that_was_killed_is_removed_with_all_that_is_in_it(tmp_path):
+    part = tmp_path/f'.checkpoint-00000-1-00000003.{dead_pid()}.12345678.part'
+    part.mkdir()
+    (part/'__0_0.distcp').write_text('x')
+    assert remove_stale(tmp_path) == [part]
+    assert not part.exists()
+
+
+def test_links_and_pipes_stay(tmp_path):
     name = f'.y.{dead_pid()}.12345678.part'
     (tmp_path/'whole').write_text('x')
-    for make in (os.mkdir, os.mkfifo, lambda p: os.symlink('whole', p)):
+    for make in (os.mkfifo, lambda p: os.symlink('whole', p)):
         make(tmp_path/name)
         assert remove_stale(tmp_path) == remove_stale(tmp_path, locked=True) == []
         assert os.path.lexists(tmp_path/name)
-        (tmp_path/name).rmdir() if make is os.mkdir else (tmp_path/name).unlink()
+        (tmp_path/name).unlink()
 
 
 def test_a_temporary_that_cannot_be_removed_is_a_warning_and_the_others_are_removed(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from miniai import BatchSchedCB, Callback, DataLoaders, MixUpCB, ProgressCB, Rec
 from miniai.learner import MomentumLearner
 from miniai.optim import AdamW, Lion
 from miniai.randomness import describe_states
-from miniai.resume import restore, start
+from miniai.resume import placed, restore
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.resume.restore import ResumeError
 from resuming import Noisy, StopCB, assert_resumes_exactly, fit_until_stopped, run
@@ -111,12 +111,12 @@ def test_callbacks_that_only_show_may_come_and_go(stopped, tmp_path):
     (dict(numpy=dict(bit_generator='PCG64')), "run.numpy's generator was PCG64 .* and is MT19937 now"),
     (dict(torch=torch.zeros(3, dtype=torch.uint8)), "random states in the checkpoint do not fit: ")])
 def test_random_states_of_other_generators_are_refused(saved, says, stopped, monkeypatch):
-    def load(path, real=start.load):
+    def load(path, real=placed.load):
         state = real(path)
         state['random'] |= saved
         state['shapes']['run'] |= {nm: str(x) for nm, x in describe_states(state['random']).items()}
         return state
-    monkeypatch.setattr(start, 'load', load)
+    monkeypatch.setattr(placed, 'load', load)
     refuses(run(stopped), says)
 
 
@@ -132,11 +132,11 @@ def test_random_states_of_other_generators_are_refused(saved, says, stopped, mon
     (lambda s: s.pop('history'), "the checkpoint lacks 'history'"),
     (lambda s: s.update(attributes=[]), "the checkpoint's attributes is a list, not a dict")])
 def test_a_checkpoint_with_false_content_is_refused_before_anything_changes(spoil, says, stopped, monkeypatch):
-    def load(path, real=start.load):
+    def load(path, real=placed.load):
         state = real(path)
         spoil(state)
         return state
-    monkeypatch.setattr(start, 'load', load)
+    monkeypatch.setattr(placed, 'load', load)
     refuses(run(stopped), says)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from miniai.checkpoint.header import DIGEST_AT, sealed
 
-__all__ = ['SaveError', 'write_durably', 'in_thread', 'in_progress']
+__all__ = ['SaveError', 'write_durably', 'in_thread', 'in_progress', 'temporary_name', 'sync', 'sync_folder']
 
 _PIECE = 1 << 21  # bytes written at a time
 _LARGE = 1 << 24  # bytes; from this size on, the disk starts to sync while the hash is still being computed
@@ -28,6 +28,9 @@ class SaveError(OSError):
         reason = getattr(cause, 'strerror', None) or str(cause) or type(cause).__name__
         super().__init__(f'{self.path} was not saved: {reason} (the file takes {wanted:,} bytes); {status}')
         self.errno = getattr(cause, 'errno', None)
+        self._args = self.path, wanted, cause, status
+
+    def __reduce__(self) -> tuple: return type(self), self._args
 
 
 def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview], stop: Event | None = None) -> None:
@@ -45,7 +48,7 @@ def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview],
                 if not saved or not _linked(saved, part): _write(part, head, memories, stop)
                 os.replace(part, path)
             renamed = True
-            _sync_folder(os.path.dirname(path))
+            sync_folder(os.path.dirname(path))
             saved = saved or path
     except Exception as e:
         status = ('the new file is at this path and complete, but may not survive a power loss' if renamed else
@@ -54,11 +57,16 @@ def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview],
         raise SaveError(path, size, e, f'{status}, and {saved} is saved' if saved else status) from e
 
 
+def temporary_name(path: str) -> str:
+    "A name next to `path` that `remove_stale` knows."
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f'.{name[:_STEM]}.{os.getpid()}.{secrets.token_hex(4)}.part')
+
+
 @contextmanager
 def _temporary(path: str) -> Iterator[str]:
     "A name for a new file next to `path`, removed at the end if it is there; if the disk refuses, see `remove_stale`."
-    folder, name = os.path.split(path)
-    part = os.path.join(folder, f'.{name[:_STEM]}.{os.getpid()}.{secrets.token_hex(4)}.part')
+    part = temporary_name(path)
     in_progress.add(part)
     try: yield part
     finally:
@@ -79,10 +87,10 @@ def _write(part: str, head: bytes, memories: list[memoryview], stop: Event | Non
         digest = in_thread(_sha256, _pieces(head, memories, stop))
         for piece in _pieces(head, memories, stop):
             while len(piece): piece = piece[os.write(fd, piece):]
-        if sum(map(len, memories)) >= _LARGE: _sync(fd)
+        if sum(map(len, memories)) >= _LARGE: sync(fd)
         head = sealed(head, digest.result())
         os.pwrite(fd, head[DIGEST_AT:DIGEST_AT + 64], DIGEST_AT)
-        _sync(fd)
+        sync(fd)
     finally: os.close(fd)
     with open(part, 'rb') as f:
         buffer = bytearray(_PIECE)
@@ -118,7 +126,7 @@ def in_thread(f: Any, *args: Any) -> Future:
     finally: pool.shutdown(wait=False)
 
 
-def _sync(fd: int) -> None:
+def sync(fd: int) -> None:
     "Return when the file or folder is on the disk."
     if sys.platform != 'darwin': return os.fsync(fd)
     from fcntl import F_FULLFSYNC, fcntl
@@ -126,8 +134,8 @@ def _sync(fd: int) -> None:
     except OSError: os.fsync(fd)  # this file system has no F_FULLFSYNC
 
 
-def _sync_folder(folder: str) -> None:
+def sync_folder(folder: str) -> None:
     "Return when the names in a folder are on the disk."
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try: _sync(fd)
+    try: sync(fd)
     finally: os.close(fd)

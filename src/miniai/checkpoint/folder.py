@@ -2,22 +2,27 @@
 import errno
 import os
 import re
+import shutil
 import socket
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from fnmatch import fnmatch
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from miniai.checkpoint.durable import in_progress
+from miniai.checkpoint.durable import in_progress, temporary_name
+from miniai.checkpoint.parts import REST
 from miniai.checkpoint.read import CheckpointError, inspect, verify
 
-__all__ = ['BEST', 'FolderInUseError', 'FolderLock', 'remove_stale', 'newest_valid', 'first_whole', 'place_of']
+__all__ = ['BEST', 'BEST_FOLDER', 'FolderInUseError', 'FolderLock', 'remove_stale', 'newest_valid', 'first_whole',
+           'place_of', 'remove']
 
-BEST = 'best.safetensors'  # of a run's checkpoints, the one of its best epoch
+BEST, BEST_FOLDER = 'best.safetensors', 'best'  # of a run's checkpoints, the one of its best epoch
 _PART = re.compile(r'\..+\.(\d+)\.[0-9a-f]{8}(\.old)?\.part', re.DOTALL)
-_NAME = re.compile(r'checkpoint-(\d{5,})-([123])-(\d{8,})\.safetensors', re.ASCII)
+_NAME = re.compile(r'checkpoint-(\d{5,})-([123])-(\d{8,})(?:\.safetensors)?', re.ASCII)
 _locks = weakref.WeakSet()
 
 
@@ -87,14 +92,14 @@ def _check_folder(path: str | PathLike) -> None:
 
 
 def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
-    """Remove the temporary files that processes which have ended left in `folder`; return their paths. Those of saves
-    in progress stay: this process's, and those with the id of another running process, unless `locked`: the caller
-    holds the FolderLock, so it is an unrelated process. A warning names each file that cannot be removed."""
+    """Remove the temporary files and folders that processes which have ended left in `folder`; return their paths.
+    Those of saves in progress stay: this process's, and those with the id of another running process, unless `locked`:
+    the caller holds the FolderLock, so it is an unrelated process. A warning names each that cannot be removed."""
     _check_folder(folder)
     removed = []
     for path in sorted(Path(folder).iterdir()):
         if not _is_stale(path, locked): continue
-        try: path.unlink()
+        try: _unlink(path)
         except OSError as e: warnings.warn(f'could not remove the temporary file {path}: {e.strerror}', stacklevel=2)
         else: removed.append(path)
     return removed
@@ -102,13 +107,24 @@ def remove_stale(folder: str | PathLike, locked: bool = False) -> list[Path]:
 
 def _is_stale(path: Path, locked: bool) -> bool:
     found = _PART.fullmatch(path.name)
-    if not found or path.is_symlink() or not path.is_file(): return False
+    if not found or path.is_symlink() or not (path.is_file() or path.is_dir()): return False
     pid = int(found[1])
     if pid == os.getpid(): return os.path.join(os.path.realpath(path.parent), path.name) not in in_progress
     try: os.kill(pid, 0)
     except ProcessLookupError: return True
     except (OSError, OverflowError): return locked  # another user's process
     return locked
+
+
+def remove(path: Path) -> None:
+    "Remove a checkpoint, a file or folder, if it is there. A folder loses its name first: it is never there in part."
+    if path.is_dir() and not path.is_symlink(): path = path.rename(temporary_name(os.fspath(path)))
+    with suppress(FileNotFoundError): _unlink(path)
+
+
+def _unlink(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink()
 
 
 def place_of(name: str) -> tuple | None:
@@ -124,15 +140,22 @@ def place_of(name: str) -> tuple | None:
 def newest_valid(folder: str | PathLike, pattern: str = '*.safetensors') -> Path | None:
     """The checkpoint in `folder` that is furthest into its run, among those that match `pattern` and verify; None if
     there is none. The names that CheckpointCB gives say how far; no clock counts. Files with other names come only
-    after those, the last saved first, by their headers. A warning names each damaged file that was skipped."""
+    after those, the last saved first, by their headers. A folder of a sharded model counts as a file of its name with
+    the ending .safetensors. A warning names each damaged one that was skipped."""
     _check_folder(folder)
     found = []
-    for path in sorted(Path(folder).glob(pattern)):
+    folders = {p for p in Path(folder).glob('*') if _is_sharded(p) and fnmatch(f'{p.name}.safetensors', pattern)}
+    for path in sorted({*Path(folder).glob(pattern), *folders}):
         place = place_of(path.name)
         try: found.append((bool(place), place or inspect(path).saved, path))
         except (CheckpointError, OSError) as e: _warn_skipped(path, e)
     best = first_whole((path for *_, path in sorted(found, reverse=True)), verify)
     return best and best[0]
+
+
+def _is_sharded(path: Path) -> bool:
+    "Is this the folder of a sharded model, even if damaged?"
+    return path.is_dir() and bool(place_of(path.name) or (path/REST).exists())
 
 
 def first_whole(paths: Iterable[Path], read: Callable[[Path], Any]) -> tuple[Path, Any] | None:

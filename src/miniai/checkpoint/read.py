@@ -1,10 +1,11 @@
-"Read checkpoint files: only the sizes of a file's tensors are used before its sha256 has been checked."
+"Read checkpoints: only the sizes of a file's tensors are used before its sha256 has been checked."
 import hashlib
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from os import PathLike
 from typing import Any, BinaryIO
 
@@ -13,9 +14,11 @@ import torch
 
 from miniai.checkpoint.header import LONGEST, ZEROS, loads, parse, sealed
 from miniai.checkpoint.layout import rebuilt
-from miniai.checkpoint.tree import unflatten
+from miniai.checkpoint.parts import REST, check_parts, filled, is_folder, read_parts, sharded_in
+from miniai.checkpoint.tree import Sharded, unflatten
 
-__all__ = ['CheckpointError', 'load', 'verify', 'inspect', 'CheckpointInfo', 'TensorInfo']
+__all__ = ['CheckpointError', 'load', 'load_apart', 'verify_parts', 'read_into', 'verify', 'inspect',
+           'CheckpointInfo', 'TensorInfo']
 
 _PIECE = 1 << 18  # bytes read at a time, and still in the cache when they are hashed
 # What parsing raises: our own ValueErrors, and what Python's operations raise for values of the wrong kind
@@ -23,16 +26,29 @@ _BROKEN = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, 
 
 
 class CheckpointError(ValueError):
-    "The file at `path` is not a complete checkpoint: damaged, truncated, or of another kind; `reason` says which."
+    "What is at `path` is not a complete checkpoint: damaged, truncated, or of another kind; `reason` says which."
     def __init__(self, path: str | PathLike, reason: str) -> None:
         self.path, self.reason = os.fspath(path), reason
         super().__init__(f'{self.path}: {reason}')
+
+    def __reduce__(self) -> tuple: return type(self), (self.path, self.reason)
 
 
 def load(path: str | bytes | PathLike) -> Any:
     """The state given to `save`, verified in the same pass: tensors are on the CPU with their strides, and tensors that
     shared memory share it again. Takes the file's size in memory; plain values may take 50 times theirs in a file made
-    for that. CheckpointError for anything but a complete checkpoint, FileNotFoundError if there is nothing."""
+    for that. A folder of a sharded state is read whole, in one process. CheckpointError for anything but a complete
+    checkpoint, FileNotFoundError if there is nothing."""
+    path = os.fsdecode(path)
+    if not is_folder(path): return _load(path)
+    state = load_apart(path)
+    verify_parts(path, state.pop('parts'))
+    whole = {nm: torch.empty(x.shape, dtype=getattr(torch, x.dtype)) for nm, x in sharded_in(state).items()}
+    read_into(path, whole)
+    return filled(state, whole)
+
+
+def _load(path: str) -> Any:
     with _opened(path) as file:
         memories = {nm: torch.empty(layout.nbytes, dtype=torch.uint8) for nm, layout in file.layouts.items()}
         for m in memories.values(): file.fill(memoryview(m.numpy()))
@@ -41,9 +57,29 @@ def load(path: str | bytes | PathLike) -> Any:
         return unflatten(loads(file.meta['state']), file.layouts, tensors)
 
 
+def load_apart(path: str | PathLike) -> dict[str, Any]:
+    "The state in a folder, with a Sharded for each tensor that is not read yet, and what `verify_parts` needs."
+    return _load(os.path.join(path, REST))
+
+
+def verify_parts(path: str | PathLike, parts: dict[str, list], i: int = 0, n: int = 1) -> None:
+    """CheckpointError unless the other files of a folder are as its state's `parts` says. Of `n` processes that call
+    this together the `i`-th verifies its share."""
+    with _reported(os.fspath(path)): check_parts(os.fspath(path), parts, i, n)
+
+
+def read_into(path: str | PathLike, tensors: dict[str, torch.Tensor]) -> None:
+    "Fill the sharded `tensors`, by name, from a folder that is verified."
+    with _reported(os.fspath(path)): read_parts(os.fspath(path), tensors)
+
+
 def verify(path: str | bytes | PathLike) -> str:
     """The sha256 of a file that is exactly as it was saved and can be loaded; else CheckpointError. Takes one pass over
-    the file and a few MB of memory."""
+    the file and a few MB of memory. For a folder, the sha256 of its file that has those of all others."""
+    path = os.fsdecode(path)
+    if is_folder(path):
+        verify_parts(path, load_apart(path)['parts'])
+        path = os.path.join(path, REST)
     with _opened(path) as file:
         while piece := file.f.read(_PIECE): file.digest.update(piece)
         file.check()
@@ -76,11 +112,19 @@ class CheckpointInfo:
 
 def inspect(path: str | bytes | PathLike) -> CheckpointInfo:
     "Read the head of a checkpoint only. The data are not checked: use `verify` for that."
-    with _opened(path) as file:
+    path = os.fsdecode(path)
+    with _opened(os.path.join(path, REST) if is_folder(path) else path) as file:
         known = {k: file.meta[k] for k in ('version', 'saved', 'miniai', 'torch', 'sha256')}
         tensors = {nm: TensorInfo(x.dtype, x.shape, x.nbytes) for nm, x in file.layouts.items()}
-        scalars = _scalars(unflatten(loads(file.meta['state']), file.layouts))
-        return CheckpointInfo(os.fsdecode(path), size=file.size, tensors=tensors, scalars=scalars, **known)
+        state, size = unflatten(loads(file.meta['state']), file.layouts), file.size
+        if is_folder(path):
+            size += sum(n for n, _ in state['parts'].values())
+            tensors |= {nm: _info(x) for nm, x in sharded_in(state).items()}
+        return CheckpointInfo(path, size=size, tensors=tensors, scalars=_scalars(state), **known)
+
+
+def _info(x: Sharded) -> TensorInfo:
+    return TensorInfo(x.dtype, x.shape, prod(x.shape)*getattr(torch, x.dtype).itemsize)
 
 
 def _scalars(state: Any) -> dict[str, Any]:
@@ -94,10 +138,16 @@ def _scalars(state: Any) -> dict[str, Any]:
 def _opened(path: str | bytes | PathLike) -> Iterator['_File']:
     "The file with its head parsed. Problems found inside the `with` become a CheckpointError that names the path."
     path = os.fsdecode(path)
-    try:
+    with _reported(path):
         if not os.path.isfile(path) and os.path.exists(path):  # opening a pipe would wait for a writer
             raise ValueError('not a regular file: give the path of a checkpoint file')
         with open(path, 'rb') as f: yield _File(f)
+
+
+@contextmanager
+def _reported(path: str) -> Iterator[None]:
+    try: yield
+    except CheckpointError: raise
     except FileNotFoundError as e:
         if not os.path.islink(path): raise
         raise CheckpointError(path, f'a link to {os.readlink(path)!r}, which does not exist') from e

@@ -3,11 +3,13 @@
 What JSON can hold is written as it is. Anything else is an object with one key that starts with `$`: `$tuple`,
 `$dict` (pairs, for keys that are ints or start with `$`), `$ordered` (an OrderedDict), `$int` (beyond 64 bits, in hex),
 `$float` (nan and inf, by their bits), `$bytes` (base64), `$scalar` (a numpy scalar: dtype and bytes), `$tensor` (its
-name), `$floats` and `$ints` (a long list of only those, stored as a tensor). No tag names code."""
+name), `$floats` and `$ints` (a long list of only those, stored as a tensor), `$sharded` (a tensor in other files:
+its name there, shape and dtype). No tag names code."""
 import base64
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import count
 from math import isfinite
 from typing import Any
@@ -17,12 +19,20 @@ from torch import Tensor, from_numpy
 
 from miniai.checkpoint.layout import Layout, layout_of
 
-__all__ = ['flatten', 'unflatten']
+__all__ = ['Sharded', 'flatten', 'unflatten']
 
 _DEEPEST = 50
 _LONG = 64  # numbers; a list of at least this many is smaller, and faster to read, as a tensor
 _SCALARS = ('bool', 'int8', 'uint8', 'int16', 'uint16', 'int32', 'uint32', 'int64', 'uint64', 'float16', 'float32',
             'float64', 'complex64', 'complex128')
+
+
+@dataclass(frozen=True)
+class Sharded:
+    "Stands for a tensor whose parts are in other files, under `name`; `dtype` is torch's name of it."
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def flatten(state: Any) -> tuple[Any, dict[str, tuple[Layout, Tensor]]]:
@@ -45,6 +55,7 @@ def flatten(state: Any) -> tuple[Any, dict[str, tuple[Layout, Tensor]]]:
         if kind is dict: return {'$dict': pairs(x, path)}
         if kind is OrderedDict: return {'$ordered': pairs(x, path)}
         if isinstance(x, Tensor | np.ndarray): return {'$tensor': name(x, path)}
+        if kind is Sharded: return {'$sharded': [x.name, list(x.shape), x.dtype]}
         if isinstance(x, np.generic) and x.dtype.name in _SCALARS: return {'$scalar': [x.dtype.name, x.tobytes().hex()]}
         raise TypeError(f'{_shown(path)} is a {kind.__module__}.{kind.__qualname__}, which a checkpoint cannot hold: '
                         f'use dict, list, tuple, None, numbers, text, bytes, tensors and numpy arrays')
@@ -110,6 +121,7 @@ def unflatten(json: Any, layouts: Mapping[str, Layout], tensors: Mapping[str, An
                 return (dict if tag == '$dict' else OrderedDict)((decode(k), decode(v)) for k, v in value)
             case '$int': return int(value, 16)
             case '$float': return struct.unpack('>d', bytes.fromhex(value))[0]
+            case '$sharded': return Sharded(value[0], tuple(map(int, value[1])), str(value[2]))
             case '$bytes': return base64.b64decode(value, validate=True)
             case '$scalar' if value[0] in _SCALARS: return np.frombuffer(bytes.fromhex(value[1]), value[0])[0]
         if tag.startswith('$'): raise ValueError(f'the state has the unknown tag {tag!r}')

@@ -142,11 +142,11 @@ def total_on_device(x: Tensor) -> Tensor:
     return x
 
 
-def gathered(x: Any) -> list:
-    "The objects `x` of all processes, in order of rank. They are pickled."
+def gathered(x: Any, group: Any = None) -> list:
+    "The objects `x` of all processes, in order of rank. They are pickled. `group`: a gloo group of all, for a thread."
     if world() == 1: return [x]
     found = [None]*world()
-    dist.all_gather_object(found, x, group=_group())
+    dist.all_gather_object(found, x, group=group or _group())
     return found
 
 
@@ -165,12 +165,12 @@ def from_first(x: Any) -> Any:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def failing_together(group: Any = None) -> Iterator[None]:
     "An error that one process raises within this block is raised in all of them at its end."
     own = None
     try: yield
     except Exception as e: own = e
-    first = next((e for e in gathered(own) if e is not None), None)
+    first = next((e for e in gathered(own, group) if e is not None), None)
     if first is not None: raise own or first
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from miniai.distributed.dtensor import is_dtensor, reshard
-from miniai.distributed.wrap import is_sharded, unwrapped
+from miniai.distributed.wrap import class_of, is_own, is_sharded, unwrapped
 
 __all__ = ['whole_copy']
 
@@ -26,10 +26,8 @@ def _copied(m: nn.Module, done: dict[int, Any]) -> nn.Module:
     if id(m) in done: return done[id(m)]
     for child in m.children(): _copied(child, done)
     for x in (*m.parameters(recurse=False), *m.buffers(recurse=False)): done.setdefault(id(x), _whole(x))
-    kind = type(m)
-    if kind.__mro__[1].__name__ == 'FSDPModule': kind = kind.__mro__[2]
-    done[id(m)] = new = kind.__new__(kind)
-    vars(new).update({nm: deepcopy(_without_hooks(nm, x), done) for nm, x in vars(m).items() if _is_own(nm)})
+    done[id(m)] = new = class_of(m).__new__(class_of(m))
+    vars(new).update({nm: deepcopy(_without_hooks(nm, x), done) for nm, x in vars(m).items() if is_own(nm)})
     return new
 
 
@@ -37,11 +35,6 @@ def _copied(m: nn.Module, done: dict[int, Any]) -> nn.Module:
 def _whole(x: Tensor) -> Tensor:
     whole = (x.full_tensor() if is_dtensor(x) else x).detach().cpu().clone()
     return nn.Parameter(whole, x.requires_grad) if isinstance(x, nn.Parameter) else whole
-
-
-def _is_own(name: str) -> bool:
-    "Does this attribute of a module belong to it, and not to `fully_shard`?"
-    return 'fsdp' not in name and '_composable_api' not in name
 
 
 def _without_hooks(name: str, x: Any) -> Any:

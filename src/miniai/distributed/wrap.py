@@ -9,13 +9,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from miniai.distributed.dtensor import fsdp_modules, is_dtensor
 
-__all__ = ['unwrapped', 'is_wrapped', 'what_trains', 'wrap_ddp', 'shard', 'is_sharded', 'check_gradients',
-           'sync_batchnorms', 'share_buffers', 'blocks_of', 'replace_parameters', 'average_in_backward', 'average_kept']
+__all__ = ['unwrapped', 'class_of', 'is_own', 'is_wrapped', 'what_trains', 'wrap_ddp', 'shard', 'is_sharded',
+           'check_gradients', 'sync_batchnorms', 'share_buffers', 'blocks_of', 'replace_parameters',
+           'average_in_backward', 'average_kept']
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     "The model inside DistributedDataParallel; other models as they are."
     return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def class_of(x: Any) -> type:
+    "The class of an object; of a module that FSDP2 shards, the one that it had before."
+    _, *bases = type(x).__mro__
+    return bases[1] if bases and bases[0].__name__ == 'FSDPModule' else type(x)
+
+
+def is_own(name: str) -> bool:
+    "Does this attribute of a module belong to it, and not to `fully_shard`?"
+    return not (name.startswith('__composable_api') or name in ('_fsdp_use_orig_params', '_is_fsdp_managed_module'))
 
 
 def is_sharded(model: nn.Module) -> bool:

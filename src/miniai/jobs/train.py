@@ -55,10 +55,7 @@ def train(config: TrainConfig) -> Learner:
     recording = Recording(folder, config.stats and has_activations(model), config.profile)
     accepted = AcceptedCB(write_options)
     if not old: accepted.accept()
-    sharded = world() > 1 and config.distributed == 'fsdp'
-    saves = [] if sharded else [CheckpointCB(folder.path/'checkpoints', minutes=10)]
-    if sharded: print('no checkpoints, because the model is sharded: the run cannot be resumed')
-    cbs = [*recording.cbs, *saves, accepted]
+    cbs = [*recording.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
     learn = build_learner(config, dls, cbs, model, opt_func)
     size = sum(p.numel() for p in model.parameters())
     print(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '

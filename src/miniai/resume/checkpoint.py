@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from miniai.callbacks.dry_run import patch
@@ -15,15 +16,17 @@ from miniai.callbacks.passes import MaxBatchesCB, StepsCB
 from miniai.callbacks.together import join_parts
 from miniai.callbacks.train import FiniteLossCB
 from miniai.callbacks.wrapped import WrappedLoader
+from miniai.checkpoint.parts import taken_out
 from miniai.checkpoint.tree import flatten
 from miniai.device import is_number
 from miniai.distributed.ranks import failing_together, from_first, is_first, most
-from miniai.distributed.wrap import unwrapped
+from miniai.distributed.wrap import is_sharded, unwrapped
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
 from miniai.metrics.direction import check_metric, direction, improves, last_row, no_metric
 from miniai.resume.files import BEST, NoFiles, RunFiles, files_of, place_of
 from miniai.resume.loader import resume_warning
 from miniai.resume.objects import check_savable
+from miniai.resume.placed import placed
 from miniai.resume.ranks import is_resized, state_of_rank, with_all_ranks
 from miniai.resume.restore import ResumeError, check_same, real_weights, restore, versions
 from miniai.resume.signals import OutlastSignals, SignalWatch
@@ -155,12 +158,14 @@ class _Run:
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
         self.cb, self.begun, self.remaining, self.cancelled = cb, False, None, False
         self.first_batch, self.pass_done, self.resumed_pass = 0, False, None
+        self.sharded = is_sharded(learn.model)
         self._end, self.watch = ExitStack(), SignalWatch(cb.signals)
         self._end.callback(self.watch.close)
         try:
             with failing_together():
                 first = is_first()
-                self.files = RunFiles(cb.folder, cb.keep, cb.background) if first else NoFiles(cb.folder)
+                self.files = NoFiles(cb.folder, cb.background) if not first else RunFiles(
+                    cb.folder, cb.keep, cb.background, self.sharded)
         except BaseException:
             self._end.close()
             raise
@@ -177,31 +182,32 @@ class _Run:
 
     def begin(self, learn: Any) -> None:
         "Resume where the run stopped, or begin in a folder without checkpoints."
-        with failing_together(): found = self._find_start(learn) if is_first() else None
-        self.point = from_first(found)
+        self.point = ResumePoint()
+        if learn.resume: self.point = find_resume_point(self.files.folder, learn.n_epochs, unwrapped(learn.model))
+        with failing_together():
+            if is_first() and self.point.state is None: self._refuse_used_folder()
         self.state, self.steps = RunState(learn), next((cb for cb in learn.cbs if isinstance(cb, StepsCB)), None)
         if self.steps: self.steps.when_a_pass_begins(partial(self.state.begin_pass, learn, kind='paused'))
         for path, dl in loaders_of(learn).items():
             why = resume_warning(dl, limited=any(isinstance(cb, MaxBatchesCB) for cb in learn.cbs))
             if why: warnings.warn(f"CheckpointCB: the run may not resume exactly from {path}: {why}", stacklevel=4)
         with failing_together():
-            if self.point.state is None: flatten(self.state.take(learn))  # an error now if a part cannot be saved
-            else: self._resume(learn)
+            if self.point.state is not None: self._resume(learn)
+            else: flatten(self._apart(self.state.take(learn))[0])  # an error now if a part cannot be saved
         self._protect_workers(learn)
 
-    def _find_start(self, learn: Any) -> ResumePoint:
+    def _refuse_used_folder(self) -> None:
         folder, there = self.files.folder, files_of(self.files.folder)
-        point = find_resume_point(folder, learn.n_epochs, unwrapped(learn.model)) if learn.resume else ResumePoint()
-        if point.state is None and there: raise ResumeError(
+        if there: raise ResumeError(
             f"{folder} holds {len(there)} checkpoint(s) of an earlier run, such as {there[-1].name}: resume it with "
             f"fit(…, resume=True), or choose another folder")
-        if point.state is None and self.cb.best and self.files.has_best(): raise ResumeError(
+        if self.cb.best and self.files.has_best(): raise ResumeError(
             f"{folder} holds {BEST} of an earlier run, but no checkpoint to resume from: move it away or choose "
             f"another folder")
-        return point
 
     def _resume(self, learn: Any) -> None:
-        state = self.point.state = state_of_rank(self.point.state, learn, self.state.nodes)
+        state = state_of_rank(self.point.state, learn, self.state.nodes)
+        state = self.point.state = placed(state, self.point.path, learn, self.state.nodes)
         if is_first() or not is_resized(state): check_same(learn, state, self.state)
         lost = restore(learn, state, self.state.names)
         self.state.continue_from(state)
@@ -274,9 +280,13 @@ class _Run:
             for cb in learn.cbs if best else ():
                 if not isinstance(cb, AverageCB): continue
                 state |= dict(raw=state['model'], model=cb.averaged(learn, state['model']))
-            state = with_all_ranks(dict(position=position, versions=versions(learn), **state), learn.model)
-            self.files.save(state, best)
+            state, tensors = self._apart(dict(position=position, versions=versions(learn), **state))
+            self.files.save(with_all_ranks(state, learn.model), tensors, best)
         self._start_counting()
+
+    def _apart(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        "The state without the tensors of a sharded model, and these by name."
+        return taken_out(state) if self.sharded else (state, {})
 
     def _start_counting(self) -> None:
         self.answer, self.batches, self.due = None, 0, time.monotonic() + 60*(self.cb.minutes or math.inf)

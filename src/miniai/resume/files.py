@@ -5,17 +5,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from miniai.checkpoint import FolderLock, Saver, remove_stale
-from miniai.checkpoint.folder import BEST, place_of
+from torch import Tensor
 
-__all__ = ['BEST', 'RunFiles', 'NoFiles', 'file_name', 'place_of', 'files_of']
+from miniai.checkpoint import FolderLock, Saver, remove_stale
+from miniai.checkpoint.folder import BEST, BEST_FOLDER, place_of, remove
+from miniai.checkpoint.saving_sharded import ShardedSaver
+
+__all__ = ['BEST', 'BEST_FOLDER', 'RunFiles', 'NoFiles', 'file_name', 'place_of', 'files_of']
 
 _PHASES = dict(train=1, valid=2, done=3)
 
 
-def file_name(position: dict[str, Any]) -> str:
-    "The name of the checkpoint at `position`: epoch, phase and batch."
-    return f"checkpoint-{position['epoch']:05}-{_PHASES[position['phase']]}-{position['batch']:08}.safetensors"
+def file_name(position: dict[str, Any], sharded: bool = False) -> str:
+    "The name of the checkpoint at `position`: epoch, phase and batch. That of a `sharded` model is a folder."
+    name = f"checkpoint-{position['epoch']:05}-{_PHASES[position['phase']]}-{position['batch']:08}"
+    return name if sharded else f'{name}.safetensors'
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -27,10 +31,11 @@ def files_of(folder: Path) -> list[Path]:
 class RunFiles:
     """The folder of a run, locked until `close()`. Keeps the last `keep` checkpoints. Files beyond the position that
     the run resumed from were skipped: they stay and do not count. With `background`, files are written while the
-    caller continues."""
-    def __init__(self, folder: Path, keep: int, background: bool) -> None:
-        self.folder, self.keep, self.background = folder, keep, background
-        self._saver, self._writing, self._skipped, self._end = Saver(), None, set(), ExitStack()
+    caller continues. Those of a `sharded` model are folders, and BEST_FOLDER is a link to the one of the best epoch."""
+    def __init__(self, folder: Path, keep: int, background: bool, sharded: bool = False) -> None:
+        self.folder, self.keep, self.background, self.sharded = folder, keep, background, sharded
+        self._saver = ShardedSaver() if sharded else Saver()
+        self._writing, self._skipped, self._end = None, set(), ExitStack()
         if os.path.lexists(folder) and not folder.is_dir():
             raise NotADirectoryError(f"checkpoints need a folder, but {folder} is a file, pipe or broken link")
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,19 +49,22 @@ class RunFiles:
 
     def has(self, phase: str, epoch: int, batch: int) -> bool:
         "Is there a checkpoint of this position?"
-        return (self.folder/file_name(dict(phase=phase, epoch=epoch, batch=batch))).exists()
+        return (self.folder/file_name(dict(phase=phase, epoch=epoch, batch=batch), self.sharded)).exists()
 
     def has_best(self) -> bool:
         "Is there a checkpoint of the best epoch?"
-        return (self.folder/BEST).exists()
+        return any((self.folder/nm).exists() for nm in (BEST, BEST_FOLDER))
 
-    def save(self, state: dict[str, Any], best: bool) -> None:
-        "Save `state` under the name of its position, and if it is the `best` under that name too."
+    def save(self, state: dict[str, Any], tensors: dict[str, Tensor], best: bool) -> None:
+        """Save `state` under the name of its position, and if it is the `best` under that name too. `tensors` are those
+        of a sharded model, by their names in `state`."""
         self._finish(self._saver.wait)
-        self._writing = path = self.folder/file_name(state['position'])
-        also = [self.folder/BEST] if best else []
+        self._writing = path = self.folder/file_name(state['position'], self.sharded)
+        self._best = (BEST_FOLDER if self.sharded else BEST) if best else None
+        also = [self.folder/self._best] if best else []
         def write() -> bool:
-            self._saver.save(path, state, also=also, background=self.background)
+            whole = (state, tensors) if self.sharded else (state,)
+            self._saver.save(path, *whole, also=also, background=self.background)
             return not self.background
         self._finish(write)
 
@@ -72,8 +80,12 @@ class RunFiles:
         if self._writing is None or done is False: return
         self._skipped.discard(self._writing)
         self._writing = None
+        if self._best:  # another kind of run may have left the other
+            remove(self.folder/(BEST if self.sharded else BEST_FOLDER))
+        best = (self.folder/BEST_FOLDER).resolve().name
         there = [p for p in files_of(self.folder) if p not in self._skipped]
-        for old in there[:-self.keep]: old.unlink(missing_ok=True)
+        for old in there[:-self.keep]:
+            if old.name != best: remove(old)
 
     def close(self, wait: bool = True) -> None:
         "Unlock the folder, after waiting for what is being written unless `wait` is False. Raises what went wrong."
@@ -83,9 +95,19 @@ class RunFiles:
 
 
 class NoFiles:
-    "Stands in for RunFiles in the processes of a run that write nothing: all but the first."
-    def __init__(self, folder: Path) -> None: self.folder = folder
+    "Stands in for RunFiles in all processes but the first: they write only their parts of a sharded model."
+    def __init__(self, folder: Path, background: bool) -> None:
+        self.folder, self.background, self._saver = folder, background, ShardedSaver()
+
     def start_from(self, position: dict[str, Any]) -> None: "It notes nothing."
-    def save(self, state: dict[str, Any], best: bool) -> None: "It saves nothing."
-    def check_background(self) -> None: "Nothing can fail."
-    def close(self, wait: bool = True) -> None: "Nothing is open."
+
+    def save(self, state: dict[str, Any], tensors: dict[str, Tensor], best: bool) -> None:
+        "Save the parts of `tensors` that this process has."
+        if tensors: self._saver.save(self.folder/file_name(state['position'], True), state, tensors,
+                                     background=self.background)
+
+    def check_background(self) -> None: self._saver.done()
+
+    def close(self, wait: bool = True) -> None:
+        "Wait for what is being written unless `wait` is False. Raises what went wrong."
+        if wait: self._saver.wait()

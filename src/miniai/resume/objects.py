@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from miniai.distributed.wrap import is_sharded
+from miniai.distributed.wrap import class_of
 from miniai.randomness import python_state, set_python_state
 from miniai.resume.packing import pack_dense, unpack_dense
 from miniai.resume.walk import Node
@@ -26,9 +26,6 @@ def check_savable(learn: Any) -> None:
     lacks = [nm for nm in ('param_groups', 'state_dict', 'load_state_dict') if not hasattr(learn.opt, nm)]
     if lacks: raise TypeError(f"CheckpointCB saves the optimizer's state, but {type(learn.opt).__name__} has no "
                               f"{' or '.join(lacks)}: use a torch.optim.Optimizer, or add what is missing")
-    if is_sharded(learn.model): raise TypeError(
-        "CheckpointCB cannot save a model that is sharded over processes yet: remove it and save with "
-        "torch.distributed.checkpoint, or train with DistributedCB('ddp')")
     named = [*learn.model.named_parameters(), *learn.model.named_buffers()]
     lazy = [nm for nm, x in named if is_lazy(x)]
     if lazy: raise ValueError(f"{lazy[0]!r} has no shape yet: run a batch through the model before a fit with a "
@@ -54,7 +51,7 @@ def shape_of(node: Node, names: dict[int, str]) -> dict[str, str]:
     """What must be the same about an object for a state to fit: classes and shapes in a module, parameters in the
     groups of an optimizer, the kind of a generator. `names` are the paths of the modules' parameters, by id."""
     if node.kind == 'module':
-        classes = {f'{nm}.class'.strip('.'): type(m).__qualname__ for nm, m in node.object.named_modules()}
+        classes = {f'{nm}.class'.strip('.'): class_of(m).__qualname__ for nm, m in node.object.named_modules()}
         return classes | _shapes(node.object.state_dict())
     if node.kind == 'generator': return {'': _kind_of(node.object)}
     if node.kind != 'optimizer': return {}

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from miniai.distributed.dtensor import is_dtensor
 from miniai.resume.values import (
     ATOMS,
     CONSTANTS,
@@ -89,6 +90,7 @@ class Packer:
         return (kind, name, x.maxlen if type(x) is deque else None, packed)
 
     def _pack_tensor(self, x: Tensor, path: str) -> Any:
+        if is_dtensor(x): return self._noted(x, path, x.detach())
         view = self.view_of(x) if type(x) is Tensor and is_dense(x) else None
         if view: return ('view', False, *view)
         if type(x) not in (Tensor, nn.Parameter) or not (is_dense(x) or x.is_sparse): return self._lose(x, path)
@@ -163,8 +165,9 @@ class Unpacker:
         return x
 
     def _tensor(self, saved: Tensor, live: Any, trained: bool) -> Tensor:
+        if is_dtensor(saved): return saved.clone()
         fits = isinstance(live, Tensor) and (live.shape, live.dtype) == (saved.shape, saved.dtype)
-        mine = fits and live.layout is torch.strided and live.untyped_storage().data_ptr() not in self.taken
+        mine = fits and is_dense(live) and live.untyped_storage().data_ptr() not in self.taken
         if mine and (trained or not (live.is_leaf and live.requires_grad)):
             try:
                 with torch.no_grad(): live.detach().copy_(saved)

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from miniai.checkpoint.layout import memory_of
-from miniai.checkpoint.tree import flatten
+from miniai.checkpoint.tree import Sharded, flatten
 from miniai.device import map_tensors
 from miniai.distributed.ranks import from_first, gathered, is_first, rank, world
-from miniai.distributed.wrap import unwrapped
+from miniai.distributed.wrap import is_sharded, unwrapped
 from miniai.metrics.metrics import Mean, MetricsCB, shares_itself
 from miniai.randomness import random_states, set_random_states, set_seed
 from miniai.resume.packing import pack_dense, unpack_dense
@@ -56,10 +56,12 @@ def state_of_rank(state: dict[str, Any], learn: Any, nodes: dict[str, Node]) -> 
     first, with other random numbers in each; sums and gradients of all processes are those of all again."""
     if world() == 1 and 'ranks' not in state: return state
     each = [_with(state, own) for own in state.get('ranks', [{}])]
-    if not is_resized(state): return each[rank()]
-    new = _with(each[0], {})
+    new = _with(each[0 if is_resized(state) else rank()], {})
+    if is_resized(state) or is_sharded(learn.model):  # sharded gradients are averaged
+        for path, n in nodes.items():
+            if n.kind == 'module' and path in new['objects']: _average_grads(path, new, each)
+    if not is_resized(state): return new
     for path, n in nodes.items():
-        if n.kind == 'module' and path in new['objects']: _average_grads(path, new, each)
         if isinstance(n.object, Mean) and path in new['states']: new['states'][path] = _share_of(path, each)
     if state['position']['batch']: _leave_out_metrics_in_parts(learn, new, nodes)
     if rank(): new['random'] = _random_states_for(rank(), new['random'])
@@ -85,9 +87,10 @@ def _share_of(path: str, each: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _average_grads(path: str, new: dict[str, Any], each: list[dict[str, Any]]) -> None:
     "The mean of gradients that were accumulated and not averaged yet; DDP will average equal ones."
-    found = [{k: unpack_dense(g) for k, g in s['objects'][path]['grads'].items()} for s in each]
+    averaged = {k: g for k, g in new['objects'][path]['grads'].items() if isinstance(g, Sharded)}
+    found = [{k: unpack_dense(g) for k, g in s['objects'][path]['grads'].items() if k not in averaged} for s in each]
     grads = {k: pack_dense(sum(f[k] for f in found)/len(found)) for k in found[0]}
-    new['objects'][path] = new['objects'][path] | dict(grads=grads)
+    new['objects'][path] = new['objects'][path] | dict(grads=grads | averaged)
 
 
 def _leave_out_metrics_in_parts(learn: Any, new: dict[str, Any], nodes: dict[str, Node]) -> None:

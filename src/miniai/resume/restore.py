@@ -18,6 +18,7 @@ from miniai.resume.packing import Unpacker
 from miniai.resume.ranks import is_resized
 from miniai.resume.slots import ITEMS, attributes_of
 from miniai.resume.state import DATA, RunState, common, differing, loaders_of, module_tensors
+from miniai.resume.values import is_dense
 from miniai.resume.walk import Node, origin_of, walk
 from miniai.resume.workers import set_workers
 
@@ -165,7 +166,7 @@ def _restore_rest(nodes: dict[str, Node], state: dict[str, Any], unpacker: Unpac
 
 def _unpacker(learn: Any, nodes: dict[str, Node]) -> Unpacker:
     tensors = module_tensors(nodes)
-    taken = {x.untyped_storage().data_ptr() for x in tensors.values() if x.layout is torch.strided}
+    taken = {x.untyped_storage().data_ptr() for x in tensors.values() if is_dense(x)}
     device = next((p.device for p in learn.model.parameters()), 'cpu')
     return Unpacker({path: n.object for path, n in nodes.items()} | tensors, taken, device)
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader
 
+from miniai.distributed.wrap import class_of, is_own
 from miniai.steps.schedule import BaseSchedCB
 
 __all__ = ['ITEMS', 'HOOKS', 'attributes_of', 'options_of', 'set_items', 'slots_of', 'slot_names', 'cells_of',
@@ -47,11 +48,12 @@ def slots_of(x: Any, origin: str, kind: str) -> dict[str, Any]:
         return {nm: getattr(x, nm, None) for nm in ('_fingerprint', '_format_kwargs', '_epoch')}
     own = dict(attributes_of(x) or {})
     own |= {nm: getattr(x, nm) for nm in slot_names(type(x)) if hasattr(x, nm)}
+    if isinstance(x, nn.Module): own = {k: v for k, v in own.items() if is_own(k)}
     hidden = _MODULE_NAMES if isinstance(x, nn.Module) else _LOADER_NAMES if isinstance(x, DataLoader) else ()
     if isinstance(x, BaseSchedCB): own.pop('sched', None)  # what it made, the schedule, is compared
-    private = _private_names(type(x))
+    private = _private_names(class_of(x))
     own = {k: v for k, v in own.items() if k not in hidden and k not in private
-           and not (k.startswith('_') and type(x).__module__.startswith('miniai.'))}
+           and not (k.startswith('_') and class_of(x).__module__.startswith('miniai.'))}
     if isinstance(x, list | dict | set): own[ITEMS] = _items_of(x)
     hooks = _hooks_of(x) if isinstance(x, nn.Module) else []
     return own | {HOOKS: hooks} if hooks else own
@@ -86,10 +88,11 @@ def set_items(x: list | dict | set, items: Any) -> None:
 
 
 def _hooks_of(m: nn.Module) -> list:
-    "The hooks of a module and of its parameters, except the library's own."
+    "The hooks of a module and of its parameters, except those of the library and of torch's ways to shard a model."
     of_tensors = [p._backward_hooks for p in m._parameters.values() if p is not None and p._backward_hooks]
     found = [h for hooks in (*(vars(m).get(nm, {}) for nm in _HOOK_NAMES), *of_tensors) for h in list(hooks.values())]
-    return [h for h in found if not str(getattr(getattr(h, 'func', h), '__module__', '')).startswith('miniai.')]
+    own = 'miniai.', 'torch.distributed.'
+    return [h for h in found if not str(getattr(getattr(h, 'func', h), '__module__', '')).startswith(own)]
 
 
 def slot_names(cls: type) -> list[str]:

@@ -6,12 +6,13 @@ from typing import Any
 from torch import nn
 
 from miniai.callbacks.passes import StepsCB
-from miniai.checkpoint import load
 from miniai.checkpoint.folder import first_whole
+from miniai.distributed.ranks import of_first
 from miniai.events import Callback, CancelEpochException
-from miniai.resume.files import BEST, files_of
+from miniai.resume.files import BEST, BEST_FOLDER, files_of
 from miniai.resume.loader import RemainingBatches
 from miniai.resume.old import in_todays_form, is_old
+from miniai.resume.placed import load_together
 from miniai.resume.restore import ResumeError
 from miniai.resume.state import RunState
 
@@ -20,8 +21,9 @@ __all__ = ['ResumePoint', 'ResumedPassCB', 'find_resume_point']
 
 class ResumePoint:
     """Where a fit starts: in epoch `epoch`, after its training if `trained`, before batch `batch` of the pass. `state`
-    is what to restore, None at the start of a run."""
-    def __init__(self, state: dict[str, Any] | None = None) -> None:
+    is what to restore, None at the start of a run, and `path` the checkpoint it comes from."""
+    def __init__(self, state: dict[str, Any] | None = None, path: Path | None = None) -> None:
+        self.path = path
         at = state['position'] if state else dict(epoch=0, phase='train', batch=0)
         self.state, self.epoch, self.batch, self.trained = state, at['epoch'], at['batch'], at['phase'] == 'valid'
 
@@ -48,17 +50,18 @@ class ResumedPassCB(Callback):
 
 def find_resume_point(folder: Path, n_epochs: int, model: nn.Module) -> ResumePoint:
     """The newest valid checkpoint in `folder`: by its name, the one furthest into the run. If there is none, the start
-    of the run. A warning names each newer one that is damaged. ResumeError if all are damaged, or if the run has
-    already done more than `n_epochs`."""
-    there = files_of(folder)
+    of the run. A warning names each newer one that is damaged, for any process. ResumeError if all are damaged, or if
+    the run has already done more than `n_epochs`. Every process must call this."""
+    there = of_first(lambda: files_of(folder))
     if not there: return ResumePoint()
-    found = first_whole(reversed(there), load)
+    found = first_whole(reversed(there), lambda path: load_together(path, model))
     if found is None:
-        best = f". {BEST}, from the best epoch, is also there" if (folder/BEST).exists() else ''
+        best = next((f". {nm}, from the best epoch, is also there" for nm in (BEST, BEST_FOLDER)
+                     if (folder/nm).exists()), '')
         raise ResumeError(f"all {len(there)} checkpoint(s) in {folder} are damaged: {', '.join(p.name for p in there)}"
                           f"{best}. To start a new run, move them to another folder")
-    state = found[1]
-    try: point = ResumePoint(in_todays_form(state, model) if is_old(state) else state)
+    path, state = found
+    try: point = ResumePoint(in_todays_form(state, model) if is_old(state) else state, path)
     except (ValueError, KeyError, TypeError) as e: raise ResumeError(f'cannot resume: {e}') from e
     begun = bool(point.batch or point.trained)
     if n_epochs >= point.epoch + begun: return point

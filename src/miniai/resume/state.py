@@ -8,16 +8,15 @@ from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from miniai.distributed.wrap import average_kept, is_sharded, unwrapped
+from miniai.distributed.wrap import average_kept, class_of, is_sharded, unwrapped
 from miniai.randomness import describe_states, random_states
 from miniai.resume.objects import shape_of, state_of
 from miniai.resume.packing import Packer, memory_of
 from miniai.resume.slots import HOOKS, attributes_of
-from miniai.resume.values import ALL, SOME, brief
+from miniai.resume.values import ALL, SOME, brief, is_dense
 from miniai.resume.walk import Node, callbacks_of, only_shows, walk
 from miniai.resume.workers import has_running_workers, is_fixed
 
@@ -166,7 +165,7 @@ class _Found:
     def _name(self, x: Any) -> str | None:
         "A tensor of a module by where it lies, an object by its class and path, a function or class by its name."
         if isinstance(x, Tensor):
-            view = self.packer.view_of(x) if x.layout is torch.strided and not x.is_meta and x.numel() else None
+            view = self.packer.view_of(x) if is_dense(x) and x.numel() else None
             return self.names.get(id(x)) or (f'a view of {view}' if view else None)
         path = self.names.get(id(x))
         return f'{_described(x)} at {path}' if path and not isinstance(x, type) else _described(x)
@@ -226,7 +225,7 @@ class _Found:
 def _described(x: Any) -> str:
     "An object by its class, a function or class by its name."
     if isinstance(x, MethodType): x = x.__func__
-    named = x if isinstance(x, type | FunctionType | BuiltinFunctionType) else type(x)
+    named = x if isinstance(x, type | FunctionType | BuiltinFunctionType) else class_of(x)
     return named.__qualname__.rpartition('<locals>.')[2].removeprefix('_VariableFunctionsClass.')
 
 

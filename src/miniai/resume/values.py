@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miniai.distributed.dtensor import is_dtensor
+
 __all__ = ['ATOMS', 'CONSTANTS', 'SEQUENCES', 'SETS', 'DICTS', 'CONTAINERS', 'WEAK', 'ALL', 'SOME', 'is_container',
            'is_plain', 'is_dense', 'parts_of', 'key_text', 'name_of', 'brief']
 
@@ -116,8 +118,8 @@ def _sampled(x: Tensor | np.ndarray, most: int) -> Tensor | np.ndarray:
 
 
 def is_dense(x: Tensor) -> bool:
-    "Is this a tensor whose numbers can be read?"
-    return x.layout is torch.strided and not (x.is_meta or x.is_quantized or x.is_nested)
+    "Is this a tensor whose numbers can be read, all of them here?"
+    return x.layout is torch.strided and not (x.is_meta or x.is_quantized or x.is_nested or is_dtensor(x))
 
 
 def name_of(x: Any) -> str:

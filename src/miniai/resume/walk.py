@@ -15,7 +15,8 @@ import torch
 from torch import Generator, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from miniai.distributed.wrap import unwrapped
+from miniai.distributed.dtensor import reshard
+from miniai.distributed.wrap import class_of, unwrapped
 from miniai.events import Callback
 from miniai.metrics.early_stopping import EarlyStoppingCB
 from miniai.resume.slots import (
@@ -99,6 +100,7 @@ class _Walk:
 
     def run(self, learn: Any) -> dict[str, Node]:
         self.seen |= {id(x): x for x in (learn, learn.cbs, *learn.cbs)}
+        reshard(learn.model)
         parts = dict(model=unwrapped(learn.model), loss_func=learn.loss_func, opt=learn.opt)
         self.enter(Node('learn', learn, 'plain'), parts)
         loaders = {nm: getattr(learn.dls, nm) for nm in ('train', 'valid') if hasattr(learn.dls, nm)}
@@ -129,7 +131,7 @@ class _Walk:
             for suffix, part in parts_of(x): self.add(path + suffix, part, data)
             return
         if isinstance(x, ModuleType): return self.enter_module(x, None)
-        origin = origin_of(x if isinstance(x, FunctionType) else type(x))
+        origin = origin_of(x if isinstance(x, FunctionType) else class_of(x))
         kind = _kind(x, origin)
         closed = only_shows(x) or kind in ('opaque', 'generator') or (kind == 'stateful' and origin == 'library')
         slots = {} if closed else slots_of(x, origin, kind)
@@ -142,7 +144,7 @@ class _Walk:
         for nm, m in parts:
             if id(m) in self.seen: continue
             self.seen[id(m)] = m
-            self.enter(Node(self.name(f'{path}.{nm}', m), m, 'part'), slots_of(m, origin_of(type(m)), 'part'))
+            self.enter(Node(self.name(f'{path}.{nm}', m), m, 'part'), slots_of(m, origin_of(class_of(m)), 'part'))
             self.enter_class(type(m))
         for nm, p in x.named_parameters() if kind == 'module' else ():
             own = {k: x for k, x in attributes_of(p).items() if not k.startswith('_')}
