@@ -20,6 +20,7 @@ from miniai import (
     TrainLearner,
     warmup_cosine,
 )
+from miniai.distributed import DistributedCB
 from miniai.optim import Muon
 from miniai.steps import in_backward
 from resuming import StopCB, Stopped
@@ -65,7 +66,7 @@ OPTIMIZERS = [AdamW, Muon, partial(AdamW, ema=.9, cautious='rescaled', clip_valu
 @pytest.mark.parametrize('opt_func', OPTIMIZERS)
 def test_the_weights_are_those_of_ordinary_steps_to_the_bit(opt_func):
     cbs = [BatchSchedCB(warmup_cosine())]
-    a, b = trained(opt_func, cbs), trained(opt_func, [StepInBackwardCB(), BatchSchedCB(warmup_cosine())])
+    a, b = trained(opt_func, cbs), trained(opt_func, [StepInBackwardCB(), DistributedCB('ddp', device='cpu'), *cbs])
     assert same_weights(a, b)
     assert not same_weights(a, Net())
 

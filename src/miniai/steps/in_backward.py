@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from miniai.distributed.callback import DistributedCB
 from miniai.distributed.ranks import world
 from miniai.events import Callback
 from miniai.optim.optimizer import inner_optimizer
@@ -35,7 +36,8 @@ class StepInBackwardCB(Callback):
         opt = inner_optimizer(learn.opt)
         needing = [nm for nm in ('clip_norm', 'skip_nonfinite') if getattr(opt, nm, None)]
         needing += [type(cb).__name__ for cb in learn.cbs
-                    if hasattr(cb, 'after_backward') or (hasattr(cb, 'weigh_group') and cb.n > 1)]
+                    if not isinstance(cb, DistributedCB)  # which does nothing in one process
+                    and (hasattr(cb, 'after_backward') or (hasattr(cb, 'weigh_group') and cb.n > 1))]
         if opt is not learn.opt or closure_need(opt): needing.append(type(learn.opt).__name__)
         if world() > 1: needing.append('training on several processes')
         if needing: raise ValueError(f"StepInBackwardCB frees a gradient before the next is complete, but "
