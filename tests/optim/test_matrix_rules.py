@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SOAP, AdamW, NorMuon, matrix_groups, rules
+from miniai.optim import SOAP, AdamW, NorMuon, Shampoo, matrix_groups, rules
 from miniai.optim import matrix_rules as M
 from opts import same
 
@@ -75,17 +75,21 @@ def continues_exactly(cls, dtype=torch.float32, **hypers):
     return same(one[0], other[0]) and same(one[1].state_dict()['state'], other[1].state_dict()['state'])
 
 
-@pytest.mark.parametrize('cls', [NorMuon, SOAP])
+OWN = dict(Shampoo=dict(every=5))  # hyperparameters with which all of a rule runs in a few steps
+
+
+@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_training_continues_to_the_bit_from_a_state_dict(cls, dtype): assert continues_exactly(cls, dtype)
+def test_training_continues_to_the_bit_from_a_state_dict(cls, dtype):
+    assert continues_exactly(cls, dtype, **OWN.get(cls.__name__, {}))
 
 
-@pytest.mark.parametrize('cls', [NorMuon, SOAP])
+@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo])
 def test_a_gradient_of_zeros_moves_nothing(cls):
     p = nn.Parameter(torch.ones(3, 4))
     p.grad = torch.zeros(3, 4)
-    opt = cls([p], lr=.1, wd=0.)
-    for _ in range(3): opt.step()
+    opt = cls([p], lr=.1, wd=0., **OWN.get(cls.__name__, {}))
+    for _ in range(6): opt.step()
     assert torch.equal(p, torch.ones(3, 4))
 
 
@@ -176,3 +180,30 @@ def test_bases_and_the_averages_they_come_from_keep_their_precision():
     for _ in range(12): opt.step()
     rough = {k for k, x in opt.state[p].items() if isinstance(x, torch.Tensor) and x.dtype is torch.bfloat16}
     assert rough == {'exp_avg', 'exp_avg_sq'}
+
+
+def root(x, power, least):
+    values, vectors = np.linalg.eigh(x)
+    return vectors*np.maximum(values, least)**power @ vectors.T
+
+
+def shampoo_loop(p, g, s, t, lr, b1=.9, b2=.999, eps=1e-8, every=12):
+    old = (s.get(k, 0) for k in 'lrv')
+    s['l'], s['r'], s['v'] = (b2*x + (1 - b2)*y for x, y in zip(old, (g @ g.T, g.T @ g, g*g), strict=True))
+    s['m'] = b1*s.get('m', 0) + (1 - b1)*g
+    m = s['m']/(1 - b1**t)
+    adam = m/(np.sqrt(s['v']/(1 - b2**t)) + eps)
+    if t % every == 0: s['roots'] = [root(s[k]/(1 - b2**t), -1/4, 1e-12) for k in 'lr']
+    if t < every: return p - lr*adam
+    u = s['roots'][0] @ m @ s['roots'][1]
+    return p - lr*np.linalg.norm(adam)/np.linalg.norm(u)*u
+
+
+@PRECISIONS
+def test_shampoo_is_its_algorithm(dtype, limit):
+    "With averages, as in the authors' later code, where the first paper has sums. A convolution is one matrix."
+    assert distance(Shampoo, shampoo_loop, dtype, every=12) < limit
+
+
+def test_shampoo_on_a_float_is_shampoo_on_a_matrix_of_one_element():
+    assert on_floats(M.shampoo, 6, t=1, lr=.1, every=4) < 1e-12

@@ -63,7 +63,8 @@ OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model
     'lamb':      OptimizerRow(optim.LAMB,      dict(constant=8e-3,   cosine=2e-2, onecycle=2e-2)),
     'muon':      OptimizerRow(optim.Muon,      dict(constant=8e-3,   cosine=2e-2, onecycle=2e-2)),
     'normuon':   OptimizerRow(optim.NorMuon,   dict(constant=1.6e-2, cosine=2e-2, onecycle=2e-2)),
-    'soap':      OptimizerRow(optim.SOAP,      dict(constant=8e-3,   cosine=2e-2, onecycle=2e-2)),
+    'soap':      OptimizerRow(optim.SOAP,      dict(constant=4e-3,   cosine=1e-2, onecycle=2e-2)),
+    'shampoo':   OptimizerRow(optim.Shampoo,   dict(constant=4e-3,   cosine=2e-2, onecycle=2e-2)),
     'lion':      OptimizerRow(optim.Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
 for row in OPTIMIZERS.values(): row.lrs['warmup-cosine'] = row.lrs['cosine']

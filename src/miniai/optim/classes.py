@@ -7,7 +7,7 @@ from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
            'RAdam', 'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon',
-           'SOAP']
+           'SOAP', 'Shampoo']
 
 
 class SGD(RuleOptimizer):
@@ -152,4 +152,13 @@ class SOAP(RuleOptimizer):
     the parameters as Muon does, and leaves matrices with a side above 10,000 to AdamW, too."""
     rule = matrix_rules.soap
     default_wd = 0.01
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class Shampoo(RuleOptimizer):
+    """`Shampoo(model, lr=1e-3, wd=0., beta1=0.9, beta2=0.999, eps=1e-8, damping=1e-12, every=100)`: gradients of a
+    matrix divided by roots of their second moments on both sides, with steps as long as Adam's. The roots are computed
+    at each `every`-th step, and the steps before the first are Adam's. Matrices with a side above 8,192, and all that
+    is no hidden matrix, are left to AdamW."""
+    rule = matrix_rules.shampoo
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')

@@ -5,6 +5,7 @@ from miniai.kernels.math import sqrt
 from miniai.kernels.matrix import (
     eigenbasis,
     eigenorder,
+    inverse_root,
     matmul,
     norm,
     orthogonalize,
@@ -15,7 +16,7 @@ from miniai.kernels.matrix import (
 )
 from miniai.optim.rules import adamw, matrix, muon_scale, starts
 
-__all__ = ['normuon', 'soap']
+__all__ = ['normuon', 'soap', 'shampoo']
 
 
 def left_zeros(p, g): return 0*matmul(g, transpose(g))
@@ -70,3 +71,24 @@ def rotated(x: Any, left_basis: Any, right_basis: Any) -> Any:
 def power_step(x: Any, basis: Any, order: Any) -> Any:
     "A basis, its columns in the given order, one step of power iteration nearer to the eigenbasis of `x`."
     return orthonormal(matmul(x, reordered(basis, columns=order)))
+
+
+@matrix(others=adamw, longest=8192)
+@starts(left=left_zeros, right=right_zeros, left_root=left_zeros, right_root=right_zeros)
+def shampoo(p, g, avg, sqr_avg, left, right, left_root, right_root, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
+            damping=1e-12, every=100):
+    """Shampoo: gradients divided by roots of their second moments on both sides (Gupta et al. 2018, algorithm 1), with
+    averages instead of sums and steps as long as Adam's (Shi et al. 2023, section 4). Adam, until there are roots."""
+    left    = beta2*left    + (1-beta2)*matmul(g, transpose(g))  # L_t
+    right   = beta2*right   + (1-beta2)*matmul(transpose(g), g)  # R_t
+    avg     = beta1*avg     + (1-beta1)*g
+    sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
+    m = avg / (1 - beta1**t)
+    u = m / (sqrt(sqr_avg/(1 - beta2**t)) + eps)
+    if t % every == 0:
+        left_root  = inverse_root(left/(1 - beta2**t),  root=4, eps=damping)
+        right_root = inverse_root(right/(1 - beta2**t), root=4, eps=damping)
+    if t >= every:
+        shaped = matmul(matmul(left_root, m), right_root)
+        u = norm(u) / (norm(shaped) + 1e-16) * shaped
+    return p - lr*u, avg, sqr_avg, left, right, left_root, right_root
