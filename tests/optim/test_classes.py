@@ -108,7 +108,8 @@ def test_without_decay_the_parameter_is_not_touched_before_the_rule(cls):
     assert torch.equal(p, before*(1-.1*.5))
 
 
-def rosenbrock(w): return (1-w[0])**2 + 100*(w[1]-w[0]**2)**2
+def rosenbrock(x, y): return (1-x)**2 + 100*(y-x**2)**2
+def its_gradient(x, y): return [-2*(1-x) - 400*x*(y-x**2), 200*(y-x**2)]
 
 
 VALLEY = dict(SGD=(1e-3, .05), Momentum=(1e-3, .05), HeavyBall=(1e-3, 1e-10), Nesterov=(1e-3, 1e-10),
@@ -138,12 +139,11 @@ def test_every_rule_descends_rosenbrocks_valley(name):
     lr, limit = VALLEY[name]
     w = nn.Parameter(torch.tensor([-1., 1.], dtype=torch.float64))
     opt = getattr(miniai.optim, name)([w], lr=lr, wd=0.)
-    first = rosenbrock(w).item()
+    assert rosenbrock(*w.tolist()) == 4
     for _ in range(3000):
-        w.grad, = torch.autograd.grad(rosenbrock(w), w)
+        w.grad = torch.tensor(its_gradient(*w.tolist()), dtype=torch.float64)
         opt.step()
-    assert first == 4.
-    assert rosenbrock(w).item() < limit
+    assert rosenbrock(*w.tolist()) < limit
 
 
 @each_class
