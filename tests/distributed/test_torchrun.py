@@ -3,10 +3,11 @@ import contextlib
 import io
 import os
 import sys
+import time
 
 from miniai.cli import main
-from miniai.distributed.ranks import of_first, rank
-from miniai.distributed.torchrun import is_first_to_fail, kept, launched, show_first_error
+from miniai.distributed.ranks import close, of_first, rank, start, total
+from miniai.distributed.torchrun import is_first_to_fail, kept, launched, meeting_place, show_first_error
 from ranks import run_ranks
 
 
@@ -41,6 +42,27 @@ def test_without_torchrun_a_process_is_alone(capsys):
     assert of_first(lambda: 3) == 3
     show_first_error(*error())
     assert capsys.readouterr().err.endswith('ZeroDivisionError: division by zero\n')
+
+
+def begun_twice():
+    "The processes meet; then, as after a restart by torchrun, the second one is there before the first."
+    start('cpu')
+    close()
+    if os.environ['RANK'] == '0': time.sleep(.3)
+    start('cpu')
+    return total([1.])
+
+
+def test_processes_that_are_restarted_meet_each_other_and_not_those_before_them():
+    assert run_ranks(begun_twice, 2, group=False, timeout=20) == [[2.], [2.]]
+
+
+def test_another_launcher_has_no_store_to_ask(monkeypatch):
+    for name, value in dict(RANK='0', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT='1').items():
+        monkeypatch.setenv(name, value)
+    assert kept('x') is None
+    assert is_first_to_fail()
+    assert meeting_place() == {}
 
 
 def error():

@@ -29,7 +29,7 @@ class Dying:
     def __init__(self, how): self.how = how
     def __call__(self, batch):
         self.n += 1
-        if self.n == 4 and os.environ['RANK'] == '1':
+        if self.n == 4 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
             if self.how == 'kill': os.kill(os.getpid(), signal.SIGKILL)
             raise ZeroDivisionError('this process has had enough')
         return batch
@@ -46,6 +46,7 @@ def raising(): return loaders('raise')
 def killed(): return loaders('kill')
 def net(): return torch.nn.Linear(3, 2)
 '''
+DIES = '--model', 'dying:net', '--batch-size', '40', '--epochs', '1', '--device', 'cpu'
 
 
 @pytest.fixture(scope='module')
@@ -60,9 +61,10 @@ def home(tmp_path_factory):
     return folder
 
 
-def torchrun(home, *args, timeout=100):
+def torchrun(home, *args, restarts=0, timeout=100):
     "The exit code and output of two processes of `miniai train args`; no process of them is left behind."
-    command = [TORCHRUN, '--standalone', '--nproc-per-node', '2', '-m', 'miniai', 'train', *args]
+    command = [TORCHRUN, '--standalone', '--nproc-per-node', '2', '--max-restarts', f'{restarts}', '-m', 'miniai',
+               'train', *args]
     mark = f'{time.time_ns()}'
     environment = os.environ | dict(OMP_NUM_THREADS='1', MARK=mark, GLOO_SOCKET_IFNAME='lo')
     ran = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -98,16 +100,23 @@ def test_a_run_of_two_processes_leaves_one_folder_and_the_model_and_figures_of_o
     for name, v in one.model.state_dict().items(): torch.testing.assert_close(two[name], v, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(('data', 'shown'), [('raising', 'this process has had enough'), ('killed', 'SIGKILL')])
-def test_a_process_that_dies_ends_the_run_within_seconds_and_is_named(home, data, shown):
-    ran = torchrun(home, '--data', f'dying:{data}', '--model', 'dying:net', '--batch-size', '40', '--epochs', '1',
-                   '--device', 'cpu', '--out', data)
+def test_a_process_that_raises_ends_the_run_within_seconds_with_its_traceback(home):
+    ran = torchrun(home, *DIES, '--data', 'dying:raising', '--out', 'raising')
     assert ran.returncode == 1
-    assert shown in ran.stderr
-    if data == 'raising': assert ran.stderr.count('Traceback') == 2  # its own, and torchrun's
-    trained = float(re.search(r'stopped after ([\d.]+) s', ran.stdout)[1])
-    assert trained < 10
-    assert 'model.safetensors' not in files(home/data)
+    assert 'this process has had enough' in ran.stderr
+    assert ran.stderr.count('Traceback') == 2  # its own, and torchrun's
+    assert float(re.search(r'stopped after ([\d.]+) s', ran.stdout)[1]) < 10
+    assert 'model.safetensors' not in files(home/'raising')
+
+
+def test_a_process_that_is_killed_is_restarted_with_the_others_and_the_run_goes_on(home):
+    ran = torchrun(home, *DIES, '--data', 'dying:killed', '--out', 'killed', restarts=1)
+    assert ran.returncode == 0, ran.stderr
+    assert 'exitcode: -9' in ran.stderr
+    assert 'failed to connect' not in ran.stderr  # to the processes before the restart
+    assert 'resuming killed' in ran.stdout
+    assert [row['phase'] for row in history(home/'killed')] == ['train', 'eval']
+    assert {'model.safetensors', 'environment-2.json'} <= {*files(home/'killed')}
 
 
 def test_a_way_to_train_together_needs_torchrun():

@@ -33,9 +33,9 @@ class AccelerateCB(ScalingCB):
         if mixed_precision == 'fp16' and def_device == 'cpu':
             warnings.warn("AccelerateCB: fp16 needs an accelerator; using bf16 on the CPU", stacklevel=2)
             mixed_precision = 'bf16'
+        start(def_device)  # before Accelerate would make the group
         self.acc = Accelerator(mixed_precision=mixed_precision, cpu=def_device == 'cpu')
         self._own, self._seeded = None, False
-        start(self.acc.device.type)
         if type(self.scaler) is torch.amp.GradScaler: self.scaler.__class__ = PatientScaler
 
     def before_fit(self, learn: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from miniai.distributed.torchrun import launched, show_first_error
+from miniai.distributed.torchrun import launched, meeting_place, show_first_error
 
 __all__ = ['rank', 'world', 'is_first', 'part', 'split_data_over', 'part_of', 'own_device', 'start', 'close', 'agree',
            'total', 'most', 'total_on_device', 'gathered', 'gathered_parts', 'from_first', 'of_first',
@@ -85,7 +85,7 @@ def start(device: str | None = None) -> torch.device:
     made if torchrun did not start this process. The group ends with the process."""
     found = own_device(device)
     if not _started() and (launched() or (0, 1))[1] > 1:
-        dist.init_process_group('cpu:gloo,cuda:nccl' if found.type == 'cuda' else 'gloo')
+        dist.init_process_group('cpu:gloo,cuda:nccl' if found.type == 'cuda' else 'gloo', **meeting_place())
         atexit.register(close)
         sys.excepthook = show_first_error
     if rank(): warnings.filterwarnings('ignore')  # the first process gives the same ones
