@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import formulas
 from miniai.kernels.math import sqrt
-from miniai.optim import rules, starts
+from miniai.optim import LAMB, MARS, Scion, rules, starts
 
 PAIRS = dict(SGD=rules.sgd, Momentum=rules.momentum, RMSProp=rules.rmsprop, Adam=rules.adam)
 STATES = dict(SGD=0, Momentum=1, RMSProp=1, Adam=2)
@@ -81,6 +82,86 @@ def test_adopt_and_ademamix_are_their_papers_algorithms(grads, b1, b2):
         two = rules.ademamix(two[0], g, *two[1:], t=t + 1, lr=.1, beta1=b1, beta2=b2, beta3=.99, alpha=3.)
         assert one[0] == pytest.approx(a, rel=1e-10, abs=1e-12)
         assert two[0] == pytest.approx(b, rel=1e-10, abs=1e-12)
+
+
+# Rules on whole parameters, as plain loops over numpy arrays: p, g, a dict of state, the step from 1, lr and wd
+
+def authors_mars(p, g, s, t, lr, wd, b1=.95, b2=.99, gamma=.025, eps=1e-8):
+    "Algorithm 2 of Yuan et al. with the approximation of their equation 3.4, in the order of the authors' code."
+    c = g + gamma*b1/(1 - b1)*(g - s.get('g', 0*g))
+    if np.linalg.norm(c) > 1: c = c/np.linalg.norm(c)
+    s['m'], s['v'], s['g'] = b1*s.get('m', 0) + (1 - b1)*c, b2*s.get('v', 0) + (1 - b2)*c**2, g
+    return p - lr*(wd*p + s['m']/(1 - b1**t)/(np.sqrt(s['v']/(1 - b2**t)) + eps))
+
+
+def authors_lamb(p, g, s, t, lr, wd, b1=.9, b2=.999, eps=1e-6):
+    "Algorithm 2 of You et al., but for decay, which they add to the step before they measure it."
+    p = p*(1 - lr*wd)
+    s['m'], s['v'] = b1*s.get('m', 0) + (1 - b1)*g, b2*s.get('v', 0) + (1 - b2)*g**2
+    r = s['m']/(1 - b1**t)/(np.sqrt(s['v']/(1 - b2**t)) + eps)
+    return p - lr*np.linalg.norm(p)/np.linalg.norm(r)*r
+
+
+def quintic(x, steps=5):
+    "Jordan et al.'s Newton-Schulz steps."
+    if x.shape[0] > x.shape[1]: return quintic(x.T, steps).T
+    x = x/np.linalg.norm(x)
+    for _ in range(steps): x = 3.4445*x - 4.7750*(x@x.T)@x + 2.0315*(x@x.T)@(x@x.T)@x
+    return x
+
+
+def authors_scion(p, g, s, t, lr, wd, outer=False):
+    "Algorithm 2 of Pethick et al.; norms as in their table 2 and, for convolutions, their appendix."
+    s['d'] = d = .9*s.get('d', 0) + .1*g
+    if g.ndim < 2: step = 50*d/(np.sqrt(np.mean(d**2)) + 1e-8)
+    elif outer: step = 3000*np.sign(d)/d.shape[1]
+    else: step = 50*(g.shape[0]/g.shape[1])**.5/np.prod(g.shape[2:])*quintic(d.reshape(len(d), -1)).reshape(g.shape)
+    return p - lr*(step + wd*p)
+
+
+@pytest.mark.parametrize(('cls', 'theirs'), [(MARS, authors_mars), (LAMB, authors_lamb), (Scion, authors_scion)])
+def test_a_rule_on_whole_parameters_is_its_papers_loop_over_100_steps(cls, theirs):
+    "With two groups, a rate that moves, and gradients that are missing or large."
+    rng = np.random.default_rng(0)
+    xs = [rng.normal(size=s) for s in ((7, 5), (5, 9), (4, 2, 3, 3), (3, 4, 5), (6,), (1,), (5, 3))]
+    ps, states, counts = [nn.Parameter(torch.tensor(x)) for x in xs], [{} for _ in xs], [0]*len(xs)
+    later = dict(rule=cls.companion()) if cls.spec.others else {}
+    opt = cls([dict(params=ps[:4], wd=.3), dict(params=ps[4:], **later)], lr=.01, wd=.1)
+    for t in range(100):
+        lr = .003*(1 + t % 5)
+        for group in opt.param_groups: group['lr'] = lr
+        for i, p in enumerate(ps):
+            p.grad = None
+            if t % 7 == i: continue
+            g, counts[i] = rng.normal(size=p.shape)*10.**(i % 3 - 1), counts[i] + 1
+            p.grad = torch.tensor(g)
+            own = dict(outer=i > 3) if cls is Scion else {}
+            xs[i] = theirs(xs[i], g, states[i], counts[i], lr, .3 if i < 4 else .1, **own)
+        opt.step()
+    for p, x in zip(ps, xs, strict=True): assert np.abs(p.detach().numpy() - x).max() < 1e-10
+
+
+def test_lambs_decay_is_outside_its_trust_ratio():
+    "You et al. add wd*p to the step, which is then as long as the parameter; as a stage, decay shortens it besides."
+    p = nn.Parameter(torch.tensor([3., 4.], dtype=torch.float64))
+    p.grad = torch.tensor([1., -1.], dtype=torch.float64)
+    LAMB([p], lr=.1, wd=.5).step()
+    u = np.array([1., -1.])/(1 + 1e-6)
+    inside = [3., 4.] - .1*5*(u + .5*np.array([3., 4.]))/np.linalg.norm(u + .5*np.array([3., 4.]))
+    outside = .95*np.array([3., 4.]) - .1*(.95*5)*u/np.linalg.norm(u)
+    assert p.tolist() == pytest.approx(outside, rel=1e-12)
+    assert np.abs(p.detach().numpy() - inside).max() > .1
+
+
+def test_scions_decay_of_1_keeps_parameters_within_their_scale():
+    "The constrained form: in it a step is an average of the parameter and of a point of norm `scale`."
+    ps = [nn.Parameter(torch.full((3,), 7.)), nn.Parameter(torch.full((4, 2), 9.))]
+    opt = Scion([dict(params=[p], rule=Scion.companion(), scale=2., bias_scale=5.) for p in ps], lr=.5)
+    for _ in range(30):
+        for p in ps: p.grad = torch.ones_like(p)
+        opt.step()
+    assert ps[0].tolist() == pytest.approx([-5.]*3, rel=1e-5)
+    assert ps[1].flatten().tolist() == pytest.approx([-2/2]*8, rel=1e-5)
 
 
 def undampened(p, g, avg, *, lr, mom=.9):

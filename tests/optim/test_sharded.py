@@ -182,7 +182,8 @@ def test_torchs_distributed_checkpoints_hold_all_of_the_state(tmp_path):
 CASES = dict(fused=[(name, stages) for name in OPTIMIZERS for stages in STAGES  # each needs a kernel of its own
                     if OPTIMIZERS[name].build.spec.untraced == ''
                     if stages == 'averaged' or name in ('adamw', 'rmsprop', 'nadamw')],
-             eager=[(name, stages) for name in ('rmsprop', 'nadamw', 'lamb', 'muon') for stages in STAGES])
+             eager=[(name, stages) for name in ('rmsprop', 'nadamw', 'mars', 'lamb', 'muon', 'scion')
+                    for stages in STAGES])
 
 
 @pytest.mark.parametrize('path', CASES)

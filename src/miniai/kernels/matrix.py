@@ -60,19 +60,20 @@ def row_means(x: Tensor) -> Tensor:
 @_whole
 def orthogonalize(x: Tensor, *, steps: int = 5, coefficients: str = 'quintic', eps: float = 1e-7) -> Tensor:
     """The orthogonal matrix nearest to `x`, roughly: U V' of its singular value decomposition U S V', by that many
-    Newton-Schulz steps. `coefficients` names their polynomial: see COEFFICIENTS. Computed in bfloat16, as by the
-    authors (Jordan et al. 2024), or in float64 if `x` is float64."""
+    Newton-Schulz steps; of a convolution with one row for each output channel. `coefficients` names their polynomial:
+    see COEFFICIENTS. Computed in bfloat16, as by the authors (Jordan et al. 2024), or in float64 if `x` is float64."""
     if coefficients not in COEFFICIENTS:
         raise ValueError(f"orthogonalize: coefficients must be one of {', '.join(COEFFICIENTS)}, got {coefficients!r}")
     a, b, c = COEFFICIENTS[coefficients]
-    tall = x.shape[-2] > x.shape[-1]
-    y = x if x.dtype is torch.float64 else x.bfloat16()
+    y = x.flatten(1) if x.ndim > 2 else x
+    tall = y.shape[0] > y.shape[1]
+    y = y if x.dtype is torch.float64 else y.bfloat16()
     y = y.mT if tall else y
     y = y / y.norm().clamp(min=eps)
     for _ in range(int(steps)):
         s = y @ y.mT
         y = torch.addmm(y, torch.addmm(s, s, s, beta=b, alpha=c), y, beta=a)  # a*y + (b*s + c*s@s) @ y
-    return (y.mT if tall else y).to(x.dtype)
+    return (y.mT if tall else y).to(x.dtype).reshape(x.shape)
 
 
 @_whole

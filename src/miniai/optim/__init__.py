@@ -17,6 +17,7 @@ from miniai.kernels.matrix import trace as trace
 from miniai.kernels.matrix import transpose as transpose
 from miniai.optim.classes import ADOPT as ADOPT
 from miniai.optim.classes import LAMB as LAMB
+from miniai.optim.classes import MARS as MARS
 from miniai.optim.classes import SGD as SGD
 from miniai.optim.classes import SOAP as SOAP
 from miniai.optim.classes import Adagrad as Adagrad
@@ -32,6 +33,7 @@ from miniai.optim.classes import Nesterov as Nesterov
 from miniai.optim.classes import NorMuon as NorMuon
 from miniai.optim.classes import RAdam as RAdam
 from miniai.optim.classes import RMSProp as RMSProp
+from miniai.optim.classes import Scion as Scion
 from miniai.optim.classes import Shampoo as Shampoo
 from miniai.optim.groups import depth_groups as depth_groups
 from miniai.optim.groups import groups_table as groups_table
@@ -46,8 +48,8 @@ from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon', 'SOAP', 'Shampoo', 'RuleOptimizer', 'optimizer',
-           'starts', 'scalars', 'matrix', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups',
-           'matrix_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm', 'trace',
-           'transpose', 'matmul', 'row_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered',
-           'inverse_root']
+           'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo', 'RuleOptimizer',
+           'optimizer', 'starts', 'scalars', 'matrix', 'plot_schedule', 'warmup_cosine', 'no_decay_groups',
+           'depth_groups', 'matrix_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm',
+           'trace', 'transpose', 'matmul', 'row_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder',
+           'reordered', 'inverse_root']

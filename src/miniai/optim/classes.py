@@ -6,8 +6,7 @@ from miniai.optim import matrix_rules, rules
 from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
-           'RAdam', 'ADOPT', 'AdEMAMix', 'Lion', 'LAMB', 'Muon', 'NorMuon',
-           'SOAP', 'Shampoo']
+           'RAdam', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo']
 
 
 class SGD(RuleOptimizer):
@@ -100,6 +99,14 @@ class AdEMAMix(RuleOptimizer):
     state_names = dict(avg='exp_avg', slow_avg='exp_avg_slow', sqr_avg='exp_avg_sq')
 
 
+class MARS(RuleOptimizer):
+    """`MARS(params, lr=3e-3, wd=0., beta1=0.95, beta2=0.99, gamma=0.025, eps=1e-8)`: AdamW on gradients whose noise is
+    reduced by their change since the last step, each parameter's clipped to norm 1: MARS-AdamW. Vectors are stepped
+    in the same way, as with the authors' `optimize_1d`."""
+    rule = rules.mars
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq', last_g='last_grad')
+
+
 class Lion(RuleOptimizer):
     """`Lion(params, lr, wd=0., beta1=0.9, beta2=0.99)`: the sign of an average gradient. It needs about a tenth of
     Adam's learning rate."""
@@ -136,6 +143,16 @@ class Muon(RuleOptimizer):
         groups = [g | dict(adjust_lr_fn='original') if g.get('adjust_lr_fn', '') is None else g
                   for g in state_dict['param_groups']]
         super().load_state_dict(state_dict | dict(param_groups=groups))
+
+
+class Scion(RuleOptimizer):
+    """`Scion(model, lr=2**-12, wd=1., mom=0.9, scale=50., ns_steps=5, coefficients='quintic')`: steps of a fixed length
+    in a norm that fits each layer: spectral for hidden matrices and convolutions, signs for embeddings and the last
+    layer, 60 times as long, and the root mean square for vectors. `wd=1` bounds each parameter by its scale, the
+    authors' constrained form; `wd=0` is the unconstrained one. The defaults are those of their language models."""
+    rule = matrix_rules.scion
+    default_wd = 1.
+    state_names = dict(avg='momentum_buffer')
 
 
 class NorMuon(RuleOptimizer):

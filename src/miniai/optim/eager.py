@@ -63,10 +63,10 @@ def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[T
 def _from_rule(program: Program, f: Callable, tensors: list[Tensor], g: Tensor,
                hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
     """What a rule without a trace returns. It is given the DTensor, so that its sums are over all parts; or, if it is
-    for matrices, the whole parameter in two dimensions."""
+    for matrices, the whole parameter."""
     where = placement(tensors[0])
     given = [wide(tensors[0]), placed_as(wide(g), where), *map(wide, tensors[1:])]
-    if program.spec.others: given = [as_matrix(whole(x)) for x in given]
+    if program.spec.others: given = [as_matrix(whole(x), program.spec.flat) for x in given]
     rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
     p, g, *states = (x.clone() for x in given)  # a rule may change its arguments in place
     out = f(p, g, *states, *map(hypers.get, program.scalars), **rest)
@@ -75,6 +75,6 @@ def _from_rule(program: Program, f: Callable, tensors: list[Tensor], g: Tensor,
     return new, list(map(float, out[n:]))
 
 
-def as_matrix(x: Tensor) -> Tensor:
-    "A parameter in two dimensions: of a convolution one row for each output channel."
-    return x.flatten(1) if x.ndim > 2 else x
+def as_matrix(x: Tensor, flat: bool) -> Tensor:
+    "A parameter as a rule for matrices takes it: if `flat`, a convolution with one row for each output channel."
+    return x.flatten(1) if flat and x.ndim > 2 else x

@@ -1,7 +1,8 @@
 "Update rules for whole matrices, after Muon: rules that scale rows, or that change the basis of gradients."
+import math
 from typing import Any
 
-from miniai.kernels.math import sqrt
+from miniai.kernels.math import sign, sqrt
 from miniai.kernels.matrix import (
     eigenbasis,
     eigenorder,
@@ -16,11 +17,29 @@ from miniai.kernels.matrix import (
 )
 from miniai.optim.rules import adamw, matrix, muon_scale, starts
 
-__all__ = ['normuon', 'soap', 'shampoo']
+__all__ = ['scion', 'scion_outer', 'normuon', 'soap', 'shampoo']
 
 
 def left_zeros(p, g): return 0*matmul(g, transpose(g))
 def right_zeros(p, g): return 0*matmul(transpose(g), g)
+
+
+def scion_outer(p, g, avg, *, lr=2**-12, mom=0.9, scale=3000., bias_scale=50.):
+    "Scion for embeddings and the last layer, by sign, and for vectors, by root mean square (Pethick et al. 2025)."
+    avg, shape = mom*avg + (1-mom)*g, getattr(p, 'shape', ())
+    if len(shape) < 2: u = bias_scale*avg / (norm(avg)/max(1, math.prod(shape))**0.5 + 1e-8)
+    else: u = scale/max(1, math.prod(shape[1:]))*sign(avg)
+    return p - lr*u, avg
+
+
+@matrix(others=scion_outer, flat=False)
+def scion(p, g, avg, *, lr=2**-12, mom=0.9, scale=50., ns_steps=5, coefficients='quintic'):
+    """Scion: an orthogonalized momentum as long as the shape of a layer asks for (Pethick et al. 2025, algorithm 2 and
+    table 2)."""
+    avg = mom*avg + (1-mom)*g
+    rows, columns, *kernel = getattr(p, 'shape', (1, 1))
+    length = (rows/columns)**0.5 / math.prod(kernel)
+    return p - lr*scale*length*orthogonalize(avg, steps=ns_steps, coefficients=coefficients), avg
 
 
 @matrix(others=adamw)

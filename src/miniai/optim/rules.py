@@ -12,7 +12,7 @@ from miniai.kernels.math import maximum, minimum, sign, sqrt, where
 from miniai.kernels.matrix import norm, orthogonalize
 
 __all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'radam',
-           'adopt', 'ademamix', 'lion', 'lamb', 'muon', 'starts', 'scalars', 'matrix']
+           'adopt', 'ademamix', 'mars', 'lion', 'lamb', 'muon', 'starts', 'scalars', 'matrix']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
@@ -35,12 +35,12 @@ def scalars(**states: float) -> Callable:
     return decorate
 
 
-def matrix(others: Callable, longest: float = inf) -> Callable:
+def matrix(others: Callable, longest: float = inf, flat: bool = True) -> Callable:
     """Decorator: a rule for matrices only. It gets each parameter, its gradient and its states whole, with two
-    dimensions: convolutions as one row for each output channel. `others` is the rule for all other parameters, also for
-    those with more than `longest` rows or columns."""
+    dimensions: convolutions as one row for each output channel, or in their own shape if not `flat`. `others` is the
+    rule for all other parameters, also for those with more than `longest` rows or columns."""
     def decorate(rule: Callable) -> Callable:
-        rule.others, rule.longest = others, longest
+        rule.others, rule.longest, rule.flat = others, longest, flat
         return rule
     return decorate
 
@@ -138,6 +138,18 @@ def ademamix(p, g, avg, slow_avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999
     slow_avg = beta3*slow_avg + (1-beta3)*g
     m = avg/(1 - beta1**t) + alpha*slow_avg
     return p - lr*m / (sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps), avg, slow_avg, sqr_avg
+
+
+def mars(p, g, avg, sqr_avg, last_g, *, t, lr=3e-3, beta1=0.95, beta2=0.99, gamma=0.025, eps=1e-8):
+    """MARS-AdamW: Adam on gradients corrected by their change since the last step, with a norm of at most 1 (Yuan et
+    al. 2024, algorithm 2, with the last step's gradient as it was)."""
+    c = g + gamma*beta1/(1-beta1)*(g - last_g)
+    n = norm(c)
+    c = c / where(n > 1, n, 1.)
+    avg     = beta1*avg     + (1-beta1)*c
+    sqr_avg = beta2*sqr_avg + (1-beta2)*c*c
+    m, v = avg/(1 - beta1**t), sqr_avg/(1 - beta2**t)
+    return p - lr*m / (sqrt(v) + eps), avg, sqr_avg, g
 
 
 def lion(p, g, avg, *, lr, beta1=0.9, beta2=0.99):

@@ -71,7 +71,7 @@ def state_shape(p: Tensor, rule: type, s: str) -> torch.Size:
     "That of the parameter; a rule for matrices may have states of other shapes, such as their first values have."
     first = rule.spec.starts.get(s) if rule.spec.others else None
     if first is None: return p.shape
-    matrix = as_matrix(torch.empty(p.shape, device='meta'))
+    matrix = as_matrix(torch.empty(p.shape, device='meta'), rule.spec.flat)
     shape = first(matrix, matrix).shape
     return p.shape if shape == matrix.shape else shape
 
@@ -83,7 +83,7 @@ def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     if 'ema' in slot.program.states: state['ema'].copy_(now)
     if not spec.starts: return
     g = placed_as(wide(slot.p.grad), placement(now))
-    if spec.others: now, g = as_matrix(whole(now)), as_matrix(whole(g))
+    if spec.others: now, g = (as_matrix(whole(x), spec.flat) for x in (now, g))
     g = prepared(slot.program.stages, now, g, hypers)[1]
     for s, value in spec.starts.items():
         first, old = value(now, g), state[slot.rule.state_name(s)]

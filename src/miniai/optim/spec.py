@@ -23,7 +23,8 @@ class RuleSpec:
     """What a rule's signature says. `states` are tensors; `scalars`, one number per parameter each, map to their first
     value; `hypers` map to their defaults, or REQUIRED; `starts` maps states that do not start at zero to a function of
     (p, g). `untraced` says why a rule cannot be traced; it is '' for rules that can. `others` is the rule for other
-    parameters if this one is for matrices only, those with at most `longest` rows and columns."""
+    parameters if this one is for matrices only, those with at most `longest` rows and columns; `flat` says whether it
+    takes convolutions in two dimensions."""
     rule: Callable
     states: tuple[str, ...]
     scalars: dict[str, float]
@@ -33,6 +34,7 @@ class RuleSpec:
     untraced: str
     others: Callable | None
     longest: float
+    flat: bool
 
     @cached_property
     def betas(self) -> tuple[str, ...]:
@@ -87,7 +89,8 @@ def read_rule(rule: Callable) -> RuleSpec:
     hypers = {p.name: p.default for p in params if p.kind is _HYPER}
     uses_t = hypers.pop('t', None) is not None
     return RuleSpec(rule, tuple(s for s in states if s not in scalars), {s: scalars[s] for s in states if s in scalars},
-                    hypers, uses_t, starts, untraced, _noted(rule, 'others') or None, _noted(rule, 'longest') or inf)
+                    hypers, uses_t, starts, untraced, _noted(rule, 'others') or None, _noted(rule, 'longest') or inf,
+                    _noted(rule, 'flat') is not False)
 
 
 def _noted(rule: Callable, what: str) -> dict[str, Any]:
