@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from miniai.accel import AccumulateCB
+from miniai.activations import ActivationStats
 from miniai.data.loaders import DataLoaders
 from miniai.data.memory import MemoryLoader
 from miniai.distributed import DistributedCB, world
@@ -52,11 +53,11 @@ def weights_of(learn): return torch.cat([p.detach().flatten() for p in whole_cop
 
 
 def part_of_run(folder, stop, how='ddp', **options):
-    "Resume the run, or start it, and stop it after the batch `stop`. What it saw, its figures and weights."
-    seen = SeenCB()
-    cbs = [seen, *([DistributedCB(how)] if world() > 1 else []), *([StopCB(*stop)] if stop else [])]
+    "Resume the run, or start it, and stop it after the batch `stop`. What it saw, its figures, weights, statistics."
+    seen, stats = SeenCB(), ActivationStats(lambda m: isinstance(m, nn.ReLU))
+    cbs = [seen, stats, *([DistributedCB(how)] if world() > 1 else []), *([StopCB(*stop)] if stop else [])]
     learn = numbered(folder, *cbs, **options)
     if stop: fit_until_stopped(learn, 3, resume=True)
     else: learn.fit(3, resume=True)
     figures = [{k: v for k, v in row.items() if k != 'seconds'} for row in learn.history]
-    return seen.seen, figures, weights_of(learn)
+    return seen.seen, figures, weights_of(learn), [torch.stack(column) for column in stats.hooks[0].stats]

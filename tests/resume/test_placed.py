@@ -104,12 +104,12 @@ KINDS = {'fsdp on 2, one process, fsdp on 4': [(2, 'fsdp'), (1, None), (4, 'fsdp
 
 @pytest.mark.parametrize('kinds', KINDS.values(), ids=KINDS)
 def test_a_run_may_go_on_in_another_way_with_the_same_samples_and_figures(kinds, tmp_path):
-    whole, figures, weights = part_of_run(tmp_path/'whole', None)
+    whole, figures, weights, _ = part_of_run(tmp_path/'whole', None)
     seen = []
     for (n, how), stop in zip(kinds, [(0, 2), (1, 1, False), None], strict=True):
         found = run_ranks(part_of_run, n, tmp_path/'run', stop, how) if n > 1 else [part_of_run(tmp_path/'run', stop)]
         seen += found[0][0]
     assert seen == whole
-    for _, history, w in found:
+    for _, history, w, _ in found:
         for row, one in zip(history, figures, strict=True): assert_close(row, one)
         torch.testing.assert_close(w, weights, rtol=0, atol=1e-12)

@@ -48,13 +48,14 @@ def test_a_run_on_two_processes_resumes_after_any_batch_with_the_same_bits(tmp_p
 
 @pytest.mark.parametrize(('first', 'second'), [((0, 2, True), (1, 0, False)), ((0, 1, False), (1, 0, True))])
 def test_a_run_may_go_from_two_processes_to_one_and_to_four_with_the_same_samples_and_figures(first, second, tmp_path):
-    whole, figures, weights = part_of_run(tmp_path/'whole', None)
+    whole, figures, weights, stats = part_of_run(tmp_path/'whole', None)
     a, *_ = run_ranks(part_of_run, 2, tmp_path/'run', first)[0]
     b, *_ = part_of_run(tmp_path/'run', second)
-    for c, history, w in run_ranks(part_of_run, 4, tmp_path/'run', None):
+    for c, history, w, recorded in run_ranks(part_of_run, 4, tmp_path/'run', None):
         assert [*a, *b, *c] == whole
         for row, one in zip(history, figures, strict=True): assert_close(row, one)
         torch.testing.assert_close(w, weights, rtol=0, atol=1e-12)
+        torch.testing.assert_close(recorded, stats, rtol=0, atol=1e-6)
 
 
 def with_torchmetrics(folder, stop):
