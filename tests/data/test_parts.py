@@ -122,7 +122,18 @@ def test_loaders_that_give_each_process_its_own_data_are_left_as_they_are():
         assert found[1] == [([0, 1], True), ([2, 3], True), ([4], True)]
 
 
+class Wraps:
+    "A loader around another one, kept as `name`."
+    def __init__(self, name, dl): self.name, vars(self)[name] = name, dl
+    def __iter__(self): return iter(vars(self)[self.name])
+
+
 def refused():
+    memory = MemoryLoader(torch.arange(4.), bs=4)
+    with pytest.raises(ValueError, match=r'of a Wraps is not the same.* wraps a loader of miniai.* its attribute dl'):
+        list(in_parts(Wraps('inner', memory)))
+    (batch, counts), = in_parts(Wraps('dl', memory))
+    assert (first(batch).tolist(), counts) == ([2.*rank(), 2.*rank() + 1], True)
     said = r'first batch of a list is not the same in the 2 processes.*attribute world_size'
     with pytest.raises(ValueError, match=said): list(in_parts([torch.arange(4.) + rank()]))
     with pytest.raises(ValueError, match=said): list(in_parts([torch.arange(4.)]*rank()))

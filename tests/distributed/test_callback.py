@@ -8,6 +8,7 @@ from torch import nn
 
 from miniai.callbacks.freeze import FreezeCB
 from miniai.data.loaders import DataLoaders
+from miniai.data.memory import MemoryLoader
 from miniai.distributed import DistributedCB, rank
 from miniai.learner import TrainLearner
 from ranks import run_ranks
@@ -31,9 +32,12 @@ class Hidden(nn.Linear):
     def forward(self, x): return SimpleNamespace(y=super().forward(x))
 
 
+def with_norm(): return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+
 def statistics():
     learn = learner(DistributedCB('fsdp'))
-    learn.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    learn.model = with_norm()
     learn.fit(2)
     return learn.model[1].running_mean, learn.model[1].running_var
 
@@ -44,6 +48,10 @@ def refused():
     learn = learner(DistributedCB('fsdp'))
     learn.model, learn.loss_func = Hidden(4, 1), lambda out, y: F.mse_loss(out.y, y)
     with pytest.raises(ValueError, match='after backward no weight has a gradient'): learn.fit(1)
+    learn = learner(DistributedCB())
+    learn.model, learn.dls = with_norm(), DataLoaders(MemoryLoader(torch.randn(18, 4), torch.randn(18, 1), bs=8), ())
+    with pytest.raises(ValueError, match='the last of the 3 training batches has 1 sample in a process'):
+        learn.fit(1, valid=False)
 
 
 def thawed():

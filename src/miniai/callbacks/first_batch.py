@@ -13,6 +13,8 @@ from miniai.callbacks.accumulate import AccumulateCB
 from miniai.callbacks.trained import check_trained
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data.loaders import last_batch_size, length_of
+from miniai.data.parts import is_divided
+from miniai.distributed.ranks import part, world
 from miniai.events import Callback
 from miniai.metrics.batch import batch_size
 from miniai.metrics.metrics import MetricsCB
@@ -67,12 +69,19 @@ def _watch_batch_norms(learn: Any) -> list:
     "If some batch has one sample, hooks that refuse batch norms that get only as many values per channel as samples."
     size, dl = batch_size(learn.batch), learn.dl
     while isinstance(dl, WrappedLoader) and dl.reaches_end(): dl = dl.dl
-    if size != 1 and last_batch_size(dl) != 1: return []
+    last = _smallest_part(dl)
+    if size != 1 and last != 1: return []
     which = 'a training batch' if size == 1 else f'the last of the {len(dl)} training batches'
-    what = f'{which} has 1 sample, but'
+    what = f'{which} has 1 sample{" in a process"*(world() > 1)}, but'
     return [m.register_forward_pre_hook(_refusal(f'{what} layer {nm!r}' if nm else f'{what} the model', size))
             for nm, m in learn.model.named_modules()
             if isinstance(m, _BatchNorm) and m.training and not isinstance(m, nn.SyncBatchNorm)]
+
+
+def _smallest_part(dl: Any) -> int | None:
+    "The fewest samples of the last batch that a process gets; None if that is not known."
+    n = last_batch_size(dl)
+    return n if n is None or is_divided(dl) else max(n//part()[1], 1)
 
 
 def _refusal(what: str, size: int) -> Callable[[nn.Module, tuple], None]:
