@@ -11,11 +11,13 @@ help:       ## list what there is to make
 
 setup: $(READY)  ## a virtual environment with miniai, its dependencies pinned by constraints.txt
 
+# torch's builds for GPUs bring their own Triton. Others get one for the tests, which run its kernels without a GPU.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "miniai needs Python 3.11 or later; $(PYTHON) is older. Try: make PYTHON=python3.11 …"; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { echo "No virtual environment could be made. On Debian: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import triton' 2>/dev/null || [ "$$(uname -s)" != Linux ] || $(BIN)/pip install --quiet --disable-pip-version-check triton==3.7.1
 	@touch $@
 
 train: $(READY)  ## train Fashion-MNIST: a bar, a table, and a run folder in runs/

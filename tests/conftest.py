@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available(): os.environ.setdefault('TRITON_INTERPRET', '1')  # read when Triton is imported
+
 settings.register_profile('default', deadline=None)
 
 

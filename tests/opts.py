@@ -1,13 +1,14 @@
 "What the tests of optimizers share: small parameters and models, steps, fixtures, and equality to the bit."
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from miniai.kernels import numba
+from miniai.kernels import numba, triton
 from miniai.kernels.fused import FusedPass
-from miniai.optim import SGD, Adam, Momentum, RMSProp, plan
+from miniai.optim import SGD, Adam, Momentum, RMSProp, paths, plan
 
 CLASSES = [SGD, Momentum, RMSProp, Adam]
 each_class = pytest.mark.parametrize('cls', CLASSES)
@@ -62,6 +63,21 @@ def force_eager(monkeypatch): monkeypatch.setattr(plan, 'path_of', lambda slot: 
 
 
 def force_batched(monkeypatch): monkeypatch.setattr(FusedPass, 'unsupported', lambda x: 'a test wants it so')
+
+
+def force_triton(monkeypatch):
+    "Kernels by Triton on CPUs, in its interpreter."
+    monkeypatch.setattr(triton, 'DEVICES', ('cuda', 'xpu', 'cpu'))
+    monkeypatch.setattr(paths, 'FusedPass', triton.TritonPass)
+    for method in ('step', 'counts', 'sum_of_squares'):  # the interpreter is numpy, which would warn of NaN
+        monkeypatch.setattr(triton.TritonPass, method, np.errstate(all='ignore')(getattr(triton.TritonPass, method)))
+    missing = triton.missing_triton()
+    if missing: pytest.skip(missing)
+
+
+# What makes a path step everything, and what `opt.path` then says.
+PATHS = dict(numba=(lambda m: None, 'thread'), triton=(force_triton, 'by Triton on cpu'),
+             batched=(force_batched, 'batched'), eager=(force_eager, 'eager'))
 
 
 @pytest.fixture

@@ -83,11 +83,11 @@ def states_of(opt, ps):
     return {s: flat(opt.state[p][opt.state_name(s)] for p in ps) for s in program(opt.spec, opt.stages).states}
 
 
-def errors(cls, options, dtype, steps=50, seed=0, strided=False, groups=1):
+def errors(cls, options, dtype, steps=50, seed=0, strided=False, groups=1, shapes=SHAPES):
     """The largest relative errors of parameters and of every state, with every hyperparameter of every group moving at
     every step."""
     rng = np.random.default_rng(seed)
-    ps = starting(rng, dtype, strided=strided)
+    ps = starting(rng, dtype, shapes, strided)
     opt = cls([dict(params=ps[i::groups]) for i in range(groups)], lr=1., **options)
     ps = [p for g in opt.param_groups for p in g['params']]
     hs = [Oracle(cls, options, x) for x in flat(ps).tolist()]

@@ -154,7 +154,7 @@ sys.meta_path.insert(0, Refuse())
 import miniai, miniai.cli
 import miniai.training, miniai.datasets, miniai.conv, miniai.learner, miniai.activations
 import miniai.init, miniai.sgd, miniai.resnet, miniai.augment, miniai.accel
-heavy = sorted({'numba', 'matplotlib', 'IPython'} & {m.split('.')[0] for m in sys.modules})
+heavy = sorted({'numba', 'triton', 'matplotlib', 'IPython'} & {m.split('.')[0] for m in sys.modules})
 heavy += {'torch._dynamo'} & {*sys.modules}  # torch's first optimizer loads it, for a second
 assert not heavy, heavy
 assert not started, started

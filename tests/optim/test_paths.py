@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from miniai.kernels import numba
-from miniai.optim import SGD, AdamW
-from opts import params, run
-from oracle import OPTIONS, errors
+from miniai.kernels.math import where
+from miniai.optim import SGD, AdamW, optimizer
+from opts import PATHS, force_triton, params, run
+from oracle import ALL, OPTIONS, errors
 from random_rules import random_rule
 
 ON_CPU = '1 parameter, {} elements in {}, on cpu, because {}'
@@ -45,10 +46,43 @@ def test_a_gradient_of_another_layout_dtype_or_device_is_stepped_eagerly():
     assert opt.path.startswith('eager')
 
 
+FEW = [(), (3, 2)]  # and one channels_last: Triton's interpreter is slow
+
+
 @pytest.mark.parametrize('seed', range(20))
-def test_a_random_rule_gives_the_numbers_of_python_floats_on_every_path(seed, path):
+@pytest.mark.parametrize('path', PATHS)
+def test_a_random_rule_gives_the_numbers_of_python_floats_on_every_path(path, seed, monkeypatch):
+    force, said = PATHS[path]
+    force(monkeypatch)
     cls, source = random_rule(seed)
-    worst, opt = errors(cls, OPTIONS['everything' if seed % 4 == 0 else 'plain'], torch.float64, steps=4, seed=seed,
-                        groups=2)
+    options = OPTIONS['everything' if seed % 4 == 0 else 'plain']
+    worst, opt = errors(cls, options, torch.float64, steps=3, seed=seed, groups=2, shapes=FEW)
     assert worst < 1e-11, source
-    assert opt.path.startswith(path), source
+    assert said in opt.path, source
+
+
+@pytest.mark.parametrize(('cls', 'options'), [*((cls, 'everything') for cls in ALL), *((AdamW, o) for o in OPTIONS)])
+@pytest.mark.parametrize(('dtype', 'limit'), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_every_rule_and_option_by_triton_gives_the_numbers_of_python_floats(cls, options, dtype, limit, monkeypatch):
+    force_triton(monkeypatch)
+    worst, opt = errors(cls, OPTIONS[options], dtype, steps=3, groups=2, shapes=FEW)
+    assert worst < limit
+    assert 'by Triton on cpu' in opt.path
+
+
+def test_a_condition_on_hyperparameters_chooses_alike_on_every_path():
+    def rule(p, g, *, t, lr): return p - lr*where(t > 1, g, 2*g)
+    ends = []
+    for force, _ in PATHS.values():
+        with pytest.MonkeyPatch.context() as m:
+            force(m)
+            p, q = params((3,), (3,))
+            opt = optimizer(rule)([p, q], lr=1.)
+            start = p.detach().clone()
+            q.grad = torch.ones(3)
+            opt.step()
+            p.grad = torch.ones(3)  # its first step, the other's second
+            opt.step()
+            ends.append(torch.stack([p.detach() - start, q.detach()]))
+    assert torch.equal(ends[0][0].round(), torch.full((3,), -2.))
+    assert all(torch.allclose(x, ends[0]) for x in ends)

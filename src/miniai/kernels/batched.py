@@ -35,7 +35,7 @@ class BatchedPass:
         "Why this pass cannot work on a tensor; '' if it can."
         return irregular(x)
 
-    def prepare(self, h: np.ndarray, keys: np.ndarray) -> None:
+    def prepare(self, addresses: np.ndarray, h: np.ndarray, keys: np.ndarray) -> None:
         "Nothing: there is nothing to compile."
 
     @torch.no_grad()

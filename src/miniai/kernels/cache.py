@@ -1,5 +1,7 @@
-"Compiled kernels on disk: a file per function, named by a hash of all it depends on, protected by a checksum."
+"""Generated sources as modules, and compiled kernels on disk: a file per function, named by a hash of all it depends
+on, protected by a checksum."""
 import hashlib
+import linecache
 import os
 import pickle
 import sys
@@ -7,18 +9,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ['DiskCache', 'cache_folder', 'load_module']
+__all__ = ['DiskCache', 'cache_folder', 'load_module', 'module_of']
 
 _SETTINGS = 'BOUNDSCHECK', 'DEBUGINFO_DEFAULT', 'LOOP_VECTORIZE', 'OPT', 'SLP_VECTORIZE', 'USING_SVML'  # numba.config
 _HERE = Path(__file__).parent
 
 
 def load_module(source: str) -> ModuleType:
-    "The module of a generated source. What Numba compiles of its `serial` and `parallel` is kept on disk."
+    "The module of a source for Numba. What Numba compiles of its `serial` and `parallel` is kept on disk."
+    module = module_of(source)
+    for run in (module.serial, module.parallel): run._cache = DiskCache(source, run.__name__)
+    return module
+
+
+def module_of(source: str) -> ModuleType:
+    "The module of a generated source. Tracebacks show its lines, and Triton reads them again."
     name = f'miniai_k_{_hash(source)}'
+    linecache.cache[name] = len(source), None, source.splitlines(keepends=True), name
     module = sys.modules[name] = ModuleType(name)  # code from the disk finds its module by this name
     exec(compile(source, name, 'exec'), vars(module))
-    for run in (module.serial, module.parallel): run._cache = DiskCache(source, run.__name__)
     return module
 
 

@@ -1,5 +1,6 @@
 "The pass of CPUs: one kernel by Numba over the addresses of all tensors, and the kernels that count and sum."
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class FusedPass:
         self.elements, self.chunks = sum(self.sizes), chunks(runs, CHUNK)
         self.kernel = step_kernel(trace, dtypes, dither)
 
-    def prepare(self, h: np.ndarray, keys: np.ndarray) -> None:
+    def prepare(self, addresses: np.ndarray, h: np.ndarray, keys: np.ndarray) -> None:
         "Compile the kernel, if that is still to be done."
         self.run = self.kernel.ready(self.elements, h, keys)
 
@@ -46,11 +47,15 @@ class FusedPass:
 
     def _block_sums(self, kernel: Kernel, addresses: np.ndarray, h: np.ndarray, dtype: Any) -> tuple:
         "A kernel's sum for each block, and the row that each block lies in."
-        pieces = chunks(whole(self.sizes), -(-CHUNK // BLOCK)*BLOCK)
-        at, rows = blocks(pieces)
+        pieces, at, rows = self._blocks
         sums = np.zeros(len(rows), dtype)
         kernel(self.elements, addresses, pieces, h, sums, at)
         return sums, rows
+
+    @cached_property
+    def _blocks(self) -> tuple[np.ndarray, ...]:
+        pieces = chunks(whole(self.sizes), -(-CHUNK // BLOCK)*BLOCK)
+        return pieces, *blocks(pieces)
 
     def place(self) -> str:
         "Where it runs, for people."

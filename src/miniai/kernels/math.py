@@ -21,6 +21,7 @@ def where(cond: Any, a: Any, b: Any) -> Any:
     "`a` where `cond` holds, else `b`."
     if any(isinstance(x, Symbol) for x in (cond, a, b)): return symbolic_where(cond, a, b)
     if not isinstance(cond, Tensor): return a if cond else b
+    if cond.dtype is not torch.bool: cond = cond != 0  # a condition on hyperparameters, given as a number
     if isinstance(a, Tensor) or isinstance(b, Tensor): return torch.where(cond, a, b)
     return torch.where(cond, *(torch.tensor(x, dtype=widest(cond), device=cond.device) for x in (a, b)))
 

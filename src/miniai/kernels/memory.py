@@ -35,9 +35,13 @@ def whole(sizes: list[int]) -> list[tuple[Iterable[int], int]]:
 def chunks(runs: list[tuple[Iterable[int], int]], most: int) -> np.ndarray:
     """Rows (row of the table, first element, number of elements, place of the first in the whole tensor): the `runs` of
     each tensor, the places where they start and their length, cut into pieces of at most `most` elements."""
-    rows = [(e, i*n + low, min(most, n - low), start + low) for e, (starts, n) in enumerate(runs)
-            for i, start in enumerate(starts) for low in range(0, n, most)]
-    return np.array(rows, np.int64).reshape(-1, 4)
+    rows = [np.zeros((0, 4), np.int64)]
+    for e, (starts, n) in enumerate(runs):
+        starts, lows = np.asarray(starts, np.int64)[:, None], np.arange(0, n, most)
+        first = np.arange(len(starts))[:, None]*n + lows
+        columns = np.broadcast_arrays(e, first, np.minimum(most, n - lows), starts + lows)
+        rows.append(np.stack(columns, -1).reshape(-1, 4))
+    return np.concatenate(rows)
 
 
 def blocks(chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

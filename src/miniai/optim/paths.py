@@ -2,6 +2,7 @@
 from miniai.distributed.dtensor import has_sums_in_parts, local, placement
 from miniai.kernels.batched import BatchedPass
 from miniai.kernels.fused import FusedPass
+from miniai.kernels.triton import TritonPass
 from miniai.optim.slot import Slot
 
 __all__ = ['path_of']
@@ -13,8 +14,9 @@ def path_of(slot: Slot) -> tuple[type | None, str]:
     why = _eager_reason(slot)
     if why: return None, why
     tensors = list(map(local, (slot.p, slot.p.grad, *slot.tensors[1:])))
-    why = next(filter(None, map(FusedPass.unsupported, tensors)), '')
-    return (BatchedPass, why) if why else (FusedPass, '')
+    kernel = FusedPass if tensors[0].is_cpu else TritonPass
+    why = next(filter(None, map(kernel.unsupported, tensors)), '')
+    return (BatchedPass, why) if why else (kernel, '')
 
 
 def _eager_reason(slot: Slot) -> str:

@@ -83,7 +83,7 @@ class Table:
         self._fill(self.h, self.hosts, hypers, shares)
         if self.dithered:
             self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place) for s in self.slots]
-        self.path.prepare(self.h, self.dice)
+        self.path.prepare(self.table, self.h, self.dice)
 
     def _fill(self, h: np.ndarray, hosts: Callable, hypers: list[dict[str, float]], shares: list[list[float]]) -> None:
         "Fill the rows of `h`, computing once those of a group that have step count, numbers and share in common."
