@@ -63,7 +63,7 @@ def test_onecycle_cycles_the_momentum_where_there_is_one(optimizer):
     SCHEDULES['onecycle'].build(opt, lr=0.1, steps=10)
     group = opt.param_groups[0]
     momentum = group['betas'][0] if 'betas' in group else group.get('momentum')
-    assert momentum == (None if optimizer in ('sgd', 'rmsprop', 'adagrad') else 0.95)
+    assert momentum == (None if optimizer in ('sgd', 'rmsprop', 'adagrad', 'adafactor') else 0.95)
 
 
 @pytest.mark.parametrize('momentum', [0, .9])

@@ -5,6 +5,7 @@ import torch
 
 from miniai.kernels.matrix import (
     COEFFICIENTS,
+    column_means,
     eigenbasis,
     eigenorder,
     inverse_root,
@@ -13,6 +14,7 @@ from miniai.kernels.matrix import (
     orthogonalize,
     orthonormal,
     reordered,
+    rms,
     row_means,
     trace,
     transpose,
@@ -37,6 +39,8 @@ def test_norm_trace_transpose_and_product_are_numpys(shape):
     assert np.allclose(transpose(x), a.T, rtol=0, atol=0)
     assert np.allclose(matmul(x, y), a @ b, rtol=1e-12)
     assert np.allclose(row_means(x), a.mean(1)[:, None], rtol=1e-12)
+    assert np.allclose(column_means(x), a.mean(0)[None], rtol=1e-12)
+    assert float(rms(x)) == pytest.approx(np.sqrt((a**2).mean()), rel=1e-12)
     assert float(trace(matmul(x, y))) == pytest.approx(np.trace(a @ b), rel=1e-12)
 
 
@@ -106,8 +110,8 @@ def test_orthonormal_columns_span_what_the_first_columns_did():
 
 @pytest.mark.parametrize('x', [-3., .5, 0.])
 def test_on_floats_they_are_the_functions_of_matrices_of_one_element(x):
-    assert norm(x) == abs(x)
-    assert trace(x) == transpose(x) == row_means(x) == x
+    assert norm(x) == rms(x) == abs(x)
+    assert trace(x) == transpose(x) == row_means(x) == column_means(x) == x
     assert matmul(x, 2.) == 2*x
     assert orthogonalize(x, steps=40, coefficients='newton') == pytest.approx(np.sign(x), abs=1e-9)
     assert inverse_root(x*x + 1, root=4.) == pytest.approx((x*x + 1)**-.25, rel=1e-12)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SOAP, AdamW, NorMuon, Shampoo, matrix_groups, rules
+from miniai.optim import SOAP, Adafactor, AdamW, NorMuon, Shampoo, matrix_groups, rules
 from miniai.optim import matrix_rules as M
+from miniai.optim.classes import AdafactorVector
 from opts import same
 
 PRECISIONS = pytest.mark.parametrize(('dtype', 'limit'), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -78,13 +79,13 @@ def continues_exactly(cls, dtype=torch.float32, **hypers):
 OWN = dict(Shampoo=dict(every=5))  # hyperparameters with which all of a rule runs in a few steps
 
 
-@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo])
+@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo, Adafactor])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_training_continues_to_the_bit_from_a_state_dict(cls, dtype):
     assert continues_exactly(cls, dtype, **OWN.get(cls.__name__, {}))
 
 
-@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo])
+@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo, Adafactor])
 def test_a_gradient_of_zeros_moves_nothing(cls):
     p = nn.Parameter(torch.ones(3, 4))
     p.grad = torch.zeros(3, 4)
@@ -207,3 +208,53 @@ def test_shampoo_is_its_algorithm(dtype, limit):
 
 def test_shampoo_on_a_float_is_shampoo_on_a_matrix_of_one_element():
     assert on_floats(M.shampoo, 6, t=1, lr=.1, every=4) < 1e-12
+
+
+@PRECISIONS
+@pytest.mark.parametrize('foreach', [False, True])
+def test_adafactor_is_torchs_over_100_steps_at_a_moving_rate_with_states_exchanged(dtype, limit, foreach):
+    torch.manual_seed(0)
+    ps = [nn.Parameter(torch.randn(s, dtype=dtype)) for s in ((7, 5), (1, 6), (4, 2, 3, 3), (5,), ())]
+    qs = copy.deepcopy(ps)
+    ours = Adafactor(ps, decay_power=.7, d=1.5, eps2=.01)
+    torchs = torch.optim.Adafactor([dict(params=qs[:3]), dict(params=qs[3:])], foreach=foreach, beta2_decay=-.7, d=1.5,
+                                   eps=(None, .01))
+    assert [g.get('rule') for g in ours.param_groups] == [None, AdafactorVector]
+    for t in range(100):
+        for k, (p, q) in enumerate(zip(ps, qs, strict=True)):
+            p.grad = q.grad = torch.randn_like(p)*10**(t % 3) if (t + k) % 9 else None
+        for g in (*ours.param_groups, *torchs.param_groups): g['lr'] = .003*(1 + t % 7)
+        ours.step(), torchs.step()
+        if t == 50:
+            ours.load_state_dict(copy.deepcopy(torchs.state_dict()))
+            torchs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    for p, q in zip(ps, qs, strict=True): assert torch.allclose(p, q, rtol=0, atol=limit)
+
+
+def test_adafactors_decay_comes_before_the_length_of_the_parameter_is_taken():
+    "As for all optimizers here; torch's takes the length first."
+    p, lr, wd = nn.Parameter(torch.full((2, 2), 3., dtype=torch.float64)), .1, .5
+    p.grad = torch.ones_like(p)
+    Adafactor([p], lr=lr, wd=wd).step()
+    decayed = 3*(1 - lr*wd)
+    assert torch.allclose(p, torch.full_like(p, decayed - lr*decayed), rtol=1e-12)
+
+
+def test_adafactor_factors_embeddings_and_the_last_layer_too():
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
+    assert [[tuple(p.shape) for p in g['params']] for g in Adafactor(model).param_groups] == [[(5, 4), (3, 4)], [(3,)]]
+
+
+def test_adafactor_takes_torchs_numbers_but_not_maximize():
+    p = nn.Parameter(torch.ones(2, 2))
+    opt = Adafactor([p], eps1=1e-30)
+    opt.load_state_dict(torch.optim.Adafactor([p], eps=(1e-20, .1), beta2_decay=-.6).state_dict())
+    group, = opt.param_groups
+    assert (group['eps1'], group['eps2'], group['decay_power']) == (1e-20, .1, .6)
+    with pytest.raises(ValueError, match='maximize=True'):
+        opt.load_state_dict(torch.optim.Adafactor([p], maximize=True).state_dict())
+
+
+def test_adafactor_on_a_float_is_adafactor_on_a_matrix_of_one_element():
+    assert on_floats(M.adafactor, 2, t=1, lr=.1) < 1e-12
+    assert on_floats(M.adafactor_vector, 1, t=1, lr=.1, eps1=1e-20) < 1e-12

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from miniai.kernels.trace import Symbol
 
-__all__ = ['norm', 'trace', 'transpose', 'matmul', 'row_means', 'orthogonalize', 'orthonormal', 'eigenbasis',
-           'eigenorder', 'reordered', 'inverse_root', 'COEFFICIENTS']
+__all__ = ['norm', 'rms', 'trace', 'transpose', 'matmul', 'row_means', 'column_means', 'orthogonalize', 'orthonormal',
+           'eigenbasis', 'eigenorder', 'reordered', 'inverse_root', 'COEFFICIENTS']
 
 COEFFICIENTS = dict(  # of a*x + b*x**3 + c*x**5, applied to the singular values of a matrix at each step
     quintic=(3.4445, -4.7750, 2.0315),  # Jordan 2024: steep at zero; the values end up between 0.7 and 1.2
@@ -55,6 +55,18 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 def row_means(x: Tensor) -> Tensor:
     "The mean of each row, as a column."
     return x.mean(-1, keepdim=True)
+
+
+@_whole
+def column_means(x: Tensor) -> Tensor:
+    "The mean of each column, as a row."
+    return x.mean(-2, keepdim=True)
+
+
+@_whole
+def rms(x: Tensor) -> Tensor:
+    "The root of the mean square of all elements of a parameter."
+    return torch.linalg.vector_norm(x) / x.numel()**0.5
 
 
 @_whole

@@ -4,6 +4,7 @@ from miniai.kernels.math import minimum as minimum
 from miniai.kernels.math import sign as sign
 from miniai.kernels.math import sqrt as sqrt
 from miniai.kernels.math import where as where
+from miniai.kernels.matrix import column_means as column_means
 from miniai.kernels.matrix import eigenbasis as eigenbasis
 from miniai.kernels.matrix import eigenorder as eigenorder
 from miniai.kernels.matrix import inverse_root as inverse_root
@@ -12,6 +13,7 @@ from miniai.kernels.matrix import norm as norm
 from miniai.kernels.matrix import orthogonalize as orthogonalize
 from miniai.kernels.matrix import orthonormal as orthonormal
 from miniai.kernels.matrix import reordered as reordered
+from miniai.kernels.matrix import rms as rms
 from miniai.kernels.matrix import row_means as row_means
 from miniai.kernels.matrix import trace as trace
 from miniai.kernels.matrix import transpose as transpose
@@ -20,6 +22,7 @@ from miniai.optim.classes import LAMB as LAMB
 from miniai.optim.classes import MARS as MARS
 from miniai.optim.classes import SGD as SGD
 from miniai.optim.classes import SOAP as SOAP
+from miniai.optim.classes import Adafactor as Adafactor
 from miniai.optim.classes import Adagrad as Adagrad
 from miniai.optim.classes import Adam as Adam
 from miniai.optim.classes import AdamW as AdamW
@@ -48,8 +51,8 @@ from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo', 'RuleOptimizer',
-           'optimizer', 'starts', 'scalars', 'matrix', 'plot_schedule', 'warmup_cosine', 'no_decay_groups',
-           'depth_groups', 'matrix_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm',
-           'trace', 'transpose', 'matmul', 'row_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder',
-           'reordered', 'inverse_root']
+           'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo', 'Adafactor',
+           'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'matrix', 'plot_schedule', 'warmup_cosine',
+           'no_decay_groups', 'depth_groups', 'matrix_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum',
+           'minimum', 'norm', 'trace', 'transpose', 'matmul', 'rms', 'row_means', 'column_means', 'orthogonalize',
+           'orthonormal', 'eigenbasis', 'eigenorder', 'reordered', 'inverse_root']

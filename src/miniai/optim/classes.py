@@ -6,7 +6,8 @@ from miniai.optim import matrix_rules, rules
 from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
-           'RAdam', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo']
+           'RAdam', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo',
+           'Adafactor']
 
 
 class SGD(RuleOptimizer):
@@ -179,3 +180,35 @@ class Shampoo(RuleOptimizer):
     is no hidden matrix, are left to AdamW."""
     rule = matrix_rules.shampoo
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class AdafactorVector(RuleOptimizer):
+    "Adafactor's rule for what has no rows and columns: what `Adafactor` uses for vectors."
+    rule = matrix_rules.adafactor_vector
+
+    @staticmethod
+    def torch_group(group: dict[str, Any]) -> dict[str, Any]:
+        "What torch's Adafactor has in a group."
+        eps1 = None if group.get('eps1') == 'precision' else group.get('eps1')
+        return dict(eps=(eps1, group.get('eps2')), beta2_decay=-(group.get('decay_power') or 0), maximize=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        "Like RuleOptimizer's; torch's Adafactor has a pair `eps`, the power with a minus, and decoupled decay."
+        def own(saved: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+            if 'decay_power' in saved or 'beta2_decay' not in saved: return saved
+            eps = dict(eps1='precision' if saved['eps'][0] is None else saved['eps'][0], eps2=saved['eps'][1])
+            rule = dict(rule=self.rule_of(group).mathematics, decoupled_weight_decay=True)
+            return saved | eps | rule | dict(decay_power=-saved['beta2_decay'])
+        pairs = zip(state_dict['param_groups'], self.param_groups, strict=False)
+        super().load_state_dict(state_dict | dict(param_groups=[own(*pair) for pair in pairs]))
+
+
+class Adafactor(AdafactorVector):
+    """`Adafactor(model, lr=1e-2, wd=0., decay_power=0.8, eps1='precision', eps2=1e-3, d=1.)`: the gradient divided by
+    the root of its average square, kept only as means of rows and columns; steps as long as the parameter times the
+    rate. Almost without state, and the same as torch.optim.Adafactor. Vectors are in a group of their own.
+    `eps1='precision'` is the distance from 1 to the next number."""
+    rule = matrix_rules.adafactor
+
+    def _defaults_of(self, rule: type[RuleOptimizer]) -> dict[str, Any]:
+        return self.defaults if rule is AdafactorVector else super()._defaults_of(rule)

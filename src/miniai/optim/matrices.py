@@ -44,16 +44,17 @@ def matrix_groups(params: nn.Module | Iterable, rule: type, others: type | None 
 
 def _split(group: dict[str, Any], outer: Iterable, rule: type, others: type) -> list[dict[str, Any]]:
     params = [group['params']] if isinstance(group['params'], Tensor) else list(group['params'])
-    hidden = [x for x in params if (p := x[1] if isinstance(x, tuple) else x) not in outer and _fits(p, rule)]
+    hidden = [x for x in params if _fits(x[1] if isinstance(x, tuple) else x, rule, outer)]
     rest = [x for x in params if not any(x is h for h in hidden)]
     prefix = f"{group['name']}, " if 'name' in group else ''
     found = (hidden, rule, 'matrices'), (rest, others, 'others')
     return [group | dict(params=ps, rule=cls, name=prefix + nm) for ps, cls, nm in found if ps] or [group]
 
 
-def _fits(p: Tensor, rule: type) -> bool:
-    "Whether a parameter is a matrix or a convolution, and not too large for the rule."
-    return p.ndim > 1 and max(p.shape[0], p.shape[1:].numel()) <= rule.spec.longest
+def _fits(p: Tensor, rule: type, outer: Iterable) -> bool:
+    "Whether a parameter is a matrix or a convolution, hidden and not too large if the rule asks for it."
+    if p.ndim < 2 or (rule.spec.hidden and p in outer): return False
+    return max(p.shape[0], p.shape[1:].numel()) <= rule.spec.longest
 
 
 def check_matrices(rule: type, params: Any) -> None:

@@ -2,8 +2,11 @@
 import math
 from typing import Any
 
-from miniai.kernels.math import sign, sqrt
+import torch
+
+from miniai.kernels.math import maximum, minimum, sign, sqrt
 from miniai.kernels.matrix import (
+    column_means,
     eigenbasis,
     eigenorder,
     inverse_root,
@@ -12,12 +15,13 @@ from miniai.kernels.matrix import (
     orthogonalize,
     orthonormal,
     reordered,
+    rms,
     row_means,
     transpose,
 )
 from miniai.optim.rules import adamw, matrix, muon_scale, starts
 
-__all__ = ['scion', 'scion_outer', 'normuon', 'soap', 'shampoo']
+__all__ = ['scion', 'scion_outer', 'normuon', 'soap', 'shampoo', 'adafactor', 'adafactor_vector']
 
 
 def left_zeros(p, g): return 0*matmul(g, transpose(g))
@@ -111,3 +115,32 @@ def shampoo(p, g, avg, sqr_avg, left, right, left_root, right_root, *, t, lr=1e-
         shaped = matmul(matmul(left_root, m), right_root)
         u = norm(u) / (norm(shaped) + 1e-16) * shaped
     return p - lr*u, avg, sqr_avg, left, right, left_root, right_root
+
+
+def adafactor_vector(p, g, variance, *, t, lr=1e-2, decay_power=0.8, eps1='precision', eps2=1e-3, d=1.):
+    "Adafactor for what has no rows and columns (Shazeer & Stern 2018, algorithm 5)."
+    share = t**-decay_power
+    variance = (1-share)*variance + share*g*g
+    return adafactor_step(p, g, variance, t, lr, eps1, eps2, d), variance
+
+
+@matrix(others=adafactor_vector, hidden=False, flat=False)
+@starts(row_var=lambda p, g: 0*row_means(g), col_var=lambda p, g: 0*column_means(g))
+def adafactor(p, g, row_var, col_var, *, t, lr=1e-2, decay_power=0.8, eps1='precision', eps2=1e-3, d=1.):
+    "Adafactor: squared gradients averaged over rows and columns (Shazeer & Stern 2018, algorithm 4)."
+    share = t**-decay_power
+    row_var = (1-share)*row_var + share*row_means(g*g)     # R_t
+    col_var = (1-share)*col_var + share*column_means(g*g)  # C_t
+    variance = row_var * col_var / maximum(column_means(row_var), smallest(eps1, p))
+    return adafactor_step(p, g, variance, t, lr, eps1, eps2, d), row_var, col_var
+
+
+def adafactor_step(p: Any, g: Any, variance: Any, t: int, lr: float, eps1: Any, eps2: float, d: float) -> Any:
+    "A clipped step whose length is relative to that of the parameter."
+    u = g / maximum(sqrt(variance), smallest(eps1, p))
+    return p - maximum(eps2, rms(p)) * minimum(lr, t**-0.5) * u / maximum(1., rms(u)/d)
+
+
+def smallest(eps: Any, x: Any) -> float:
+    "`eps`, or if it is 'precision' the distance from 1 to the next number of the dtype of `x`."
+    return torch.finfo(getattr(x, 'dtype', torch.float64)).eps if eps == 'precision' else eps

@@ -35,12 +35,13 @@ def scalars(**states: float) -> Callable:
     return decorate
 
 
-def matrix(others: Callable, longest: float = inf, flat: bool = True) -> Callable:
+def matrix(others: Callable, longest: float = inf, hidden: bool = True, flat: bool = True) -> Callable:
     """Decorator: a rule for matrices only. It gets each parameter, its gradient and its states whole, with two
-    dimensions: convolutions as one row for each output channel, or in their own shape if not `flat`. `others` is the
-    rule for all other parameters, also for those with more than `longest` rows or columns."""
+    dimensions: convolutions as one row for each output channel, or with `flat=False` as they are. `others` is the rule
+    for all other parameters, also for those with more than `longest` rows or columns, and for embeddings and the last
+    layer unless `hidden=False`."""
     def decorate(rule: Callable) -> Callable:
-        rule.others, rule.longest, rule.flat = others, longest, flat
+        rule.others, rule.longest, rule.hidden, rule.flat = others, longest, hidden, flat
         return rule
     return decorate
 

@@ -23,8 +23,8 @@ class RuleSpec:
     """What a rule's signature says. `states` are tensors; `scalars`, one number per parameter each, map to their first
     value; `hypers` map to their defaults, or REQUIRED; `starts` maps states that do not start at zero to a function of
     (p, g). `untraced` says why a rule cannot be traced; it is '' for rules that can. `others` is the rule for other
-    parameters if this one is for matrices only, those with at most `longest` rows and columns; `flat` says whether it
-    takes convolutions in two dimensions."""
+    parameters if this one is for matrices only: those with at most `longest` rows and columns, only `hidden` ones,
+    `flat` or with all their dimensions."""
     rule: Callable
     states: tuple[str, ...]
     scalars: dict[str, float]
@@ -34,6 +34,7 @@ class RuleSpec:
     untraced: str
     others: Callable | None
     longest: float
+    hidden: bool
     flat: bool
 
     @cached_property
@@ -77,7 +78,7 @@ def read_rule(rule: Callable) -> RuleSpec:
     "The spec of `rule(p, g, *states, *, lr, …)`. TypeError says what is wrong with a function that is not a rule."
     if not callable(rule): raise TypeError(f"a rule must be a function rule(p, g, …, *, lr, …), got {rule!r}")
     params = list(inspect.signature(rule).parameters.values())
-    starts, scalars = _noted(rule, 'starts'), _noted(rule, 'scalars')
+    starts, scalars = _noted(rule, 'starts', {}), _noted(rule, 'scalars', {})
     wrong = _wrong_arguments(params) or _wrong_states([p.name for p in params if p.kind is _STATE][2:], starts, scalars)
     if wrong: raise TypeError(f"rule {rule_name(rule)}{inspect.signature(rule)}: {wrong}")
     try:
@@ -89,14 +90,14 @@ def read_rule(rule: Callable) -> RuleSpec:
     hypers = {p.name: p.default for p in params if p.kind is _HYPER}
     uses_t = hypers.pop('t', None) is not None
     return RuleSpec(rule, tuple(s for s in states if s not in scalars), {s: scalars[s] for s in states if s in scalars},
-                    hypers, uses_t, starts, untraced, _noted(rule, 'others') or None, _noted(rule, 'longest') or inf,
-                    _noted(rule, 'flat') is not False)
+                    hypers, uses_t, starts, untraced, _noted(rule, 'others', None), _noted(rule, 'longest', inf),
+                    _noted(rule, 'hidden', True), _noted(rule, 'flat', True))
 
 
-def _noted(rule: Callable, what: str) -> dict[str, Any]:
-    "What the decorator `starts` or `scalars` noted on a rule, or on the rule inside a partial."
+def _noted(rule: Callable, what: str, default: Any) -> Any:
+    "What a decorator noted on a rule, or on the rule inside a partial."
     while not hasattr(rule, what) and hasattr(rule, 'func'): rule = rule.func
-    return getattr(rule, what, {})
+    return getattr(rule, what, default)
 
 
 def _wrong_arguments(params: list[inspect.Parameter]) -> str | None:
