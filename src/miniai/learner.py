@@ -51,6 +51,7 @@ from miniai.inference.results import results
 from miniai.metrics.batch import checked
 from miniai.metrics.metrics import MetricsCB
 from miniai.steps.closure import ClosureCB
+from miniai.steps.evaluation_point import EvaluationPointCB
 from miniai.steps.one_cycle import fit_one_cycle
 from miniai.steps.skipped import SkippedStepsCB
 
@@ -130,7 +131,7 @@ class Learner:
         its first epoch leaves history and optimizer as they were."""
         if self.fitting: raise RuntimeError("this Learner is already fitting; wait until that fit has ended")
         added = [*as_list(cbs), *steps_cbs(n_epochs, steps, valid_every), ClosureCB(), SkippedStepsCB(), FirstBatchCB()]
-        added += [EpochCB(), *rank_cbs()]
+        added += [EpochCB(), EvaluationPointCB(), *rank_cbs()]
         if self.check_finite: added.append(FiniteLossCB())
         n_epochs = 1 if n_epochs is None else n_epochs
         self.cbs.extend(added)

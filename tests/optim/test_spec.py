@@ -3,8 +3,9 @@ import re
 from functools import partial
 
 import pytest
+import torch
 
-from miniai.optim import RuleOptimizer, optimizer, rules, scalars, starts
+from miniai.optim import RuleOptimizer, evaluated, optimizer, rules, scalars, starts
 from miniai.optim.spec import REQUIRED, read_rule
 
 
@@ -64,7 +65,7 @@ def defaulted(p, g, avg=0., *, lr): return p, avg
 def star(p, g, *states, lr): return p
 def double_star(p, g, *, lr, **kw): return p
 def slash(p, g, /, *, lr): return p
-def with_wd(p, g, *, lr, wd=.1): return p
+def with_wd(p, g, wd, *, lr): return p, wd
 def with_step(p, g, step, *, lr): return p, step
 def with_weight_decay(p, g, *, lr, weight_decay=.1): return p
 
@@ -95,6 +96,26 @@ WRONG = [
 def test_a_function_that_is_not_a_rule_is_an_error_that_says_why(rule, says):
     for make in (read_rule, optimizer, lambda rule: type('Mine', (RuleOptimizer,), dict(rule=rule))):
         with pytest.raises(TypeError, match=re.escape(says)): make(rule)
+
+
+def test_a_rule_that_takes_wd_applies_decay_itself():
+    def rule(p, g, *, lr, wd): return p - lr*g - wd
+    spec = read_rule(rule)
+    assert (spec.decays, spec.hypers) == (True, dict(lr=spec.hypers['lr']))
+    assert not read_rule(rules.adamw).decays
+    p = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    for decoupled, want in ((True, 1 - .1*2 - .5), (False, 1 - .1*2 - .5 - .1*(2 + .5*(1 - .7)))):
+        p.grad = torch.full_like(p, 2.)
+        optimizer(rule)([p], .1, wd=.5, decoupled=decoupled).step()
+        assert p.tolist() == pytest.approx([want]*2)
+
+
+def test_a_rules_evaluation_point_takes_what_its_function_names():
+    @evaluated(lambda p, a, mom: p + mom*a)
+    def rule(p, g, a, *, lr, mom=.5): return p - lr*g, a
+    spec = read_rule(partial(rule, mom=.2))
+    assert (spec.point_names, spec.evaluated(1., 2., .5)) == (('p', 'a', 'mom'), 2.)
+    assert read_rule(rules.adamw).evaluated is None
 
 
 def test_scalars_are_the_last_states_and_kept_apart():

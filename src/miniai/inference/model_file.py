@@ -102,4 +102,4 @@ def load_best(self: Any, folder: str | PathLike) -> None:
     weights = checkpoint.load(path)['model']
     _put_into(deepcopy(self.model), weights, path)  # an error leaves the model as it is
     _put_into(self.model, weights, path)
-    run_cbs(self.cbs, 'weights_replaced', self)
+    run_cbs([*self.cbs, self.opt], 'weights_replaced', self)

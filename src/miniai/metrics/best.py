@@ -45,7 +45,7 @@ class BestCB(Callback):
         failed = isinstance(error, Exception) and not is_cancel(error)  # Ctrl-C is no failure
         if weights is None or failed or not is_watched(learn): return
         unwrapped(learn.model).load_state_dict(weights)
-        run_cbs(learn.cbs, 'weights_replaced', learn)
+        run_cbs([*learn.cbs, learn.opt], 'weights_replaced', learn)
 
     def state_dict(self) -> dict[str, Any]:
         "The best value so far, its epoch and its weights."

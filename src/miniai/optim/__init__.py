@@ -36,6 +36,8 @@ from miniai.optim.classes import Nesterov as Nesterov
 from miniai.optim.classes import NorMuon as NorMuon
 from miniai.optim.classes import RAdam as RAdam
 from miniai.optim.classes import RMSProp as RMSProp
+from miniai.optim.classes import ScheduleFreeAdamW as ScheduleFreeAdamW
+from miniai.optim.classes import ScheduleFreeSGD as ScheduleFreeSGD
 from miniai.optim.classes import Scion as Scion
 from miniai.optim.classes import Shampoo as Shampoo
 from miniai.optim.groups import depth_groups as depth_groups
@@ -44,6 +46,7 @@ from miniai.optim.groups import no_decay_groups as no_decay_groups
 from miniai.optim.matrices import matrix_groups as matrix_groups
 from miniai.optim.optimizer import RuleOptimizer as RuleOptimizer
 from miniai.optim.optimizer import optimizer as optimizer
+from miniai.optim.rules import evaluated as evaluated
 from miniai.optim.rules import matrix as matrix
 from miniai.optim.rules import scalars as scalars
 from miniai.optim.rules import starts as starts
@@ -51,8 +54,9 @@ from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo', 'Adafactor',
-           'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'matrix', 'plot_schedule', 'warmup_cosine',
-           'no_decay_groups', 'depth_groups', 'matrix_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum',
-           'minimum', 'norm', 'trace', 'transpose', 'matmul', 'rms', 'row_means', 'column_means', 'orthogonalize',
-           'orthonormal', 'eigenbasis', 'eigenorder', 'reordered', 'inverse_root']
+           'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion',
+           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'matrix',
+           'evaluated', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups',
+           'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm', 'trace', 'transpose', 'matmul',
+           'rms', 'row_means', 'column_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered',
+           'inverse_root']

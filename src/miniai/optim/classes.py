@@ -5,9 +5,9 @@ from miniai.kernels.matrix import COEFFICIENTS
 from miniai.optim import matrix_rules, rules
 from miniai.optim.optimizer import RuleOptimizer
 
-__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW',
-           'RAdam', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion', 'NorMuon', 'SOAP', 'Shampoo',
-           'Adafactor']
+__all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
+           'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion',
+           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor']
 
 
 class SGD(RuleOptimizer):
@@ -84,6 +84,30 @@ class RAdam(RuleOptimizer):
     average square is young, the same as torch.optim.RAdam."""
     rule = rules.radam
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
+
+
+class _ScheduleFree(RuleOptimizer):
+    @classmethod
+    def _check(cls, group: dict[str, Any]) -> None:
+        super()._check(group)
+        mom = group['betas'][0] if 'betas' in group else group['momentum']
+        if mom == 0: raise ValueError(f"{cls.__name__}: momentum, or beta1, must be above 0: it is the weight of the "
+                                      f"average in the point where gradients are taken")
+
+
+class ScheduleFreeSGD(_ScheduleFree):
+    """`ScheduleFreeSGD(params, lr=1., wd=0., mom=0.9, warmup_steps=0, r=0., weight_lr_power=2.)`: SGD that needs no
+    schedule, because models are evaluated at an average of its steps. A Learner switches to the average by itself;
+    other loops call `opt.eval()` before they evaluate or save a model, and `opt.train()` before they train on."""
+    rule = rules.schedule_free_sgd
+
+
+class ScheduleFreeAdamW(_ScheduleFree):
+    """`ScheduleFreeAdamW(params, lr=2.5e-3, wd=0., beta1=0.9, beta2=0.999, eps=1e-8, warmup_steps=0, r=0.,
+    weight_lr_power=2.)`: AdamW that needs no schedule, because models are evaluated at an average of its steps. See
+    ScheduleFreeSGD for `opt.train()` and `opt.eval()`."""
+    rule = rules.schedule_free_adamw
+    state_names = dict(sqr_avg='exp_avg_sq')
 
 
 class ADOPT(RuleOptimizer):

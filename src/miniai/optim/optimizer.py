@@ -3,28 +3,29 @@ import copyreg
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from miniai.distributed.dtensor import is_dtensor, reshard
+from miniai.optim.evaluation_point import EvaluationPoint
 from miniai.optim.matrices import check_matrices, matrix_groups
 from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import Stages, program
 from miniai.optim.state_dict import check_loadable, own_group, restore_states
-from miniai.optim.zero import from_all_ranks, show_momentum, zero_around
+from miniai.optim.zero import show_momentum, zero_around
 
 __all__ = ['RuleOptimizer', 'optimizer', 'class_of', 'inner_optimizer']
 
 OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=False, cautious=False, ema=None,
                state=None, rounding='nearest', seed=0)
 _CLASSES = {}  # the optimizer class of each rule
-_KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'rounding', 'seed', 'state_dtype', 'stages')
+_KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'rounding', 'seed', 'state_dtype', 'stages',
+         '_weights')
 
 
 class _RuleClass(type):
@@ -38,7 +39,7 @@ def _reduced(cls: _RuleClass) -> str | tuple:
 copyreg.pickle(_RuleClass, _reduced)
 
 
-class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
+class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass):
     """An optimizer made from a `rule`, a function as described in miniai.optim.rules. Arguments: `params, lr, wd`, the
     weight decay, then the rule's other hyperparameters with their defaults, then options by keyword.
 
@@ -57,7 +58,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
     torch_group: ClassVar[Callable[[dict[str, Any]], dict[str, Any]]] = staticmethod(lambda group: {})
     unlike_torch: ClassVar[dict[str, str]] = {}
     mathematics: ClassVar[str]  # the name of the class that set the rule: a state_dict says whose state it is
-    skipped, zero, _plan, _weights = 0, None, None, None
+    skipped, zero, _plan = 0, None, None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -137,6 +138,10 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         missing = [k for k, v in (defaults | group).items() if v is REQUIRED]
         if missing: raise TypeError(f"{rule.__name__} has no default for {', '.join(missing)}: give it in the group")
         rule._check(defaults | group)
+        own_stages = [f.name for f in fields(self.stages) if f.name not in ('clip_value', 'decoupled')]
+        odd = [nm for nm in own_stages if rule.spec.evaluated and getattr(self.stages, nm)]
+        if odd: raise ValueError(f"{rule.__name__} has an evaluation point of its own, which {odd[0]} would make "
+                                 f"wrong: create it without {odd[0]}")
         program(rule.spec, self.stages)  # raises an error if the rule returns too few or too many values
         self.defaults = defaults  # torch completes the group from these
         try: super().add_param_group(group)
@@ -175,47 +180,10 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         "Which path (fused, batched, eager) steps how many parameters that have gradients now, and why."
         return current_plan(self).path()
 
-    @contextmanager
-    def averaged(self, model: torch.nn.Module | None = None) -> Iterator[None]:
-        """Within this context the parameters are their weight averages, `ema`. ValueError without `ema`, or without
-        `model` if its parameters are DTensors, as FSDP2's are."""
-        if self.ema is None: raise ValueError(f"{type(self).__name__} has no weight averages: create it with ema=0.999")
-        if model is None and any(is_dtensor(p) for g in self.param_groups for p in g['params']):
-            raise ValueError("the parameters are DTensors, of which the model may have gathered copies: call "
-                             "averaged(model), so that it uses the averages")
-        self.swap_averages(model)
-        try: yield
-        finally: self.swap_averages(model)
-
-    @property
-    def shows_averages(self) -> bool:
-        "Whether the parameters are their weight averages now."
-        return self._weights is not None
-
-    def averages(self) -> dict[torch.Tensor, torch.Tensor]:
-        "The weight averages of all parameters that have been stepped. In ZeroRedundancyOptimizer all ranks call it."
-        own = {p: state['ema'] for p, state in self.state.items() if state.get('step') and 'ema' in state}
-        return own if self.zero is None else from_all_ranks(self.zero, own)
-
-    @torch.no_grad()
-    def swap_averages(self, model: torch.nn.Module | None = None) -> None:
-        "Replace parameters, those of `model`, by their weight averages; called again, put the parameters back."
-        new, self._weights = self._weights, None
-        if new is None:
-            new = self.averages()
-            self._weights = {p: p.detach().clone() for p in new}
-        for p, x in new.items(): p.copy_(x)
-        if model is not None: reshard(model)
-
-    def keep_averages(self, model: torch.nn.Module | None = None) -> None:
-        "Replace parameters, those of `model`, by their weight averages for good."
-        if self._weights is None: self.swap_averages(model)
-        self._weights = None
-
     def state_dict(self) -> dict[str, Any]:
         """Like torch's. Each group also has what torch's class of the same mathematics needs there, its kind of decay,
         and the name of its rule's class."""
-        out = super().state_dict()
+        out = self.with_training_point(super().state_dict())
         for group in out['param_groups']:
             rule = self.rule_of(group)
             group |= {theirs: group[h] for h, theirs in rule.torch_names.items()} | rule.torch_group(group)
@@ -229,6 +197,7 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
         groups = zip(state_dict['param_groups'], self.param_groups, strict=False)
         super().load_state_dict(state_dict | dict(param_groups=[own_group(self, *pair) for pair in groups]))
         restore_states(self, state_dict)
+        self.restore_training_point()
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {k: getattr(self, k) for k in _KEPT}
@@ -251,6 +220,8 @@ class RuleOptimizer(torch.optim.Optimizer, metaclass=_RuleClass):
 
 
 def _step(opt: RuleOptimizer, closure: Callable[[], Any] | None = None) -> Any:
+    if opt.shows_averages: raise RuntimeError(
+        "the parameters are at the evaluation point, where opt.eval() put them: call opt.train() before the next batch")
     loss = None if closure is None else torch.enable_grad()(closure)()
     current_plan(opt).step(opt)
     return loss

@@ -2,7 +2,8 @@
 
 A rule takes a parameter `p`, its gradient `g`, then state by name, and keyword-only hyperparameters, with `t` the
 parameter's own step count from 1; it returns the new parameter and the new state. It runs on Python floats and on
-tensors alike. Weight decay is not part of a rule: the optimizer applies it.
+tensors alike. Weight decay is not part of a rule: the optimizer multiplies the parameter by 1 - lr*wd before the rule,
+unless the rule takes `wd`, because it decays in another way.
 """
 from collections.abc import Callable
 from math import inf
@@ -12,7 +13,8 @@ from miniai.kernels.math import maximum, minimum, sign, sqrt, where
 from miniai.kernels.matrix import norm, orthogonalize
 
 __all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'radam',
-           'adopt', 'ademamix', 'mars', 'lion', 'lamb', 'muon', 'starts', 'scalars', 'matrix']
+           'adopt', 'ademamix', 'mars', 'lion', 'lamb', 'muon', 'schedule_free_sgd', 'schedule_free_adamw', 'starts',
+           'scalars', 'matrix', 'evaluated']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
@@ -42,6 +44,15 @@ def matrix(others: Callable, longest: float = inf, hidden: bool = True, flat: bo
     layer unless `hidden=False`."""
     def decorate(rule: Callable) -> Callable:
         rule.others, rule.longest, rule.hidden, rule.flat = others, longest, hidden, flat
+        return rule
+    return decorate
+
+
+def evaluated(at: Callable) -> Callable:
+    """Decorator: models are evaluated `at` a point other than the parameter, a function of `p`, states and
+    hyperparameters, by their names."""
+    def decorate(rule: Callable) -> Callable:
+        rule.evaluated = at
         return rule
     return decorate
 
@@ -182,3 +193,42 @@ def muon_scale(p: Any, adjust: str) -> float:
     if adjust == 'match_rms_adamw': return 0.2 * max(m, n)**0.5
     if adjust in ('spectral', 'original'): return max(1, m/n)**0.5  # torch.optim.Muon says original
     raise ValueError(f"adjust must be 'match_rms_adamw' or 'spectral', got {adjust!r}")
+
+
+@evaluated(lambda p, z, mom: (p - (1-mom)*z)/mom)
+@starts(z=lambda p, g: p)
+@scalars(weight_sum=0., lr_max=0.)
+def schedule_free_sgd(p, g, z, weight_sum, lr_max, *, t, lr=1., wd=0., mom=0.9, warmup_steps=0, r=0.,
+                      weight_lr_power=2.):
+    """Schedule-Free SGD (Defazio et al. 2024, equations 3 to 5): gradients are taken at `p`, between the steps `z` and
+    their average `x`."""
+    lr, c, weight_sum, lr_max = averaging(t, lr, warmup_steps, r, weight_lr_power, weight_sum, lr_max)
+    x = (p - (1-mom)*z)/mom
+    z = z - lr*(g + wd*p)
+    x = (1-c)*x + c*z
+    return (1-mom)*z + mom*x, z, weight_sum, lr_max
+
+
+@evaluated(lambda p, z, beta1: (p - (1-beta1)*z)/beta1)
+@starts(z=lambda p, g: p)
+@scalars(weight_sum=0., lr_max=0.)
+def schedule_free_adamw(p, g, z, sqr_avg, weight_sum, lr_max, *, t, lr=2.5e-3, wd=0., beta1=0.9, beta2=0.999, eps=1e-8,
+                        warmup_steps=0, r=0., weight_lr_power=2.):
+    "Schedule-Free AdamW (Defazio et al. 2024, algorithm 1)."
+    lr, c, weight_sum, lr_max = averaging(t, lr, warmup_steps, r, weight_lr_power, weight_sum, lr_max)
+    sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
+    u = g / (sqrt(sqr_avg)/(1 - beta2**t)**0.5 + eps)
+    x = (p - (1-beta1)*z)/beta1
+    z = z - lr*(u + wd*p)
+    x = (1-c)*x + c*z
+    return (1-beta1)*z + beta1*x, z, sqr_avg, weight_sum, lr_max
+
+
+def averaging(t: Any, lr: Any, warmup_steps: Any, r: Any, power: Any, weight_sum: Any, lr_max: Any) -> tuple:
+    """The rate as it warms up, the weight of this step in a Schedule-Free average, and what that is computed from: the
+    sum of all weights and the highest rate so far."""
+    lr = lr * minimum(t/maximum(warmup_steps, 1.), 1.)
+    lr_max = maximum(lr, lr_max)
+    weight = t**r * lr_max**power
+    weight_sum = weight_sum + weight
+    return lr, weight/maximum(weight_sum, 1e-300), weight_sum, lr_max

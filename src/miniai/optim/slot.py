@@ -84,7 +84,7 @@ def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     if not spec.starts: return
     g = placed_as(wide(slot.p.grad), placement(now))
     if spec.others: now, g = (as_matrix(whole(x), spec.flat) for x in (now, g))
-    g = prepared(slot.program.stages, now, g, hypers)[1]
+    g = prepared(spec, slot.program.stages, now, g, hypers)[1]
     for s, value in spec.starts.items():
         first, old = value(now, g), state[slot.rule.state_name(s)]
         local(old).copy_(local(placed_like(first, old))) if isinstance(first, Tensor) else old.fill_(first)

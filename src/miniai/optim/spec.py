@@ -13,7 +13,7 @@ __all__ = ['RuleSpec', 'read_rule', 'rule_name', 'REQUIRED']
 
 REQUIRED = inspect.Parameter.empty
 _STATE, _HYPER = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-_RESERVED = {'wd', 'weight_decay', 'step', 'params', 'betas', 'rule', 'g_scale', 'share', 'ema_decay', 'decoupled',
+_RESERVED = {'weight_decay', 'step', 'params', 'betas', 'rule', 'g_scale', 'share', 'ema_decay', 'decoupled',
              'clip_norm', 'clip_value', 'skip_nonfinite', 'cautious', 'ema', 'state', 'rounding', 'seed'}
 _KEYS = dict(mom='momentum', wd='weight_decay')  # hyperparameters for which groups use torch's name
 
@@ -24,7 +24,8 @@ class RuleSpec:
     value; `hypers` map to their defaults, or REQUIRED; `starts` maps states that do not start at zero to a function of
     (p, g). `untraced` says why a rule cannot be traced; it is '' for rules that can. `others` is the rule for other
     parameters if this one is for matrices only: those with at most `longest` rows and columns, only `hidden` ones,
-    `flat` or with all their dimensions."""
+    `flat` or with all their dimensions. `decays` says that the rule takes `wd` and applies decay itself.
+    `evaluated` gives the point at which models are evaluated, and `point_names` are what it takes."""
     rule: Callable
     states: tuple[str, ...]
     scalars: dict[str, float]
@@ -36,6 +37,14 @@ class RuleSpec:
     longest: float
     hidden: bool
     flat: bool
+    decays: bool
+    evaluated: Callable | None
+
+    @property
+    def state_names(self) -> tuple[str, ...]: return (*self.states, *self.scalars)
+
+    @cached_property
+    def point_names(self) -> tuple[str, ...]: return tuple(inspect.signature(self.evaluated).parameters)
 
     @cached_property
     def betas(self) -> tuple[str, ...]:
@@ -88,10 +97,11 @@ def read_rule(rule: Callable) -> RuleSpec:
     except Exception as e: untraced = f"{rule_name(rule)} cannot be traced: {e}"
     states = [p.name for p in params[2:] if p.kind is _STATE]
     hypers = {p.name: p.default for p in params if p.kind is _HYPER}
-    uses_t = hypers.pop('t', None) is not None
+    uses_t, decays = (hypers.pop(h, None) is not None for h in ('t', 'wd'))
     return RuleSpec(rule, tuple(s for s in states if s not in scalars), {s: scalars[s] for s in states if s in scalars},
                     hypers, uses_t, starts, untraced, _noted(rule, 'others', None), _noted(rule, 'longest', inf),
-                    _noted(rule, 'hidden', True), _noted(rule, 'flat', True))
+                    _noted(rule, 'hidden', True), _noted(rule, 'flat', True), decays,
+                    _noted(rule, 'evaluated', None))
 
 
 def _noted(rule: Callable, what: str, default: Any) -> Any:
@@ -113,8 +123,9 @@ def _wrong_arguments(params: list[inspect.Parameter]) -> str | None:
     if 'lr' not in hypers: return "it needs a keyword-only lr, the learning rate: rule(p, g, *, lr)"
     names = [p.name for p in params]
     taken = sorted(_RESERVED & set(names))
-    if {'wd', 'weight_decay', 'step'} & set(taken) or ('t' in names and 't' not in hypers):
-        return (f"the optimizer handles decay and counts steps: remove {', '.join(taken or 't')}, and take "
+    wrong = [h for h in ('t', 'wd') if h in names and h not in hypers]
+    if {'weight_decay', 'step'} & set(taken) or wrong:
+        return (f"the optimizer handles decay and counts steps: remove {', '.join(taken or wrong)}, and take "
                 f"the step count as a keyword-only t")
     if taken: return f"the optimizer uses the name {', '.join(taken)} itself: choose another one"
     return None

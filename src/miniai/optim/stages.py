@@ -89,15 +89,15 @@ def program(spec: RuleSpec, stages: Stages) -> Program:
     "A rule and its stages, composed and traced."
     n, states = len(spec.states), (*spec.states, 'ema') if stages.ema else spec.states
     def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        p, g = prepared(stages, p, g, h)
-        new_p, *new = _call(spec, p, g, states, h)
+        p, g = prepared(spec, stages, p, g, h)
+        new_p, *new = _call(spec, stages, p, g, states, h)
         if stages.rescaled: new_p = rescaled(p, new_p, h['share'])
         if stages.cautious: new_p = cautious(p, new_p, g)
         average = (averaged(states[n], new_p, h['ema_decay'], h['t']),) if stages.ema else ()
         return (new_p, *new[:n], *average, *new[n:])
     def mask(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        p, g = prepared(stages, p, g, h)
-        return agrees(p, _call(spec, p, g, states, h)[0], g), *states[len(states) - len(spec.scalars):]
+        p, g = prepared(spec, stages, p, g, h)
+        return agrees(p, _call(spec, stages, p, g, states, h)[0], g), *states[len(states) - len(spec.scalars):]
     hypers = ('t', *spec.hypers, 'wd', 'g_scale', 'clip_value', 'ema_decay', *(('share',) if stages.rescaled else ()))
     def traced(f: Callable) -> Trace | None:
         return None if spec.untraced else trace_rule(f, ('p', 'g', *states, *spec.scalars), hypers, tuple(spec.scalars))
@@ -105,17 +105,20 @@ def program(spec: RuleSpec, stages: Stages) -> Program:
     return Program(spec, stages, states, run, traced(run), *masks)
 
 
-def prepared(stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any]:
+def prepared(spec: RuleSpec, stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any]:
     "The parameter and the gradient as the rule sees them: scaled, clipped, decayed."
     g = g * h['g_scale']
     if stages.clip_value: g = clipped(g, h['clip_value'])
-    return (decayed(p, h['lr'], h['wd']), g) if stages.decoupled else (p, with_l2(p, g, h['wd']))
+    if not stages.decoupled: return p, with_l2(p, g, h['wd'])
+    return (p if spec.decays else decayed(p, h['lr'], h['wd'])), g
 
 
-def _call(spec: RuleSpec, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:
+def _call(spec: RuleSpec, stages: Stages, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:
     "What the rule returns, as a tuple. TypeError if it is not the parameter and its states."
     own = (*states[:len(spec.states)], *states[len(states) - len(spec.scalars):])
-    out = spec.rule(p, g, *own, **{nm: h[nm] for nm in (*spec.hypers, *(('t',) if spec.uses_t else ()))})
+    if not stages.decoupled: h = h | dict(wd=0.)  # the gradient has it
+    names = (*spec.hypers, *['t']*spec.uses_t, *['wd']*spec.decays)
+    out = spec.rule(p, g, *own, **{nm: h[nm] for nm in names})
     out = out if isinstance(out, tuple) else (out,)
     if len(out) == 1 + len(own): return out
     raise TypeError(f"rule {rule_name(spec.rule)} must return the new parameter and its {len(own)} state(s) "

@@ -33,6 +33,7 @@ from miniai.resume.signals import OutlastSignals, SignalWatch
 from miniai.resume.start import ResumedPassCB, ResumePoint, find_resume_point
 from miniai.resume.state import RunState, loaders_of
 from miniai.steps.average import AverageCB
+from miniai.steps.evaluation_point import EvaluationPointCB
 
 __all__ = ['CheckpointCB']
 
@@ -278,7 +279,7 @@ class _Run:
             if change: warnings.warn(f"CheckpointCB: checkpoints saved from now on cannot be resumed: {change}. "
                                      f"Make this change before the fit", stacklevel=5)
             for cb in learn.cbs if best else ():
-                if not isinstance(cb, AverageCB): continue
+                if not isinstance(cb, AverageCB | EvaluationPointCB): continue
                 state |= dict(raw=state['model'], model=cb.averaged(learn, state['model']))
             state, tensors = self._apart(dict(position=position, versions=versions(learn), **state))
             self.files.save(with_all_ranks(state, learn.model), tensors, best)

@@ -13,7 +13,7 @@ from miniai.events import Callback, is_cancel
 from miniai.optim.optimizer import inner_optimizer
 from miniai.optim.stages import warm_decay
 
-__all__ = ['AverageCB']
+__all__ = ['AverageCB', 'averaged_state']
 
 
 class AverageCB(Callback):
@@ -30,6 +30,9 @@ class AverageCB(Callback):
     def before_fit(self, learn: Any) -> None:
         opt, self._model = inner_optimizer(learn.opt), learn.model
         if not getattr(learn, 'trains', True): return
+        if getattr(opt, 'rule_averages', False):
+            raise ValueError(f"{type(opt).__name__} has an evaluation point of its own, which every fit uses: remove "
+                             f"AverageCB")
         if getattr(opt, 'ema', None) is None:
             raise ValueError("AverageCB needs an optimizer that keeps weight averages, such as "
                              "opt_func=partial(AdamW, ema=0.999)")
@@ -93,11 +96,7 @@ class AverageCB(Callback):
 
     def averaged(self, learn: Any, state: dict[str, Any]) -> dict[str, Any]:
         "The model's state_dict `state` with averages of parameters and buffers in it."
-        reshard(learn.model)
-        averages = inner_optimizer(learn.opt).averages()
-        named = unwrapped(learn.model).named_parameters(remove_duplicate=False)
-        new = {nm: averages[p].to(p.dtype) for nm, p in named if p in averages} | self._buffers
-        return {nm: new.get(nm, x) for nm, x in state.items()}
+        return {nm: self._buffers.get(nm, x) for nm, x in averaged_state(learn, state).items()}
 
     def cleanup_fit(self, learn: Any) -> None:
         error = getattr(learn, 'ended_by', None)
@@ -115,6 +114,15 @@ class AverageCB(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Restore what `state_dict` returned."
         self._steps, self._buffers = state['steps'], state['buffers']
+
+
+def averaged_state(learn: Any, state: dict[str, Any]) -> dict[str, Any]:
+    "The model's state_dict `state` with the averages of its parameters in it."
+    reshard(learn.model)
+    averages = inner_optimizer(learn.opt).averages()
+    named = unwrapped(learn.model).named_parameters(remove_duplicate=False)
+    new = {nm: averages[p].to(p.dtype) for nm, p in named if p in averages}
+    return {nm: new.get(nm, x) for nm, x in state.items()}
 
 
 def _steps(opt: Any) -> list[int]: return [s['step'] for s in opt.state.values()]
