@@ -43,6 +43,14 @@ class Shuffled:
         for i in torch.randperm(self.n).split(8): yield dict(i=i, nested=[i, (i.float(), 'text')])
 
 
+class Around:
+    "A user's loader around another, which begins only when it is asked for a batch."
+    def __init__(self, name, dl): setattr(self, name, dl)
+
+    def __iter__(self):
+        for batch in next(iter(vars(self).values())): yield batch  # noqa: UP028
+
+
 def first(batch): return batch['i'] if isinstance(batch, dict) else batch if torch.is_tensor(batch) else batch[0]
 
 
@@ -54,7 +62,8 @@ def loaders(n):
             [(x[i:i + 8], x[i:i + 8]) for i in range(0, n, 8)], DataLoader(ds, 8), DataLoader(ds, 8, shuffle=True),
             DataLoader(ds, 8, shuffle=True, generator=seeded), DataLoader(ds, 8, shuffle=True, drop_last=True),
             DataLoader(ds, 8, sampler=weighted), DataLoader(ds, batch_sampler=Lazy(n)), Shuffled(n),
-            DataLoader(Counting(n), 8), DataLoader(x, 8, shuffle=True)]
+            DataLoader(Counting(n), 8), DataLoader(x, 8, shuffle=True), Around('dl', DataLoader(ds, 8)),
+            *(Around(name, MemoryLoader(x, x, bs=8, shuffle=True)) for name in ('dl', 'loader'))]
 
 
 def passes(sizes):
@@ -103,6 +112,16 @@ def test_a_process_loads_its_own_part_only_with_and_without_workers():
     (passes, own), (_, others) = (part[0] for part in run_ranks(loaded, 2))
     assert own == [i for p in passes for batch in p for i in batch]
     assert sorted(own[:11] + others[:10]) == list(range(21))
+
+
+def outside():
+    dl = MemoryLoader(torch.arange(4), bs=3)
+    list(in_parts(dl))
+    return [x.tolist() for x, in dl]
+
+
+def test_outside_a_fit_each_process_has_whole_batches():
+    assert run_ranks(outside, 2) == [[[0, 1, 2], [3]]]*2
 
 
 def as_they_are():

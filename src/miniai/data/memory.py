@@ -1,6 +1,7 @@
 "Batches from arrays in memory: shuffled by (seed, epoch), gathered, and scaled to floats one batch at a time."
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from operator import index
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniai.distributed.ranks import part, part_of
+from miniai.distributed.ranks import part_of
 
 __all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of', 'some_rows', 'kept_rows',
            'permutation', 'own_part', 'batches_in_words']
@@ -22,9 +23,9 @@ class MemoryLoader:
     `to_float`, `mean` and `std`), and with `channels_last` images (N, H, W, C) come as (N, C, H, W); if `n_inp` is
     above 1, `mean`, `std` and `channels_last` are lists. With `shuffle` the order is a function of `seed` and epoch,
     else that of the arrays, or of `rows`, the indices to use. `epoch` is the next epoch: each pass adds one, and it may
-    be set. Each of several processes gets its part of every batch. `drop_last` drops a smaller last batch, `pack` makes
-    a batch from a list of tensors, and `source` says where the data came from. ValueError or TypeError for arguments
-    that do not fit."""
+    be set. `drop_last` drops a smaller last batch, `pack` makes a batch from a list of tensors, and `source` says where
+    the data came from. ValueError or TypeError for arguments that do not fit."""
+    _in_parts = False
     def __init__(self, *arrays: Any, bs: int, shuffle: bool = False, seed: int = 0, drop_last: bool = False,
                  device: str | torch.device | None = None, to_float: bool = True, mean: Any = None, std: Any = None,
                  rows: Tensor | None = None, pack: Callable[[list[Tensor]], Any] = tuple, source: str = '',
@@ -88,6 +89,13 @@ class MemoryLoader:
         def restore() -> None: self.epoch = epoch
         return restore
 
+    @contextmanager
+    def in_parts(self) -> Iterator[None]:
+        "Within it, a pass that begins has only this process's part of each batch."
+        self._in_parts = True
+        try: yield
+        finally: del self._in_parts  # checkpoints hold an object's own attributes
+
     def batches(self, epoch: int, start: int = 0) -> Iterator:
         """The batches of `epoch` from number `start` on, both counted from 0; the attribute `epoch` stays. Batches
         before `start` are not gathered. ValueError for a `start` below 0 or beyond the end."""
@@ -96,7 +104,7 @@ class MemoryLoader:
         rows = slice(start*self.bs, min(len(self)*self.bs, self.n))
         if rows.start >= rows.stop: return iter(())
         order, sizes = self._order(index(epoch)), self.bs
-        if part()[1] > 1:
+        if self._in_parts:
             order = torch.arange(self.n) if order is None else order
             batches = [own_part(rows) for rows in order[rows].split(self.bs)]
             order, rows, sizes = torch.cat(batches), slice(None), list(map(len, batches))

@@ -1,7 +1,8 @@
 "A process's part of each batch of a loader, when several processes train together."
 import zlib
 from collections.abc import Iterable, Iterator
-from itertools import count
+from contextlib import AbstractContextManager
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -28,15 +29,21 @@ def in_parts(dl: Iterable, first_batch: int = 0) -> Iterator[tuple[Any, bool]]:
     if is_divided(inner): return ((batch, True) for batch in dl)
     if isinstance(inner, MemoryLoader):
         sizes = (min(inner.bs, inner.n - i*inner.bs) for i in count(first_batch))
-        return zip(dl, (bool(part_of(n)) for n in sizes), strict=False)
+        return zip(_begun(dl, inner.in_parts()), (bool(part_of(n)) for n in sizes), strict=False)
     if is_indexed(inner):
         own = OwnIndices(inner.batch_sampler)
-        with iterating_over(inner, own): batches = iter(dl)
+        batches = _begun(dl, iterating_over(inner, own))
         return ((batch, i not in own.empty) for i, batch in enumerate(batches, first_batch))
-    if is_hf_stream(inner):
-        with stream_part(inner): batches = iter(dl)
-        return ((batch, True) for batch in batches)
+    if is_hf_stream(inner): return ((batch, True) for batch in _begun(dl, stream_part(inner)))
     return _parts_of_whole_batches(dl, inner)
+
+
+def _begun(dl: Iterable, within: AbstractContextManager) -> Iterator:
+    "A pass over `dl` that has begun `within` a block. A loader around another may begin only with its first batch."
+    with within:
+        batches = iter(dl)
+        first = list(islice(batches, 1))
+    return chain(first, batches)
 
 
 def innermost(dl: Any) -> Any:
