@@ -142,6 +142,13 @@ def with_nan():
 def unwrapped():
     with pytest.raises(ValueError, match=r"2 processes train together, but the model is not wrapped.*DistributedCB"):
         learner(None).fit(1)
+    learn = learner('ddp')
+    learn.model.requires_grad_(False)
+    with pytest.raises(ValueError, match='nothing to train: no parameter'): learn.fit(1)
+    learn = learner(None)
+    fully_shard(learn.model)  # whose root keeps whole weights after validation
+    learn.fit(2)
+    return weights(learn.model)
 
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step():
@@ -152,7 +159,9 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_before_the_step():
     assert same_too
 
 
-def test_a_model_that_is_not_wrapped_is_refused(): run_ranks(unwrapped, 2)
+def test_a_model_is_refused_if_it_is_not_wrapped_and_taken_if_the_user_has_sharded_it():
+    expected = trained(None)[0]
+    for found in run_ranks(unwrapped, 2): torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def hybrid(names):

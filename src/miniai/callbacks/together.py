@@ -12,7 +12,7 @@ from miniai.data.loaders import length_of
 from miniai.data.parts import in_parts, innermost, known_batch_size
 from miniai.device import is_number
 from miniai.distributed.ranks import most, part, rank, total, total_on_device, world
-from miniai.distributed.wrap import is_wrapped, share_buffers
+from miniai.distributed.wrap import is_wrapped, share_buffers, what_trains
 from miniai.events import Callback, CancelBatchException, CancelEpochException, CancelFitException, is_cancel
 from miniai.metrics.metrics import MetricsCB
 from miniai.metrics.weight import is_sum, sum_error, summed, weight_of
@@ -91,7 +91,8 @@ class TogetherCB(Callback):
         self._asking = [cb for cb in learn.cbs if hasattr(cb, 'asks')]
 
     def before_epoch(self, learn: Any) -> None:
-        if world() > 1 and learn.model.training and not is_wrapped(learn.model): raise ValueError(
+        trains = world() > 1 and learn.model.training and any(what_trains(learn.model))
+        if trains and not is_wrapped(learn.model): raise ValueError(
             f"{world()} processes train together, but the model is not wrapped, so each would train its own: add "
             f"DistributedCB('ddp') to cbs")
         self._epoch_shared = True

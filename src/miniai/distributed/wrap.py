@@ -31,8 +31,8 @@ def is_own(name: str) -> bool:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    "Whether parameters of `model` are DTensors, as after `fully_shard` or `parallelize_module`."
-    return any(is_dtensor(p) for p in model.parameters())
+    "Whether `fully_shard` or `parallelize_module` divided `model`. Between its passes FSDP2 may hold whole parameters."
+    return bool(fsdp_modules(model)) or any(is_dtensor(p) for p in model.parameters())
 
 
 def is_wrapped(model: nn.Module) -> bool:
