@@ -15,7 +15,9 @@ MOVING = dict(mom=(.5, .99), sqr_mom=(.8, .999), eps=(1e-6, 1e-3), beta1=(.5, .9
 SHAPES = [(), (0,), (1,), (7,), (3, 2), (2, 3, 2, 1)]
 EVERYTHING = dict(decoupled=False, clip_norm=2., clip_value=.7, skip_nonfinite=True, cautious=True, ema=.9)
 OPTIONS = dict(plain={}, l2=dict(decoupled=False), norm=dict(clip_norm=2.), value=dict(clip_value=.5), ema=dict(ema=.9),
-               cautious=dict(cautious=True), finite=dict(skip_nonfinite=True), everything=EVERYTHING)
+               cautious=dict(cautious=True), tail=dict(tail=20),
+               decay=dict(cautious_decay=True, cautious=True, tail=7), finite=dict(skip_nonfinite=True),
+               everything=EVERYTHING)
 
 
 def drawn(rng, cls):
@@ -42,12 +44,19 @@ class Oracle:
         if o.get('clip_value'): g = min(max(g, -o['clip_value']), o['clip_value'])
         p = self.p*(1 - h['lr']*wd) if o.get('decoupled', True) else self.p
         if not o.get('decoupled', True): g += wd*self.p
+        if o.get('cautious_decay'): p = self.p
         if self.s is None:
             self.s = [g*g if self.cls is optim.RMSProp else 0. for _ in rule.states] + [*rule.scalars.values()]
         out = rule.rule(p, g, *self.s, **h, **(dict(t=self.t) if rule.uses_t else {}))
-        new, *self.s = out if isinstance(out, tuple) else (out,)
+        before, (new, *self.s) = self.s, out if isinstance(out, tuple) else (out,)
+        if o.get('nesterov'):
+            i, = (i for i, s in enumerate(rule.states) if s in ('avg', 'buf'))
+            before[i] = self.s[i]
+            new = rule.rule(p, g, *before, **h, **(dict(t=self.t) if rule.uses_t else {}))[0]
+        if o.get('cautious_decay') and (p - new)*p >= 0: p, new = p*(1 - h['lr']*wd), new - p*h['lr']*wd
         if o.get('cautious') and (p - new)*g <= 0: new = p
         decay = min(o.get('ema', 0.), (1 + self.t)/(10 + self.t))
+        if 'tail' in o: decay = 0. if self.t <= o['tail'] else 1 - 1/(self.t - o['tail'] + 1)
         self.p, self.ema = new, decay*self.ema + (1 - decay)*new
 
 
@@ -108,6 +117,6 @@ def errors(cls, options, dtype, steps=50, seed=0, strided=False, groups=1, shape
     for i, s in enumerate(cls.spec.scalars, len(cls.spec.states)):
         numbers = [opt.state[p][s] for p in ps for _ in range(p.numel())]
         worst = max(worst, error(numbers, [o.s[i] for o in hs]))
-    if 'ema' in options: worst = max(worst, error(found['ema'], [o.ema for o in hs]))
+    for nm in {'ema', 'tail'} & set(options): worst = max(worst, error(found[nm], [o.ema for o in hs]))
     assert {opt.state[p]['step'] for p in ps} == {steps}
     return worst, opt

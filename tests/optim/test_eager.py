@@ -66,7 +66,7 @@ def test_half_precision_is_the_formula_in_float32_rounded_once(rule, name, names
     states = [torch.rand(50).to(dtype) for _ in names]
     saved = {k: s.double().numpy() for k, s in zip(names, states, strict=True)}
     want = formulas.FORMULAS[name](p.double().numpy(), g.double().numpy(), saved, 7, lr=lr, wd=wd, **hypers)
-    hypers |= dict(lr=lr, t=7, wd=wd, g_scale=1., clip_value=None, ema_decay=None)
+    hypers |= dict(lr=lr, t=7, wd=wd, g_scale=1., clip_value=None, ema_decay=None, tail_start=None)
     eager_step(program(spec, Stages()), [p, *states], g, hypers, (False,)*(1+len(names)))
     for got, exact in [(p, want), *((s, saved[k]) for s, k in zip(states, names, strict=True))]:
         assert got.dtype == dtype

@@ -40,7 +40,8 @@ def snapshot(opt):
 def test_arguments_are_the_notebooks_in_its_order():
     args = {SGD: 'params lr wd', Momentum: 'params lr wd mom', RMSProp: 'params lr wd sqr_mom eps',
             Adam: 'params lr wd beta1 beta2 eps'}
-    options = ['decoupled', 'clip_norm', 'clip_value', 'skip_nonfinite', 'cautious', 'ema', 'state', 'rounding', 'seed']
+    options = ['decoupled', 'clip_norm', 'clip_value', 'skip_nonfinite', 'cautious', 'ema', 'tail', 'nesterov',
+               'cautious_decay', 'hyperball', 'state', 'rounding', 'seed']
     for cls, names in args.items():
         given = inspect.signature(cls).parameters
         assert list(given) == names.split() + options

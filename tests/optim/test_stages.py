@@ -1,4 +1,5 @@
-"Stages around a rule: clipping by value, cautious steps, weight averages, rescaled steps."
+"Stages around a rule: clipping, decay, Nesterov's momentum, cautious and rescaled steps, kept norms, weight averages."
+import copy
 import math
 
 import numpy as np
@@ -7,9 +8,9 @@ import torch
 from torch import nn
 
 from miniai.kernels import fused, numba
-from miniai.optim import SGD, AdamW, Momentum, NAdamW, optimizer
+from miniai.optim import MARS, SGD, AdamW, HeavyBall, Lion, Momentum, Muon, NAdamW, RMSProp, optimizer
 from opts import everything, force_eager, params, run, same
-from oracle import error
+from oracle import error, errors
 
 
 @pytest.mark.parametrize(('rule', 'says'), [
@@ -155,3 +156,153 @@ def test_rescaled_steps_have_the_same_bits_for_any_threads_and_chunks_and_the_ea
     if 'state' in options: return  # a last bit decides how bfloat16 is rounded
     (ps, _), (qs, _) = first, stepped(eager=True)
     assert all(error(q, p) <= 1e-12 for p, q in zip(ps, qs, strict=True) if p.numel())
+
+
+# Cautious decay
+
+def test_decay_is_cautious_where_the_step_leads_away_from_zero(path):
+    p = nn.Parameter(torch.tensor([2., 2., 2., -2., -2., 0.]))
+    p.grad = torch.tensor([1., -1., 0., 1., -1., 1.])
+    SGD([p], lr=.5, wd=.5, cautious_decay=True).step()
+    assert p.tolist() == [2 - .5 - .5, 2 + .5, 2 - .5, -2 - .5, -2 + .5 + .5, -.5]
+
+
+def test_cautious_decay_is_chens_equation_for_adamw(path):
+    rng, p = np.random.default_rng(0), nn.Parameter(torch.ones(300, dtype=torch.float64))
+    x, m, v = np.ones(300), 0., 0.
+    opt = AdamW([p], lr=.1, wd=.3, cautious_decay=True)
+    for t in range(1, 40):
+        g = rng.normal(size=300)
+        m, v = .9*m + .1*g, .999*v + .001*g*g
+        u = m/(1 - .9**t)/(np.sqrt(v/(1 - .999**t)) + 1e-8)
+        x = x - .1*(u + .3*(u*x >= 0)*x)
+        p.grad = torch.tensor(g)
+        opt.step()
+    assert error(p.detach(), x) < 1e-12
+
+
+# Nesterov's momentum
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_with_nesterov_heavy_ball_is_torchs_sgd_with_nesterov(path, dtype):
+    (p,), (q,) = params((40,), dtype=dtype), params((40,), dtype=dtype)
+    run(HeavyBall([p], lr=.01, mom=.8, nesterov=True), [p], 30)
+    run(torch.optim.SGD([q], lr=.01, momentum=.8, nesterov=True), [q], 30)
+    assert error(p.detach(), q.detach()) < (1e-6 if dtype is torch.float32 else 1e-14)
+
+
+def test_with_nesterov_adamw_is_nadam_without_its_warm_up(path):
+    rng, p = np.random.default_rng(0), nn.Parameter(torch.ones(50, dtype=torch.float64))
+    x, m, v = np.ones(50), 0., 0.
+    opt = AdamW([p], lr=.1, wd=0., nesterov=True)
+    for t in range(1, 40):
+        g = rng.normal(size=50)
+        m, v = .9*m + .1*g, .999*v + .001*g*g
+        x = x - .1*(.9*m + .1*g)/(1 - .9**t)/(np.sqrt(v/(1 - .999**t)) + 1e-8)
+        p.grad = torch.tensor(g)
+        opt.step()
+    assert error(p.detach(), x) < 1e-12
+
+
+@pytest.mark.parametrize('cls', [Momentum, NAdamW, Lion])
+def test_nesterov_applies_an_average_once_more_and_no_other_state(path, cls):
+    worst, _ = errors(cls, dict(nesterov=True, clip_norm=2., cautious=True), torch.float64, steps=20)
+    assert worst < 1e-12
+
+
+@pytest.mark.parametrize('cls', [SGD, RMSProp])
+def test_nesterov_for_a_rule_without_an_average_of_gradients_is_an_error(cls):
+    with pytest.raises(ValueError, match=f'{cls.__name__.lower()} has no state named avg or buf: create it without'):
+        cls(params((2,)), lr=.1, nesterov=True)
+
+
+# Tail averages
+
+@pytest.mark.parametrize('start', [1, 4, 30])
+def test_a_tail_average_is_the_mean_of_the_weights_from_that_step_on(path, start):
+    model, seen = nn.Linear(7, 5), []
+    opt = AdamW(model.parameters(), lr=.1, tail=start)
+    for seed in range(12):
+        run(opt, [*model.parameters()], 1, seed)
+        seen.append([p.detach().double().clone() for p in model.parameters()])
+    want = [torch.stack(xs).mean(0) for xs in zip(*seen[min(start, 12) - 1:], strict=True)]
+    with opt.averaged(): assert all(error(p.detach(), w) <= 1e-6
+                                    for p, w in zip(model.parameters(), want, strict=True))
+    assert all(torch.equal(p.double(), w) for p, w in zip(model.parameters(), seen[-1], strict=True))
+
+
+# Hyperball
+
+def hyperball(xs, grads, lr, wd):
+    "AdamW on a sphere, after Wen et al. 2026: parameters and their updates, decay included, have fixed norms."
+    out = []
+    for x, gs in zip(xs, grads, strict=True):
+        m, v, radius = 0., 0., np.linalg.norm(x)
+        for t, g in enumerate(gs, 1):
+            m, v = .9*m + .1*g, .999*v + .001*g*g
+            u = m/(1 - .9**t)/(np.sqrt(v/(1 - .999**t)) + 1e-8)
+            decayed = x*(1 - lr*wd)
+            if x.ndim < 2 or not radius:
+                x = decayed - lr*u
+                continue
+            u = u + wd*x
+            x = x - lr*radius*u/np.linalg.norm(u)
+            x = radius*x/np.linalg.norm(x)
+        out.append(x)
+    return out
+
+
+def test_on_the_hyperball_matrices_and_their_steps_have_fixed_norms_and_vectors_and_zeros_are_free():
+    rng = np.random.default_rng(0)
+    xs = [rng.normal(size=s) for s in ((7, 5), (4, 2, 3, 3), (6,), (1, 1))] + [np.zeros((3, 3))]
+    grads = [rng.normal(size=(25, *x.shape)) for x in xs]
+    ps = [nn.Parameter(torch.tensor(x)) for x in xs]
+    opt = AdamW(ps, lr=.05, wd=.1, hyperball=True)
+    for t in range(25):
+        for p, g in zip(ps, grads, strict=True): p.grad = torch.tensor(g[t])
+        opt.step()
+    for p, w in zip(ps, hyperball(xs, grads, .05, .1), strict=True): assert error(p.detach(), w) < 1e-12
+    assert float(ps[0].detach().norm()) == pytest.approx(np.linalg.norm(xs[0]), rel=1e-14)
+    assert 'because hyperball needs the norms of whole parameters' in opt.path
+
+
+def test_a_matrix_rule_on_the_hyperball_steps_by_the_rate_times_the_norm():
+    p, = params((6, 4), dtype=torch.float64)
+    radius = float(p.detach().norm())
+    opt = Muon([p], lr=.1, wd=0., hyperball=True)
+    for seed in range(5):
+        before = p.detach().clone()
+        run(opt, [p], 1, seed)
+        cosine = float((before*p.detach()).sum())/radius**2
+        assert float(p.detach().norm()) == pytest.approx(radius, rel=1e-14)
+        assert abs(math.tan(math.acos(cosine))) <= .1*1.01  # a step of a tenth of the norm, and back to the sphere
+
+
+# All of them
+
+MANY = [dict(tail=3, cautious_decay=True, nesterov=True, clip_norm=1., cautious='rescaled', state='bf16'),
+        dict(hyperball=True, nesterov=True, ema=.9, cautious='rescaled', clip_value=.5),
+        dict(hyperball=True, tail=2, cautious_decay=True, cautious=True, decoupled=True)]
+
+
+@pytest.mark.parametrize('options', MANY)
+@pytest.mark.parametrize('cls', [NAdamW, MARS, Muon])
+def test_stages_together_resume_to_the_bit(path, cls, options):
+    def made():
+        ps = params((5, 4), (3,), (6, 2))
+        return ps, cls(ps, lr=.01, wd=.1, **options)
+    (ps, a), (qs, b) = made(), made()
+    run(a, ps, 4)
+    for p, q in zip(ps, qs, strict=True): q.data.copy_(p.data)
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
+    run(a, ps, 4, 7), run(b, qs, 4, 7)
+    assert same(everything(a, ps), everything(b, qs))
+    assert all(torch.isfinite(p).all() for p in ps)
+
+
+def test_a_state_dict_without_a_stages_state_is_an_error():
+    for options, missing in ((dict(tail=2), 'tail'), (dict(hyperball=True), 'radius')):
+        ps = params((2, 2))
+        plain = run(AdamW(ps), ps, 1)
+        with pytest.raises(ValueError, match=f"'{missing}'"):
+            AdamW(ps, **options).load_state_dict(plain.state_dict())

@@ -276,3 +276,13 @@ def test_a_predictor_made_during_a_fit_has_the_averages_and_leaves_the_fit_as_it
         def after_batch(self, learn): learn.predictor()
         def after_epoch(self, learn): learn.predictor()
     assert same(weights(trained([AverageCB(), Predicts()])), weights(trained([AverageCB()])))
+
+
+def test_with_a_tail_average_buffers_are_the_mean_of_the_same_steps():
+    seen, model = [], bn_net()
+    class Record(Callback):
+        order = 100
+        def after_step(self, learn): seen.append((model[0].weight.detach().clone(), model[1].running_var.clone()))
+    trained([AverageCB(keep=True), Record()], model=model, opt_func=partial(AdamW, tail=5, eps=1e-3))
+    for found, xs in zip((model[0].weight, model[1].running_var), zip(*seen[4:], strict=True), strict=True):
+        assert torch.allclose(found, torch.stack(xs).mean(0), rtol=1e-5, atol=1e-7)

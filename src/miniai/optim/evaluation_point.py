@@ -16,13 +16,13 @@ __all__ = ['EvaluationPoint']
 
 class EvaluationPoint:
     """The part of a RuleOptimizer that shows the evaluation point in the parameters, and puts the training point back.
-    The evaluation point is the average that `ema` keeps, or what `@evaluated` of the rule computes."""
+    The evaluation point is the average that `ema` or `tail` keeps, or what `@evaluated` of the rule computes."""
     _weights: dict[Tensor, Tensor] | None = None  # the training point while the evaluation point is shown
 
     @property
     def has_averages(self) -> bool:
         "Whether there is an evaluation point other than the parameters."
-        return self.ema is not None or self.rule_averages
+        return bool(self.stages.averages) or self.rule_averages
 
     @property
     def rule_averages(self) -> bool:
@@ -51,7 +51,7 @@ class EvaluationPoint:
     def averaged(self, model: nn.Module | None = None) -> Iterator[None]:
         "Within this context the parameters are the evaluation point, as `eval` puts it there."
         if not self.has_averages:
-            raise ValueError(f"{type(self).__name__} has no weight averages: create it with ema=0.999")
+            raise ValueError(f"{type(self).__name__} has no weight averages: create it with ema=0.999 or tail=1000")
         self.eval(model)
         try: yield
         finally: self.train(model)
@@ -66,7 +66,7 @@ class EvaluationPoint:
     def _point(self, p: Tensor, group: dict[str, Any]) -> Tensor | None:
         state, rule = self.state.get(p, {}), self.rule_of(group)
         if not state.get('step'): return None
-        if 'ema' in state: return state['ema']
+        for average in self.stages.averages: return state.get(average)
         if rule.spec.evaluated is None: return None
         values = hypers_of(group, rule.spec.places) | {s: state[rule.state_name(s)] for s in rule.spec.state_names}
         values['p'] = wide((self._weights or {}).get(p, p).detach())

@@ -13,19 +13,18 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from miniai.optim.evaluation_point import EvaluationPoint
 from miniai.optim.matrices import check_matrices, matrix_groups
+from miniai.optim.options import OPTIONS, stages_of
 from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
-from miniai.optim.stages import Stages, program
+from miniai.optim.stages import program
 from miniai.optim.state_dict import check_loadable, own_group, restore_states
 from miniai.optim.zero import show_momentum, zero_around
 
 __all__ = ['RuleOptimizer', 'optimizer', 'class_of', 'inner_optimizer']
 
-OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=False, cautious=False, ema=None,
-               state=None, rounding='nearest', seed=0)
 _CLASSES = {}  # the optimizer class of each rule
-_KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'rounding', 'seed', 'state_dtype', 'stages',
-         '_weights')
+_KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'tail', 'rounding', 'seed', 'state_dtype',
+         'stages', '_weights')
 
 
 class _RuleClass(type):
@@ -58,7 +57,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
     torch_group: ClassVar[Callable[[dict[str, Any]], dict[str, Any]]] = staticmethod(lambda group: {})
     unlike_torch: ClassVar[dict[str, str]] = {}
     mathematics: ClassVar[str]  # the name of the class that set the rule: a state_dict says whose state it is
-    skipped, zero, _plan = 0, None, None
+    skipped, zero, tail, _plan = 0, None, None, None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -80,25 +79,17 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         given, self.zero = bound.arguments, zero_around()
-        self._set_options(**{k: given.pop(k) for k in OPTIONS})
+        self._set_options({k: given.pop(k) for k in OPTIONS})
         params = given.pop('params')
         if self.spec.others or isinstance(params, nn.Module): params = self._grouped(params)
         super().__init__(params, self.spec.as_group(given, {}))
         if self.zero is not None: show_momentum(self.zero, self.defaults)
 
-    def _set_options(self, decoupled: bool, clip_norm: float | None, clip_value: float | None, skip_nonfinite: bool,
-                     cautious: bool | str, ema: float | None, state: str | None, rounding: str, seed: int) -> None:
-        for name, value, good, wanted in (
-                ('clip_norm', clip_norm, clip_norm is None or clip_norm > 0, 'above 0'),
-                ('clip_value', clip_value, clip_value is None or clip_value > 0, 'above 0'),
-                ('cautious', cautious, cautious in (False, True, 'rescaled'), "True, False or 'rescaled'"),
-                ('ema', ema, ema is None or 0 <= ema < 1, 'in [0, 1), the weight of the average'),
-                ('state', state, state in (None, 'bf16'), "'bf16' or None"),
-                ('rounding', rounding, rounding in ('nearest', 'stochastic'), "'nearest' or 'stochastic'")):
-            if not good: raise ValueError(f"{name} must be {wanted}, got {value!r}")
-        self.clip_norm, self.clip_value, self.skip_nonfinite, self.ema = clip_norm, clip_value, skip_nonfinite, ema
-        self.rounding, self.seed, self.state_dtype = rounding, seed, torch.bfloat16 if state else None
-        self.stages = Stages(clip_value is not None, decoupled, bool(cautious), cautious == 'rescaled', ema is not None)
+    def _set_options(self, options: dict[str, Any]) -> None:
+        self.stages = stages_of(options)
+        for name in ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'tail', 'rounding', 'seed'):
+            setattr(self, name, options[name])
+        self.state_dtype = torch.bfloat16 if options['state'] else None
 
     def _grouped(self, params: Any) -> Any:
         "`params`, which may be a model, and for a rule for matrices in groups."
@@ -216,7 +207,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
                 if p not in self.state: continue
                 s = self.state[p]
                 s['step'] = int(s.get('step', 0))
-                s |= {k: float(s[k]) for k in map(rule.state_name, rule.spec.scalars) if k in s}
+                s |= {k: float(s[k]) for k in map(rule.state_name, program(rule.spec, self.stages).scalars) if k in s}
 
 
 def _step(opt: RuleOptimizer, closure: Callable[[], Any] | None = None) -> Any:

@@ -21,7 +21,7 @@ def path_of(slot: Slot) -> tuple[type | None, str]:
 
 def _eager_reason(slot: Slot) -> str:
     "Why a parameter must be stepped alone; '' if it need not."
-    if slot.program.trace is None: return slot.program.spec.untraced
+    if slot.program.trace is None: return slot.program.untraced
     p, *others = slot.p, slot.p.grad, *slot.tensors[1:]
     where = placement(p)
     if has_sums_in_parts(where) or any(placement(x) != where for x in others):

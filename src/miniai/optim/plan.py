@@ -62,7 +62,7 @@ class Plan:
         if scale is None:
             opt.skipped += 1
             return
-        common = dict(g_scale=scale, clip_value=opt.clip_value, ema_decay=opt.ema)
+        common = dict(g_scale=scale, clip_value=opt.clip_value, ema_decay=opt.ema, tail_start=opt.tail)
         hypers = [hypers_of(g, places) | common for g, places in zip(opt.param_groups, self.places, strict=True)]
         for s in self.unstarted: start_states(s, hypers[s.group])
         for t in self.tables: t.fill(hypers, opt.seed)

@@ -9,7 +9,7 @@ from torch import Tensor
 from miniai.distributed.dtensor import local, placed_as, placed_like, placement, whole
 from miniai.kernels.batched import wide
 from miniai.optim.eager import as_matrix
-from miniai.optim.stages import Program, prepared, program
+from miniai.optim.stages import AVERAGES, Program, prepared, program
 
 __all__ = ['Slot', 'new_state', 'state_shape', 'slots_of', 'start_states']
 
@@ -34,7 +34,7 @@ class Slot:
 
     def dither(self, rounding: str) -> tuple[bool, ...]:
         "Which of `tensors` are kept in bfloat16 and rounded at random: states always, the average of weights never."
-        wanted = [rounding == 'stochastic', *(s != 'ema' for s in self.program.states)]
+        wanted = [rounding == 'stochastic', *(s not in AVERAGES for s in self.program.states)]
         return tuple(w and x.dtype is torch.bfloat16 for w, x in zip(wanted, self.tensors, strict=True))
 
 
@@ -53,7 +53,7 @@ def slots_of(opt: Any) -> Iterator[Slot]:
             state = opt.state[p]
             for s, key in zip(composed.states, keys, strict=True):
                 if key not in state: state[key] = new_state(opt, p, rule, s)
-            numbers = {rule.state_name(s): float(first) for s, first in rule.spec.scalars.items()}
+            numbers = {rule.state_name(s): float(first) for s, first in composed.scalars.items()}
             for key, first in (numbers | dict(step=0)).items(): state.setdefault(key, first)
             yield Slot(p, i, rule, composed, state, keys, tuple(numbers), place)
 
@@ -63,7 +63,7 @@ def new_state(opt: Any, p: Tensor, rule: type, s: str) -> Tensor:
     latter not for weight averages, nor for states of a rule for matrices that start somewhere, such as bases."""
     like, shape = wide(p.detach()), state_shape(p, rule, s)
     if shape != p.shape: return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    exact = s == 'ema' or (rule.spec.others and s in rule.spec.starts)
+    exact = s in AVERAGES or (rule.spec.others and s in rule.spec.starts)
     return torch.zeros_like(like, dtype=like.dtype if exact else opt.state_dtype)
 
 
@@ -80,7 +80,8 @@ def state_shape(p: Tensor, rule: type, s: str) -> torch.Size:
 def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     "Set the states that do not start at zero, from the parameter and from the gradient as the rule will see it."
     state, now, spec = slot.state, wide(slot.p.detach()), slot.program.spec
-    if 'ema' in slot.program.states: state['ema'].copy_(now)
+    for s in slot.program.stages.averages: state[s].copy_(now)
+    if slot.program.stages.hyperball: state['radius'] = float(whole(now).norm())
     if not spec.starts: return
     g = placed_as(wide(slot.p.grad), placement(now))
     if spec.others: now, g = (as_matrix(whole(x), spec.flat) for x in (now, g))

@@ -1,16 +1,20 @@
-"""Stages around a rule, each a small function of numbers: gradient scaling and clipping, decay, cautious masking,
-weight averages. A rule with its stages is a rule again."""
+"""Stages around a rule, each a small function of numbers: gradient scaling and clipping, decay, Nesterov's momentum,
+cautious masking, a kept norm, weight averages. A rule with its stages is a rule again."""
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from miniai.kernels.math import maximum, minimum, where
+from miniai.kernels.matrix import norm
 from miniai.kernels.trace import Trace, trace_rule
 from miniai.optim.spec import RuleSpec, rule_name
 
-__all__ = ['Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2', 'agrees', 'cautious',
-           'rescaled', 'averaged', 'warm_decay']
+__all__ = ['AVERAGES', 'Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2',
+           'cautiously_decayed', 'agrees', 'cautious', 'rescaled', 'on_sphere', 'averaged', 'average_weight']
+
+AVERAGES = 'ema', 'tail'  # the states of weight averages
+MOMENTA = 'avg', 'buf'    # what rules call their average of gradients
 
 SMALLEST_SHARE = 1e-3  # as in the authors' code: a step becomes at most a thousand times longer
 
@@ -23,6 +27,15 @@ class Stages:
     cautious: bool = False
     rescaled: bool = False
     ema: bool = False
+    tail: bool = False
+    nesterov: bool = False
+    cautious_decay: bool = False
+    hyperball: bool = False
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        "The state that holds the weight average, if there is one."
+        return tuple(s for s in AVERAGES if getattr(self, s))
 
 
 def clipped(g: Any, limit: Any) -> Any:
@@ -40,6 +53,12 @@ def with_l2(p: Any, g: Any, wd: Any) -> Any:
     return g + wd*p
 
 
+def cautiously_decayed(p: Any, new_p: Any, lr: Any, wd: Any) -> tuple[Any, Any]:
+    "`p` and `new_p` decayed where the step does not lead away from zero (Chen et al. 2025, equation 2)."
+    decay = where(where(p > 0, p - new_p, new_p - p) >= 0, lr*wd*p, 0.)
+    return p - decay, new_p - decay
+
+
 def agrees(p: Any, new_p: Any, g: Any) -> Any:
     "Whether the step from `p` to `new_p` goes against the gradient."
     return where(g > 0, p - new_p, where(g < 0, new_p - p, 0.)) > 0
@@ -55,54 +74,93 @@ def rescaled(p: Any, new_p: Any, share: Any) -> Any:
     return p - (p - new_p) * (1/maximum(share, SMALLEST_SHARE))
 
 
-def averaged(ema: Any, p: Any, decay: Any, t: Any) -> Any:
-    "An exponential average of the parameter, which warms up: over about the last tenth of the first steps."
-    return ema + (1 - warm_decay(decay, t))*(p - ema)
+def on_sphere(p: Any, new_p: Any, radius: float, lr: Any) -> Any:
+    """The step with a length of lr*radius, then the parameter with the norm `radius`, that of its first value (Wen et
+    al. 2026, Hyperball). Vectors, and parameters that start at zero, are left free."""
+    if getattr(p, 'ndim', 2) < 2 or not radius: return new_p
+    step = p - new_p
+    length = norm(step)
+    new_p = p - where(length > 0, lr*radius/length, 0.)*step
+    return radius/norm(new_p) * new_p
 
 
-def warm_decay(decay: Any, t: Any) -> Any:
-    "The weight that an average has at step `t`: `decay`, and less at first (TensorFlow's ExponentialMovingAverage)."
-    return minimum(decay, (1 + t)/(10 + t))
+def averaged(average: Any, p: Any, weight: Any) -> Any:
+    "An average of the parameter, in which its new value has that weight."
+    return average + weight*(p - average)
+
+
+def average_weight(t: Any, ema: Any, tail: Any) -> Any:
+    """The weight of step `t` in an average. That of `ema` is exponential and warms up, over about the last tenth of the
+    first steps (TensorFlow's ExponentialMovingAverage); that of `tail` is uniform over the steps from `tail` on."""
+    return 1 - minimum(ema, (1 + t)/(10 + t)) if tail is None else 1/maximum(t - tail + 1, 1.)
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
     """A rule with its stages: `run(p, g, *states, *scalars, **hypers)` returns the new parameter, states and scalars.
     `mask`, with the same arguments, says where a step agrees with the gradient; it is None unless the step is rescaled
-    by the mask's mean, the hyperparameter `share`. `trace` and `mask_trace` are their traces, None if untraceable."""
+    by the mask's mean, the hyperparameter `share`. `scalars`, one number per parameter each, map to their first values.
+    `trace` and `mask_trace` are traces of the two, None if `untraced` says why there are none."""
     spec: RuleSpec
     stages: Stages
     states: tuple[str, ...]
+    scalars: dict[str, float]
+    untraced: str
     run: Callable
     trace: Trace | None
     mask: Callable | None
     mask_trace: Trace | None
 
-    @property
-    def scalars(self) -> dict[str, float]:
-        "The rule's states that are one number per parameter, with their first values."
-        return self.spec.scalars
-
 
 @lru_cache(maxsize=512)
 def program(spec: RuleSpec, stages: Stages) -> Program:
-    "A rule and its stages, composed and traced."
-    n, states = len(spec.states), (*spec.states, 'ema') if stages.ema else spec.states
+    "A rule and its stages, composed and traced. ValueError if a stage does not fit the rule."
+    if stages.nesterov: _momentum(spec)
+    n, states = len(spec.states), (*spec.states, *stages.averages)
+    scalars = spec.scalars | (dict(radius=0.) if stages.hyperball else {})
+    untraced = spec.untraced or ('hyperball needs the norms of whole parameters' if stages.hyperball else '')
     def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        p, g = prepared(spec, stages, p, g, h)
-        new_p, *new = _call(spec, stages, p, g, states, h)
+        before, p, new_p, g, new = p, *_stepped(spec, stages, p, g, states, h)
         if stages.rescaled: new_p = rescaled(p, new_p, h['share'])
         if stages.cautious: new_p = cautious(p, new_p, g)
-        average = (averaged(states[n], new_p, h['ema_decay'], h['t']),) if stages.ema else ()
-        return (new_p, *new[:n], *average, *new[n:])
+        if stages.hyperball: new_p = on_sphere(before, new_p, states[-1], h['lr'])
+        average = [averaged(states[n], new_p, _weight(stages, h)) for _ in stages.averages]
+        return (new_p, *new[:n], *average, *new[n:], *states[len(states) - stages.hyperball:])
     def mask(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        p, g = prepared(spec, stages, p, g, h)
-        return agrees(p, _call(spec, stages, p, g, states, h)[0], g), *states[len(states) - len(spec.scalars):]
-    hypers = ('t', *spec.hypers, 'wd', 'g_scale', 'clip_value', 'ema_decay', *(('share',) if stages.rescaled else ()))
+        p, new_p, g, _ = _stepped(spec, stages, p, g, states, h)
+        return agrees(p, new_p, g), *states[len(states) - len(scalars):]
+    hypers = ('t', *spec.hypers, 'wd', 'g_scale', 'clip_value', 'ema_decay', 'tail_start',
+              *(('share',) if stages.rescaled else ()))
     def traced(f: Callable) -> Trace | None:
-        return None if spec.untraced else trace_rule(f, ('p', 'g', *states, *spec.scalars), hypers, tuple(spec.scalars))
+        return None if untraced else trace_rule(f, ('p', 'g', *states, *scalars), hypers, tuple(scalars))
     masks = (mask, traced(mask)) if stages.rescaled else (None, None)
-    return Program(spec, stages, states, run, traced(run), *masks)
+    return Program(spec, stages, states, scalars, untraced, run, traced(run), *masks)
+
+
+def _stepped(spec: RuleSpec, stages: Stages, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:
+    "The parameter before and after the rule's step, the gradient as the rule saw it, and the rule's new states."
+    n = len(spec.states)
+    k = n + len(stages.averages)
+    own = [*states[:n], *states[k:k + len(spec.scalars)]]
+    p, g = prepared(spec, stages, p, g, h)
+    new_p, *new = _call(spec, stages, p, g, own, h)
+    if stages.nesterov:
+        own[_momentum(spec)] = new[_momentum(spec)]
+        new_p = _call(spec, stages, p, g, own, h)[0]
+    if stages.cautious_decay: p, new_p = cautiously_decayed(p, new_p, h['lr'], h['wd'])
+    return p, new_p, g, new
+
+
+def _weight(stages: Stages, h: dict[str, Any]) -> Any:
+    return average_weight(h['t'], h['ema_decay'], h['tail_start'] if stages.tail else None)
+
+
+def _momentum(spec: RuleSpec) -> int:
+    "The index of a rule's average of gradients among its states."
+    found = [i for i, s in enumerate(spec.states) if s in MOMENTA]
+    if found: return found[0]
+    raise ValueError(f"nesterov=True applies a rule's average of gradients once more, but {rule_name(spec.rule)} has "
+                     f"no state named {' or '.join(MOMENTA)}: create it without nesterov")
 
 
 def prepared(spec: RuleSpec, stages: Stages, p: Any, g: Any, h: dict[str, Any]) -> tuple[Any, Any]:
@@ -110,13 +168,12 @@ def prepared(spec: RuleSpec, stages: Stages, p: Any, g: Any, h: dict[str, Any]) 
     g = g * h['g_scale']
     if stages.clip_value: g = clipped(g, h['clip_value'])
     if not stages.decoupled: return p, with_l2(p, g, h['wd'])
-    return (p if spec.decays else decayed(p, h['lr'], h['wd'])), g
+    return (p if spec.decays or stages.cautious_decay else decayed(p, h['lr'], h['wd'])), g
 
 
-def _call(spec: RuleSpec, stages: Stages, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:
+def _call(spec: RuleSpec, stages: Stages, p: Any, g: Any, own: list, h: dict[str, Any]) -> tuple:
     "What the rule returns, as a tuple. TypeError if it is not the parameter and its states."
-    own = (*states[:len(spec.states)], *states[len(states) - len(spec.scalars):])
-    if not stages.decoupled: h = h | dict(wd=0.)  # the gradient has it
+    if not stages.decoupled or stages.cautious_decay: h = h | dict(wd=0.)  # the gradient or a stage has it
     names = (*spec.hypers, *['t']*spec.uses_t, *['wd']*spec.decays)
     out = spec.rule(p, g, *own, **{nm: h[nm] for nm in names})
     out = out if isinstance(out, tuple) else (out,)

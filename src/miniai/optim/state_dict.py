@@ -22,7 +22,7 @@ def check_loadable(opt: Any, state_dict: dict[str, Any]) -> None:
     for k, (p, rule, saved) in enumerate(_parameters(opt, state_dict)):
         for s in program(rule.spec, opt.stages).states:
             _check_state(k, rule.state_name(s), saved, state_shape(p, rule, s))
-        for s in (*rule.spec.scalars, 'step'): _check_number(k, rule.state_name(s), saved)
+        for s in (*program(rule.spec, opt.stages).scalars, 'step'): _check_number(k, rule.state_name(s), saved)
 
 
 def _parameters(opt: Any, state_dict: dict[str, Any]) -> list[tuple[Tensor, type, dict[str, Any]]]:
@@ -115,4 +115,4 @@ def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:
         state = opt.state[p]
         for s in program(rule.spec, opt.stages).states:
             state[rule.state_name(s)] = new_state(opt, p, rule, s).copy_(saved[rule.state_name(s)])
-        for name in map(rule.state_name, rule.spec.scalars): state[name] = float(saved[name])
+        for name in map(rule.state_name, program(rule.spec, opt.stages).scalars): state[name] = float(saved[name])

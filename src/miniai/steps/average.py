@@ -11,14 +11,14 @@ from miniai.distributed.dtensor import reshard
 from miniai.distributed.wrap import unwrapped
 from miniai.events import Callback, is_cancel
 from miniai.optim.optimizer import inner_optimizer
-from miniai.optim.stages import warm_decay
+from miniai.optim.stages import average_weight
 
 __all__ = ['AverageCB', 'averaged_state']
 
 
 class AverageCB(Callback):
-    """Validates with the weight averages of an optimizer made with `ema=…`. Training uses the weights themselves. The
-    model's floating-point buffers, such as BatchNorm's statistics, are averaged like the weights. `evaluate`,
+    """Validates with the weight averages of an optimizer made with `ema=…` or `tail=…`. Training uses the weights
+    themselves. The model's floating-point buffers, such as BatchNorm's statistics, are averaged alike. `evaluate`,
     `results`, `predictor`, `save_model` and `export` use the averages too. With `keep` they stay in the model when a
     training fit ends, unless by an error. CheckpointCB's best.safetensors has the averages as its `model`, and the
     weights as `raw`."""
@@ -33,7 +33,7 @@ class AverageCB(Callback):
         if getattr(opt, 'rule_averages', False):
             raise ValueError(f"{type(opt).__name__} has an evaluation point of its own, which every fit uses: remove "
                              f"AverageCB")
-        if getattr(opt, 'ema', None) is None:
+        if not getattr(opt, 'has_averages', False):
             raise ValueError("AverageCB needs an optimizer that keeps weight averages, such as "
                              "opt_func=partial(AdamW, ema=0.999)")
         self._kept = False
@@ -46,7 +46,8 @@ class AverageCB(Callback):
         steps, buffers = _steps(opt), self._now()
         if sum(steps) == self._steps: return  # it was skipped
         self._steps, self._buffers = sum(steps), self._buffers or {nm: b.clone() for nm, b in buffers.items()}
-        for nm, b in buffers.items(): self._buffers[nm].lerp_(b, 1 - warm_decay(opt.ema, max(steps)))
+        weight = average_weight(max(steps), opt.ema, opt.tail)
+        for nm, b in buffers.items(): self._buffers[nm].lerp_(b, weight)
 
     def _now(self) -> dict[str, Tensor]:
         return {nm: b for nm, b in self._model.named_buffers() if not is_lazy(b) and b.is_floating_point()}
@@ -56,7 +57,7 @@ class AverageCB(Callback):
 
     def _show_averages(self, learn: Any) -> None:
         opt = inner_optimizer(learn.opt)
-        if self._kept or self.shows_averages or getattr(opt, 'ema', None) is None: return
+        if self._kept or self.shows_averages or not getattr(opt, 'has_averages', False): return
         opt.swap_averages(learn.model)
         self.swap_averages()
 
