@@ -49,13 +49,14 @@ from miniai.steps.in_backward import StepInBackwardCB as StepInBackwardCB
 from miniai.steps.plateau import PlateauCB as PlateauCB
 from miniai.steps.schedule import BatchSchedCB as BatchSchedCB
 from miniai.steps.schedule import EpochSchedCB as EpochSchedCB
+from miniai.steps.sharpness import SAMCB as SAMCB
 
 __version__ = '0.3.0'
 __all__ = [
     'Learner', 'TrainLearner', 'Callback', 'CancelBatchException', 'CancelEpochException', 'CancelFitException',
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
-    'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'StepInBackwardCB', 'BatchTransformCB',
-    'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load', 'build_model',
+    'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'StepInBackwardCB', 'SAMCB',
+    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load', 'build_model',
     'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum',
     'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

@@ -65,12 +65,17 @@ def _closure(learn: Any) -> Callable[[], Tensor]:
         nonlocal known
         fresh, known = known == versions(), None
         if fresh: return learn.loss
-        learn.opt.zero_grad()
-        learn.predict()
-        learn.callback('after_predict')
-        learn.get_loss()
-        learn.callback('after_loss')
-        learn.backward()
+        pass_again(learn)
         learn.callback('after_backward')
         return learn.loss
     return closure
+
+
+def pass_again(learn: Any) -> None:
+    "Run the batch again, from `predict` to `backward`, with gradients that start at zero."
+    learn.opt.zero_grad()
+    learn.predict()
+    learn.callback('after_predict')
+    learn.get_loss()
+    learn.callback('after_loss')
+    learn.backward()
