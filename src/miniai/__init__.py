@@ -57,6 +57,6 @@ __all__ = [
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
     'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'StepInBackwardCB', 'SAMCB',
-    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load', 'build_model',
-    'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD', 'Momentum',
-    'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
+    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load',
+    'build_model', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD',
+    'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
