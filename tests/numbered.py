@@ -13,7 +13,7 @@ from miniai.data.memory import MemoryLoader
 from miniai.distributed import DistributedCB, world
 from miniai.distributed.ranks import gathered
 from miniai.distributed.whole import whole_copy
-from miniai.learner import TrainLearner
+from miniai.learner import DeviceCB, TrainLearner
 from miniai.metrics.accuracy import accuracy
 from miniai.metrics.whole import Whole
 from miniai.optim import AdamW
@@ -55,7 +55,7 @@ def weights_of(learn): return torch.cat([p.detach().flatten() for p in whole_cop
 def part_of_run(folder, stop, how='ddp', **options):
     "Resume the run, or start it, and stop it after the batch `stop`. What it saw, its figures, weights, statistics."
     seen, stats = SeenCB(), ActivationStats(lambda m: isinstance(m, nn.ReLU))
-    cbs = [seen, stats, *([DistributedCB(how)] if world() > 1 else []), *([StopCB(*stop)] if stop else [])]
+    cbs = [seen, stats, DistributedCB(how) if world() > 1 else DeviceCB('cpu'), *([StopCB(*stop)] if stop else [])]
     learn = numbered(folder, *cbs, **options)
     if stop: fit_until_stopped(learn, 3, resume=True)
     else: learn.fit(3, resume=True)
