@@ -8,7 +8,10 @@ of 14 tensors and 30k parameters; a transformer of 96 tensors and 25M; the same 
 and 4 square matrices of 67M. Gradients stay the same. The bytes of a step are those it needs at least: parameter,
 gradient and states read, parameter and states written. A copy of 256 MiB, counted as read once and written once, is
 timed in the same rounds. If the processor also reads the memory that a copy overwrites, a step in place shows more GB/s
-than the copy."""
+than the copy.
+
+On a machine with a GPU of NVIDIA, AMD or Intel, `--only gpu --threads 1` compares the kernels by Triton with torch's
+fused and foreach AdamW, and with themselves while hyperparameters change at every step."""
 import argparse
 import ctypes
 import gc
@@ -31,6 +34,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import miniai.optim as optim
 from machine import record
+from miniai.kernels.fused import FusedPass
+from miniai.kernels.triton import DEVICES
 
 ADAMW_BYTES, ONE_STATE_BYTES = 7*4, 5*4  # an element: p, g and states read, p and states written
 
@@ -51,9 +56,9 @@ FOUR = list(SHAPES)[:4]
 LARGE = ['96 of 25M', '4 of 67M']
 
 
-def params_of(size):
+def params_of(size, device='cpu'):
     torch.manual_seed(0)
-    ps = [nn.Parameter(torch.randn(s)*0.02) for s in SHAPES[size]]
+    ps = [nn.Parameter(torch.randn(s, device=device)*0.02) for s in SHAPES[size]]
     for p in ps: p.grad = torch.randn_like(p)*0.01
     return ps
 
@@ -243,8 +248,42 @@ def onecycle(args):
         yield dict(what='kernels compiled by a 1cycle over all hyperparameters', size=size, value=n, limit=1.)
 
 
+def batched(args):
+    "Without kernels: AdamW in batches by torch, against torch's foreach."
+    FusedPass.unsupported = lambda x: 'this benchmark wants it so'
+    theirs = partial(torch.optim.AdamW, lr=1e-4, foreach=True)
+    for size in FOUR[:2]:
+        yield compare(args, size, stepper(optim.AdamW, size, lr=1e-4), stepper(theirs, size), ADAMW_BYTES, None,
+                      'AdamW in batches / torch foreach')
+
+
+def gpu(args):
+    "On a GPU: one kernel by Triton against torch's fused and foreach. A time is a 20th of that of 20 steps and a wait."
+    device = torch.accelerator.current_accelerator()
+    if device is None or device.type not in DEVICES: return
+    def waited(opt, changes=()):
+        def steps():
+            for i in range(20):
+                for g in changes: g.update(lr=1e-4*(1 + i), weight_decay=i/1000)
+                opt.step()
+            torch.accelerator.synchronize()
+        return steps
+    def rival(size, how, **options):
+        return torch.optim.AdamW(params_of(size, device), 1e-4, **{how: True}, **options)
+    options = dict(plain={}, clip_ema=dict(clip_norm=1., ema=0.999), bf16=dict(state='bf16'))
+    for size, (label, given) in product(FOUR, options.items()):
+        ours = optim.AdamW(params_of(size, device), lr=1e-4, **given)
+        contenders = dict(ours=waited(ours), moving=waited(ours, ours.param_groups),
+                          **{how: waited(rival(size, how)) for how in ('fused', 'foreach')})
+        took = {nm: t/20 for nm, t in interleaved(contenders, 5 if args.quick else 50).items()}
+        for nm in list(took)[1:]:
+            yield dict(what=f'AdamW {label} by Triton / {nm}', size=size, value=took['ours']/took[nm], limit=None,
+                       time=took['ours'], other=took[nm])
+        del ours, contenders
+
+
 ROWS = dict(adamw=adamw, momentum=momentum, matmul=matmul, rules=rules, clip_ema=clip_ema, bf16=bf16, groups=groups,
-            memory=memory, first_step=first_step, onecycle=onecycle)
+            memory=memory, first_step=first_step, onecycle=onecycle, batched=batched, gpu=gpu)
 CHILDREN = dict(fresh_step=fresh_step, moved_step=moved_step)
 
 

@@ -40,7 +40,7 @@ def test_a_step_takes_the_same_few_operations_for_any_number_of_tensors(cls, mon
 def test_the_size_of_batches_changes_no_bit(monkeypatch):
     force_batched(monkeypatch)
     ends = []
-    for most in (1 << 16, 1000, 7):
+    for most in (1 << 17, 1000, 7):
         monkeypatch.setattr(batched, 'ON_CPU', most)
         ps = params((100, 30), (5,), (), (0,), (64, 3))
         groups = [dict(params=ps[:2]), dict(params=ps[2:], lr=.3)]

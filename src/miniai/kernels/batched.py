@@ -17,7 +17,7 @@ __all__ = ['BatchedPass', 'squares', 'wide']
 
 # Elements of a batch: on CPUs so few that the vectors of all lines stay in the cache, elsewhere so many that a line
 # takes longer to run than to start. They also bound the memory that a step needs.
-ON_CPU, ELSEWHERE = 1 << 16, 1 << 22
+ON_CPU, ELSEWHERE = 1 << 17, 1 << 22
 
 
 class BatchedPass:
