@@ -165,6 +165,12 @@ def bf16(args):
         yield compare(args, size, half, full, 3*4 + 4*2, 0.80, 'state in bfloat16 / in float32')
 
 
+def int8(args):
+    for size in LARGE:
+        small, full = (stepper(optim.AdamW, size, lr=1e-4, state=s) for s in ('int8', None))
+        yield compare(args, size, small, full, 3*4 + 4*260/256, 0.75, 'state in 8 bits / in float32')
+
+
 def groups(args):
     size = '465 of 25M'
     many = [dict(params=[p], lr=1e-4*(1 + i/465)) for i, p in enumerate(params_of(size))]
@@ -282,8 +288,8 @@ def gpu(args):
         del ours, contenders
 
 
-ROWS = dict(adamw=adamw, momentum=momentum, matmul=matmul, rules=rules, clip_ema=clip_ema, bf16=bf16, groups=groups,
-            memory=memory, first_step=first_step, onecycle=onecycle, batched=batched, gpu=gpu)
+ROWS = dict(adamw=adamw, momentum=momentum, matmul=matmul, rules=rules, clip_ema=clip_ema, bf16=bf16, int8=int8,
+            groups=groups, memory=memory, first_step=first_step, onecycle=onecycle, batched=batched, gpu=gpu)
 CHILDREN = dict(fresh_step=fresh_step, moved_step=moved_step)
 
 

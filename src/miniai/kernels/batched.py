@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miniai.kernels.math import widest
-from miniai.kernels.memory import BLOCK, chunks, irregular
+from miniai.kernels.memory import BLOCK, chunks, flat, irregular
 from miniai.kernels.python import element_function, results_on
 from miniai.kernels.rounding import dithered
 from miniai.kernels.trace import Trace
@@ -41,7 +41,7 @@ class BatchedPass:
     @torch.no_grad()
     def step(self, addresses: np.ndarray, tensors: Callable, h: np.ndarray, keys: np.ndarray) -> None:
         "Write the new parameters and states."
-        columns = [list(map(_flat, xs)) for xs in tensors()]
+        columns = [list(map(flat, xs)) for xs in tensors()]
         for pieces in self.batches:
             cut = [_cut(xs, pieces) for xs in columns]
             new = results_on(self.trace, list(map(_joined, cut)), self._hosts(h, pieces))
@@ -56,14 +56,14 @@ class BatchedPass:
     @torch.no_grad()
     def sum_of_squares(self, addresses: np.ndarray, tensors: Callable) -> float:
         "The sum of squares of the gradients, in double precision."
-        gs = list(map(_flat, tensors()[1]))
+        gs = list(map(flat, tensors()[1]))
         sums = [squares(_joined(_cut(gs, pieces))) for pieces in self.batches]
         return sum(torch.cat(sums).tolist()) if sums else 0.
 
     @torch.no_grad()
     def counts(self, addresses: np.ndarray, tensors: Callable, h: np.ndarray) -> list[float]:
         "For each row the number of elements for which the mask holds."
-        columns, found = [list(map(_flat, xs)) for xs in tensors()], []
+        columns, found = [list(map(flat, xs)) for xs in tensors()], []
         for pieces in self.batches:
             given = [_joined(_cut(xs, pieces)) for xs in columns]
             holds, = element_function(self.mask)(*given, *self._hosts(h, pieces))
@@ -103,11 +103,6 @@ def wide(x: Tensor) -> Tensor:
 def squares(x: Tensor) -> Tensor:
     "The sums of squares of the blocks of a vector, in double precision; the same bits for any number of threads."
     return F.pad(x.to(widest(x)).square(), (0, -len(x) % BLOCK)).view(-1, BLOCK).sum(1)
-
-
-def _flat(x: Tensor) -> Tensor:
-    "The elements of a dense tensor in the order of memory."
-    return x.view(-1) if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
 
 
 def _cut(xs: list[Tensor], pieces: np.ndarray) -> list[Tensor]:

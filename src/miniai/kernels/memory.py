@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ['BLOCK', 'blocks', 'chunks', 'is_dense', 'irregular', 'whole']
+__all__ = ['BLOCK', 'blocks', 'chunks', 'flat', 'is_dense', 'irregular', 'whole']
 
 BLOCK = 4096  # elements that are summed together, whatever the pieces
 
@@ -25,6 +25,11 @@ def is_dense(x: Tensor) -> bool:
         if stride != expected: return False
         expected *= size
     return True
+
+
+def flat(x: Tensor) -> Tensor:
+    "The elements of a dense tensor in the order of memory."
+    return x.view(-1) if x.is_contiguous() else x.as_strided((x.numel(),), (1,))
 
 
 def whole(sizes: list[int]) -> list[tuple[Iterable[int], int]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from miniai.kernels.cache import load_module
 from miniai.kernels.memory import irregular
-from miniai.kernels.source import SIZES, step_source
+from miniai.kernels.source import POINTERS, step_source
 from miniai.kernels.trace import Trace
 
 __all__ = ['Kernel', 'compiled', 'missing_numba', 'serial_reason', 'step_kernel', 'unsupported']
@@ -104,4 +104,4 @@ def missing_numba() -> str:
 def unsupported(x: Tensor) -> str:
     "Why kernels cannot work on a tensor; '' if they can."
     if not x.is_cpu: return f'no kernel for {x.device.type}'
-    return irregular(x) or ('' if x.dtype in SIZES else f'no kernel for {x.dtype}') or missing_numba()
+    return irregular(x) or ('' if x.dtype in POINTERS else f'no kernel for {x.dtype}') or missing_numba()

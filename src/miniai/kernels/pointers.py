@@ -1,9 +1,10 @@
-"Functions that generated kernels import: addresses as typed pointers, and bfloat16 by its bits. Imports Numba."
+"Functions that generated kernels import: typed pointers, bfloat16 by its bits, numbers in 8 bits. Imports Numba."
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ['f32_at', 'f64_at', 'u16_at', 'widened', 'rounded', 'bits_of', 'mixed', 'drawn', 'low', 'high', 'dithered']
+__all__ = ['f32_at', 'f64_at', 'u16_at', 'u8_at', 'widened', 'rounded', 'bits_of', 'mixed', 'drawn', 'low', 'high',
+           'dithered', 'format_of', 'unpacked', 'largest', 'draw', 'pack']
 
 FLAGS = dict(fastmath={'contract', 'nsz'}, error_model='numpy', nogil=True)
 
@@ -25,10 +26,12 @@ def _bitcast(source, target):
     return cast
 
 
-f32_at, f64_at, u16_at = map(_pointer_to, (types.float32, types.float64, types.uint16))
+f32_at, f64_at, u16_at, u8_at = map(_pointer_to, (types.float32, types.float64, types.uint16, types.uint8))
 bits_of, _float = _bitcast(types.float32, types.uint32), _bitcast(types.uint32, types.float32)
 _16, _1, _LOW, _HALF, _QUIET = (np.uint32(x) for x in (16, 1, 0xffff, 0x7fff, 0x7fc0))
 _EXPONENT, _MAGNITUDE = np.uint32(0x7f800000), np.uint32(0x7fffffff)
+_0, _7, _19, _20, _23, _24, _31, _127 = (np.uint32(x) for x in (0, 7, 19, 20, 23, 24, 31, 127))
+_LOWEST, _BYTE, _ONE = np.uint32(112), np.uint32(255), np.float32(1)
 _15, _A, _B = np.uint32(15), np.uint32(0x9e3779b9), np.uint32(0x846ca68b)
 
 
@@ -78,3 +81,60 @@ def dithered(x, noise):
     r = np.uint32(np.uint32(u + noise) >> _16)
     infinite = np.uint32(u & _MAGNITUDE) == _EXPONENT
     return np.uint16(_QUIET if x != x else (np.uint32(u >> _16) if infinite else r))
+
+
+# Numbers in 8 bits, as miniai.kernels.packed describes them.
+
+@njit(**FLAGS)
+def format_of(scale):
+    "How the bytes of a block are read, from its scale: whether they have signs, the shift, and the lowest exponent."
+    signed = np.uint32(bits_of(scale) >> _31)
+    shift = np.uint32(_19 + signed)
+    return signed, shift, np.uint32(_LOWEST << np.uint32(_23 - shift))
+
+
+@njit(**FLAGS)
+def unpacked(u, signed, shift, lowest, scale):
+    "The number that a byte stands for, given the format and the size of the scale."
+    c = np.uint32(u)
+    size = np.uint32(c & np.uint32(_BYTE >> signed))
+    x = _float(np.uint32(np.uint32(size + lowest) << shift))
+    x = (x if size > _0 else np.float32(0)) * scale
+    return _float(np.uint32(bits_of(x) ^ np.uint32(np.uint32(np.uint32(c >> _7) & signed) << _31)))
+
+
+@njit(**FLAGS)
+def largest(x, n):
+    "The scale of `n` numbers: the power of two below the largest, negative if any has a sign."
+    size, signs = _0, _0
+    for j in range(n):
+        u = bits_of(x[j])
+        signs = np.uint32(signs | u)
+        u = np.uint32(u & _MAGNITUDE)
+        size = np.uint32(u if u > size else size)
+    return _float(np.uint32(np.uint32(size & _EXPONENT) | np.uint32(np.uint32(signs >> _31) << _31)))
+
+
+@njit(**FLAGS)
+def draw(noise, n, place, key, rounds):
+    "Fill `noise` with the random numbers of `n` elements from `place` on, after some more rounds of the hash."
+    start = np.uint32(np.uint32(np.uint32(place) * _A) + key)
+    for j in range(n):
+        x = mixed(np.uint32(start + np.uint32(np.uint32(j) * _A)))
+        for _ in range(rounds): x = mixed(x)
+        noise[j] = x
+
+
+@njit(**FLAGS)
+def pack(x, n, out, scale, noise, half):
+    "Write the bytes of `n` numbers, rounded at random by one `half` of `noise`: 0 for the lower, 16 for the upper."
+    signed, shift, lowest = format_of(scale)
+    inverse = _ONE/abs(scale) if abs(scale) > np.float32(0) else np.float32(0)
+    finer, most, positive = np.uint32(shift - _16), np.uint32(_BYTE >> signed), np.uint32(_1 - signed)
+    for j in range(n):
+        size = np.uint32(bits_of(x[j]*inverse) & _MAGNITUDE)
+        dice = np.uint32(np.uint32(np.uint32(noise[j] >> half) & _LOW) << finer)
+        c = np.uint32(max(np.uint32(np.uint32(size + dice) >> shift), lowest) - lowest)
+        least = positive if x[j] > np.float32(0) else _0
+        c = max(min(np.uint32(c), most), least)
+        out[j] = np.uint8(np.uint32(c | np.uint32(np.uint32(bits_of(x[j]) >> _31) << _7)))

@@ -3,7 +3,7 @@ Gives the same bits as the kernels, with torch's integers."""
 import torch
 from torch import Tensor
 
-__all__ = ['dithered', 'key_of']
+__all__ = ['dithered', 'noise', 'key_of']
 
 _MASK = 0xffffffff
 
@@ -22,16 +22,21 @@ def key_of(seed: int, step: int, place: int) -> int:
     return (x ^ (x >> 31)) & _MASK
 
 
-def dithered(x: Tensor, key: int, turn: int = 0, places: Tensor | None = None) -> Tensor:
-    """`x` as bfloat16, rounded at random by each element's place in memory, `key`, and the `turn` of this tensor among
-    those rounded with that key. `places` has the places if `x` is a part of a tensor. Two turns share a 32-bit random
-    number, half each. NaN and infinities stay."""
-    x = x.float()
-    bits, noise = x.view(torch.int32).long() & _MASK, torch.empty_like(x, dtype=torch.int64)
-    in_memory = sorted(range(x.ndim), key=lambda d: (-noise.stride(d), d))
+def noise(x: Tensor, key: int, turn: int = 0, places: Tensor | None = None) -> Tensor:
+    """16 random bits for each element of `x`, by its place in memory, `key`, and the `turn` of this tensor among those
+    rounded with that key. `places` has the places if `x` is a part of a tensor. Two turns share a 32-bit random number,
+    half each."""
+    bits = torch.empty_like(x, dtype=torch.int64)
+    in_memory = sorted(range(x.ndim), key=lambda d: (-bits.stride(d), d))
     if places is None: places = torch.arange(x.numel(), device=x.device)
-    noise.permute(in_memory).view(-1).copy_((places*0x9e3779b9 + key) & _MASK)
-    for _ in range(1 + turn//2): noise = _mixed(noise)
-    upper = ((bits + ((noise >> 16*(turn % 2)) & 0xffff)) >> 16) & 0xffff
+    bits.permute(in_memory).view(-1).copy_((places*0x9e3779b9 + key) & _MASK)
+    for _ in range(1 + turn//2): bits = _mixed(bits)
+    return (bits >> 16*(turn % 2)) & 0xffff
+
+
+def dithered(x: Tensor, key: int, turn: int = 0, places: Tensor | None = None) -> Tensor:
+    "`x` as bfloat16, rounded at random by its `noise`. NaN and infinities stay."
+    x = x.float()
+    upper = (((x.view(torch.int32).long() & _MASK) + noise(x, key, turn, places)) >> 16) & 0xffff
     rounded = ((upper ^ 0x8000) - 0x8000).to(torch.int16).view(torch.bfloat16)
     return torch.where(x.isfinite(), rounded, x.bfloat16())

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from miniai.distributed.dtensor import is_dtensor, local, placed_as, placed_like, placement, runs, whole
 from miniai.kernels.batched import squares, wide
+from miniai.kernels.packed import is_packed, packed, unpacked
 from miniai.kernels.python import host_function, results_on, scalar_places
 from miniai.kernels.rounding import dithered
 from miniai.kernels.trace import Trace
 from miniai.optim.stages import Program
 
-__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'as_matrix']
+__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'numbers', 'as_matrix']
 
 _MOST = 1 << 20  # elements that are squared at a time
 
@@ -20,13 +21,21 @@ _MOST = 1 << 20  # elements that are squared at a time
 def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float],
                dither: tuple[bool, ...], key: int = 0) -> list[float]:
     """One step in place on `tensors`, the parameter and its states. `hypers` include the program's scalars; their new
-    values are returned. Half precision is computed in float32. Tensors marked in `dither` are rounded to bfloat16 at
-    random, by `key`."""
+    values are returned. Half precision is computed in float32. Tensors marked in `dither` are rounded at random, by
+    `key`."""
     new, scalars = _results(program, program.trace, program.run, tensors, g, hypers)
     places = _places(tensors[0]) if any(dither) and is_dtensor(tensors[0]) else None
     for k, (old, x) in enumerate(zip(tensors, new, strict=True)):
-        local(old).copy_(dithered(x, key, sum(dither[:k]), places) if dither[k] else x)
+        turn = sum(dither[:k])
+        if is_packed(old): x = packed(x, tensors[0], key, turn)
+        elif dither[k]: x = dithered(x, key, turn, places)
+        local(old).copy_(x)
     return scalars
+
+
+def numbers(x: Tensor, p: Tensor) -> Tensor:
+    "A parameter, or a state of `p`, as rules compute with it: in float32 if it is kept in fewer bits."
+    return unpacked(x, p) if is_packed(x) else wide(x)
 
 
 def _places(x: Tensor) -> Tensor:
@@ -54,7 +63,7 @@ def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[T
     on that part."""
     if trace is None: return _from_rule(program, f, tensors, g, hypers)
     where = placement(tensors[0])
-    old, g = [wide(x) for x in tensors], placed_as(wide(g), where)
+    old, g = [numbers(x, tensors[0]) for x in tensors], placed_as(wide(g), where)
     hosts = host_function(trace)(**hypers)
     old, g = list(map(local, old)), local(g)
     return results_on(trace, [old[0], g, *old[1:]], hosts), [hosts[i] for i in scalar_places(trace)]
@@ -65,13 +74,15 @@ def _from_rule(program: Program, f: Callable, tensors: list[Tensor], g: Tensor,
     """What a rule without a trace returns. It is given the DTensor, so that its sums are over all parts; or, if it is
     for matrices, the whole parameter."""
     where = placement(tensors[0])
-    given = [wide(tensors[0]), placed_as(wide(g), where), *map(wide, tensors[1:])]
+    states = [numbers(x, tensors[0]) for x in tensors[1:]]
+    given = [wide(tensors[0]), placed_as(wide(g), where), *states]
     if program.spec.others: given = [as_matrix(whole(x), program.spec.flat) for x in given]
     rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
     p, g, *states = (x.clone() for x in given)  # a rule may change its arguments in place
     out = f(p, g, *states, *map(hypers.get, program.scalars), **rest)
     n = len(out) - len(program.scalars)
-    new = [local(placed_like(x, old)) for x, old in zip(out[:n], tensors, strict=False)]
+    likes = [tensors[0] if is_packed(old) else old for old in tensors]
+    new = [local(placed_like(x, like)) for x, like in zip(out[:n], likes, strict=False)]
     return new, list(map(float, out[n:]))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from miniai.distributed.dtensor import is_dtensor, reshard
-from miniai.optim.eager import wide
+from miniai.optim.eager import numbers, wide
 from miniai.optim.plan import hypers_of
 from miniai.optim.zero import from_all_ranks
 
@@ -68,7 +68,9 @@ class EvaluationPoint:
         if not state.get('step'): return None
         for average in self.stages.averages: return state.get(average)
         if rule.spec.evaluated is None: return None
-        values = hypers_of(group, rule.spec.places) | {s: state[rule.state_name(s)] for s in rule.spec.state_names}
+        states = {s: state[rule.state_name(s)] for s in rule.spec.state_names}
+        states = {s: numbers(x, p) if isinstance(x, Tensor) else x for s, x in states.items()}
+        values = hypers_of(group, rule.spec.places) | states
         values['p'] = wide((self._weights or {}).get(p, p).detach())
         return rule.spec.evaluated(**{nm: values[nm] for nm in rule.spec.point_names})
 

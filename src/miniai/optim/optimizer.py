@@ -13,11 +13,11 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from miniai.optim.evaluation_point import EvaluationPoint
 from miniai.optim.matrices import check_matrices, matrix_groups
-from miniai.optim.options import OPTIONS, stages_of
+from miniai.optim.options import OPTIONS, STATES, stages_of
 from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import program
-from miniai.optim.state_dict import check_loadable, own_group, restore_states
+from miniai.optim.state_dict import check_loadable, own_group, restore_states, unpacked_states
 from miniai.optim.zero import show_momentum, zero_around
 
 __all__ = ['RuleOptimizer', 'optimizer', 'class_of', 'inner_optimizer']
@@ -89,7 +89,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
         self.stages = stages_of(options)
         for name in ('clip_norm', 'clip_value', 'skip_nonfinite', 'ema', 'tail', 'rounding', 'seed'):
             setattr(self, name, options[name])
-        self.state_dtype = torch.bfloat16 if options['state'] else None
+        self.state_dtype = STATES[options['state']]
 
     def _grouped(self, params: Any) -> Any:
         "`params`, which may be a model, and for a rule for matrices in groups."
@@ -172,9 +172,10 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
         return current_plan(self).path()
 
     def state_dict(self) -> dict[str, Any]:
-        """Like torch's. Each group also has what torch's class of the same mathematics needs there, its kind of decay,
-        and the name of its rule's class."""
+        """Like torch's, with states in 8 bits as float32. Each group also has what torch's class of the same
+        mathematics needs there, its kind of decay, and the name of its rule's class."""
         out = self.with_training_point(super().state_dict())
+        if self.state_dtype is torch.uint8: out['state'] = unpacked_states(self, out)
         for group in out['param_groups']:
             rule = self.rule_of(group)
             group |= {theirs: group[h] for h, theirs in rule.torch_names.items()} | rule.torch_group(group)

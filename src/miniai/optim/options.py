@@ -1,12 +1,15 @@
 "The options that every optimizer has: which stages surround its rule, and how its state is kept."
 from typing import Any
 
+import torch
+
 from miniai.optim.stages import Stages
 
-__all__ = ['OPTIONS', 'stages_of']
+__all__ = ['OPTIONS', 'STATES', 'stages_of']
 
 OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=False, cautious=False, ema=None,
                tail=None, nesterov=False, cautious_decay=False, hyperball=False, state=None, rounding='nearest', seed=0)
+STATES = {None: None, 'bf16': torch.bfloat16, 'int8': torch.uint8}  # the dtype in which states are kept
 _VALUES = dict(  # which values are right, and in words
     clip_norm=(lambda x: x is None or x > 0, 'above 0'),
     clip_value=(lambda x: x is None or x > 0, 'above 0'),
@@ -16,7 +19,7 @@ _VALUES = dict(  # which values are right, and in words
     nesterov=(lambda x: x in (False, True), 'True or False'),
     cautious_decay=(lambda x: x in (False, True), 'True or False'),
     hyperball=(lambda x: x in (False, True), 'True or False'),
-    state=(lambda x: x in (None, 'bf16'), "'bf16' or None"),
+    state=(lambda x: x in STATES, "'bf16', 'int8' or None"),
     rounding=(lambda x: x in ('nearest', 'stochastic'), "'nearest' or 'stochastic'"))
 
 
@@ -30,5 +33,7 @@ def stages_of(options: dict[str, Any]) -> Stages:
                          f"one of them")
     if o['cautious_decay'] and not o['decoupled']:
         raise ValueError("cautious_decay=True needs decoupled decay: remove decoupled=False")
+    if (options['state'], options['cautious']) == ('int8', 'rescaled'): raise ValueError(
+        "cautious='rescaled' reads states twice, which state='int8' does not allow: use cautious=True or state='bf16'")
     return Stages(o['clip_value'], o['decoupled'], o['cautious'], options['cautious'] == 'rescaled',
                   options['ema'] is not None, o['tail'], o['nesterov'], o['cautious_decay'], o['hyperball'])

@@ -2,6 +2,7 @@
 from miniai.distributed.dtensor import has_sums_in_parts, local, placement
 from miniai.kernels.batched import BatchedPass
 from miniai.kernels.fused import FusedPass
+from miniai.kernels.packed import is_packed
 from miniai.kernels.triton import TritonPass
 from miniai.optim.slot import Slot
 
@@ -27,6 +28,11 @@ def _eager_reason(slot: Slot) -> str:
     if has_sums_in_parts(where) or any(placement(x) != where for x in others):
         return 'its gradient or state is placed differently on the processes, or is a partial sum'
     p, *others = map(local, (p, *others))
+    in_bytes = [x for x in others if is_packed(x)]
+    if in_bytes:
+        others = [x for x in others if not is_packed(x)]
+        why = next(filter(None, map(FusedPass.unsupported, (p, *others))), '')
+        if why: return f'{why} for states in 8 bits'
     why = next(filter(None, map(BatchedPass.unsupported, (p, *others))), '')
     if why: return why
     alike = [(x.shape, x.stride(), x.device) for x in (p, *others)]

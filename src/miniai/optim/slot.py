@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.distributed.dtensor import local, placed_as, placed_like, placement, whole
+from miniai.distributed.dtensor import is_dtensor, local, placed_as, placed_like, placement, whole
 from miniai.kernels.batched import wide
+from miniai.kernels.packed import is_packed, new_packed, packed
 from miniai.optim.eager import as_matrix
 from miniai.optim.stages import AVERAGES, Program, prepared, program
 
-__all__ = ['Slot', 'new_state', 'state_shape', 'slots_of', 'start_states']
+__all__ = ['Slot', 'new_state', 'state_shape', 'store', 'slots_of', 'start_states']
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -33,9 +34,9 @@ class Slot:
         return [self.p, *(self.state[k] for k in self.keys)]
 
     def dither(self, rounding: str) -> tuple[bool, ...]:
-        "Which of `tensors` are kept in bfloat16 and rounded at random: states always, the average of weights never."
+        "Which of `tensors` are rounded at random to 16 or 8 bits: states always, the average of weights never."
         wanted = [rounding == 'stochastic', *(s not in AVERAGES for s in self.program.states)]
-        return tuple(w and x.dtype is torch.bfloat16 for w, x in zip(wanted, self.tensors, strict=True))
+        return tuple(w and x.dtype in (torch.bfloat16, torch.uint8) for w, x in zip(wanted, self.tensors, strict=True))
 
 
 def slots_of(opt: Any) -> Iterator[Slot]:
@@ -60,11 +61,22 @@ def slots_of(opt: Any) -> Iterator[Slot]:
 
 def new_state(opt: Any, p: Tensor, rule: type, s: str) -> Tensor:
     """Zeros for the state `s` of `p`, in the precision that rules are computed in, or in the one `opt` asks for; the
-    latter not for weight averages, nor for states of a rule for matrices that start somewhere, such as bases."""
+    latter not for averages and other points of weights, nor for states of a rule for matrices that start somewhere,
+    such as bases."""
     like, shape = wide(p.detach()), state_shape(p, rule, s)
     if shape != p.shape: return torch.zeros(shape, dtype=like.dtype, device=like.device)
-    exact = s in AVERAGES or (rule.spec.others and s in rule.spec.starts)
-    return torch.zeros_like(like, dtype=like.dtype if exact else opt.state_dtype)
+    spec = rule.spec
+    exact = s in AVERAGES or (spec.others and s in spec.starts) or (spec.evaluated and s in spec.point_names)
+    if opt.state_dtype is not torch.uint8 or exact:
+        return torch.zeros_like(like, dtype=like.dtype if exact else opt.state_dtype)
+    if is_dtensor(p): raise TypeError(f"state='int8' keeps blocks of numbers together, but a parameter of shape "
+                                      f"{tuple(shape)} is a DTensor, cut anywhere: use state='bf16'")
+    return new_packed(p.numel(), p.device)
+
+
+def store(old: Tensor, x: Tensor, p: Tensor, key: int = 0, turn: int = 0) -> None:
+    "Write `x` over `old`, a state of `p`."
+    local(old).copy_(packed(x, p, key, turn) if is_packed(old) else x)
 
 
 def state_shape(p: Tensor, rule: type, s: str) -> torch.Size:
@@ -88,4 +100,5 @@ def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     g = prepared(spec, slot.program.stages, now, g, hypers)[1]
     for s, value in spec.starts.items():
         first, old = value(now, g), state[slot.rule.state_name(s)]
-        local(old).copy_(local(placed_like(first, old))) if isinstance(first, Tensor) else old.fill_(first)
+        if not isinstance(first, Tensor): first = torch.full_like(now, first)
+        store(old, first.reshape(slot.p.shape) if is_packed(old) else local(placed_like(first, old)), slot.p)

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.optim.slot import new_state, state_shape
+from miniai.kernels.packed import is_packed, unpacked
+from miniai.optim.slot import new_state, state_shape, store
 from miniai.optim.stages import program
 
-__all__ = ['check_loadable', 'own_group', 'restore_states']
+__all__ = ['check_loadable', 'own_group', 'restore_states', 'unpacked_states']
 
 _FLAGS = 'rule', 'decoupled_weight_decay', 'maximize', 'foreach', 'capturable', 'differentiable', 'fused'
 
@@ -109,10 +110,20 @@ def _check_number(k: int, name: str, saved: dict[str, Any]) -> None:
                      f"another optimizer?")
 
 
+def unpacked_states(opt: Any, state_dict: dict[str, Any]) -> dict[Any, dict[str, Any]]:
+    "The states in a state_dict, those in 8 bits as float32. Packed again they are the same bytes."
+    params = {i: p for own, g in zip(opt.param_groups, state_dict['param_groups'], strict=True)
+              for p, i in zip(own['params'], g['params'], strict=True)}
+    return {i: {k: unpacked(x, params[i]) if isinstance(x, Tensor) and is_packed(x) else x for k, x in state.items()}
+            for i, state in state_dict['state'].items()}
+
+
 def restore_states(opt: Any, state_dict: dict[str, Any]) -> None:
     "Put the rules' states back as they were saved: torch's loading rounds them to the parameter's own precision."
     for p, rule, saved in _parameters(opt, state_dict):
         state = opt.state[p]
         for s in program(rule.spec, opt.stages).states:
-            state[rule.state_name(s)] = new_state(opt, p, rule, s).copy_(saved[rule.state_name(s)])
+            name = rule.state_name(s)
+            state[name] = new_state(opt, p, rule, s)
+            store(state[name], saved[name], p)
         for name in map(rule.state_name, program(rule.spec, opt.stages).scalars): state[name] = float(saved[name])
