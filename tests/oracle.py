@@ -47,12 +47,12 @@ class Oracle:
         if o.get('cautious_decay'): p = self.p
         if self.s is None:
             self.s = [g*g if self.cls is optim.RMSProp else 0. for _ in rule.states] + [*rule.scalars.values()]
-        out = rule.rule(p, g, *self.s, **h, **(dict(t=self.t) if rule.uses_t else {}))
+        out = rule.rule(p, g, *self.s, **h, **(dict(t=self.t) if 't' in rule.supplied else {}))
         before, (new, *self.s) = self.s, out if isinstance(out, tuple) else (out,)
         if o.get('nesterov'):
             i, = (i for i, s in enumerate(rule.states) if s in ('avg', 'buf'))
             before[i] = self.s[i]
-            new = rule.rule(p, g, *before, **h, **(dict(t=self.t) if rule.uses_t else {}))[0]
+            new = rule.rule(p, g, *before, **h, **(dict(t=self.t) if 't' in rule.supplied else {}))[0]
         if o.get('cautious_decay') and (p - new)*p >= 0: p, new = p*(1 - h['lr']*wd), new - p*h['lr']*wd
         if o.get('cautious') and (p - new)*g <= 0: new = p
         decay = min(o.get('ema', 0.), (1 + self.t)/(10 + self.t))

@@ -9,15 +9,20 @@ from miniai.kernels.matrix import (
     eigenbasis,
     eigenorder,
     inverse_root,
+    largest,
     matmul,
     norm,
+    normal,
     orthogonalize,
     orthonormal,
     reordered,
     rms,
     row_means,
+    solved,
+    spectral_bound,
     trace,
     transpose,
+    upper,
 )
 from miniai.optim.rules import matrix, sgd
 from miniai.optim.spec import read_rule
@@ -108,10 +113,39 @@ def test_orthonormal_columns_span_what_the_first_columns_did():
     assert np.allclose(np.tril(q.T @ a, -1), 0, atol=1e-12)
 
 
+def test_a_triangle_and_its_solution():
+    a, b = RNG.normal(size=(4, 4)), RNG.normal(size=(4, 3))
+    q = upper(torch.tensor(a))
+    assert np.array_equal(q, np.triu(a))
+    assert np.allclose(np.triu(a).T @ solved(q, torch.tensor(b)).numpy(), b, atol=1e-9)
+    assert largest(torch.tensor(a)) == np.abs(a).max()
+
+
+def test_the_bound_of_the_largest_eigenvalue_is_below_and_near():
+    for n in (1, 3, 20):
+        a = definite(n)
+        bound, top = float(spectral_bound(torch.tensor(a))), np.linalg.eigvalsh(a)[-1]
+        assert .5*top < bound <= top*(1 + 1e-12)
+        assert float(spectral_bound(torch.tensor(a*1e-30))) == pytest.approx(bound*1e-30, rel=1e-9)
+    assert spectral_bound(torch.zeros(3, 3)) == 0
+
+
+def test_normal_numbers_have_mean_0_and_variance_1_and_depend_on_the_key_alone():
+    x = torch.zeros(200, 300)
+    a = normal(x, key=5)
+    assert abs(a.mean()) < .02
+    assert abs(a.std() - 1) < .02
+    assert torch.equal(a, normal(x + 1, key=5))
+    assert not torch.equal(a, normal(x, key=6))
+
+
 @pytest.mark.parametrize('x', [-3., .5, 0.])
 def test_on_floats_they_are_the_functions_of_matrices_of_one_element(x):
-    assert norm(x) == rms(x) == abs(x)
-    assert trace(x) == transpose(x) == row_means(x) == column_means(x) == x
+    assert norm(x) == rms(x) == largest(x) == abs(x)
+    assert spectral_bound(x) == pytest.approx(abs(x), abs=1e-37)
+    assert solved(2., x) == x/2
+    assert normal(x, key=3) == normal(torch.zeros(1, 1).double(), key=3)
+    assert trace(x) == transpose(x) == row_means(x) == column_means(x) == upper(x) == x
     assert matmul(x, 2.) == 2*x
     assert orthogonalize(x, steps=40, coefficients='newton') == pytest.approx(np.sign(x), abs=1e-9)
     assert inverse_root(x*x + 1, root=4.) == pytest.approx((x*x + 1)**-.25, rel=1e-12)

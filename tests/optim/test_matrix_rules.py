@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import SOAP, Adafactor, AdamW, NorMuon, Shampoo, matrix_groups, rules
+from miniai.optim import SOAP, Adafactor, AdamW, Kron, NorMuon, Shampoo, matrix_groups, rules
 from miniai.optim import matrix_rules as M
 from miniai.optim.classes import AdafactorVector
 from opts import same
@@ -43,12 +43,12 @@ def distance(cls, loop, dtype, others=adamw, shapes=SHAPES, **hypers):
     return max(np.abs(p.detach().numpy() - w).max() for p, w in zip(ps, want, strict=True))
 
 
-def on_floats(rule, states, seed=0, **hypers):
+def on_floats(rule, starts, **hypers):
     "The largest difference after some steps between a rule on a float and on a matrix of one element."
-    rng, x, p = np.random.default_rng(seed), 2., torch.tensor([[2.]], dtype=torch.float64)
-    s, z = [0.]*states, [torch.zeros(1, 1, dtype=torch.float64)]*states
+    rng, x, p = np.random.default_rng(0), 2., torch.tensor([[2.]], dtype=torch.float64)
+    s, z = starts, [torch.full((1, 1), s, dtype=torch.float64) for s in starts]
     for t in range(25):
-        g, h = rng.normal(), hypers | (dict(t=t + 1) if 't' in hypers else {})
+        g, h = rng.normal(), hypers | {nm: t + 1 for nm in ('t', 'key') if nm in hypers}
         x, *s = rule(x, g, *s, **h)
         p, *z = rule(p, torch.tensor([[g]], dtype=torch.float64), *z, **h)
     assert isinstance(x, float)
@@ -79,13 +79,13 @@ def continues_exactly(cls, dtype=torch.float32, **hypers):
 OWN = dict(Shampoo=dict(every=5))  # hyperparameters with which all of a rule runs in a few steps
 
 
-@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo, Adafactor])
+@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo, Adafactor, Kron])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_training_continues_to_the_bit_from_a_state_dict(cls, dtype):
     assert continues_exactly(cls, dtype, **OWN.get(cls.__name__, {}))
 
 
-@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo, Adafactor])
+@pytest.mark.parametrize('cls', [NorMuon, SOAP, Shampoo, Adafactor, Kron])
 def test_a_gradient_of_zeros_moves_nothing(cls):
     p = nn.Parameter(torch.ones(3, 4))
     p.grad = torch.zeros(3, 4)
@@ -124,7 +124,7 @@ def test_normuon_is_its_algorithm(monkeypatch, dtype, limit, adjust, length):
 
 
 def test_normuon_on_a_float_is_normuon_on_a_matrix_of_one_element():
-    assert on_floats(M.normuon, 2, lr=.1) < 1e-12
+    assert on_floats(M.normuon, [0.]*2, lr=.1) < 1e-12
     assert M.normuon(1., 0., 0., 0., lr=.1)[0] == 1.
     assert M.normuon_length(3., 'spectral') == rules.muon_scale(3., 'spectral')*3.
 
@@ -166,7 +166,7 @@ def test_soap_is_its_algorithm(dtype, limit):
 
 
 def test_soap_on_a_float_is_soap_on_a_matrix_of_one_element():
-    assert on_floats(M.soap, 6, t=1, lr=.1, every=4) < 1e-12
+    assert on_floats(M.soap, [0.]*6, t=1, lr=.1, every=4) < 1e-12
 
 
 def test_soap_leaves_matrices_with_a_very_long_side_to_its_companion():
@@ -207,7 +207,7 @@ def test_shampoo_is_its_algorithm(dtype, limit):
 
 
 def test_shampoo_on_a_float_is_shampoo_on_a_matrix_of_one_element():
-    assert on_floats(M.shampoo, 6, t=1, lr=.1, every=4) < 1e-12
+    assert on_floats(M.shampoo, [0.]*6, t=1, lr=.1, every=4) < 1e-12
 
 
 @PRECISIONS
@@ -256,5 +256,68 @@ def test_adafactor_takes_torchs_numbers_but_not_maximize():
 
 
 def test_adafactor_on_a_float_is_adafactor_on_a_matrix_of_one_element():
-    assert on_floats(M.adafactor, 2, t=1, lr=.1) < 1e-12
-    assert on_floats(M.adafactor_vector, 1, t=1, lr=.1, eps1=1e-20) < 1e-12
+    assert on_floats(M.adafactor, [0.]*2, t=1, lr=.1) < 1e-12
+    assert on_floats(M.adafactor_vector, [0.], t=1, lr=.1, eps1=1e-20) < 1e-12
+
+
+def kron_loop(draws):
+    "With the random numbers that the rule drew."
+    def bound(x):
+        x, size = x/np.abs(x).max(), np.abs(x).max()
+        y = x[:, (x**2).sum(0).argmax()] @ x
+        return size*np.linalg.norm(x @ y)/np.linalg.norm(y)
+    def loop(p, g, s, t, lr, mu=.9, step=.1):
+        s['m'], (q, r) = mu*s.get('m', 0) + (1 - mu)*g, s.get('q', map(np.eye, g.shape))
+        m, v = s['m']/(1 - mu**t), draws.pop(0)
+        noisy = m + np.sqrt(2.**-23)*np.abs(m).mean()*v
+        a, b = q @ noisy @ r.T, np.linalg.inv(q).T @ v @ np.linalg.inv(r)
+        sides = (q, a @ a.T, b @ b.T), (r, a.T @ a, b.T @ b)
+        q, r = s['q'] = [f - step*np.triu(x - y) @ f/bound(x + y) for f, x, y in sides]
+        u = q.T @ q @ m @ r.T @ r
+        return p - lr*u*min(1, 1.1/np.sqrt((u**2).mean()))
+    return loop
+
+
+@PRECISIONS
+def test_kron_is_its_algorithm(monkeypatch, dtype, limit):
+    """Unlike in the authors' code, the noise that helps to fit the factors stays out of the step, and both factors are
+    given the same size at each fit, not now and then; that changes no step. A convolution is one matrix."""
+    draws, normal = [], M.normal
+    def recorded(x, *, key):
+        draws.append(normal(x, key=key).double().numpy())
+        return normal(x, key=key)
+    monkeypatch.setattr(M, 'normal', recorded)
+    assert distance(Kron, kron_loop(draws), dtype) < limit
+
+
+def test_krons_factors_are_fitted_at_500_steps_and_then_less_often(monkeypatch):
+    fits = []
+    monkeypatch.setattr(M, 'fitted', lambda m, left, right, lr, noise: fits.append(t) or (left, right))
+    p, *s = 1., 0., 1., 1., 0.
+    for t in range(1, 4601): p, *s = M.kron(p, 0., *s, t=t, key=t, every=34)
+    assert fits[:500] == list(range(1, 501))
+    gaps = np.diff(fits[500:])
+    assert all(gap == min(34, np.ceil(np.exp((t - 501)/1000))) for gap, t in zip(gaps, fits[501:], strict=True))
+    assert gaps[-1] == 34
+
+
+def test_krons_random_numbers_come_from_seed_step_and_parameter(monkeypatch):
+    def keys(seed):
+        found = []
+        with monkeypatch.context() as patch:
+            patch.setattr(M, 'normal', lambda x, *, key: found.append(key) or x)
+            ps = [nn.Parameter(torch.randn(3, 3)) for _ in range(2)]
+            opt = Kron(ps, seed=seed)
+            for p in ps: p.grad = torch.randn(3, 3)
+            for _ in range(2): opt.step()
+        return found
+    assert keys(0) == keys(0)
+    assert len({*keys(0), *keys(1)}) == 8
+
+
+def test_kron_on_a_float_is_kron_on_a_matrix_of_one_element():
+    numbers = [2., 0., 1., 1.]
+    matrices = [torch.full((1, 1), x, dtype=torch.float64) for x in numbers]
+    for t in range(1, 20):
+        for x in (numbers, matrices): x[:] = M.kron(x[0], .3*t + 0*x[0], *x[1:], 0., t=t, key=t, lr=.1)[:-1]
+        assert numbers == pytest.approx([float(x) for x in matrices], rel=1e-12)

@@ -185,7 +185,8 @@ CASES = dict(fused=[(name, stages) for name in OPTIMIZERS for stages in STAGES  
                     if OPTIMIZERS[name].build.spec.untraced == ''
                     if stages == 'averaged' or (name in ('adamw', 'rmsprop', 'nadamw') and stages != 'sphere')],
              eager=[(name, stages) for name in ('rmsprop', 'nadamw', 'mars', 'lamb', 'muon', 'scion')
-                    for stages in STAGES])
+                    for stages in STAGES]
+                   + [('kron', 'averaged'), ('kron', 'rough'), ('soap', 'rough_states'), ('soap', 'rough')])
 
 
 @pytest.mark.parametrize('path', CASES)

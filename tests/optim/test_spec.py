@@ -15,13 +15,13 @@ def test_names_after_p_and_g_are_state_and_keyword_only_names_hyperparameters_in
     assert spec.rule is rule
     assert spec.states == ('a', 'b')
     assert list(spec.hypers.items()) == [('lr', REQUIRED), ('k', 2.), ('beta1', .5)]
-    assert not spec.uses_t
+    assert spec.supplied == ()
     assert spec.starts == {}
 
 
 def test_t_is_the_step_count_not_a_hyperparameter():
     spec = read_rule(rules.adam)
-    assert spec.uses_t
+    assert spec.supplied == ('t',)
     assert 't' not in spec.hypers
 
 
@@ -101,7 +101,7 @@ def test_a_function_that_is_not_a_rule_is_an_error_that_says_why(rule, says):
 def test_a_rule_that_takes_wd_applies_decay_itself():
     def rule(p, g, *, lr, wd): return p - lr*g - wd
     spec = read_rule(rule)
-    assert (spec.decays, spec.hypers) == (True, dict(lr=spec.hypers['lr']))
+    assert (spec.decays, spec.supplied, spec.hypers) == (True, ('wd',), dict(lr=spec.hypers['lr']))
     assert not read_rule(rules.adamw).decays
     p = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
     for decoupled, want in ((True, 1 - .1*2 - .5), (False, 1 - .1*2 - .5 - .1*(2 + .5*(1 - .7)))):
@@ -158,3 +158,11 @@ def test_names_that_the_optimizer_uses_are_errors_as_states_and_hyperparameters(
     for rule in (state, hyper):
         with pytest.raises(TypeError, match=f"the optimizer uses the name {name} itself: choose another one"):
             read_rule(rule)
+
+
+def test_a_key_is_for_random_numbers_and_keeps_a_rule_from_being_traced():
+    def rule(p, g, *, key, lr): return p - lr*g*key
+    spec = read_rule(rule)
+    assert spec.supplied == ('key',)
+    assert list(spec.hypers) == ['lr']
+    assert spec.untraced == 'rule cannot be traced: it draws random numbers'

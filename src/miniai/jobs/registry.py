@@ -66,10 +66,11 @@ OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model
     'normuon':   OptimizerRow(optim.NorMuon,   dict(constant=1.6e-2, cosine=2e-2, onecycle=2e-2)),
     'soap':      OptimizerRow(optim.SOAP,      dict(constant=4e-3,   cosine=1e-2, onecycle=2e-2)),
     'shampoo':   OptimizerRow(optim.Shampoo,   dict(constant=4e-3,   cosine=1e-2, onecycle=4e-2)),
-    'adafactor': OptimizerRow(optim.Adafactor, dict(constant=1.6e-2, cosine=8e-2, onecycle=8e-2)),
+    'adafactor': OptimizerRow(optim.Adafactor, dict(constant=1.6e-2, cosine=0.16, onecycle=0.16)),
     'scion':     OptimizerRow(optim.Scion,     dict(constant=5e-4,   cosine=1e-3, onecycle=2e-3)),
     'schedulefreesgd':   OptimizerRow(optim.ScheduleFreeSGD,   dict(constant=1.,     cosine=1.,   onecycle=2.)),
     'schedulefreeadamw': OptimizerRow(optim.ScheduleFreeAdamW, dict(constant=1.6e-2, cosine=2e-2, onecycle=2e-2)),
+    'kron':      OptimizerRow(optim.Kron,      dict(constant=1e-3,   cosine=1e-2, onecycle=2e-2)),
     'lion':      OptimizerRow(optim.Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
 for row in OPTIMIZERS.values(): row.lrs['warmup-cosine'] = row.lrs['cosine']

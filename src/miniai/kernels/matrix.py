@@ -8,8 +8,9 @@ from torch import Tensor
 
 from miniai.kernels.trace import Symbol
 
-__all__ = ['norm', 'rms', 'trace', 'transpose', 'matmul', 'row_means', 'column_means', 'orthogonalize', 'orthonormal',
-           'eigenbasis', 'eigenorder', 'reordered', 'inverse_root', 'COEFFICIENTS']
+__all__ = ['norm', 'largest', 'upper', 'solved', 'spectral_bound', 'normal', 'rms', 'trace', 'transpose', 'matmul',
+           'row_means', 'column_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered',
+           'inverse_root', 'COEFFICIENTS']
 
 COEFFICIENTS = dict(  # of a*x + b*x**3 + c*x**5, applied to the singular values of a matrix at each step
     quintic=(3.4445, -4.7750, 2.0315),  # Jordan 2024: steep at zero; the values end up between 0.7 and 1.2
@@ -112,6 +113,40 @@ def reordered(x: Tensor, *, rows: Any = None, columns: Any = None) -> Tensor:
 def orthonormal(x: Tensor) -> Tensor:
     "The columns of a square matrix made orthogonal and of length 1, from first to last: Q of its QR decomposition."
     return torch.linalg.qr(x).Q
+
+
+@_whole
+def largest(x: Tensor) -> Tensor:
+    "The largest absolute value of all elements."
+    return x.abs().max()
+
+
+@_whole
+def upper(x: Tensor) -> Tensor:
+    "A matrix with zeros below its diagonal."
+    return x.triu()
+
+
+@_whole
+def solved(q: Tensor, x: Tensor) -> Tensor:
+    "The solution y of `transpose(q) @ y = x` for a matrix `q` that is zero below its diagonal."
+    return torch.linalg.solve_triangular(q.mT, x, upper=False)
+
+
+@_whole
+def spectral_bound(x: Tensor) -> Tensor:
+    "A number up to the largest eigenvalue of a symmetric matrix, mostly near it: a power step from its longest column."
+    size = x.abs().max().clamp(min=torch.finfo(x.dtype).tiny)
+    x = x/size
+    y = x[:, x.square().sum(0).argmax()] @ x
+    return size * torch.linalg.vector_norm(x @ (y / torch.linalg.vector_norm(y).clamp(min=1e-30)))
+
+
+@_whole
+def normal(x: Tensor, *, key: int) -> Tensor:
+    "Random numbers of the normal distribution, as many as elements of `x`: the same for the same key."
+    generator = torch.Generator(x.device).manual_seed(key)
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
 @_whole

@@ -8,15 +8,20 @@ from miniai.kernels.matrix import column_means as column_means
 from miniai.kernels.matrix import eigenbasis as eigenbasis
 from miniai.kernels.matrix import eigenorder as eigenorder
 from miniai.kernels.matrix import inverse_root as inverse_root
+from miniai.kernels.matrix import largest as largest
 from miniai.kernels.matrix import matmul as matmul
 from miniai.kernels.matrix import norm as norm
+from miniai.kernels.matrix import normal as normal
 from miniai.kernels.matrix import orthogonalize as orthogonalize
 from miniai.kernels.matrix import orthonormal as orthonormal
 from miniai.kernels.matrix import reordered as reordered
 from miniai.kernels.matrix import rms as rms
 from miniai.kernels.matrix import row_means as row_means
+from miniai.kernels.matrix import solved as solved
+from miniai.kernels.matrix import spectral_bound as spectral_bound
 from miniai.kernels.matrix import trace as trace
 from miniai.kernels.matrix import transpose as transpose
+from miniai.kernels.matrix import upper as upper
 from miniai.optim.classes import ADOPT as ADOPT
 from miniai.optim.classes import LAMB as LAMB
 from miniai.optim.classes import MARS as MARS
@@ -28,6 +33,7 @@ from miniai.optim.classes import Adam as Adam
 from miniai.optim.classes import AdamW as AdamW
 from miniai.optim.classes import AdEMAMix as AdEMAMix
 from miniai.optim.classes import HeavyBall as HeavyBall
+from miniai.optim.classes import Kron as Kron
 from miniai.optim.classes import Lion as Lion
 from miniai.optim.classes import Momentum as Momentum
 from miniai.optim.classes import Muon as Muon
@@ -55,8 +61,8 @@ from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
            'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion',
-           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'RuleOptimizer', 'optimizer', 'starts', 'scalars', 'matrix',
-           'evaluated', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups',
+           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'Kron', 'RuleOptimizer', 'optimizer', 'starts', 'scalars',
+           'matrix', 'evaluated', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups',
            'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm', 'trace', 'transpose', 'matmul',
-           'rms', 'row_means', 'column_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered',
-           'inverse_root']
+           'rms', 'largest', 'normal', 'upper', 'solved', 'spectral_bound', 'row_means', 'column_means',
+           'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered', 'inverse_root']

@@ -7,7 +7,7 @@ from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
            'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion',
-           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor']
+           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'Kron']
 
 
 class SGD(RuleOptimizer):
@@ -236,3 +236,11 @@ class Adafactor(AdafactorVector):
 
     def _defaults_of(self, rule: type[RuleOptimizer]) -> dict[str, Any]:
         return self.defaults if rule is AdafactorVector else super()._defaults_of(rule)
+
+
+class Kron(RuleOptimizer):
+    """`Kron(model, lr=3e-4, wd=0., mom=0.9, factor_lr=0.1, every=34)`: PSGD's momentum, whitened by two triangular
+    factors, which random numbers help to fit: at each of the first 500 steps, then less often, in the end at each
+    `every`-th. It splits the parameters as Muon does, and leaves matrices with a side above 8,192 to AdamW, too."""
+    rule = matrix_rules.kron
+    state_names = dict(avg='momentum_buffer')

@@ -10,18 +10,23 @@ from miniai.kernels.matrix import (
     eigenbasis,
     eigenorder,
     inverse_root,
+    largest,
     matmul,
     norm,
+    normal,
     orthogonalize,
     orthonormal,
     reordered,
     rms,
     row_means,
+    solved,
+    spectral_bound,
     transpose,
+    upper,
 )
-from miniai.optim.rules import adamw, matrix, muon_scale, starts
+from miniai.optim.rules import adamw, matrix, muon_scale, scalars, starts
 
-__all__ = ['scion', 'scion_outer', 'normuon', 'soap', 'shampoo', 'adafactor', 'adafactor_vector']
+__all__ = ['scion', 'scion_outer', 'normuon', 'soap', 'shampoo', 'adafactor', 'adafactor_vector', 'kron']
 
 
 def left_zeros(p, g): return 0*matmul(g, transpose(g))
@@ -144,3 +149,35 @@ def adafactor_step(p: Any, g: Any, variance: Any, t: int, lr: float, eps1: Any, 
 def smallest(eps: Any, x: Any) -> float:
     "`eps`, or if it is 'precision' the distance from 1 to the next number of the dtype of `x`."
     return torch.finfo(getattr(x, 'dtype', torch.float64)).eps if eps == 'precision' else eps
+
+
+def left_identity(p, g): return torch.eye(p.shape[0], dtype=p.dtype, device=p.device)
+def right_identity(p, g): return torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
+
+
+@matrix(others=adamw, longest=8192)
+@starts(left=left_identity, right=right_identity)
+@scalars(waited=0.)
+def kron(p, g, avg, left, right, waited, *, t, key, lr=3e-4, mom=0.9, factor_lr=0.1, every=34):
+    """PSGD Kron: momentum, whitened by two triangular factors (Li 2018; Li 2024, table 1). They are fitted at each of
+    the first 500 steps, then less often, in the end at each `every`-th."""
+    avg = mom*avg + (1-mom)*g
+    m, waited = avg / (1 - mom**t), waited + 1
+    if waited >= min(every, max(1., math.exp((t-501)/1000))):
+        left, right = fitted(m, left, right, factor_lr, normal(m, key=key))
+        waited = 0.
+    u = matmul(matmul(transpose(left), matmul(left, m)), matmul(transpose(right), right))  # Q'Q m
+    return p - lr*u / maximum(1., rms(u)/1.1), avg, left, right, waited
+
+
+def fitted(m: Any, left: Any, right: Any, lr: float, noise: Any) -> tuple[Any, Any]:
+    "Both factors, of about the same size and after a step to where they turn `m` into white noise."
+    ratio = (largest(right)/largest(left))**0.5
+    left, right = left*ratio, right/ratio
+    m = m + 2**-11.5 * column_means(row_means(abs(m))) * noise
+    a = matmul(matmul(left, m), transpose(right))                     # Q m
+    b = solved(left, transpose(solved(right, transpose(noise))))      # the inverse of Q', times noise
+    def step(q: Any, aa: Any, bb: Any) -> Any:
+        return q - lr/maximum(spectral_bound(aa + bb), 1e-37) * matmul(upper(aa - bb), q)
+    return (step(left, matmul(a, transpose(a)), matmul(b, transpose(b))),
+            step(right, matmul(transpose(a), a), matmul(transpose(b), b)))

@@ -66,7 +66,7 @@ class Plan:
         hypers = [hypers_of(g, places) | common for g, places in zip(opt.param_groups, self.places, strict=True)]
         for s in self.unstarted: start_states(s, hypers[s.group])
         for t in self.tables: t.fill(hypers, opt.seed)
-        numbers = self._eager_numbers(hypers)
+        numbers = self._eager_numbers(hypers, opt.seed)
         for t in self.tables: t.launch()
         for s, given in zip(self.eager, numbers, strict=True): self._step_eagerly(s, given, opt.seed)
         torch.autograd.graph.increment_version(self.changed)
@@ -88,13 +88,14 @@ class Plan:
         return total(here)
 
     @torch.no_grad()
-    def _eager_numbers(self, hypers: list[dict[str, float]]) -> list[dict[str, float]]:
+    def _eager_numbers(self, hypers: list[dict[str, float]], seed: int) -> list[dict[str, float]]:
         "For each parameter of the eager path, all numbers that it needs."
         given = []
         for s in self.eager:
             scalars = {nm: s.state[k] for nm, k in zip(s.program.scalars, s.number_keys, strict=True)}
-            share = dict(share=1.) if s.program.mask else {}
-            given.append(hypers[s.group] | dict(t=s.state['step'] + 1) | scalars | share)
+            share, t = dict(share=1.) if s.program.mask else {}, s.state['step'] + 1
+            key = dict(key=key_of(seed, t, s.place)) if 'key' in s.program.spec.supplied else {}
+            given.append(hypers[s.group] | dict(t=t) | scalars | share | key)
         masked = {}
         for s, numbers in zip(self.eager, given, strict=True):
             if s.program.mask: masked.setdefault(groups_of(placement(s.p)), []).append((s, numbers))

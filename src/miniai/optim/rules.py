@@ -1,9 +1,10 @@
 """Update rules as their equations, from simple to hard: pure functions of numbers.
 
 A rule takes a parameter `p`, its gradient `g`, then state by name, and keyword-only hyperparameters, with `t` the
-parameter's own step count from 1; it returns the new parameter and the new state. It runs on Python floats and on
-tensors alike. Weight decay is not part of a rule: the optimizer multiplies the parameter by 1 - lr*wd before the rule,
-unless the rule takes `wd`, because it decays in another way.
+parameter's own step count from 1, and `key`, for random draws, another number for each parameter and step; it returns
+the new parameter and the new state. It runs on Python floats and on tensors alike. Weight decay is not part of a rule:
+the optimizer multiplies the parameter by 1 - lr*wd before the rule, unless the rule takes `wd`, because it decays in
+another way.
 """
 from collections.abc import Callable
 from math import inf

@@ -22,24 +22,26 @@ _KEYS = dict(mom='momentum', wd='weight_decay')  # hyperparameters for which gro
 @dataclass(frozen=True, eq=False)
 class RuleSpec:
     """What a rule's signature says. `states` are tensors; `scalars`, one number per parameter each, map to their first
-    value; `hypers` map to their defaults, or REQUIRED; `starts` maps states that do not start at zero to a function of
-    (p, g). `untraced` says why a rule cannot be traced; it is '' for rules that can. `others` is the rule for other
-    parameters if this one is for matrices only: those with at most `longest` rows and columns, only `hidden` ones,
-    `flat` or with all their dimensions. `decays` says that the rule takes `wd` and applies decay itself.
-    `evaluated` gives the point at which models are evaluated, and `point_names` are what it takes."""
+    value; `hypers` map to their defaults, or REQUIRED; `supplied` are those of t, wd and key that it takes; `starts`
+    maps states that do not start at zero to a function of (p, g). `untraced` says why a rule cannot be traced; it is ''
+    for rules that can. `others` is the rule for other parameters if this one is for matrices only: those with at most
+    `longest` rows and columns, only `hidden` ones, `flat` or with all their dimensions. `evaluated` gives the point at
+    which models are evaluated, and `point_names` are what it takes."""
     rule: Callable
     states: tuple[str, ...]
     scalars: dict[str, float]
     hypers: dict[str, Any]
-    uses_t: bool
+    supplied: tuple[str, ...]
     starts: dict[str, Callable]
     untraced: str
     others: Callable | None
     longest: float
     hidden: bool
     flat: bool
-    decays: bool
     evaluated: Callable | None
+
+    @property
+    def decays(self) -> bool: return 'wd' in self.supplied
 
     @property
     def state_names(self) -> tuple[str, ...]: return (*self.states, *self.scalars)
@@ -98,11 +100,11 @@ def read_rule(rule: Callable) -> RuleSpec:
     except Exception as e: untraced = f"{rule_name(rule)} cannot be traced: {e}"
     states = [p.name for p in params[2:] if p.kind is _STATE]
     hypers = {p.name: p.default for p in params if p.kind is _HYPER}
-    uses_t, decays = (hypers.pop(h, None) is not None for h in ('t', 'wd'))
+    supplied = tuple(nm for nm in ('t', 'wd', 'key') if hypers.pop(nm, None) is not None)
+    if 'key' in supplied: untraced = f"{rule_name(rule)} cannot be traced: it draws random numbers"
     return RuleSpec(rule, tuple(s for s in states if s not in scalars), {s: scalars[s] for s in states if s in scalars},
-                    hypers, uses_t, starts, untraced, _noted(rule, 'others', None), _noted(rule, 'longest', inf),
-                    _noted(rule, 'hidden', True), _noted(rule, 'flat', True), decays,
-                    _noted(rule, 'evaluated', None))
+                    hypers, supplied, starts, untraced, _noted(rule, 'others', None), _noted(rule, 'longest', inf),
+                    _noted(rule, 'hidden', True), _noted(rule, 'flat', True), _noted(rule, 'evaluated', None))
 
 
 def _noted(rule: Callable, what: str, default: Any) -> Any:

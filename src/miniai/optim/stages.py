@@ -174,8 +174,7 @@ def prepared(spec: RuleSpec, stages: Stages, p: Any, g: Any, h: dict[str, Any]) 
 def _call(spec: RuleSpec, stages: Stages, p: Any, g: Any, own: list, h: dict[str, Any]) -> tuple:
     "What the rule returns, as a tuple. TypeError if it is not the parameter and its states."
     if not stages.decoupled or stages.cautious_decay: h = h | dict(wd=0.)  # the gradient or a stage has it
-    names = (*spec.hypers, *['t']*spec.uses_t, *['wd']*spec.decays)
-    out = spec.rule(p, g, *own, **{nm: h[nm] for nm in names})
+    out = spec.rule(p, g, *own, **{nm: h[nm] for nm in (*spec.hypers, *spec.supplied)})
     out = out if isinstance(out, tuple) else (out,)
     if len(out) == 1 + len(own): return out
     raise TypeError(f"rule {rule_name(spec.rule)} must return the new parameter and its {len(own)} state(s) "
