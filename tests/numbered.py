@@ -15,6 +15,7 @@ from miniai.distributed.ranks import gathered
 from miniai.distributed.whole import whole_copy
 from miniai.learner import DeviceCB, TrainLearner
 from miniai.metrics.accuracy import accuracy
+from miniai.metrics.best import BestCB
 from miniai.metrics.whole import Whole
 from miniai.optim import AdamW
 from miniai.resume.checkpoint import CheckpointCB
@@ -33,7 +34,7 @@ class SeenCB(Watcher):
 def largest(preds, y): return (preds.max(1).values*(y + 1)).sum().item()
 
 
-def numbered(folder, *cbs, metrics=None, **saving):
+def numbered(folder, *cbs, metrics=None, opt_func=AdamW, **saving):
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 6, generator=g, dtype=torch.float64), torch.randint(0, 3, (60,), generator=g)
     x[:, 0] = torch.arange(60)
@@ -42,11 +43,16 @@ def numbered(folder, *cbs, metrics=None, **saving):
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).double()
     saver = CheckpointCB(folder, **(dict(minutes=1e-9, keep=100) | saving))
     shown = Quiet(accuracy, largest=Whole(largest), **metrics or {})
-    return TrainLearner(model, dls, F.cross_entropy, 0.01, [shown, AccumulateCB(2), saver, *cbs], AdamW)
+    return TrainLearner(model, dls, F.cross_entropy, 0.01, [shown, AccumulateCB(2), BestCB(), saver, *cbs], opt_func)
 
 
 def assert_close(row, one):
     assert row == {k: v if isinstance(v, str) else pytest.approx(v, abs=1e-12) for k, v in one.items()}
+
+
+def in_zero(params, lr):
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # gives a DeprecationWarning
+    return ZeroRedundancyOptimizer(params, AdamW, lr=lr)
 
 
 def weights_of(learn): return torch.cat([p.detach().flatten() for p in whole_copy(learn.model).parameters()])
@@ -54,6 +60,7 @@ def weights_of(learn): return torch.cat([p.detach().flatten() for p in whole_cop
 
 def part_of_run(folder, stop, how='ddp', **options):
     "Resume the run, or start it, and stop it after the batch `stop`. What it saw, its figures, weights, statistics."
+    if how == 'zero': how, options = 'ddp', options | dict(opt_func=in_zero)
     seen, stats = SeenCB(), ActivationStats(lambda m: isinstance(m, nn.ReLU))
     cbs = [seen, stats, DistributedCB(how) if world() > 1 else DeviceCB('cpu'), *([StopCB(*stop)] if stop else [])]
     learn = numbered(folder, *cbs, **options)

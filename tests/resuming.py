@@ -80,7 +80,7 @@ def assert_resumes_exactly(make, folder, stops=((0, 2), (1, 1)), n_epochs=2, **f
 
 def checkpoints(folder):
     "The checkpoints in a folder: epoch, phase and batch, as in their names."
-    return sorted(p.name[11:-12] for p in folder.glob('checkpoint-*'))
+    return sorted(p.name[11:].removesuffix('.safetensors') for p in folder.glob('checkpoint-*'))
 
 
 def loaders(kind):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniai.cli.arguments import parse
-from miniai.jobs.checkpoint import ShowConfig, VerifyConfig
+from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig
 from miniai.jobs.config import JOBS, ConfigError, TrainConfig
 from miniai.jobs.registry import MODELS, OPTIMIZERS, SCHEDULES
 
@@ -76,6 +76,7 @@ def test_every_option_reaches_the_configuration():
 def test_paths_reach_the_checkpoint_commands():
     assert parse(['checkpoint', 'verify', 'a', 'b']) == VerifyConfig((Path('a'), Path('b')))
     assert parse(['checkpoint', 'show', 'a']) == ShowConfig(Path('a'))
+    assert parse(['checkpoint', 'gather', 'a', 'b']) == GatherConfig(Path('a'), Path('b'))
 
 
 @pytest.mark.parametrize('form', [['--config', 'a.toml'], ['--config=a.toml']])

@@ -1,11 +1,13 @@
-"The jobs that verify and show checkpoints: one line per file, safe to print, and clear errors."
+"The jobs that verify, show and gather checkpoints: one line per file, safe to print, and clear errors."
 import re
 
 import pytest
+import torch
 
-from miniai.checkpoint import CheckpointError, save
-from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
+from miniai.checkpoint import CheckpointError, load, save
+from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig, gather_model, show_file, verify_files
 from miniai.jobs.config import ConfigError
+from sharded_folder import write_sharded
 
 
 def test_verify_prints_a_line_per_file_and_returns_whether_all_are_intact(tmp_path, monkeypatch, capsys):
@@ -37,3 +39,18 @@ def test_show_prints_what_is_in_a_file_and_nothing_that_controls_a_terminal(tmp_
 
 def test_show_names_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(CheckpointError, match='none: No such file'): show_file(ShowConfig(tmp_path/'none'))
+
+
+def test_a_sharded_checkpoint_is_verified_shown_and_gathered_like_a_file(tmp_path, capsys):
+    folder, out = tmp_path/'checkpoint-00001-3-00000000', tmp_path/'model.safetensors'
+    write_sharded(folder, dict(w=torch.ones(3, 2)), file=dict(kind='model'))
+    assert verify_files(VerifyConfig((folder,))) is True
+    show_file(ShowConfig(folder))
+    gather_model(GatherConfig(folder, out))
+    said = capsys.readouterr().out
+    assert f'{folder}: intact, sha256 ' in said
+    assert re.search(r'model/w +float32 +3 x 2 +24 B', said)
+    assert f'{out}: the whole model of {folder}' in said
+    assert load(out)['model']['w'].equal(torch.ones(3, 2))
+    with pytest.raises(FileExistsError, match='exists already: choose another name'):
+        gather_model(GatherConfig(folder, out))

@@ -24,12 +24,13 @@ from miniai.data.loaders import DataLoaders
 import torch
 
 class Dying:
-    "Targets of a loader whose process 1 ends in the fourth batch."
+    "Targets of a loader whose process 1 ends once, in the fourth batch, or in that of the second epoch."
     n = 0
     def __init__(self, how): self.how = how
     def __call__(self, batch):
         self.n += 1
-        if self.n == 4 and os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
+        at = 14 if self.how == 'kill' else 4
+        if self.n == at and os.environ.get('RANK') == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':
             if self.how == 'kill': os.kill(os.getpid(), signal.SIGKILL)
             raise ZeroDivisionError('this process has had enough')
         return batch
@@ -109,14 +110,21 @@ def test_a_process_that_raises_ends_the_run_within_seconds_with_its_traceback(ho
     assert 'model.safetensors' not in files(home/'raising')
 
 
-def test_a_process_that_is_killed_is_restarted_with_the_others_and_the_run_goes_on(home):
-    ran = torchrun(home, *DIES, '--data', 'dying:killed', '--out', 'killed', restarts=1)
+def test_a_process_that_is_killed_is_restarted_with_the_others_and_the_sharded_run_resumes(home, monkeypatch):
+    ran = torchrun(home, *DIES, '--data', 'dying:killed', '--out', 'killed', '--epochs', '2', '--distributed', 'fsdp',
+                   restarts=1)
     assert ran.returncode == 0, ran.stderr
     assert 'exitcode: -9' in ran.stderr
     assert 'failed to connect' not in ran.stderr  # to the processes before the restart
     assert 'resuming killed' in ran.stdout
-    assert [row['phase'] for row in history(home/'killed')] == ['train', 'eval']
+    assert len(re.findall('epoch 1  phase train', ran.stdout)) == 1
     assert {'model.safetensors', 'environment-2.json'} <= {*files(home/'killed')}
+    assert sorted(p.name for p in (home/'killed'/'checkpoints').glob('[!.]*')) == [
+        'checkpoint-00001-1-00000000', 'checkpoint-00002-3-00000000']
+    monkeypatch.chdir(home)
+    monkeypatch.syspath_prepend(home)
+    one = train(replace(TrainConfig.from_toml(home/'killed'/'config.toml'), out='one'))
+    for a, b in zip(history(home/'killed'), one.history, strict=True): assert a['loss'] == pytest.approx(b['loss'])
 
 
 def test_a_way_to_train_together_needs_torchrun():

@@ -6,8 +6,9 @@
 from miniai.checkpoint.describe import describe
 from miniai.checkpoint.durable import SaveError
 from miniai.checkpoint.folder import FolderInUseError, FolderLock, newest_valid, remove_stale
+from miniai.checkpoint.gather import gather
 from miniai.checkpoint.read import CheckpointError, CheckpointInfo, TensorInfo, inspect, load, verify
 from miniai.checkpoint.saving import Pending, Saver, save
 
 __all__ = ['save', 'load', 'verify', 'inspect', 'describe', 'Saver', 'Pending', 'newest_valid', 'remove_stale',
-           'FolderLock', 'CheckpointInfo', 'TensorInfo', 'CheckpointError', 'SaveError', 'FolderInUseError']
+           'gather', 'FolderLock', 'CheckpointInfo', 'TensorInfo', 'CheckpointError', 'SaveError', 'FolderInUseError']

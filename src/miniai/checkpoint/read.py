@@ -2,7 +2,7 @@
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -14,10 +14,11 @@ import torch
 
 from miniai.checkpoint.header import LONGEST, ZEROS, loads, parse, sealed
 from miniai.checkpoint.layout import rebuilt
-from miniai.checkpoint.parts import REST, check_parts, filled, is_folder, read_parts, sharded_in
+from miniai.checkpoint.parts import REST, check_parts, filled, is_folder, mapped, read_parts, sharded_in
 from miniai.checkpoint.tree import Sharded, unflatten
+from miniai.distributed.dtensor import is_dtensor, placed_like
 
-__all__ = ['CheckpointError', 'load', 'load_apart', 'verify_parts', 'read_into', 'verify', 'inspect',
+__all__ = ['CheckpointError', 'load', 'load_apart', 'verify_parts', 'read_into', 'placed', 'verify', 'inspect',
            'CheckpointInfo', 'TensorInfo']
 
 _PIECE = 1 << 18  # bytes read at a time, and still in the cache when they are hashed
@@ -43,9 +44,7 @@ def load(path: str | bytes | PathLike) -> Any:
     if not is_folder(path): return _load(path)
     state = load_apart(path)
     verify_parts(path, state.pop('parts'))
-    whole = {nm: torch.empty(x.shape, dtype=getattr(torch, x.dtype)) for nm, x in sharded_in(state).items()}
-    read_into(path, whole)
-    return filled(state, whole)
+    return placed(path, state, lambda keys: None)
 
 
 def _load(path: str) -> Any:
@@ -71,6 +70,23 @@ def verify_parts(path: str | PathLike, parts: dict[str, list], i: int = 0, n: in
 def read_into(path: str | PathLike, tensors: dict[str, torch.Tensor]) -> None:
     "Fill the sharded `tensors`, by name, from a folder that is verified."
     with _reported(os.fspath(path)): read_parts(os.fspath(path), tensors)
+
+
+def placed(path: str | PathLike, state: Any, like: Callable[[tuple], Any]) -> Any:
+    """`state`, of which sharded tensors are not read yet: they are read from the folder `path`. A tensor for whose keys
+    `like(keys)` is a DTensor of its shape is sharded in the same way, others are whole."""
+    unread = {}
+    def place(x: Any, keys: tuple) -> Any:
+        if not isinstance(x, Sharded | torch.Tensor): return x
+        shard = like(keys)
+        if not is_dtensor(shard) or tuple(shard.shape) != tuple(x.shape): shard = None
+        if isinstance(x, torch.Tensor): return x if shard is None else placed_like(x, shard)
+        dtype = getattr(torch, x.dtype)
+        unread[x.name] = torch.empty(x.shape, dtype=dtype) if shard is None else torch.empty_like(shard, dtype=dtype)
+        return x
+    state = mapped(place, state)
+    if unread: read_into(path, unread)
+    return filled(state, unread)
 
 
 def verify(path: str | bytes | PathLike) -> str:

@@ -20,7 +20,7 @@ from miniai.distributed.torchrun import is_first_to_fail, launched
 from miniai.environment import version_of
 from miniai.inference.export import ExportError
 from miniai.inference.model_file import ModelFileError
-from miniai.jobs.checkpoint import ShowConfig, VerifyConfig, show_file, verify_files
+from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig, gather_model, show_file, verify_files
 from miniai.jobs.config import ConfigError, FolderConfig, JobConfig, LRFindConfig, ProveConfig, TrainConfig
 from miniai.jobs.lr_find import lr_find_job
 from miniai.jobs.prove import prove_resume
@@ -33,8 +33,8 @@ from miniai.resume.restore import ResumeError
 __all__ = ['main']
 
 JOBS = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume, VerifyConfig: verify_files,
-        ShowConfig: show_file, EvaluateConfig: evaluate_run, PredictConfig: predict_run, ExportConfig: export_run,
-        ScriptConfig: write_script}
+        ShowConfig: show_file, GatherConfig: gather_model, EvaluateConfig: evaluate_run, PredictConfig: predict_run,
+        ExportConfig: export_run, ScriptConfig: write_script}
 USES = (EvaluateConfig, PredictConfig, ExportConfig, ScriptConfig)  # their ValueErrors are about what the user gave
 FAILURES = (NonFiniteLossError, DataError, PictureError, TableError, ResumeError, CheckpointError, FolderInUseError,
             ProofError, ExportError, ModelFileError, OSError, ImportError)

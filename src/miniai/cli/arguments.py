@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
-from miniai.jobs.checkpoint import ShowConfig, VerifyConfig
+from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig
 from miniai.jobs.config import JOBS, ConfigError, JobConfig, TrainConfig, check_text, suggestion
 from miniai.jobs.script import ScriptConfig
 from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig
@@ -19,7 +19,7 @@ ABOUT = """Train PyTorch models with accelerated SGD.
 Options can also come from a TOML file: miniai train --config FILE.toml
 
 miniai --version prints the version."""
-CHECKPOINT_COMMANDS = {'verify': VerifyConfig, 'show': ShowConfig}
+CHECKPOINT_COMMANDS = {'verify': VerifyConfig, 'show': ShowConfig, 'gather': GatherConfig}
 USES = {'evaluate': EvaluateConfig, 'predict': PredictConfig, 'export': ExportConfig, 'script': ScriptConfig}
 OPTION_FIELDS = ('opt', 'net')  # --opt.beta2 0.95 is an option of the optimizer
 
@@ -103,7 +103,8 @@ def _commands(defaults: dict[str, JobConfig]) -> Any:
     about = dict(description=VerifyConfig.__doc__, constructor=verify_config)
     verify = Annotated[VerifyConfig, tyro.conf.subcommand('verify', **about)]
     show = Annotated[ShowConfig, tyro.conf.subcommand('show')]
+    gather = Annotated[GatherConfig, tyro.conf.subcommand('gather')]
     evaluate, predict, export, script = (Annotated[cls, tyro.conf.subcommand(name)] for name, cls in USES.items())
-    checkpoint = Annotated[verify | show, tyro.conf.subcommand('checkpoint', description=(
-        'Verify checkpoints, or show what is in one.'))]
+    checkpoint = Annotated[verify | show | gather, tyro.conf.subcommand('checkpoint', description=(
+        'Verify checkpoints, show what is in one, or gather a sharded one.'))]
     return train | lr_find | prove | evaluate | predict | export | script | checkpoint

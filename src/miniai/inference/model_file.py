@@ -9,15 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from miniai import checkpoint
-from miniai.checkpoint.folder import BEST
+from miniai.checkpoint.folder import BEST, BEST_FOLDER
+from miniai.checkpoint.read import load_apart, placed, verify_parts
 from miniai.data.recipe import Recipe
 from miniai.distributed.ranks import of_first
+from miniai.distributed.whole import whole_copy
+from miniai.distributed.wrap import class_of
 from miniai.environment import version_of
 from miniai.events import run_cbs
-from miniai.inference.predictor import Predictor
+from miniai.inference.predictor import Predictor, outputs_of
 from miniai.models.by_name import build_model
 
-__all__ = ['MODEL_FILE', 'ModelFileError', 'save_model', 'load', 'load_best', 'model_state']
+__all__ = ['MODEL_FILE', 'ModelFileError', 'save_model', 'load', 'load_best', 'model_state', 'facts_of']
 
 MODEL_FILE = 'model.safetensors'
 _SOURCES = 'checkpoint_path', 'cache_dir'  # options of timm that say where weights are; they are in the file
@@ -36,14 +39,31 @@ def save_model(self: Any, path: str | PathLike) -> None:
 
 def model_state(predictor: Predictor) -> dict[str, Any]:
     "What the file of a model holds."
-    model, recipe = predictor.model, predictor.recipe
-    return dict(kind='model', model=dict(model.state_dict()), net=getattr(model, 'recipe', None), layers=_layers(model),
-                net_class=f'{type(model).__module__}.{type(model).__qualname__}', outputs=predictor.outputs,
+    model = predictor.model
+    return dict(model=dict(model.state_dict()), **_facts(model, predictor.recipe, predictor.outputs))
+
+
+def facts_of(learn: Any) -> dict[str, Any]:
+    "What the file of a Learner's model holds, without the weights, which processes may share."
+    recipe = getattr(learn.dls, 'recipe', None)
+    return _facts(learn.model, recipe, outputs_of(learn.loss_func, recipe))
+
+
+def _facts(model: nn.Module, recipe: Recipe | None, outputs: str) -> dict[str, Any]:
+    kind = class_of(model)
+    return dict(kind='model', net=getattr(model, 'recipe', None), layers=_layers(model),
+                net_class=f'{kind.__module__}.{kind.__qualname__}', outputs=outputs,
                 recipe=recipe and recipe.to_dict(), versions=_versions())
 
 
 def _versions() -> dict[str, str | None]: return {nm: version_of(nm) for nm in ('miniai-torch', 'torch')}
-def _layers(model: nn.Module) -> str: return re.sub(' at 0x[0-9a-f]+', '', str(model))  # an address differs each time
+
+
+def _layers(model: nn.Module) -> str:
+    "The model as text, without addresses, which differ each time, and without the names that FSDP2 gives to classes."
+    text = re.sub(' at 0x[0-9a-f]+', '', str(model))
+    for m in model.modules(): text = text.replace(f'{type(m).__name__}(', f'{class_of(m).__name__}(')
+    return text
 
 
 def load(path: str | PathLike, model: nn.Module | None = None, allow_code: bool = False,
@@ -93,13 +113,21 @@ def _built(path: Path, state: dict[str, Any], allow_code: bool) -> nn.Module:
 
 def load_best(self: Any, folder: str | PathLike) -> None:
     """Put the weights of the best epoch into the model: those that CheckpointCB(folder, best=…) kept, in that folder or
-    in the folder of the run around it. With AverageCB they are the averages. FileNotFoundError if there are none,
-    CheckpointError if the file is damaged, ModelFileError if it is of another model."""
-    places = Path(folder)/BEST, Path(folder)/'checkpoints'/BEST
+    in the folder of the run around it. With AverageCB they are the averages. If the model is sharded, every process
+    must call this. FileNotFoundError if there are none, CheckpointError if the file is damaged, ModelFileError if it is
+    of another model."""
+    places = [Path(folder)/inside/nm for inside in ('', 'checkpoints') for nm in (BEST, BEST_FOLDER)]
     path = next((p for p in places if p.exists()), None)
     if path is None: raise FileNotFoundError(
         f"there is no {BEST} in {folder}: CheckpointCB({str(folder)!r}, best='-loss') keeps one during a fit")
-    weights = checkpoint.load(path)['model']
-    _put_into(deepcopy(self.model), weights, path)  # an error leaves the model as it is
+    weights = _weights_in(path, self.model.state_dict())
+    _put_into(whole_copy(self.model, meta=True), weights, path, assign=True)  # an error leaves the model as it is
     _put_into(self.model, weights, path)
     run_cbs([*self.cbs, self.opt], 'weights_replaced', self)
+
+
+def _weights_in(path: Path, ours: dict[str, Any]) -> dict[str, Tensor]:
+    "The weights in a checkpoint, sharded as `ours` are."
+    state = load_apart(path) if path.is_dir() else checkpoint.load(path)
+    if path.is_dir(): verify_parts(path, state['parts'])
+    return placed(path, state['model'], lambda keys: ours.get(keys[-1]))

@@ -1,12 +1,12 @@
-"The jobs that verify checkpoints and show what is in one."
+"The jobs that verify checkpoints, show what is in one, and gather a sharded one."
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniai.checkpoint import CheckpointError, describe, inspect, verify
+from miniai.checkpoint import CheckpointError, describe, gather, inspect, verify
 from miniai.checkpoint.describe import printable
 from miniai.jobs.config import ConfigError
 
-__all__ = ['VerifyConfig', 'ShowConfig', 'verify_files', 'show_file']
+__all__ = ['VerifyConfig', 'ShowConfig', 'GatherConfig', 'verify_files', 'show_file', 'gather_model']
 
 
 @dataclass
@@ -20,6 +20,15 @@ class ShowConfig:
     "Show what is in a checkpoint: its origin, values and tensors."
     path: Path
     """The checkpoint."""
+
+
+@dataclass
+class GatherConfig:
+    "Turn the checkpoint of a sharded model, a folder, into one file of the whole model, which miniai.load reads."
+    folder: Path
+    """The checkpoint."""
+    out: Path
+    """The file to write."""
 
 
 def verify_files(config: VerifyConfig) -> bool:
@@ -40,3 +49,10 @@ def show_file(config: ShowConfig) -> None:
     try: text = describe(inspect(config.path))
     except OSError as e: raise CheckpointError(config.path, e.strerror or str(e)) from e
     print(text)
+
+
+def gather_model(config: GatherConfig) -> None:
+    "Write the whole model. CheckpointError if there is no intact sharded checkpoint; OSError if it cannot be written."
+    if config.out.exists(): raise FileExistsError(f"{config.out} exists already: choose another name")
+    gather(config.folder, config.out)
+    print(f'{config.out}: the whole model of {config.folder}')

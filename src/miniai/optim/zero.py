@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ['zero_around', 'zero_groups', 'from_all_ranks', 'show_momentum']
+__all__ = ['is_zero', 'zero_around', 'zero_groups', 'from_all_ranks', 'show_momentum']
+
+
+def is_zero(opt: Any) -> bool:
+    "Is this torch's ZeroRedundancyOptimizer?"
+    module = sys.modules.get('torch.distributed.optim.zero_redundancy_optimizer')
+    return module is not None and isinstance(opt, module.ZeroRedundancyOptimizer)
 
 
 def zero_around() -> Any:

@@ -22,6 +22,7 @@ from miniai.device import is_number
 from miniai.distributed.ranks import failing_together, from_first, is_first, most
 from miniai.distributed.wrap import is_sharded, unwrapped
 from miniai.events import Callback, CancelEpochException, CancelFitException, is_cancel
+from miniai.inference.model_file import facts_of
 from miniai.metrics.direction import check_metric, direction, improves, last_row, no_metric
 from miniai.resume.files import BEST, NoFiles, RunFiles, files_of, place_of
 from miniai.resume.loader import resume_warning
@@ -194,7 +195,7 @@ class _Run:
             if why: warnings.warn(f"CheckpointCB: the run may not resume exactly from {path}: {why}", stacklevel=4)
         with failing_together():
             if self.point.state is not None: self._resume(learn)
-            else: flatten(self._apart(self.state.take(learn))[0])  # an error now if a part cannot be saved
+            else: flatten(self._apart(learn, self.state.take(learn))[0])  # an error now if a part cannot be saved
         self._protect_workers(learn)
 
     def _refuse_used_folder(self) -> None:
@@ -281,13 +282,13 @@ class _Run:
             for cb in learn.cbs if best else ():
                 if not isinstance(cb, AverageCB | EvaluationPointCB): continue
                 state |= dict(raw=state['model'], model=cb.averaged(learn, state['model']))
-            state, tensors = self._apart(dict(position=position, versions=versions(learn), **state))
+            state, tensors = self._apart(learn, dict(position=position, versions=versions(learn), **state))
             self.files.save(with_all_ranks(state, learn.model), tensors, best)
         self._start_counting()
 
-    def _apart(self, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _apart(self, learn: Any, state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "The state without the tensors of a sharded model, and these by name."
-        return taken_out(state) if self.sharded else (state, {})
+        return taken_out(state | dict(file=facts_of(learn))) if self.sharded else (state, {})
 
     def _start_counting(self) -> None:
         self.answer, self.batches, self.due = None, 0, time.monotonic() + 60*(self.cb.minutes or math.inf)

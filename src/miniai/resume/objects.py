@@ -8,7 +8,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from miniai.distributed.ranks import is_first
 from miniai.distributed.wrap import class_of
+from miniai.optim.state_dict import own_group
+from miniai.optim.zero import is_zero
 from miniai.randomness import python_state, set_python_state
 from miniai.resume.packing import pack_dense, unpack_dense
 from miniai.resume.walk import Node
@@ -36,7 +39,7 @@ def state_of(node: Node) -> Any:
     "The state of a module, optimizer, generator, or of an object with a state_dict. Tensors are not copied."
     if node.kind == 'module': return _module_state(node.object)
     if node.kind == 'generator': return dict(kind=_kind_of(node.object), state=_generator_state(node.object))
-    return node.object.state_dict()
+    return _state_of_zero(node.object) if is_zero(node.object) else node.object.state_dict()
 
 
 def restore_state(node: Node, state: Any) -> None:
@@ -113,10 +116,24 @@ def _shapes(state: dict[str, Any]) -> dict[str, str]: return {nm: _described(x) 
 
 # Optimizers
 
+def _state_of_zero(opt: Any) -> dict[str, Any]:
+    "That of a ZeroRedundancyOptimizer, put together by all processes for the first one, which writes."
+    opt.consolidate_state_dict()
+    return opt.state_dict() if is_first() else {}
+
+
+def _loadable_in_zero(opt: Any, state: dict[str, Any]) -> dict[str, Any]:
+    "A copy for a ZeroRedundancyOptimizer, which takes parts out, and copies groups as they are into the one inside."
+    groups = zip(state['param_groups'], opt.param_groups, strict=True)
+    ours = hasattr(opt.optim, 'rule_of')
+    return dict(state=dict(state['state']), param_groups=[own_group(opt.optim, *pair) if ours else pair[0]
+                                                          for pair in groups])
+
+
 def _load_in_place(opt: Any, state: dict[str, Any]) -> None:
     "Load an optimizer's state into its existing groups, which callbacks and schedules may hold on to."
     groups = opt.param_groups
-    opt.load_state_dict(state)
+    opt.load_state_dict(_loadable_in_zero(opt, state) if is_zero(opt) else state)
     for old, new in zip(groups, opt.param_groups, strict=True):
         if old is new: continue
         old.clear()

@@ -2,14 +2,10 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from miniai.checkpoint import load
-from miniai.checkpoint.parts import filled, mapped
-from miniai.checkpoint.read import load_apart, read_into, verify_parts
-from miniai.checkpoint.tree import Sharded
-from miniai.distributed.dtensor import is_dtensor, placed_like
+from miniai.checkpoint import load, read
+from miniai.checkpoint.read import load_apart, verify_parts
 from miniai.distributed.ranks import failing_together, of_first, rank, world
 from miniai.distributed.wrap import is_sharded
 from miniai.resume.walk import Node
@@ -31,19 +27,8 @@ def placed(state: dict[str, Any], path: Path | None, learn: Any, nodes: dict[str
     """`state`, which `load_together` gave, with tensors that belong to a sharded parameter sharded like it: weights,
     gradients and others of its name, and the optimizer's state. Reads what is not read yet from the folder `path`."""
     if not is_sharded(learn.model): return state
-    params, unread = _Parameters(learn, nodes), {}
-    def place(x: Any, keys: tuple) -> Any:
-        if not isinstance(x, Sharded | Tensor): return x
-        like = params.of(keys)
-        here = is_dtensor(like) and tuple(like.shape) == tuple(x.shape)
-        if isinstance(x, Tensor): return placed_like(x, like) if here else x
-        dtype = getattr(torch, x.dtype)
-        unread[x.name] = torch.empty_like(like, dtype=dtype) if here else torch.empty(x.shape, dtype=dtype)
-        return x
-    state = mapped(place, state)
-    with failing_together():
-        if unread: read_into(path, unread)
-    return filled(state, unread)
+    params = _Parameters(learn, nodes)
+    with failing_together(): return read.placed(path, state, params.of)
 
 
 class _Parameters:

@@ -12,6 +12,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from miniai.distributed.wrap import class_of, is_own
+from miniai.optim.zero import is_zero
 from miniai.steps.schedule import BaseSchedCB
 
 __all__ = ['ITEMS', 'HOOKS', 'attributes_of', 'options_of', 'set_items', 'slots_of', 'slot_names', 'cells_of',
@@ -138,12 +139,14 @@ def _code_text(code: CodeType, doc: str | None = None) -> str:
 
 
 def _slots_of_optimizer(opt: Any) -> dict[str, Any]:
-    ours = type(opt).__module__.startswith('miniai.')
-    there = attributes_of(opt) or {}
+    inner = opt.optim if is_zero(opt) else opt  # what divides the work among processes is not part of a run
+    ours = type(inner).__module__.startswith('miniai.')
+    there = attributes_of(inner) or {}
+    hidden = _optimizer_names() | ({'zero'} if ours else set())
     own = {k: v for k, v in there.items()
-           if k not in _optimizer_names() and not (k.startswith('_') and (ours or hasattr(opt, 'spec')))}
+           if k not in hidden and not (k.startswith('_') and (ours or hasattr(inner, 'spec')))}
     hooks = [h for nm, x in there.items() if nm.endswith('_hooks') for h in list(x.values())]
-    return own | dict(parameters=[g['params'] for g in opt.param_groups], rule=getattr(opt, 'rule', None)) | (
+    return own | dict(parameters=[g['params'] for g in opt.param_groups], rule=getattr(inner, 'rule', None)) | (
         {HOOKS: hooks} if hooks else {})
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from miniai.callbacks.train import DeviceCB
 from miniai.distributed.wrap import average_kept, class_of, is_sharded, unwrapped
+from miniai.optim.zero import is_zero
 from miniai.randomness import describe_states, random_states
 from miniai.resume.objects import shape_of, state_of
 from miniai.resume.packing import Packer, memory_of
@@ -227,6 +228,7 @@ class _Found:
 def _described(x: Any) -> str:
     "An object by its class, a function or class by its name."
     if isinstance(x, MethodType): x = x.__func__
+    if is_zero(x): x = x.optim
     named = x if isinstance(x, type | FunctionType | BuiltinFunctionType) else class_of(x)
     return named.__qualname__.rpartition('<locals>.')[2].removeprefix('_VariableFunctionsClass.')
 
