@@ -106,7 +106,7 @@ def test_a_process_that_raises_ends_the_run_within_seconds_with_its_traceback(ho
     assert ran.returncode == 1
     assert 'this process has had enough' in ran.stderr
     assert ran.stderr.count('Traceback') == 2  # its own, and torchrun's
-    assert float(re.search(r'stopped after ([\d.]+) s', ran.stdout)[1]) < 10
+    assert float(re.search(r'stopped after ([\d.]+) s', ran.stdout)[1]) < 60  # half an hour if the others waited for it
     assert 'model.safetensors' not in files(home/'raising')
 
 

@@ -110,6 +110,15 @@ def test_the_first_signal_is_noted_and_the_second_has_its_usual_effect(watch, ca
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_under_torchrun_the_same_signal_may_come_twice(watch, monkeypatch):
+    monkeypatch.setenv('RANK', '0')  # Ctrl-C reaches all processes, and then torchrun tells them
+    for number in (signal.SIGINT, signal.SIGTERM): os.kill(os.getpid(), number)
+    assert (watch.signal, watch.forced) == (signal.SIGINT, False)
+    monkeypatch.setattr(signals, '_PASSED_ON', 0)  # seconds: this one comes later
+    with pytest.raises(KeyboardInterrupt): os.kill(os.getpid(), signal.SIGINT)
+    assert watch.forced
+
+
 def send_to_itself(pipe):
     "Say that SIGINT had no effect, and then die of SIGTERM."
     os.kill(os.getpid(), signal.SIGINT)

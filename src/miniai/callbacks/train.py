@@ -107,6 +107,7 @@ class SingleBatchCB(Callback):
 
 class DeviceCB(Callback):
     "Moves the model, a loss that is a module, and every batch to `device`."
+    only_shows = True  # a run may resume with DistributedCB in its place
     def __init__(self, device: str | torch.device = def_device) -> None: self.device = torch.device(device)
     def before_fit(self, learn: Any) -> None:
         if hasattr(learn.model, 'to'): learn.model.to(self.device)

@@ -87,7 +87,7 @@ def _changed_settings(state: dict[str, Any], here: RunState, nodes: dict[str, No
             yield path, 'class', settings['class'], 'missing'
         for nm, then in settings.items() if now else ():
             value = now.get(nm, ('missing',))[0]
-            if nm == 'callbacks of miniai':  # 0.2 listed this one
+            if nm == 'callbacks of miniai':  # earlier files list this one
                 then = ', '.join(cb for cb in then.split(', ') if cb != 'DeviceCB')
             if value != then: yield path, nm, then, value
     saved = state['settings'].keys() | state['attributes'].keys()

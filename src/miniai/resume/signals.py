@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -10,10 +11,11 @@ from multiprocessing.sharedctypes import RawValue
 from typing import Any, Self
 
 from miniai.distributed.ranks import is_first
+from miniai.distributed.torchrun import launched
 
 __all__ = ['stop_signals', 'terminable', 'held', 'SignalWatch', 'OutlastSignals']
 
-_GRACE = 30  # seconds
+_GRACE, _PASSED_ON = 30, 5  # seconds
 _STOPS = [getattr(signal, nm) for nm in ('SIGTERM', 'SIGINT', 'SIGHUP') if hasattr(signal, nm)]
 
 
@@ -53,7 +55,7 @@ class SignalWatch:
     """Notes the first SIGTERM, SIGINT or SIGHUP in `signal`; a second sets `forced` and has its usual effect at once.
     Watches until `close()`, which restores the old handlers. Does nothing outside the main thread, with `on` False, and
     for signals that are ignored. Forked processes ignore SIGINT, because Ctrl-C in a terminal reaches them too; SIGTERM
-    has its usual effect on them."""
+    has its usual effect on them. Under torchrun a second signal within 5 seconds is the first one again."""
     def __init__(self, on: bool = True) -> None:
         self.signal, self.forced, self._left, self.pid = None, False, False, os.getpid()
         self.old_handlers = {s: signal.signal(s, self._note) for s in stop_signals()} if on else {}
@@ -61,11 +63,12 @@ class SignalWatch:
     def _note(self, number: int, frame: Any) -> None:
         forked = os.getpid() != self.pid
         if forked and number == signal.SIGINT: return
+        if not forked and self.signal is not None and self._is_passed_on(): return
         if forked or self.signal is not None:
             self.forced = True
             self.close()
             return signal.raise_signal(number)
-        self.signal = number
+        self.signal, self._noted = number, time.monotonic()
         if not is_first(): return  # the first process says it
         try: clear_line = f"\r{' '*(os.get_terminal_size(2).columns - 1)}\r"  # there may be a progress bar
         except OSError: clear_line = '\n'
@@ -73,6 +76,10 @@ class SignalWatch:
         with suppress(OSError):  # after SIGHUP the terminal is gone
             os.write(2, f'{clear_line}{name}: finishing this batch and saving; send it again to stop at once\n'
                      .encode())
+
+    def _is_passed_on(self) -> bool:
+        "A signal to a whole group of processes, as Ctrl-C's, comes again from torchrun, which passes it on."
+        return launched() is not None and time.monotonic() - self._noted < _PASSED_ON
 
     def leave(self, number: int | None = None) -> None:
         """If a signal was noted here, or in another process the signal `number`, raise KeyboardInterrupt in a notebook,

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from miniai.callbacks.train import DeviceCB
 from miniai.distributed.wrap import average_kept, class_of, is_sharded, unwrapped
 from miniai.optim.zero import is_zero
 from miniai.randomness import describe_states, random_states
@@ -221,8 +220,7 @@ class _Found:
 
     def _callbacks(self, origin: str) -> str:
         in_order = sorted(callbacks_of(self.learn), key=lambda item: getattr(item[1], 'order', 0))
-        return ', '.join(nm for nm, cb in in_order if type(cb).__module__.startswith(origin) and not only_shows(cb)
-                         and type(cb) is not DeviceCB)  # on several processes DistributedCB takes its place
+        return ', '.join(nm for nm, cb in in_order if type(cb).__module__.startswith(origin) and not only_shows(cb))
 
 
 def _described(x: Any) -> str:
