@@ -112,7 +112,7 @@ def test_a_process_that_raises_ends_the_run_within_seconds_with_its_traceback(ho
 
 def test_a_process_that_is_killed_is_restarted_with_the_others_and_the_sharded_run_resumes(home, monkeypatch):
     ran = torchrun(home, *DIES, '--data', 'dying:killed', '--out', 'killed', '--epochs', '2', '--distributed', 'fsdp',
-                   restarts=1)
+                   restarts=1, timeout=200)
     assert ran.returncode == 0, ran.stderr
     assert 'exitcode: -9' in ran.stderr
     assert 'failed to connect' not in ran.stderr  # to the processes before the restart

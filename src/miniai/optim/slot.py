@@ -76,7 +76,7 @@ def new_state(opt: Any, p: Tensor, rule: type, s: str) -> Tensor:
 
 def store(old: Tensor, x: Tensor, p: Tensor, key: int = 0, turn: int = 0) -> None:
     "Write `x` over `old`, a state of `p`."
-    local(old).copy_(packed(x, p, key, turn) if is_packed(old) else x)
+    local(old).copy_(packed(x, p, key, turn) if is_packed(old) else local(x))
 
 
 def state_shape(p: Tensor, rule: type, s: str) -> torch.Size:
