@@ -12,6 +12,7 @@ from torch import nn
 import miniai
 from miniai import Callback, DataLoaders, MetricsCB, TrainLearner
 from miniai.events import EVENTS, PHASES
+from miniai.jobs.registry import OPTIMIZERS
 from miniai.learner import Learner
 
 DOCS = Path(__file__).resolve().parents[1]/'docs'
@@ -59,7 +60,7 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'distributed', 'fine_tuning', 'learner', 'tasks',
+    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'distributed', 'fine_tuning', 'learner', 'rules', 'tasks',
                                        'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
 
 
@@ -87,6 +88,41 @@ def test_the_rules_of_the_page_learn_and_what_they_may_not_do_is_said(capsys):
     assert 'write where(condition, a, b) instead of if' in out
     assert 'rule cannot be traced' in out
     assert 'the model is small' in out
+    assert names['raced']['Muon'] < names['raced']['Adam'] < 1.2
+    assert re.search(r'matrices +2 +4,736 +Muon', out)
+
+
+def rows_of(header):
+    "The rows of a table of docs/rules.md, by optimizer."
+    table = (DOCS/'rules.md').read_text().split(f'\n| optimizer | {header} |')[1].split('\n\n')[0]
+    rows = [[c.strip(' `') for c in row.split(' | ')] for row in table.split('\n')[2:]]
+    return {row[0].strip('| `'): [c.rstrip(' |') for c in row[1:]] for row in rows}
+
+
+def state_bytes(cls):
+    "Of each number of a square matrix in float32."
+    p = nn.Parameter(torch.randn(64, 64))
+    p.grad = torch.randn_like(p)
+    opt = cls([p], lr=1e-3)
+    opt.step()
+    return sum(x.nbytes for x in opt.state[p].values() if isinstance(x, torch.Tensor))/p.numel()
+
+
+def measured_times():
+    "The last column of the newest table that bench/optim_strong.py recorded, for 1M parameters."
+    newest = max(DOCS.parent.glob('bench/results/optim_strong_*.md'), default=None)
+    rows = re.findall(r'^\| (\w+) \| 1M \|.* ([\d.]+) \|$', newest.read_text(), re.M) if newest else []
+    return dict(rows)
+
+
+def test_the_page_on_rules_has_a_row_for_each_optimizer_with_its_state_and_the_measured_time(capsys):
+    run('rules', {})
+    assert 'def adamw(p, g, avg, sqr_avg' in capsys.readouterr().out
+    classes, costs = {row.build.__name__: row.build for row in OPTIMIZERS.values()}, rows_of('when to use it')
+    assert [*rows_of('step')] == [*costs]
+    assert set(costs) == set(classes)
+    assert {nm: int(row[1]) for nm, row in costs.items()} == {nm: round(state_bytes(c)) for nm, c in classes.items()}
+    assert {nm: row[2] for nm, row in costs.items()} == dict.fromkeys(costs, '-') | measured_times()
 
 
 def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):

@@ -141,7 +141,8 @@ class Lion(RuleOptimizer):
 
 class LAMB(RuleOptimizer):
     """`LAMB(params, lr=1e-3, wd=0., beta1=0.9, beta2=0.999, eps=1e-6)`: Adam with steps as long as the parameter
-    times the rate, for very large batches."""
+    times the rate, for very large batches. Decay is not part of that length, as it is in the paper: it is a stage, the
+    same as for every rule."""
     rule = rules.lamb
     state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
 
