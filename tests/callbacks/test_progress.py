@@ -171,6 +171,16 @@ def test_bars_and_rows_work_for_loaders_without_length(faces):
     assert [b[1:3] for b in faces[0].bars] == [(i, None) for n in (3, 2) for i in range(n)]
 
 
+def test_the_rate_that_an_optimizer_finds_is_beside_the_loss(faces):
+    def finding(params, lr):
+        opt = torch.optim.SGD(params, lr)
+        opt.param_groups[0]['d'] = .25
+        return opt
+    cb = ProgressCB()
+    fit(cb, opt_func=finding, lr=.1)
+    assert [b[3] for b in faces[0].bars[:4]] == ['', *(f'{loss:.3f}  lr 0.025' for loss in cb.losses[:3])]
+
+
 def test_the_comment_is_a_string_or_a_function_and_belongs_to_the_user(faces):
     class Comments(ProgressCB):
         def after_batch(self, learn):

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from miniai.optim import AdamW, depth_groups, groups_table, no_decay_groups
+from miniai.optim import AdamW, Prodigy, depth_groups, groups_table, no_decay_groups
+from miniai.optim.groups import rate_of
 
 
 def net(): return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
@@ -82,3 +83,9 @@ def test_the_table_has_a_row_for_each_group_with_its_sizes_and_hyperparameters()
     assert '0.01' in rows[0]
     assert ('decay  ' in rows[0], 'no decay' in rows[1]) == (True, True)
     assert ('20' in rows[0].split(), '14' in rows[1].split()) == (True, True)
+
+
+def test_the_rate_of_a_group_is_lr_times_the_distance_that_an_optimizer_finds():
+    assert rate_of(AdamW(net(), lr=.5).param_groups[0]) == .5
+    assert rate_of(Prodigy(net(), lr=.5, d=.1).param_groups[0]) == .05
+    assert rate_of(dict(lr=torch.tensor(.5))) == .5

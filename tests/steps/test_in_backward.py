@@ -21,7 +21,7 @@ from miniai import (
     warmup_cosine,
 )
 from miniai.distributed import DistributedCB
-from miniai.optim import Muon
+from miniai.optim import Muon, Prodigy
 from miniai.steps import in_backward
 from resuming import StopCB, Stopped
 
@@ -111,7 +111,8 @@ class Clip(Callback):
 
 
 @pytest.mark.parametrize(('opt_func', 'cbs', 'named'), [
-    (partial(AdamW, clip_norm=1.), [], 'clip_norm'), (partial(AdamW, skip_nonfinite=True), [], 'skip_nonfinite'),
+    (partial(AdamW, clip_norm=1.), [], 'clip_norm'),
+    (Prodigy, [], 'Prodigy'), (partial(AdamW, skip_nonfinite=True), [], 'skip_nonfinite'),
     (AdamW, [Clip()], 'Clip'), (AdamW, [AccumulateCB(2)], 'AccumulateCB'),
     (torch.optim.LBFGS, [], 'LBFGS')])
 def test_what_needs_all_gradients_is_refused_by_name(opt_func, cbs, named):

@@ -8,6 +8,7 @@ from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number, to_scalar
 from miniai.events import Callback
 from miniai.metrics.metrics import MetricsCB
+from miniai.optim.groups import rate_of
 from miniai.show.displays import best_display
 
 __all__ = ['ProgressCB', 'EpochsBar']
@@ -37,7 +38,8 @@ class ProgressCB(Callback):
     """A bar for the batches and a table row for every epoch and phase, in a terminal and in a notebook, where `plot`
     adds a live curve of the loss; elsewhere one plain line per row. `losses` holds every training batch's loss,
     `val_losses` every validation's. The text beside the bar is `learn.dl.comment`, a string or a function, by default
-    the loss. Rows come from MetricsCB; without one they show the loss."""
+    the loss, and the rate of an optimizer that finds it, as Prodigy does. Rows come from MetricsCB; without one they
+    show the loss."""
     order, only_shows = MetricsCB.order + 1, True
     def __init__(self, plot: bool = False) -> None:
         self.plot, self.mbar, self._own_metrics, self._epoch_done = plot, None, None, False
@@ -70,6 +72,8 @@ class ProgressCB(Callback):
 
     def _move_bar(self, learn: Any) -> None:
         loss = f'{to_scalar(learn.loss):.3f}' if is_number(learn.loss) else ''
+        group = next(iter(getattr(learn.opt, 'param_groups', ())), {})
+        if loss and learn.model.training and 'd' in group: loss += f'  lr {rate_of(group):.2g}'
         comment = getattr(learn.dl, 'comment', loss)
         self._show_bar(learn.iter, comment() if callable(comment) else str(comment))
 

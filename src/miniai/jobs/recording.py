@@ -9,6 +9,7 @@ from miniai.inference.model_file import MODEL_FILE
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from miniai.learner import ProgressCB
 from miniai.models.layers import GeneralRelu
+from miniai.optim.groups import rate_of
 from miniai.report.pictures import activations_figure, curves_figure
 from miniai.sgd import RecorderCB
 
@@ -19,7 +20,7 @@ class Recording:
     """The callbacks, `cbs`, that record a run: progress, metrics, learning rates, with `stats` activation statistics,
     and with `profile` where the time goes."""
     def __init__(self, folder: RunFolder, stats: bool = True, profile: bool = False) -> None:
-        self.folder, self.progress, self.rates = folder, ProgressCB(), RecorderCB(lr=lambda cb: cb.pg['lr'])
+        self.folder, self.progress, self.rates = folder, ProgressCB(), RecorderCB(lr=lambda cb: rate_of(cb.pg))
         self.stats = ActivationStats(_is_activation) if stats else None
         self.profile = ProfileCB(quiet=True) if profile else None
         cbs = [self.progress, self.stats, self.rates, HistoryFileCB(folder), self.profile]

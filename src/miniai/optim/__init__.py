@@ -40,6 +40,7 @@ from miniai.optim.classes import Muon as Muon
 from miniai.optim.classes import NAdamW as NAdamW
 from miniai.optim.classes import Nesterov as Nesterov
 from miniai.optim.classes import NorMuon as NorMuon
+from miniai.optim.classes import Prodigy as Prodigy
 from miniai.optim.classes import RAdam as RAdam
 from miniai.optim.classes import RMSProp as RMSProp
 from miniai.optim.classes import ScheduleFreeAdamW as ScheduleFreeAdamW
@@ -56,13 +57,15 @@ from miniai.optim.rules import evaluated as evaluated
 from miniai.optim.rules import matrix as matrix
 from miniai.optim.rules import scalars as scalars
 from miniai.optim.rules import starts as starts
+from miniai.optim.rules import totals as totals
 from miniai.optim.schedules import plot_schedule as plot_schedule
 from miniai.optim.schedules import warmup_cosine as warmup_cosine
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion',
-           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'Kron', 'RuleOptimizer', 'optimizer', 'starts', 'scalars',
-           'matrix', 'evaluated', 'plot_schedule', 'warmup_cosine', 'no_decay_groups', 'depth_groups', 'matrix_groups',
-           'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm', 'trace', 'transpose', 'matmul',
-           'rms', 'largest', 'normal', 'upper', 'solved', 'spectral_bound', 'row_means', 'column_means',
-           'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered', 'inverse_root']
+           'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'Prodigy', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon',
+           'Scion', 'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'Kron', 'RuleOptimizer', 'optimizer', 'starts',
+           'scalars', 'matrix', 'evaluated', 'totals', 'plot_schedule', 'warmup_cosine', 'no_decay_groups',
+           'depth_groups', 'matrix_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm',
+           'trace', 'transpose', 'matmul', 'rms', 'largest', 'normal', 'upper', 'solved', 'spectral_bound',
+           'row_means', 'column_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered',
+           'inverse_root']

@@ -6,8 +6,8 @@ from miniai.optim import matrix_rules, rules
 from miniai.optim.optimizer import RuleOptimizer
 
 __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Adam', 'AdamW', 'NAdamW', 'RAdam',
-           'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon', 'Scion',
-           'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'Kron']
+           'ScheduleFreeSGD', 'ScheduleFreeAdamW', 'Prodigy', 'ADOPT', 'AdEMAMix', 'MARS', 'Lion', 'LAMB', 'Muon',
+           'Scion', 'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'Kron']
 
 
 class SGD(RuleOptimizer):
@@ -108,6 +108,14 @@ class ScheduleFreeAdamW(_ScheduleFree):
     ScheduleFreeSGD for `opt.train()` and `opt.eval()`."""
     rule = rules.schedule_free_adamw
     state_names = dict(sqr_avg='exp_avg_sq')
+
+
+class Prodigy(RuleOptimizer):
+    """`Prodigy(params, lr=1., wd=0., beta1=0.9, beta2=0.999, eps=1e-8, d=1e-6, d_numerator=0., d_coef=1.)`: AdamW that
+    finds its rate: `lr` times `d`, an estimate of the distance to the solution. `lr` is for schedules. Groups hold `d`
+    and `d_numerator`, which change at each step."""
+    rule = rules.prodigy
+    state_names = dict(avg='exp_avg', sqr_avg='exp_avg_sq')
 
 
 class ADOPT(RuleOptimizer):

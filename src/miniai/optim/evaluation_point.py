@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from miniai.distributed.dtensor import is_dtensor, reshard
 from miniai.optim.eager import numbers, wide
 from miniai.optim.plan import hypers_of
+from miniai.optim.spec import by_names
 from miniai.optim.zero import from_all_ranks
 
 __all__ = ['EvaluationPoint']
@@ -72,7 +73,7 @@ class EvaluationPoint:
         states = {s: numbers(x, p) if isinstance(x, Tensor) else x for s, x in states.items()}
         values = hypers_of(group, rule.spec.places) | states
         values['p'] = wide((self._weights or {}).get(p, p).detach())
-        return rule.spec.evaluated(**{nm: values[nm] for nm in rule.spec.point_names})
+        return by_names(rule.spec.evaluated, values)
 
     @torch.no_grad()
     def swap_averages(self, model: nn.Module | None = None) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ['no_decay_groups', 'depth_groups', 'groups_table']
+__all__ = ['no_decay_groups', 'depth_groups', 'groups_table', 'rate_of']
 
 
 def no_decay_groups(params: nn.Module | Iterable, wd: float) -> list[dict[str, Any]]:
@@ -59,6 +59,11 @@ def groups_table(opt: Any) -> str:
     table = [head, *([r.get(k, '') for k in head] for r in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return '\n'.join('  '.join(f'{c:>{w}}' for c, w in zip(r, widths, strict=True)).rstrip() for r in table)
+
+
+def rate_of(group: dict[str, Any]) -> float:
+    "The rate of a group: `lr`, times `d` for optimizers that find their rate, such as Prodigy."
+    return float(group['lr']) * group.get('d', 1)
 
 
 def _is_number(v: Any) -> bool:

@@ -182,6 +182,11 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
             group |= dict(rule=rule.mathematics, decoupled_weight_decay=self.stages.decoupled)
         return out
 
+    @property
+    def takes_totals(self) -> bool:
+        "Whether a step needs sums over all parameters, as Prodigy's does."
+        return any(self.rule_of(g).spec.totals for g in self.param_groups)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what this class, or torch's class of the same mathematics, saved. ValueError, changing nothing, if it
         does not fit or the mathematics differ."""

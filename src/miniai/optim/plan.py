@@ -13,6 +13,7 @@ from miniai.optim.eager import eager_count, eager_step, eager_sum_of_squares
 from miniai.optim.paths import path_of
 from miniai.optim.slot import Slot, slots_of, start_states
 from miniai.optim.table import Table
+from miniai.optim.totals import renewed
 from miniai.optim.zero import zero_groups
 
 __all__ = ['Plan', 'current_plan', 'hypers_of']
@@ -28,7 +29,7 @@ class Plan:
     "Which parameters are stepped together, in which table, and which are stepped one by one, and why."
     def __init__(self, opt: Any) -> None:
         _check_dense(opt)
-        slots = list(slots_of(opt))
+        self.slots = slots = list(slots_of(opt))
         self.parts, self.rounding = _parts(opt), opt.rounding
         self.idle = [p for g in opt.param_groups for p in g['params'] if p.grad is None]
         self.places = [opt.rule_of(g).spec.places for g in opt.param_groups]
@@ -65,10 +66,12 @@ class Plan:
         common = dict(g_scale=scale, clip_value=opt.clip_value, ema_decay=opt.ema, tail_start=opt.tail)
         hypers = [hypers_of(g, places) | common for g, places in zip(opt.param_groups, self.places, strict=True)]
         for s in self.unstarted: start_states(s, hypers[s.group])
+        changes = renewed(opt, self.slots, hypers, self.shared, self.groups)
         for t in self.tables: t.fill(hypers, opt.seed)
         numbers = self._eager_numbers(hypers, opt.seed)
         for t in self.tables: t.launch()
         for s, given in zip(self.eager, numbers, strict=True): self._step_eagerly(s, given, opt.seed)
+        for i, new in changes.items(): opt.param_groups[i].update(new)
         torch.autograd.graph.increment_version(self.changed)
         self.unstarted = []
 

@@ -14,8 +14,8 @@ from miniai.kernels.math import maximum, minimum, sign, sqrt, where
 from miniai.kernels.matrix import norm, orthogonalize
 
 __all__ = ['sgd', 'momentum', 'heavy_ball', 'nesterov', 'rmsprop', 'adagrad', 'adam', 'adamw', 'nadamw', 'radam',
-           'adopt', 'ademamix', 'mars', 'lion', 'lamb', 'muon', 'schedule_free_sgd', 'schedule_free_adamw', 'starts',
-           'scalars', 'matrix', 'evaluated']
+           'adopt', 'ademamix', 'mars', 'lion', 'lamb', 'muon', 'schedule_free_sgd', 'schedule_free_adamw',
+           'prodigy', 'starts', 'scalars', 'matrix', 'evaluated', 'totals']
 
 
 def starts(**states: Callable[[Any, Any], Any]) -> Callable:
@@ -54,6 +54,16 @@ def evaluated(at: Callable) -> Callable:
     hyperparameters, by their names."""
     def decorate(rule: Callable) -> Callable:
         rule.evaluated = at
+        return rule
+    return decorate
+
+
+def totals(update: Callable, **sums: Callable) -> Callable:
+    """Decorator: a step changes hyperparameters to what `update` returns, a dict. It takes hyperparameters, and `sums`
+    over all elements of all parameters, as they are before the step: functions of `p`, `g`, states and hyperparameters.
+    All are taken by their names."""
+    def decorate(rule: Callable) -> Callable:
+        rule.totals = update, sums
         return rule
     return decorate
 
@@ -233,3 +243,23 @@ def averaging(t: Any, lr: Any, warmup_steps: Any, r: Any, power: Any, weight_sum
     weight = t**r * lr_max**power
     weight_sum = weight_sum + weight
     return lr, weight/maximum(weight_sum, 1e-300), weight_sum, lr_max
+
+
+def estimated(d, d_numerator, beta2, d_coef, toward, length):
+    "Prodigy's estimate of the distance from the start to the solution (algorithm 4): it only grows."
+    d_numerator = beta2**0.5*d_numerator + (1 - beta2**0.5)*d*d*toward
+    return dict(d=max(d, d_coef*d_numerator/length) if length else d, d_numerator=d_numerator)
+
+
+def slow_sum(g, s, lr, beta2, d): return beta2**0.5*s + (1 - beta2**0.5)*d*d*lr*g
+
+
+@totals(estimated, toward=lambda p, g, p0, lr: lr*g*(p0 - p),
+        length=lambda g, s, lr, beta2, d: abs(slow_sum(g, s, lr, beta2, d)))
+@starts(p0=lambda p, g: p)
+def prodigy(p, g, p0, avg, sqr_avg, s, *, lr=1., wd=0., beta1=0.9, beta2=0.999, eps=1e-8, d=1e-6, d_numerator=0.,
+            d_coef=1.):
+    "Prodigy: Adam at lr times the estimated distance to the solution (Mishchenko & Defazio 2023, algorithm 4)."
+    avg     = beta1*avg     + (1-beta1)*d*g
+    sqr_avg = beta2*sqr_avg + (1-beta2)*d*d*g*g
+    return p - lr*d*(avg/(sqrt(sqr_avg) + d*eps) + wd*p), p0, avg, sqr_avg, slow_sum(g, s, lr, beta2, d)

@@ -3,13 +3,13 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import inf
 from typing import Any
 
 from miniai.kernels.trace import RuleError, trace_rule
 
-__all__ = ['RuleSpec', 'read_rule', 'rule_name', 'REQUIRED']
+__all__ = ['RuleSpec', 'read_rule', 'rule_name', 'by_names', 'REQUIRED']
 
 REQUIRED = inspect.Parameter.empty
 _STATE, _HYPER = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
@@ -26,7 +26,8 @@ class RuleSpec:
     maps states that do not start at zero to a function of (p, g). `untraced` says why a rule cannot be traced; it is ''
     for rules that can. `others` is the rule for other parameters if this one is for matrices only: those with at most
     `longest` rows and columns, only `hidden` ones, `flat` or with all their dimensions. `evaluated` gives the point at
-    which models are evaluated, and `point_names` are what it takes."""
+    which models are evaluated. `totals` are a function that renews hyperparameters, and the functions of elements whose
+    sums it takes."""
     rule: Callable
     states: tuple[str, ...]
     scalars: dict[str, float]
@@ -39,15 +40,13 @@ class RuleSpec:
     hidden: bool
     flat: bool
     evaluated: Callable | None
+    totals: tuple[Callable, dict[str, Callable]] | None
 
     @property
     def decays(self) -> bool: return 'wd' in self.supplied
 
     @property
     def state_names(self) -> tuple[str, ...]: return (*self.states, *self.scalars)
-
-    @cached_property
-    def point_names(self) -> tuple[str, ...]: return tuple(inspect.signature(self.evaluated).parameters)
 
     @cached_property
     def betas(self) -> tuple[str, ...]:
@@ -81,6 +80,15 @@ class RuleSpec:
                          f"{', '.join(self.betas)}, got {betas!r}")
 
 
+@lru_cache(maxsize=512)
+def _names(f: Callable) -> tuple[str, ...]: return tuple(inspect.signature(f).parameters)
+
+
+def by_names(f: Callable, values: dict[str, Any]) -> Any:
+    "What `f` returns for those of `values` that its arguments name."
+    return f(**{nm: values[nm] for nm in _names(f)})
+
+
 def rule_name(rule: Callable) -> str:
     "The name of a rule, or of the rule inside a partial, or of the rule's class."
     return getattr(rule, '__name__', None) or (rule_name(rule.func) if hasattr(rule, 'func') else type(rule).__name__)
@@ -104,7 +112,8 @@ def read_rule(rule: Callable) -> RuleSpec:
     if 'key' in supplied: untraced = f"{rule_name(rule)} cannot be traced: it draws random numbers"
     return RuleSpec(rule, tuple(s for s in states if s not in scalars), {s: scalars[s] for s in states if s in scalars},
                     hypers, supplied, starts, untraced, _noted(rule, 'others', None), _noted(rule, 'longest', inf),
-                    _noted(rule, 'hidden', True), _noted(rule, 'flat', True), _noted(rule, 'evaluated', None))
+                    _noted(rule, 'hidden', True), _noted(rule, 'flat', True), _noted(rule, 'evaluated', None),
+                    _noted(rule, 'totals', None))
 
 
 def _noted(rule: Callable, what: str, default: Any) -> Any:

@@ -38,7 +38,8 @@ class StepInBackwardCB(Callback):
         needing += [type(cb).__name__ for cb in learn.cbs
                     if not isinstance(cb, DistributedCB)  # which does nothing in one process
                     and (hasattr(cb, 'after_backward') or (hasattr(cb, 'weigh_group') and cb.n > 1))]
-        if opt is not learn.opt or closure_need(opt): needing.append(type(learn.opt).__name__)
+        if opt is not learn.opt or closure_need(opt) or getattr(opt, 'takes_totals', False):
+            needing.append(type(learn.opt).__name__)
         if world() > 1: needing.append('training on several processes')
         if needing: raise ValueError(f"StepInBackwardCB frees a gradient before the next is complete, but "
                                      f"{', '.join(needing)} must see all of them: remove one or the other")
