@@ -1,9 +1,12 @@
 "What every pass must do, on rows of many sizes, whatever runs it."
+import math
+
 import numpy as np
 import torch
 
 from miniai.kernels.memory import whole
 from miniai.kernels.python import host_function
+from miniai.kernels.rounding import dithered
 from miniai.kernels.trace import trace_rule
 
 SIZES = 1, 0, 9, 5000, 4096, 70_001
@@ -14,7 +17,7 @@ def rule(p, g, avg, *, lr, k):
     return p - lr*avg, avg
 
 
-def mask(p, g, avg, *, lr, k): return p*lr > g + k
+def mask(p, g, avg, *, lr, k): return p*lr > g - k  # true for zeros, which lie outside of what is counted
 
 
 def rows(dtype):
@@ -66,4 +69,20 @@ def check_squares_are_summed_in_double_precision(kind, dtype):
     assert abs(found[0]/want - 1) < 1e-12
 
 
-CHECKS = check_a_step_is_the_rule_on_each_row, check_counts_are_the_masks, check_squares_are_summed_in_double_precision
+def check_random_rounding_is_by_places_in_the_whole(kind, dtype):
+    gs = [torch.randn(6).to(dtype), torch.tensor([math.inf, -math.inf, 3.3e38, -0., 1., 1e-30]).to(dtype)]
+    columns = [[torch.zeros_like(g) for g in gs], gs, [torch.zeros(6, dtype=torch.bfloat16) for _ in gs]]
+    trace = trace_rule(lambda p, g, s, *, lr: (p, g/lr))
+    runs, keys = [([10, 40], 3), ([0], 6)], np.array([[7], [0x9abcdef1]], np.uint32)
+    path = kind(trace, None, (dtype, dtype, torch.bfloat16), (False, False, True), runs, torch.device('cpu'))
+    addresses = np.array([[x.data_ptr() for x in xs] for xs in columns], np.uint64).T.copy()
+    h = np.full((2, 1), 3, np.float64 if dtype is torch.float64 else np.float32)
+    path.prepare(addresses, h, keys)
+    path.step(addresses, lambda: columns, h, keys)
+    places = [10, 11, 12, 40, 41, 42], list(range(6))
+    for g, s, at, key in zip(gs, columns[2], places, keys[:, 0].tolist(), strict=True):
+        assert torch.equal(s, dithered((g.float() if dtype.itemsize == 2 else g)/3, key, 0, torch.tensor(at)))
+
+
+CHECKS = (check_a_step_is_the_rule_on_each_row, check_counts_are_the_masks,
+          check_squares_are_summed_in_double_precision, check_random_rounding_is_by_places_in_the_whole)

@@ -50,10 +50,11 @@ def test_the_size_of_batches_changes_no_bit(monkeypatch):
     assert same(ends[0], ends[2])
 
 
-def test_a_rule_that_swaps_its_states_or_returns_a_number_is_stepped_right(monkeypatch):
+@pytest.mark.parametrize('shapes', [[(3,)], [(3,), (4, 2)]])
+def test_a_rule_that_swaps_its_states_or_returns_a_number_is_stepped_right(shapes, monkeypatch):
     force_batched(monkeypatch)
-    def rule(p, g, a, b, c, *, lr): return p - lr*g, b + 0*g, a, lr
-    ps = params((3,), (4, 2))
+    def rule(p, g, a, b, c, *, lr): return p - lr*g, b, a, lr
+    ps = params(*shapes)
     opt = run(optimizer(rule)(ps, lr=.5), ps, 1)
     opt.state[ps[0]]['a'].fill_(1.)
     opt.state[ps[0]]['b'].fill_(2.)

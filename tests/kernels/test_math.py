@@ -1,11 +1,13 @@
 "The functions that rules may use: the same values for Python floats and for tensors."
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from miniai.kernels.math import has_double, widest
 from miniai.optim import maximum, minimum, sign, sqrt, where
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
@@ -70,6 +72,18 @@ def test_where_takes_the_first_where_the_condition_holds_and_else_the_second():
 def test_where_between_two_numbers_loses_no_precision_of_a_float64_rule():
     x = tensor(-1., 3.)
     assert (x * where(x > 0, .1, .2)).tolist() == [-1*.2, 3*.1]
+
+
+def test_where_takes_a_condition_given_as_numbers():
+    assert where(tensor(1., 0.), tensor(5., 6.), 7.).tolist() == [5., 7.]
+    assert where(tensor(1., 0.), 5., 7.).tolist() == [5., 7.]
+
+
+def test_what_is_summed_is_summed_in_double_precision_where_the_device_has_it(monkeypatch):
+    assert widest(torch.zeros(1)) is torch.float64
+    assert not has_double(torch.device('mps'))
+    monkeypatch.setattr(torch.xpu, 'get_device_properties', lambda device: SimpleNamespace(has_fp64=device.index == 0))
+    assert [has_double(torch.device('xpu', i)) for i in (0, 1)] == [True, False]
 
 
 def test_abs_of_python_serves_rules_on_floats_and_tensors():

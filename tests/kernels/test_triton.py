@@ -25,14 +25,15 @@ def interpreted(monkeypatch): force_triton(monkeypatch)
 def test_what_every_pass_must_do(check, dtype, interpreted): check(TritonPass, dtype)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
-def test_states_and_parameters_are_rounded_by_the_same_dice_as_by_torch(dtype, monkeypatch):
+@pytest.mark.parametrize(('dtype', 'rounding'), [(torch.bfloat16, 'stochastic'), (torch.bfloat16, 'nearest'),
+                                                 (torch.float32, 'stochastic')])
+def test_states_and_parameters_are_rounded_to_the_same_bits_as_by_torch(dtype, rounding, monkeypatch):
     def rule(p, g, a, b, c, *, lr): return p - lr*g, p/4, g, lr*g  # what float32 computes without an error
     def stepped():
         ps = params((9, 4), (2, 3, 2, 2), (2050,), dtype=torch.bfloat16)
         ps[1] = nn.Parameter(ps[1].detach().to(memory_format=torch.channels_last))
         ps = [nn.Parameter(p.detach().to(dtype)) for p in ps]
-        opt = optimizer(rule)(ps, lr=.5, seed=3, state='bf16', rounding='stochastic')
+        opt = optimizer(rule)(ps, lr=.5, seed=3, state='bf16', rounding=rounding)
         for p in ps: p.grad = torch.empty_like(p).copy_(torch.linspace(-1, 2, p.numel()).view(p.shape))
         for _ in range(2): opt.step()
         return everything(opt, ps)
@@ -51,6 +52,14 @@ def test_pieces_that_start_anywhere_in_memory_are_stepped(interpreted):
     assert torch.equal(p, q)
     assert torch.equal(whole[:3], before[:3])
     assert torch.equal(whole[4900:], before[4900:])
+
+
+def test_several_elements_are_moved_at_a_time_only_if_every_piece_starts_at_a_multiple_of_16():
+    addresses = np.array([[1600, 3200], [32, 64]], np.uint64)
+    pieces = np.array([[0, 0, 2048, 0], [0, 2048, 5, 2048], [1, 0, 3, 0]])
+    assert triton._aligned(addresses, pieces)
+    assert not triton._aligned(addresses + np.uint64(4), pieces)
+    assert not triton._aligned(addresses, pieces + 3)
 
 
 def test_no_schedule_makes_a_kernel_or_moves_the_memory_that_kernels_read(interpreted):
@@ -98,6 +107,9 @@ def test_only_gpus_of_known_kinds_and_dtypes_have_kernels(monkeypatch):
     assert TritonPass.unsupported(torch.zeros(3)) == 'no kernel for cpu'
     monkeypatch.setattr(triton, 'DEVICES', ('cpu',))
     assert TritonPass.unsupported(torch.zeros(3, dtype=torch.int32)) == 'no kernel for torch.int32'
+    with monkeypatch.context() as m:
+        m.setattr(triton, 'has_double', lambda device: False)
+        assert 'double precision' in TritonPass.unsupported(torch.zeros(3))
     assert 'gaps' in TritonPass.unsupported(torch.zeros(4, 4)[:, ::2])
     monkeypatch.setattr(triton, 'missing_triton', lambda: 'Triton is not installed')
     assert TritonPass.unsupported(torch.zeros(3)) == 'Triton is not installed'

@@ -1,6 +1,7 @@
 "The functions that a rule may use: the same name for Python floats, tensors and symbols."
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from miniai.kernels.trace import Symbol, symbolic_where
 
-__all__ = ['sqrt', 'sign', 'where', 'maximum', 'minimum', 'widest']
+__all__ = ['sqrt', 'sign', 'where', 'maximum', 'minimum', 'has_double', 'widest']
 
 
 def sqrt(x: Any) -> Any:
@@ -28,7 +29,14 @@ def where(cond: Any, a: Any, b: Any) -> Any:
 
 def widest(x: Tensor) -> torch.dtype:
     "Double precision, if the device of `x` has it."
-    return torch.float32 if x.device.type == 'mps' else torch.float64
+    return torch.float64 if has_double(x.device) else torch.float32
+
+
+@lru_cache(maxsize=64)
+def has_double(device: torch.device) -> bool:
+    "Whether a device computes in double precision. GPUs of Apple do not, and not all of Intel do."
+    if device.type == 'xpu': return torch.xpu.get_device_properties(device).has_fp64
+    return device.type != 'mps'
 
 
 def sign(x: Any) -> Any:

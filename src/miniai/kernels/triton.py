@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from miniai.kernels.cache import module_of
+from miniai.kernels.math import has_double
 from miniai.kernels.memory import BLOCK, chunks, irregular, whole
 from miniai.kernels.trace import Trace
 from miniai.kernels.triton_source import TYPES, step_source, sum_source
@@ -40,6 +41,7 @@ class TritonPass:
     def unsupported(x: Tensor) -> str:
         "Why this pass cannot work on a tensor; '' if it can."
         if x.device.type not in DEVICES: return f'no kernel for {x.device.type}'
+        if not has_double(x.device): return 'this GPU has no double precision, in which kernels sum'
         return irregular(x) or ('' if x.dtype in TYPES else f'no kernel for {x.dtype}') or missing_triton()
 
     def prepare(self, addresses: np.ndarray, h: np.ndarray, keys: np.ndarray) -> None:

@@ -44,9 +44,7 @@ def rounded(x): return bfloat16(x, bits(x) + 0x7fff + ((bits(x) >> 16) & 1))
 
 
 @triton.jit
-def dithered(x, noise):
-    u = bits(x)
-    return bfloat16(x, tl.where((u & 0x7fffffff) == 0x7f800000, u, u + noise))
+def dithered(x, noise): return bfloat16(x, bits(x) + noise)
 
 
 @triton.jit
