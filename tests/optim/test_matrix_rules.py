@@ -94,6 +94,23 @@ def test_a_gradient_of_zeros_moves_nothing(cls):
     assert torch.equal(p, torch.ones(3, 4))
 
 
+@pytest.mark.parametrize('cls', [SOAP, Shampoo, Kron])
+def test_work_that_is_done_every_so_many_steps_is_not_done_every_0_steps(cls):
+    with pytest.raises(ValueError, match=f'{cls.__name__}: every must be 1 or more steps, got 0.0'):
+        cls([nn.Parameter(torch.ones(2, 2))], every=0)
+
+
+def test_a_tied_weight_is_stepped_once():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False), nn.Linear(3, 2))
+    model[1].weight = model[0].weight
+    for cls in (NorMuon, SOAP, Shampoo, Adafactor, Kron):
+        opt = cls(model)
+        assert sorted(p.numel() for g in opt.param_groups for p in g['params']) == [2, 6, 9]
+        model(torch.ones(1, 3)).sum().backward()
+        opt.step()
+        assert opt.state[model[0].weight]['step'] == 1
+
+
 def quintic(x, steps=5):
     u, s, v = np.linalg.svd(x, full_matrices=False)
     s = s / np.sqrt((s**2).sum())

@@ -133,17 +133,18 @@ def adafactor_vector(p, g, variance, *, t, lr=1e-2, decay_power=0.8, eps1='preci
 @starts(row_var=lambda p, g: 0*row_means(g), col_var=lambda p, g: 0*column_means(g))
 def adafactor(p, g, row_var, col_var, *, t, lr=1e-2, decay_power=0.8, eps1='precision', eps2=1e-3, d=1.):
     "Adafactor: squared gradients averaged over rows and columns (Shazeer & Stern 2018, algorithm 4)."
-    share = t**-decay_power
-    row_var = (1-share)*row_var + share*row_means(g*g)     # R_t
-    col_var = (1-share)*col_var + share*column_means(g*g)  # C_t
-    variance = row_var * col_var / maximum(column_means(row_var), smallest(eps1, p))
+    share, squares = t**-decay_power, g*g
+    row_var = (1-share)*row_var + share*row_means(squares)     # R_t
+    col_var = (1-share)*col_var + share*column_means(squares)  # C_t
+    variance = row_var / maximum(column_means(row_var), smallest(eps1, p)) * col_var
     return adafactor_step(p, g, variance, t, lr, eps1, eps2, d), row_var, col_var
 
 
 def adafactor_step(p: Any, g: Any, variance: Any, t: int, lr: float, eps1: Any, eps2: float, d: float) -> Any:
     "A clipped step whose length is relative to that of the parameter."
     u = g / maximum(sqrt(variance), smallest(eps1, p))
-    return p - maximum(eps2, rms(p)) * minimum(lr, t**-0.5) * u / maximum(1., rms(u)/d)
+    length = maximum(eps2, rms(p)) * minimum(lr, t**-0.5)
+    return p - length/maximum(1., rms(u)/d) * u
 
 
 def smallest(eps: Any, x: Any) -> float:

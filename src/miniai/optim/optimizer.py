@@ -155,6 +155,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
             if isinstance(x, str): continue
             if math.isnan(x) or (x < 0 and (average or h in ('lr', 'wd', 'eps') or h.endswith('decay'))):
                 raise ValueError(f"{cls.__name__}: {h} must be 0 or more, got {x}")
+            if h == 'every' and x < 1: raise ValueError(f"{cls.__name__}: every must be 1 or more steps, got {x}")
             if average and x >= 1:
                 raise ValueError(f"{cls.__name__}: {h} is the weight of an average and must be below 1, got {x}")
 
