@@ -97,6 +97,18 @@ def test_the_eigenbasis_diagonalizes_with_the_largest_values_first():
     assert np.allclose(rotated, np.diag(np.sort(np.linalg.eigvalsh(a))[::-1]), atol=1e-9)
 
 
+def test_what_has_no_eigenvectors_in_float32_has_them_in_double_precision(monkeypatch):
+    eigh, x = torch.linalg.eigh, torch.tensor(definite(4)).float()
+    def fails(x):
+        if x.dtype is torch.float32: raise torch.linalg.LinAlgError('it did not converge')
+        return eigh(x)
+    want = eigenbasis(x), inverse_root(x)
+    monkeypatch.setattr(torch.linalg, 'eigh', fails)
+    for a, b in zip((eigenbasis(x), inverse_root(x)), want, strict=True):
+        assert a.dtype is torch.float32
+        assert torch.allclose(a.abs(), b.abs(), atol=1e-4)
+
+
 def test_the_order_of_a_basis_is_that_of_its_eigenvalues():
     a = torch.tensor(definite(5))
     q, shuffled = eigenbasis(a), torch.tensor([3, 0, 4, 1, 2])

@@ -338,3 +338,15 @@ def test_kron_on_a_float_is_kron_on_a_matrix_of_one_element():
     for t in range(1, 20):
         for x in (numbers, matrices): x[:] = M.kron(x[0], .3*t + 0*x[0], *x[1:], 0., t=t, key=t, lr=.1)[:-1]
         assert numbers == pytest.approx([float(x) for x in matrices], rel=1e-12)
+
+
+def test_krons_factors_get_the_same_size_which_changes_no_step():
+    def stepped(ratio):
+        torch.manual_seed(0)
+        p, g = torch.randn(2, 4, 3, dtype=torch.float64)
+        factors = torch.eye(4).double()*ratio, torch.eye(3).double()/ratio
+        new_p, _, left, right, _ = M.kron(p, g, 0*g, *factors, 0., t=1, key=1)
+        return new_p, float(left.abs().max()/right.abs().max())
+    (p, _), (q, ratio) = stepped(1.), stepped(1e4)
+    assert torch.allclose(p, q, rtol=1e-10)
+    assert .5 < ratio < 2

@@ -89,10 +89,16 @@ def orthogonalize(x: Tensor, *, steps: int = 5, coefficients: str = 'quintic', e
     return (y.mT if tall else y).to(x.dtype).reshape(x.shape)
 
 
+def _eigen(x: Tensor) -> tuple[Tensor, Tensor]:
+    "Eigenvalues and eigenvectors; in double precision if float32 does not suffice, as for some singular matrices."
+    try: return torch.linalg.eigh(x)
+    except torch.linalg.LinAlgError: return tuple(y.to(x.dtype) for y in torch.linalg.eigh(x.double()))
+
+
 @_whole
 def eigenbasis(x: Tensor) -> Tensor:
     "The eigenvectors of a symmetric matrix as columns, those of the largest eigenvalues first."
-    return torch.linalg.eigh(x).eigenvectors.flip(-1)
+    return _eigen(x)[1].flip(-1)
 
 
 @_whole
@@ -152,5 +158,5 @@ def normal(x: Tensor, *, key: int) -> Tensor:
 @_whole
 def inverse_root(x: Tensor, *, root: float = 2., eps: float = 1e-12) -> Tensor:
     "`x**(-1/root)` of a symmetric matrix without negative eigenvalues; those below `eps` count as `eps`."
-    values, vectors = torch.linalg.eigh(x)
+    values, vectors = _eigen(x)
     return (vectors * values.clamp(min=eps).pow(-1/root)) @ vectors.mT
