@@ -156,3 +156,17 @@ def test_a_step_runs_fused_with_a_pass_before_it_for_the_sums():
     opt = run(Prodigy(ps), ps, 2)
     assert opt.path.startswith('fused: 2 parameters')
     assert opt.takes_totals
+
+
+@pytest.mark.parametrize('state', ['bf16', 'int8'])
+def test_states_that_the_sums_read_are_exact_when_others_are_small(state):
+    a, b = params((64, 80)), params((64, 80))
+    for ps, kw in ((a, {}), (b, dict(state=state))):
+        opt = Prodigy(ps, **kw)
+        for k in range(20):
+            ps[0].grad = torch.full((64, 80), 1 + .1*(k % 3))
+            opt.step()
+    dtypes = {nm: x.dtype for nm, x in opt.state[b[0]].items() if nm != 'step'}
+    small = torch.bfloat16 if state == 'bf16' else torch.uint8
+    assert dtypes == dict(p0=torch.float32, s=torch.float32, exp_avg=small, exp_avg_sq=small)
+    assert float((a[0] - b[0]).detach().norm()/(a[0] - opt.state[b[0]]['p0']).detach().norm()) < .05

@@ -41,7 +41,7 @@ class Plan:
                 kind = path, why, s.program, s.p.device, *(x.dtype for x in s.tensors), placement(s.p)
                 kinds.setdefault(kind, []).append(s)
         self.tables = [Table(same, same[0].dither(opt.rounding), *kind[:2]) for kind, same in kinds.items()]
-        self.shared = zero_groups(opt.zero)
+        self.shared, self.takes_totals = zero_groups(opt.zero), opt.takes_totals
         self.groups = dict.fromkeys([self.shared, *(groups_of(placement(s.p)) for s in slots)])
         self.unstarted = [s for s in slots if s.state['step'] == 0]
         self.changed = [p for t in self.tables for p in t.params]
@@ -66,7 +66,7 @@ class Plan:
         common = dict(g_scale=scale, clip_value=opt.clip_value, ema_decay=opt.ema, tail_start=opt.tail)
         hypers = [hypers_of(g, places) | common for g, places in zip(opt.param_groups, self.places, strict=True)]
         for s in self.unstarted: start_states(s, hypers[s.group])
-        changes = renewed(opt, self.slots, hypers, self.shared, self.groups)
+        changes = renewed(opt, self.slots, hypers, self.shared, self.groups) if self.takes_totals else {}
         for t in self.tables: t.fill(hypers, opt.seed)
         numbers = self._eager_numbers(hypers, opt.seed)
         for t in self.tables: t.launch()

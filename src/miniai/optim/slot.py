@@ -61,12 +61,12 @@ def slots_of(opt: Any) -> Iterator[Slot]:
 
 def new_state(opt: Any, p: Tensor, rule: type, s: str) -> Tensor:
     """Zeros for the state `s` of `p`, in the precision that rules are computed in, or in the one `opt` asks for; the
-    latter not for averages and other points of weights, nor for states of a rule for matrices that start somewhere,
-    such as bases."""
+    latter not for averages and other points of weights, nor for states that sums over all parameters read, nor for
+    states of a rule for matrices that start somewhere, such as bases."""
     like, shape = wide(p.detach()), state_shape(p, rule, s)
     if shape != p.shape: return torch.zeros(shape, dtype=like.dtype, device=like.device)
     spec = rule.spec
-    exact = s in AVERAGES or (spec.others and s in spec.starts) or (spec.evaluated and s in spec.point_names)
+    exact = s in AVERAGES or (spec.others and s in spec.starts) or s in spec.exact_states
     if opt.state_dtype is not torch.uint8 or exact:
         return torch.zeros_like(like, dtype=like.dtype if exact else opt.state_dtype)
     if is_dtensor(p): raise TypeError(f"state='int8' keeps blocks of numbers together, but a parameter of shape "

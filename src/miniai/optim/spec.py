@@ -49,6 +49,12 @@ class RuleSpec:
     def state_names(self) -> tuple[str, ...]: return (*self.states, *self.scalars)
 
     @cached_property
+    def exact_states(self) -> set[str]:
+        "States that the evaluation point and `totals` are computed from: they are kept in full precision."
+        functions = [*[self.evaluated]*bool(self.evaluated), *(self.totals[1].values() if self.totals else ())]
+        return {nm for f in functions for nm in _names(f)} & set(self.states)
+
+    @cached_property
     def betas(self) -> tuple[str, ...]:
         """The hyperparameters that a group keeps together as `betas`: beta1, beta2, … in this order. None without a
         beta1: torch's cycling schedulers take the first of `betas` for a momentum."""
