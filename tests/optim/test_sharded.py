@@ -183,9 +183,10 @@ def test_torchs_distributed_checkpoints_hold_all_of_the_state(tmp_path):
 
 CASES = dict(fused=[(name, stages) for name in OPTIMIZERS for stages in STAGES  # each needs a kernel of its own
                     if OPTIMIZERS[name].build.spec.untraced == ''
-                    if stages == 'averaged' or (name in ('adamw', 'rmsprop', 'nadamw') and stages != 'sphere')],
+                    if stages == ('clipped' if OPTIMIZERS[name].build.spec.evaluated else 'averaged') or (name in ('adamw', 'rmsprop', 'nadamw') and stages != 'sphere')],
              eager=[(name, stages) for name in ('rmsprop', 'nadamw', 'mars', 'lamb', 'muon', 'scion')
-                    for stages in STAGES]
+                    for stages in STAGES if stages not in ('tail', 'sphere')]
+                   + [('nadamw', 'tail'), ('lamb', 'tail'), ('nadamw', 'sphere'), ('muon', 'sphere')]
                    + [('kron', 'averaged'), ('kron', 'rough'), ('soap', 'rough_states'), ('soap', 'rough')])
 
 
