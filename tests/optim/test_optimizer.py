@@ -129,7 +129,7 @@ def test_a_negative_eps_or_rate_of_decay_is_an_error(cls, wrong, says):
     (dict(clip_norm=0.), 'clip_norm must be above 0'), (dict(clip_norm=-1.), 'clip_norm'),
     (dict(clip_value=0.), 'clip_value'),
     (dict(clip_norm=math.nan), 'clip_norm'), (dict(ema=1.), 'ema must be in'), (dict(ema=-.1), 'ema'),
-    (dict(state='fp8'), "state must be 'bf16' or None"),
+    (dict(state='fp8'), "state must be 'bf16', 'int8' or None"),
     (dict(cautious='scaled'), "cautious must be True, False or 'rescaled', got 'scaled'"),
     (dict(rounding='up'), "rounding must be 'nearest' or 'stochastic'")])
 def test_an_invalid_option_is_an_error_that_names_it(wrong, says):
