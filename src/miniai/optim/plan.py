@@ -68,7 +68,7 @@ class Plan:
         for s in self.unstarted: start_states(s, hypers[s.group])
         changes = renewed(opt, self.slots, hypers, self.shared, self.groups) if self.takes_totals else {}
         for t in self.tables: t.fill(hypers, opt.seed)
-        numbers = self._eager_numbers(hypers, opt.seed)
+        numbers = self._eager_numbers(hypers, opt.seed) if self.eager else []
         for t in self.tables: t.launch()
         for s, given in zip(self.eager, numbers, strict=True): self._step_eagerly(s, given, opt.seed)
         for i, new in changes.items(): opt.param_groups[i].update(new)
