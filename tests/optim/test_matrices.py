@@ -8,9 +8,12 @@ from torch import nn
 from miniai.optim import (
     LAMB,
     SGD,
+    SOAP,
     Adam,
     AdamW,
+    Kron,
     Muon,
+    Shampoo,
     groups_table,
     matmul,
     matrix,
@@ -60,6 +63,16 @@ def test_without_a_model_all_with_two_or_more_dimensions_are_hidden():
     for params in (model.parameters(), list(model.named_parameters()), [dict(params=list(model.parameters()))]):
         opt = Muon(params)
         assert names(model, opt.param_groups) == [{'0.weight', '1.weight'}, {'1.bias', '2.weight', '2.bias'}]
+
+
+@pytest.mark.parametrize('cls', [Muon, SOAP, Shampoo, Kron])
+def test_empty_matrices_are_the_companions(cls):
+    model = nn.ModuleList([nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)])
+    model.empty = nn.Parameter(torch.zeros(0, 3))
+    opt = cls(model)
+    assert names(model, opt.param_groups) == [{'0.weight'}, {'1.weight', 'empty'}]
+    for p in model.parameters(): p.grad = torch.ones_like(p)
+    opt.step()
 
 
 def test_the_others_have_the_companions_hyperparameters_and_the_rate_and_decay_of_the_matrices():

@@ -90,9 +90,14 @@ def orthogonalize(x: Tensor, *, steps: int = 5, coefficients: str = 'quintic', e
 
 
 def _eigen(x: Tensor) -> tuple[Tensor, Tensor]:
-    "Eigenvalues and eigenvectors; in double precision if float32 does not suffice, as for some singular matrices."
-    try: return torch.linalg.eigh(x)
-    except torch.linalg.LinAlgError: return tuple(y.to(x.dtype) for y in torch.linalg.eigh(x.double()))
+    """The eigenvalues of a symmetric matrix, the smallest first, and its eigenvectors as columns. Computed in float64:
+    in float32 LAPACK fails for some matrices of low rank, or returns NaN. ValueError for numbers that are not
+    finite."""
+    if not x.isfinite().all(): raise ValueError(
+        "a matrix whose eigenvectors a rule needs is not finite: a gradient was NaN, infinite or too large to be "
+        "squared. Create the optimizer with skip_nonfinite=True or clip_norm=1, or lower the learning rate")
+    values, vectors = torch.linalg.eigh((x.cpu() if x.is_mps else x).double())  # MPS has no float64
+    return values.to(x), vectors.to(x)
 
 
 @_whole

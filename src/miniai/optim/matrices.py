@@ -52,8 +52,8 @@ def _split(group: dict[str, Any], outer: Iterable, rule: type, others: type) -> 
 
 
 def _fits(p: Tensor, rule: type, outer: Iterable) -> bool:
-    "Whether a parameter is a matrix or a convolution, hidden and not too large if the rule asks for it."
-    if p.ndim < 2 or (rule.spec.hidden and p in outer): return False
+    "Whether a parameter is a matrix or a convolution, not empty, hidden and not too large if the rule asks for it."
+    if p.ndim < 2 or not p.numel() or (rule.spec.hidden and p in outer): return False
     return max(p.shape[0], p.shape[1:].numel()) <= rule.spec.longest
 
 
