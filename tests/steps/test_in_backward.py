@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from miniai import (
     AccumulateCB,
@@ -118,6 +119,20 @@ class Clip(Callback):
 def test_what_needs_all_gradients_is_refused_by_name(opt_func, cbs, named):
     with pytest.raises(ValueError, match=f'before the next is complete, but {named} must see all of them'):
         trained(opt_func, [StepInBackwardCB(), *cbs])
+
+
+class Reentrant(Net):
+    "Both uses of the matrix in a backward pass of their own, by torch's older way of checkpointing."
+    def forward(self, x):
+        h = self.norm(self.first(x))
+        for _ in range(2): h = checkpoint(self.mid, h, use_reentrant=True)
+        return self.last(h)
+
+
+def test_a_second_gradient_in_a_batch_is_an_error():
+    learn = TrainLearner(Reentrant(), DataLoaders.from_arrays(X, Y, bs=16), F.cross_entropy, .01, [StepInBackwardCB()])
+    with pytest.raises(ValueError, match=r'of shape \(8.*\) in this batch.* use_reentrant=False'):
+        learn.fit(1)
 
 
 def test_after_an_error_in_the_backward_ordinary_steps_are_taken():

@@ -21,13 +21,14 @@ class StepInBackwardCB(Callback):
     """Steps parameters during the backward pass, a few at a time as soon as their gradients are complete, and frees
     these. The weights are the same to the bit, with any optimizer of miniai and torch, and gradients need less memory.
     ValueError together with what needs all gradients at once: `clip_norm`, `skip_nonfinite`, AccumulateCB, callbacks
-    that hear `after_backward`, optimizers that take a closure, several processes."""
+    that hear `after_backward`, optimizers that take a closure, several processes; and in a batch in which a parameter
+    gets more than one gradient."""
     def __init__(self) -> None: self._hooks = []
 
     def before_fit(self, learn: Any) -> None:
         if not getattr(learn, 'trains', True): return
         self._check(learn)
-        self._copies, self._waiting = {}, set()
+        self._copies = {}
         for params in _pieces(p for g in learn.opt.param_groups for p in g['params'] if p.requires_grad):
             hook = partial(self._complete, learn, params)
             self._hooks += [p.register_post_accumulate_grad_hook(hook) for p in params]
@@ -46,6 +47,10 @@ class StepInBackwardCB(Callback):
 
     def _complete(self, learn: Any, params: tuple[Tensor, ...], p: Tensor) -> None:
         "The gradient of `p` is complete: step its piece if those of all of it are."
+        if p in self._stepped: raise ValueError(
+            f"StepInBackwardCB has stepped a parameter of shape {tuple(p.shape)} in this batch, and it now has another "
+            f"gradient: call backward once in a batch and torch.utils.checkpoint with use_reentrant=False, or remove "
+            f"StepInBackwardCB")
         self._waiting.add(p)
         if not self._waiting.issuperset(params): return
         others = [(q, q.grad) for q in self._waiting.difference(params)]
@@ -54,6 +59,7 @@ class StepInBackwardCB(Callback):
         for q in params: q.grad = None
         for q, g in others: q.grad = g
         self._waiting.difference_update(params)
+        self._stepped.update(params)
 
     def _copy(self, learn: Any, params: tuple[Tensor, ...]) -> Any:
         "A copy of the optimizer for a piece: it shares groups and states, and remembers how to step this piece."
@@ -61,7 +67,7 @@ class StepInBackwardCB(Callback):
         if known is None or known.state is not learn.opt.state: self._copies[params] = copy.copy(learn.opt)
         return self._copies[params]
 
-    def cleanup_batch(self, learn: Any) -> None: self._waiting = set()
+    def before_batch(self, learn: Any) -> None: self._waiting, self._stepped = set(), set()
 
     def cleanup_fit(self, learn: Any) -> None:
         for hook in self._hooks: hook.remove()
