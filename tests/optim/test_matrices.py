@@ -75,6 +75,14 @@ def test_empty_matrices_are_the_companions(cls):
     opt.step()
 
 
+def test_lazy_layers_are_an_error_until_they_have_a_shape():
+    model = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r'Muon needs .* lazy layer .* run a batch through the model first'):
+        Muon(model)
+    model(torch.ones(1, 3))
+    assert names(model, Muon(model).param_groups)[0] == {'0.weight'}
+
+
 def test_the_others_have_the_companions_hyperparameters_and_the_rate_and_decay_of_the_matrices():
     opt = Muon(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), lr=.3, wd=.2, mom=.8)
     hidden, others = opt.param_groups

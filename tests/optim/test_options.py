@@ -17,6 +17,8 @@ from opts import param
     (dict(nesterov='yes'), "nesterov must be True or False, got 'yes'"),
     (dict(hyperball=2.), r'hyperball must be True or False, got 2\.0'),
     (dict(cautious_decay='rescaled'), "cautious_decay must be True or False, got 'rescaled'"),
+    (dict(skip_nonfinite='no'), "skip_nonfinite must be True or False, got 'no'"),
+    (dict(seed=None), 'seed must be a whole number, got None'),
     (dict(ema=.9, tail=5), r'ema=0\.9 and tail=5 are both averages of the weights: give only one'),
     (dict(ema=0., tail=5), 'give only one'),
     (dict(cautious_decay=True, decoupled=False), 'cautious_decay=True needs decoupled decay: remove decoupled=False')])

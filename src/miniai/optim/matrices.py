@@ -4,6 +4,7 @@ from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 __all__ = ['ModelParameters', 'matrix_groups', 'outer_parameters', 'check_matrices']
 
@@ -34,7 +35,8 @@ def outer_parameters(model: nn.Module) -> set[Tensor]:
 def matrix_groups(params: nn.Module | Iterable, rule: type, others: type | None = None) -> list[dict[str, Any]]:
     """Two groups of the parameters of a model: hidden matrices and convolutions, which `rule` steps, and all others,
     which `others` steps, by default the companion of `rule`: embeddings, the last layer, norms and biases. Without a
-    model, all of `params` that have two or more dimensions are taken for hidden ones. Groups that name a rule stay."""
+    model, all of `params` that have two or more dimensions are taken for hidden ones. Groups that name a rule stay.
+    ValueError for a model whose lazy layers have no shape yet."""
     model = params if isinstance(params, nn.Module) else getattr(params, 'model', None)
     outer = outer_parameters(model) if isinstance(model, nn.Module) else ()
     given = list(ModelParameters(model) if params is model else params)
@@ -53,6 +55,8 @@ def _split(group: dict[str, Any], outer: Iterable, rule: type, others: type) -> 
 
 def _fits(p: Tensor, rule: type, outer: Iterable) -> bool:
     "Whether a parameter is a matrix or a convolution, not empty, hidden and not too large if the rule asks for it."
+    if is_lazy(p): raise ValueError(f"{rule.__name__} needs to know which parameters are matrices, but those of a lazy "
+                                    f"layer have no shape yet: run a batch through the model first, with model(xb)")
     if p.ndim < 2 or not p.numel() or (rule.spec.hidden and p in outer): return False
     return max(p.shape[0], p.shape[1:].numel()) <= rule.spec.longest
 

@@ -1,4 +1,5 @@
 "The options that every optimizer has: which stages surround its rule, and how its state is kept."
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ _VALUES = dict(  # which values are right, and in words
     cautious=(lambda x: x in (False, True, 'rescaled'), "True, False or 'rescaled'"),
     ema=(lambda x: x is None or 0 <= x < 1, 'in [0, 1), the weight of the average'),
     tail=(lambda x: x is None or x >= 1, 'at least 1, the first step to be averaged'),
-    nesterov=(lambda x: x in (False, True), 'True or False'),
-    cautious_decay=(lambda x: x in (False, True), 'True or False'),
-    hyperball=(lambda x: x in (False, True), 'True or False'),
     state=(lambda x: x in STATES, "'bf16', 'int8' or None"),
-    rounding=(lambda x: x in ('nearest', 'stochastic'), "'nearest' or 'stochastic'"))
+    rounding=(lambda x: x in ('nearest', 'stochastic'), "'nearest' or 'stochastic'"),
+    seed=(lambda x: isinstance(x, Integral), 'a whole number'),
+    **dict.fromkeys(('decoupled', 'skip_nonfinite', 'nesterov', 'cautious_decay', 'hyperball'),
+                    (lambda x: x in (False, True), 'True or False')))
 
 
 def stages_of(options: dict[str, Any]) -> Stages:
