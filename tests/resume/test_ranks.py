@@ -131,3 +131,30 @@ def test_what_the_first_process_refuses_is_an_error_in_all_and_a_save_due_in_one
     run_ranks(due_in_the_second, 2, tmp_path/'due')
     assert checkpoints(tmp_path/'due') == [*(f'00000-1-{i:08}' for i in range(1, 6)),
                                            *(f'00000-2-{i:08}' for i in range(1, 4)), '00001-3-00000000']
+
+
+# Killed
+
+class DieCB(Watcher):
+    "SIGKILL for the processes `whom` in their n-th batch of the fit, of training or validation."
+    def __init__(self, n, whom): self.left, self.whom = n, whom
+    def before_batch(self, learn):
+        self.left -= 1
+        if self.left < 0 and rank() in self.whom: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_or_resumed(folder, how, n=None, whom=()):
+    "The digest of a run, resumed if it has begun, unless it is killed."
+    kills = [] if n is None else [DieCB(n, whom)]
+    learn = run(folder, cbs=[DistributedCB(), *kills], **how)
+    learn.fit(2, resume=True)
+    return digest(learn)
+
+
+@pytest.mark.parametrize('whom', [(1,), (0,), (0, 1)])
+def test_a_run_of_which_processes_are_killed_ends_with_the_same_bits(whom, tmp_path):
+    how = dict(keep=2, minutes=1e-9)
+    expected = run_ranks(killed_or_resumed, 2, tmp_path/'whole', how)
+    with pytest.raises(AssertionError, match='exit code -9'):
+        run_ranks(killed_or_resumed, 2, tmp_path/'killed', how, 5 + 6*len(whom), whom)
+    assert run_ranks(killed_or_resumed, 2, tmp_path/'killed', how) == expected
