@@ -209,10 +209,9 @@ def test_muon_refuses_what_torchs_computes_otherwise():
     p = nn.Parameter(torch.ones(2, 2))
     with pytest.raises(ValueError, match='nesterov=False'):
         Muon([p]).load_state_dict(torch.optim.Muon([p], nesterov=False).state_dict())
-    p.grad = torch.ones(2, 2)
-    opt = Muon([p], adjust='none')
-    with pytest.raises(ValueError, match="adjust must be 'match_rms_adamw' or 'spectral', got 'none'"):
-        opt.step()
+    for words, message in ((dict(adjust='none'), "adjust must be 'match_rms_adamw' or 'spectral', got 'none'"),
+                           (dict(coefficients='cubic'), "coefficients must be one of quintic, newton, got 'cubic'")):
+        with pytest.raises(ValueError, match=message): Muon([p], **words)
 
 
 def test_lambs_step_is_as_long_as_the_parameter_times_the_rate_whatever_the_gradient():

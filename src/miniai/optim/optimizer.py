@@ -150,7 +150,9 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
 
     @classmethod
     def _check(cls, group: dict[str, Any]) -> None:
-        for h, x in hypers_of(group, cls.spec.places).items():
+        hypers = hypers_of(group, cls.spec.places)
+        cls.spec.check_words(hypers)
+        for h, x in hypers.items():
             average = re.fullmatch(r'beta\d+|(\w+_)?mom', h)
             if isinstance(x, str): continue
             if math.isnan(x) or (x < 0 and (average or h in ('lr', 'wd', 'eps') or h.endswith('decay'))):

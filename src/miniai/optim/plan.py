@@ -58,7 +58,8 @@ class Plan:
         return all(t.refresh() for t in self.tables)
 
     def step(self, opt: Any) -> None:
-        "Step every parameter once. Everything that can fail runs before any parameter or step count changes."
+        """Step every parameter once. Everything that can fail, but for rules that have no trace, runs before any
+        parameter or step count changes."""
         scale = self._gradient_scale(opt)
         if scale is None:
             opt.skipped += 1

@@ -54,6 +54,15 @@ class RuleSpec:
         functions = [*[self.evaluated]*bool(self.evaluated), *(self.totals[1].values() if self.totals else ())]
         return {nm for f in functions for nm in _names(f)} & set(self.states)
 
+    def check_words(self, hypers: dict[str, Any]) -> None:
+        "ValueError for a hyperparameter that is a word and that the rule does not know: it is tried on numbers."
+        if not any(isinstance(x, str) for x in hypers.values()): return
+        given = dict(t=1, wd=0., key=0) | hypers
+        given = {nm: given[nm] for nm in (*self.hypers, *self.supplied)}
+        try: self.rule(1., 1., *(1. for _ in self.state_names), **given)
+        except ValueError: raise
+        except Exception: return  # a rule need not work on numbers
+
     @cached_property
     def betas(self) -> tuple[str, ...]:
         """The hyperparameters that a group keeps together as `betas`: beta1, beta2, … in this order. None without a
