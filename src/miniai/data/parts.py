@@ -84,9 +84,8 @@ def _check_same(batch: Any, dl: Any) -> None:
     sums = gathered(None if batch is _END else [_checksum(t) for t in tensors_in(batch)])
     if any(x != sums[0] for x in sums): raise ValueError(
         f"the first batch of a {type(dl).__name__} is not the same in the {world()} processes, so it cannot be divided "
-        f"over them. If it wraps a loader of miniai, which divides its batches itself, keep that as its attribute dl. "
-        f"If it gives each process data of its own, say so by an attribute world_size of its dataset or sampler. "
-        f"Otherwise seed what it draws, or use a DataLoader of a dataset with indices")
+        f"over them. If it gives each process data of its own, say so by an attribute world_size of its dataset or "
+        f"sampler. Otherwise seed what it draws, or use a DataLoader of a dataset with indices")
 
 
 def _checksum(t: torch.Tensor) -> int:
