@@ -70,7 +70,7 @@ OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model
     'scion':     OptimizerRow(optim.Scion,     dict(constant=5e-4,   cosine=1e-3, onecycle=2e-3)),
     'schedulefreesgd':   OptimizerRow(optim.ScheduleFreeSGD,   dict(constant=1.,     cosine=1.,   onecycle=2.)),
     'schedulefreeadamw': OptimizerRow(optim.ScheduleFreeAdamW, dict(constant=1.6e-2, cosine=2e-2, onecycle=2e-2)),
-    'kron':      OptimizerRow(optim.Kron,      dict(constant=1e-3,   cosine=1e-2, onecycle=2e-2)),
+    'kron':      OptimizerRow(optim.Kron,      dict(constant=2e-3,   cosine=1e-2, onecycle=2e-2)),
     'prodigy':   OptimizerRow(optim.Prodigy,   dict(constant=0.5,    cosine=2.,   onecycle=3.)),
     'lion':      OptimizerRow(optim.Lion,      dict(constant=1.5e-3, cosine=4e-3, onecycle=8e-3)),
 }
