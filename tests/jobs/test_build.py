@@ -127,7 +127,24 @@ def test_an_optimizer_gets_its_options_by_name_and_may_be_anyones():
     assert (type(opt), opt.defaults['momentum'], opt.defaults['nesterov']) == (torch.optim.SGD, 0.5, True)
 
 
+def test_an_option_that_may_be_of_several_kinds_takes_each_of_them():
+    params = [nn.Parameter(torch.ones(1))]
+    for text, rescaled in (('cautious=rescaled', True), ('cautious=true', False)):
+        stages = build_optimizer(TrainConfig(opt=text))(params, 0.1).stages
+        assert (stages.cautious, stages.rescaled) == (True, rescaled)
+    for text, eps1 in (('eps1=1e-20', 1e-20), ('eps1=precision', 'precision'), ('eps1=0', 0)):
+        opt = build_optimizer(TrainConfig(optimizer='adafactor', opt=text))(params, 0.1)
+        assert opt.param_groups[0]['eps1'] == eps1
+
+
 @pytest.mark.parametrize(('options', 'said'), [
+    (dict(opt='cautious=3'), "the option cautious of the optimizer adamw must be True or False, or text, such as its "
+                             "default False, got 3"),
+    (dict(opt='cautious=rescale'), "cautious must be True, False or 'rescaled', got 'rescale'"),
+    (dict(optimizer='adafactor', opt='eps1=[1]'), "the option eps1 of the optimizer adafactor must be text, or a "
+                                                  "number, such as its default 'precision', got [1]"),
+    (dict(optimizer='adafactor', opt='eps1=precise'), "eps1 must be a number or 'precision', got 'precise'"),
+    (dict(optimizer='muon', opt='adjust=2'), "adjust must be 'match_rms_adamw' or 'spectral', got 2.0"),
     (dict(model='table'), 'table is for a table, and the data are images: choose from simple, resnet'),
     (dict(net='width=3'), "the model simple has no option width; did you mean 'widths'?"),
     (dict(model='nowhere:f'), "cannot import 'nowhere:f'"),

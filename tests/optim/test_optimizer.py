@@ -12,6 +12,7 @@ from torch import nn
 
 from miniai.optim import (
     SGD,
+    Adafactor,
     Adam,
     AdamW,
     Lion,
@@ -108,6 +109,18 @@ def test_a_negative_or_nan_rate_or_decay_is_an_error_and_changes_nothing(cls, wr
     assert same(snapshot(opt), before)
 
 
+@each_class
+@pytest.mark.parametrize('name', ['lr', 'wd'])
+@pytest.mark.parametrize('value', ['1e-3', None])  # YAML reads 1e-3 as text
+def test_text_instead_of_a_number_is_an_error_when_an_optimizer_or_a_group_is_made(cls, name, value):
+    says = re.escape(f'{cls.__name__}: {name} must be a number, got {value!r}')
+    with pytest.raises(TypeError, match=says): cls([param(1)], **dict(lr=.1) | {name: value})
+    opt = cls([param(2)], lr=.1)
+    with pytest.raises(TypeError, match=says): opt.add_param_group({'params': [param(1)], name: value})
+    assert len(opt.param_groups) == 1
+    with pytest.raises(TypeError, match='AdamW: beta2 must be a number'): AdamW([param(1)], beta2='0.9')
+
+
 @pytest.mark.parametrize(('cls', 'name'), [(Momentum, 'mom'), (RMSProp, 'sqr_mom'), (Adam, 'beta1'), (Adam, 'beta2')])
 @pytest.mark.parametrize('value', [1., 1.5, -.1, math.nan])
 def test_the_weight_of_an_average_must_be_in_0_to_1(cls, name, value):
@@ -120,6 +133,7 @@ def test_the_weight_of_an_average_must_be_in_0_to_1(cls, name, value):
 @pytest.mark.parametrize(('cls', 'wrong', 'says'), [
     (RMSProp, dict(eps=-1e-5), 'RMSProp: eps must be 0 or more, got -1e-05'),
     (Adam, dict(eps=-1e-5), 'Adam: eps must be 0 or more, got -1e-05'),
+    (Adafactor, dict(eps1=-1e-30), 'eps1 must be 0 or more'), (Adafactor, dict(eps2=-1.), 'eps2 must be 0 or more'),
     (NAdamW, dict(momentum_decay=-1), 'momentum_decay must be 0 or more, got -1')])
 def test_a_negative_eps_or_rate_of_decay_is_an_error(cls, wrong, says):
     with pytest.raises(ValueError, match=says): cls([param(1)], lr=.1, **wrong)

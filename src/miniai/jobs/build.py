@@ -57,7 +57,7 @@ def build_optimizer(config: JobConfig) -> Callable[..., Any]:
     except TypeError as e: raise ConfigError(str(e)) from e
     made = partial(build, **options)
     try:
-        if options: made([torch.zeros(1, requires_grad=True)], 0.1)
+        if options: made([torch.zeros(2, 2, requires_grad=True), torch.zeros(1, requires_grad=True)], 0.1)
     except Exception as e:
         raise ConfigError(f"the optimizer {name} cannot be made with {config.opt}: {e}") from e
     return made

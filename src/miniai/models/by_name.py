@@ -5,7 +5,8 @@ from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
 from numbers import Real
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 from torch import nn
 
@@ -64,20 +65,24 @@ def build_model(name: str, facts: Mapping[str, Any], **options: Any) -> nn.Modul
 
 
 def check_options(what: str, build: Callable, options: Mapping[str, Any], others: Iterable[str]) -> None:
-    "TypeError for options that `build` has no parameter for, next to `others`, or that are unlike their defaults."
+    """TypeError for options that `build` has no parameter for, next to `others`, or that are neither like their
+    defaults nor of a kind in their annotation, such as `bool | str`."""
     parameters = inspect.signature(build).parameters
     known = [nm for nm, p in parameters.items() if nm not in others and p.kind != p.VAR_KEYWORD]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     for nm, value in options.items():
-        if nm in known: _check_kind(f'the option {nm} of {what}', value, parameters[nm].default)
+        if nm in known: _check_kind(f'the option {nm} of {what}', value, parameters[nm])
         elif nm in others or not takes_any:
             near = get_close_matches(nm, known, n=1)
             raise TypeError(f"{what} has no option {nm}; " + (f"did you mean {near[0]!r}?" if near else
                             f"it has {', '.join(known) or 'none'}"))
 
 
-def _check_kind(what: str, value: Any, default: Any) -> None:
-    "TypeError for a value unlike the default: a bool, a number, text, or a list of whole numbers."
+def _check_kind(what: str, value: Any, parameter: inspect.Parameter) -> None:
+    """TypeError for a value unlike the parameter's default, a bool, a number, text, or a list of whole numbers, and not
+    of the kinds that its annotation joins."""
+    default, kinds = parameter.default, _joined_kinds(parameter.annotation)
+    if type(value) in kinds or (float in kinds and isinstance(value, int) and not isinstance(value, bool)): return
     if isinstance(default, bool): right, words = isinstance(value, bool), 'True or False'
     elif isinstance(default, Real): right, words = isinstance(value, Real) and not isinstance(value, bool), 'a number'
     elif isinstance(default, str): right, words = isinstance(value, str), 'text'
@@ -87,7 +92,17 @@ def _check_kind(what: str, value: Any, default: Any) -> None:
                                                         for v in value)
         words = 'a list of whole numbers above 0' if whole else 'a list of numbers'
     else: return
-    if not right: raise TypeError(f"{what} must be {words}, such as its default {default!r}, got {value!r}")
+    if right: return
+    words = ', or '.join(dict.fromkeys([words, *(_KINDS[k] for k in kinds if k in _KINDS)]))
+    raise TypeError(f"{what} must be {words}, such as its default {default!r}, got {value!r}")
+
+
+_KINDS = {bool: 'True or False', float: 'a number', int: 'a number', str: 'text', NoneType: 'None'}
+
+
+def _joined_kinds(annotation: Any) -> tuple[Any, ...]:
+    "The kinds that an annotation such as `bool | str` joins; none for others."
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
 
 
 def _own(name: str, facts: Mapping[str, Any]) -> Callable[..., nn.Module]:

@@ -148,7 +148,9 @@ def adafactor_step(p: Any, g: Any, variance: Any, t: int, lr: float, eps1: Any, 
 
 
 def smallest(eps: Any, x: Any) -> float:
-    "`eps`, or if it is 'precision' the distance from 1 to the next number of the dtype of `x`."
+    "`eps`, or if it is 'precision' the distance from 1 to the next number of the dtype of `x`. ValueError for others."
+    if isinstance(eps, str) and eps != 'precision':
+        raise ValueError(f"eps1 must be a number or 'precision', got {eps!r}")
     return torch.finfo(getattr(x, 'dtype', torch.float64)).eps if eps == 'precision' else eps
 
 

@@ -13,7 +13,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from miniai.optim.evaluation_point import EvaluationPoint
 from miniai.optim.matrices import check_matrices, matrix_groups
-from miniai.optim.options import OPTIONS, STATES, stages_of
+from miniai.optim.options import OPTIONS, SEVERAL_KINDS, STATES, stages_of
 from miniai.optim.plan import current_plan, hypers_of
 from miniai.optim.spec import REQUIRED, RuleSpec, read_rule, rule_name
 from miniai.optim.stages import program
@@ -150,12 +150,14 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
 
     @classmethod
     def _check(cls, group: dict[str, Any]) -> None:
+        cls.spec.check_numbers(cls.__name__, group)
         hypers = hypers_of(group, cls.spec.places)
         cls.spec.check_words(hypers)
         for h, x in hypers.items():
             average = re.fullmatch(r'beta\d+|(\w+_)?mom', h)
+            size = h in ('lr', 'wd') or h.endswith('decay') or re.fullmatch(r'eps\d*', h)
             if isinstance(x, str): continue
-            if math.isnan(x) or (x < 0 and (average or h in ('lr', 'wd', 'eps') or h.endswith('decay'))):
+            if math.isnan(x) or (x < 0 and (average or size)):
                 raise ValueError(f"{cls.__name__}: {h} must be 0 or more, got {x}")
             if h == 'every' and x < 1: raise ValueError(f"{cls.__name__}: every must be 1 or more steps, got {x}")
             if average and x >= 1:
@@ -231,14 +233,18 @@ _watched_step = torch.optim.Optimizer.profile_hook_step(_step)
 
 
 def _signature(spec: RuleSpec, wd: float) -> inspect.Signature:
-    "(params, lr, wd, other hyperparameters, options). Those without a default, and options, are keyword-only."
+    """(params, lr, wd, other hyperparameters, options). Those without a default, and options, are keyword-only. Those
+    that may be of several kinds are annotated: a hyperparameter that is a word by default may also be a number."""
+    several = SEVERAL_KINDS | {k: float | str for k, v in spec.hypers.items() if isinstance(v, str)}
+    def parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+        return inspect.Parameter(name, kind, default=default, annotation=several.get(name, inspect.Parameter.empty))
     kinds, hypers = inspect.Parameter, dict(spec.hypers)
     first = dict(params=REQUIRED, lr=hypers.pop('lr'), wd=wd)
     positional = first | {k: v for k, v in hypers.items() if v is not REQUIRED}
     required = [k for k, v in hypers.items() if v is REQUIRED]
-    return inspect.Signature([kinds(k, kinds.POSITIONAL_OR_KEYWORD, default=v) for k, v in positional.items()]
-                             + [kinds(k, kinds.KEYWORD_ONLY) for k in required]
-                             + [kinds(k, kinds.KEYWORD_ONLY, default=v) for k, v in OPTIONS.items()])
+    return inspect.Signature([parameter(k, kinds.POSITIONAL_OR_KEYWORD, v) for k, v in positional.items()]
+                             + [parameter(k, kinds.KEYWORD_ONLY, kinds.empty) for k in required]
+                             + [parameter(k, kinds.KEYWORD_ONLY, v) for k, v in OPTIONS.items()])
 
 
 def optimizer(rule: Callable, name: str | None = None) -> type[RuleOptimizer]:

@@ -6,10 +6,11 @@ import torch
 
 from miniai.optim.stages import Stages
 
-__all__ = ['OPTIONS', 'STATES', 'stages_of']
+__all__ = ['OPTIONS', 'SEVERAL_KINDS', 'STATES', 'stages_of']
 
 OPTIONS = dict(decoupled=True, clip_norm=None, clip_value=None, skip_nonfinite=False, cautious=False, ema=None,
                tail=None, nesterov=False, cautious_decay=False, hyperball=False, state=None, rounding='nearest', seed=0)
+SEVERAL_KINDS = dict(cautious=bool | str)  # of what kinds an option may be, if not only of its default's
 STATES = {None: None, 'bf16': torch.bfloat16, 'int8': torch.uint8}  # the dtype in which states are kept
 _VALUES = dict(  # which values are right, and in words
     clip_norm=(lambda x: x is None or x > 0, 'above 0'),

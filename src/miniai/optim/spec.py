@@ -54,6 +54,15 @@ class RuleSpec:
         functions = [*[self.evaluated]*bool(self.evaluated), *(self.totals[1].values() if self.totals else ())]
         return {nm for f in functions for nm in _names(f)} & set(self.states)
 
+    def check_numbers(self, name: str, group: dict[str, Any]) -> None:
+        "TypeError for a hyperparameter of a group, of the class `name`, that is text or None and cannot be a word."
+        for h, key, i in self.places:
+            x = group[key] if i is None else group[key][i]
+            default = self.hypers.get(h)
+            may_be_word = isinstance(default, str) or (default is REQUIRED and h != 'lr')
+            if may_be_word or not (x is None or isinstance(x, str)): continue
+            raise TypeError(f"{name}: {h} must be a number, got {x!r}")
+
     def check_words(self, hypers: dict[str, Any]) -> None:
         "ValueError for a hyperparameter that is a word and that the rule does not know: it is tried on numbers."
         if not any(isinstance(x, str) for x in hypers.values()): return
