@@ -109,7 +109,7 @@ def plain(build, epochs, folder, resume=False, schedule='onecycle', by_group=Fal
 
 
 class Module(lightning.LightningModule):
-    "Net in Lightning, with the two switches that Schedule-Free rules and averages need."
+    "Net in Lightning."
     def __init__(self, build, epochs):
         super().__init__()
         self.model, self.opt, self.sched = parts(build, epochs)
@@ -124,9 +124,16 @@ class Module(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch, i): self.log('valid_loss', self.model(**batch)['loss'])
-    def on_train_epoch_start(self): self.opt.train()
-    def on_validation_epoch_start(self): self.opt.eval()
-    def on_fit_end(self): self.opt.eval()
+
+class EvaluationPoint(lightning.Callback):
+    "Switches optimizers between the point that trains and the one to evaluate and save."
+    def on_train_batch_start(self, trainer, *args):
+        for opt in trainer.optimizers: opt.train()
+
+    def on_validation_start(self, trainer, *args):
+        for opt in trainer.optimizers: opt.eval()
+
+    on_test_start = on_train_end = on_validation_start
 
 
 def in_lightning(build, epochs, folder, resume=False):
@@ -134,9 +141,9 @@ def in_lightning(build, epochs, folder, resume=False):
     module = Module(build, epochs)
     saving = ModelCheckpoint(folder/'lightning', '{epoch}', save_top_k=-1, enable_version_counter=False)
     trainer = lightning.Trainer(
-        accelerator='cpu', max_epochs=epochs, gradient_clip_val=1., logger=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[] if resume else [saving], enable_checkpointing=not resume,
-        num_sanity_val_steps=0)
+        accelerator='cpu', max_epochs=epochs, gradient_clip_val=1., num_sanity_val_steps=0, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=not resume,
+        callbacks=[EvaluationPoint(), *[saving]*(not resume)])
     trainer.fit(module, batches(), batches(), ckpt_path=folder/'lightning'/'epoch=0.ckpt' if resume else None)
     return module.model, module.losses
 
@@ -155,8 +162,8 @@ class InOrder(transformers.Trainer):
         return loss
 
 
-class AtTheEnd(transformers.TrainerCallback):
-    "Leaves a model at the evaluation point."
+class EvaluateAtEnd(transformers.TrainerCallback):
+    "Leaves a model at the evaluation point, to be saved."
     def on_train_end(self, args, state, control, optimizer, **kwargs): optimizer.eval()
 
 
@@ -168,7 +175,7 @@ def in_trainer(build, epochs, folder, resume=False):
         eval_strategy='epoch', save_strategy='no' if resume else 'epoch', disable_tqdm=True, use_cpu=True,
         logging_strategy='no', per_device_eval_batch_size=BATCH)
     trainer = InOrder(model, args, train_dataset=Words(), eval_dataset=Words(), optimizers=(opt, sched),
-                      callbacks=[AtTheEnd])
+                      callbacks=[EvaluateAtEnd])
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train(resume_from_checkpoint=str(folder/'hf'/f'checkpoint-{STEPS}') if resume else None)
     return model, trainer.losses
@@ -211,13 +218,14 @@ def verdict(loop, build, epochs):
     "What a loop did, as a cell of the table."
     with tempfile.TemporaryDirectory() as folder:
         model, losses = loop(build, epochs, Path(folder))
-        again, _ = loop(build, epochs, Path(folder), resume=True)
+        again, further = loop(build, epochs, Path(folder), resume=True)
         # Lightning sums the norm of all gradients in the order of the groups
         first, _ = plain(build, epochs, Path(folder), by_group=loop is in_lightning)
     start, end = sum(losses[:5])/5, sum(losses[-5:])/5
     faults = [] if end < .8 * start else [f'loss {start:.2f} to {end:.2f}']
-    if not difference(again, model) == 0: faults.append(f'resumed: {difference(again, model):.1e} off')
-    if loop in (in_lightning, in_trainer, in_accelerate) and not difference(first, model) == 0:
+    if len(further) != len(losses) - STEPS: faults.append(f'resumed: {len(further)} steps')
+    if difference(again, model) != 0: faults.append(f'resumed: {difference(again, model):.1e} off')
+    if loop in (in_lightning, in_trainer, in_accelerate) and difference(first, model) != 0:
         faults.append(f'plain: {difference(first, model):.1e} off')
     return '; '.join(faults) or f'{start:.2f} to {end:.2f}'
 

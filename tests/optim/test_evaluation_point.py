@@ -155,6 +155,39 @@ def test_a_step_while_the_evaluation_point_is_shown_is_an_error_and_changes_noth
     assert same(opt.state_dict(), before)
 
 
+class Wrapper:
+    "A wrapper as Lightning makes them: of a class that inherits from the optimizer's, with attributes read from it."
+    def __init__(self, opt):
+        self._inside = opt
+        self.__class__ = type('Wrapped', (Wrapper, type(opt)), {})
+
+    def __getattr__(self, nm): return getattr(self._inside, nm)
+
+
+@each_optimizer
+def test_what_a_wrapper_shows_the_optimizer_knows(make):
+    ps = params((3, 4))
+    opt = run(make(ps), ps, 2)
+    wrapper, before, state = Wrapper(opt), ps[0].detach().clone(), copy.deepcopy(opt.state_dict())
+    wrapper.eval()
+    assert opt.shows_averages
+    assert not torch.equal(ps[0], before)
+    assert torch.equal(opt.state_dict()['state'][0]['training_point'], before)
+    with pytest.raises(RuntimeError, match=r'call opt.train\(\)'): opt.step()
+    opt.train()
+    assert not wrapper.shows_averages
+    assert torch.equal(ps[0], before)
+    assert same(wrapper.state_dict(), state)
+
+
+def test_a_wrapper_knows_how_many_steps_were_skipped():
+    ps = params((3,))
+    opt = AdamW(ps, skip_nonfinite=True)
+    wrapper, ps[0].grad = Wrapper(opt), torch.full((3,), torch.inf)
+    opt.step()
+    assert wrapper.skipped == 1
+
+
 @each_optimizer
 @pytest.mark.parametrize('shown', [False, True])
 @pytest.mark.parametrize('how', ['state_dict', 'pickle', 'copy'])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from miniai.optim.evaluation_point import EvaluationPoint
+from miniai.optim.evaluation_point import EvaluationPoint, Shown
 from miniai.optim.matrices import check_matrices, matrix_groups
 from miniai.optim.options import OPTIONS, SEVERAL_KINDS, STATES, stages_of
 from miniai.optim.plan import current_plan, hypers_of
@@ -24,7 +24,7 @@ __all__ = ['RuleOptimizer', 'optimizer', 'class_of', 'inner_optimizer']
 
 _CLASSES = {}  # the optimizer class of each rule
 _KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'tail', 'rounding', 'seed', 'state_dtype',
-         'stages', '_weights')
+         'stages', 'shown')
 
 
 class _RuleClass(type):
@@ -57,7 +57,6 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
     torch_group: ClassVar[Callable[[dict[str, Any]], dict[str, Any]]] = staticmethod(lambda group: {})
     unlike_torch: ClassVar[dict[str, str]] = {}
     mathematics: ClassVar[str]  # the name of the class that set the rule: a state_dict says whose state it is
-    skipped, zero, tail, _plan = 0, None, None, None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -78,7 +77,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
                             f"or call optimizer(rule)")
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        given, self.zero = bound.arguments, zero_around()
+        given, self.zero, self.shown, self.skipped, self._plan = bound.arguments, zero_around(), Shown(), 0, None
         self._set_options({k: given.pop(k) for k in OPTIONS})
         params = given.pop('params')
         if self.spec.others or isinstance(params, nn.Module): params = self._grouped(params)
@@ -208,6 +207,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
         "Like torch's. The state may come from torch's own class: hyperparameters missing in it get our defaults."
         defaults = dict(getattr(self, 'defaults', {}))
         super().__setstate__(state)
+        for k, x in dict(skipped=0, zero=None, tail=None, shown=Shown()).items(): self.__dict__.setdefault(k, x)
         self._plan = None
         self.defaults = state.get('defaults', defaults)
         self.defaults.pop('differentiable', None)
