@@ -4,8 +4,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 READY   = $(VENV)/.ready
 PEERS   = $(VENV)-bench/.ready
+SITE    = $(VENV)/.docs
 
-.PHONY: help setup train test bench clean
+.PHONY: help setup train test bench docs clean
 help:       ## list what there is to make
 	@grep -E "^[a-z]+: .*##" $(MAKEFILE_LIST) | sed "s/:.*##/ -/"
 
@@ -25,6 +26,14 @@ train: $(READY)  ## train Fashion-MNIST: a bar, a table, and a run folder in run
 
 test: $(READY)  ## all tests but the slow ones' long versions
 	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal --cov --cov-report=term:skip-covered --cov-fail-under=95 $(ARGS)
+
+docs: $(SITE)  ## the documentation site, into docs/_build/: its pages run, which takes a few minutes
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build
+	@echo "open docs/_build/index.html"
+
+$(SITE): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
 
 bench: $(READY) $(PEERS)  ## all benchmarks, into bench/results/
 	$(VENV)-bench/bin/python bench/loop_overhead.py

@@ -2,6 +2,7 @@
 import importlib
 import pkgutil
 import re
+import runpy
 import tempfile
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from miniai.jobs.registry import OPTIMIZERS
 from miniai.learner import Learner
 
 DOCS = Path(__file__).resolve().parents[1]/'docs'
-PAGES = sorted(p for p in DOCS.glob('*.md') if p.stem != 'architecture')  # which has no code
+SRC = DOCS.parent/'src'/'miniai'
+PAGES = sorted(p for p in DOCS.glob('*.md') if p.stem not in ('architecture', 'index'))  # which have no code
 
 
 def cells(text):
@@ -57,6 +59,18 @@ def test_a_page_is_a_notebook_that_jupytext_can_open(page):
     assert 'format_name: myst' in text
     read_only = re.findall(r'^```(?:bash|python)$', text, re.M)  # commands of a terminal, code for other machines
     assert text.count('```') == 2*(len(cells(text)) + len(shown(text)) + len(read_only)) > 0
+
+
+def test_the_site_has_every_page_and_every_public_module():
+    named = re.findall(r'^[\w/]+$', (DOCS/'index.md').read_text(), re.M)
+    conf = runpy.run_path(str(DOCS/'conf.py'))
+    pages = {p.stem for p in DOCS.glob('*.md')} - {'index'} | {'results/index'}
+    assert sorted(named) == sorted(pages | {f'reference/{name}' for name in conf['REFERENCE']})
+    shown = {m for _, packages in conf['REFERENCE'].values() for p in packages for m in conf['public_modules'](p)}
+    thin = {'datasets', 'conv', 'activations', 'init', 'sgd', 'training', 'resnet', 'augment', 'accel', 'proof'}
+    public = {'.'.join(p.relative_to(SRC.parent).with_suffix('').parts) for p in SRC.rglob('*.py')
+              if '\n__all__' in p.read_text() and p.stem != '__init__'}
+    assert public - shown == {f'miniai.{nm}' for nm in thin}
 
 
 def test_every_page_runs_in_a_test():

@@ -51,8 +51,9 @@ class Mean:
 
 
 class FunctionMetric(Mean):
-    """A function of (preds, *targets), or of preds alone, that returns a scalar, as a metric: its mean over batches,
-    weighted by their samples. `accuracy` and `binary_accuracy` are the share of all targets that are not ignored."""
+    """A function of `(preds, *targets)`, or of `preds` alone, that returns a scalar, as a metric: its mean over
+    batches, weighted by their samples. `accuracy` and `binary_accuracy` are the share of all targets that are not
+    ignored."""
     def __init__(self, f: Callable[..., float | Tensor]) -> None:
         super().__init__()
         self.f, self._counts = f, counts_of(f)
@@ -74,12 +75,13 @@ class _LearnerFigure(Mean):
 
 
 class MetricsCB(Callback):
-    """Metrics by name: objects with `update(preds, *targets)`, `compute()`, `reset()`; functions of (preds, *targets),
-    averaged over batches (use `Whole` for F1, AUC or RMSE, which are not averages); or functions of the Learner, if
-    their parameter is called `learn`, averaged too. `all_metrics` holds them and `loss`, also an average: in it a batch
-    weighs what PyTorch's cross-entropy divides by, for other losses its samples. `weight(learn)` sets the weight in all
-    averages; weight='sum' says that the loss is a sum. After each epoch `learn.history` gets a row of numbers and
-    `_log` a dict of strings; by default it prints the row, unless a ProgressCB shows it.
+    """Metrics by name: objects with `update(preds, *targets)`, `compute()`, `reset()`; functions of
+    `(preds, *targets)`, averaged over batches (use `Whole` for F1, AUC or RMSE, which are not averages); or functions
+    of the Learner, if their parameter is called `learn`, averaged too. `all_metrics` holds them and `loss`, also an
+    average: in it a batch weighs what PyTorch's cross-entropy divides by, for other losses its samples.
+    `weight(learn)` sets the weight in all averages; weight='sum' says that the loss is a sum. After each epoch
+    `learn.history` gets a row of numbers and `_log` a dict of strings; by default it prints the row, unless a
+    ProgressCB shows it.
 
     On several processes the row is that of all their data. Torchmetrics' objects share what they need at the end of an
     epoch; others get whole batches, in every process. Functions average over the parts of batches."""

@@ -12,8 +12,8 @@ __all__ = ['Whole', 'joined']
 
 
 class Whole:
-    """A function of (preds, *targets), or of preds alone, as a metric: `MetricsCB(f1=Whole(f1_score))` calls it once
-    per epoch and phase, with everything that the batches gave, on the CPU, half precision as float32. NaN if there
+    """A function of `(preds, *targets)`, or of `preds` alone, as a metric: `MetricsCB(f1=Whole(f1_score))` calls it
+    once per epoch and phase, with everything that the batches gave, on the CPU, half precision as float32. NaN if there
     was no batch. It keeps an epoch's predictions in memory."""
     def __init__(self, f: Callable[..., Any]) -> None:
         if not callable(f): raise TypeError(f"Whole needs a function of (preds, targets), got {f!r}")

@@ -44,12 +44,12 @@ def clipped(g: Any, limit: Any) -> Any:
 
 
 def decayed(p: Any, lr: Any, wd: Any) -> Any:
-    "Decay decoupled from the gradient: p *= 1 - lr*wd (Loshchilov & Hutter 2017)."
+    "Decay decoupled from the gradient: `p *= 1 - lr*wd` (Loshchilov & Hutter 2017)."
     return p * (1 - lr*wd)
 
 
 def with_l2(p: Any, g: Any, wd: Any) -> Any:
-    "The gradient of the loss plus wd/2 * p*p: L2 regularisation."
+    "The gradient of the loss plus `wd/2 * p*p`: L2 regularisation."
     return g + wd*p
 
 
