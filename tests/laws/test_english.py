@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = [*sorted((ROOT/'src').rglob('*.py')), *sorted((ROOT/'docs').rglob('*.md')), ROOT/'README.md',
+TEXTS = [*sorted((ROOT/'src').rglob('*.py')), *sorted((ROOT/'docs').glob('*.md')), ROOT/'README.md',
          ROOT/'CHANGELOG.md']
 PHRASES = {  # phrase: what to write
     'gone on with':      'resumed, continued',
