@@ -231,3 +231,37 @@ def test_an_exploding_loss_stops_it_early():
     cb = Heard()
     learner(cb, dls=learnable(), loss_func=lambda p, y: F.cross_entropy(p, y)).lr_find(gamma=3)
     assert cb.log.count('before_batch') < 40
+
+
+# More than one suggestion
+
+def test_full_results_are_data_and_hold_the_rate_that_it_returns_otherwise():
+    found = learner(dls=learnable()).lr_find(full=True)
+    assert found.half == learner(dls=learnable()).lr_find()
+    assert found.lrs == pytest.approx([1e-5*1.3**i for i in range(len(found.losses))])
+    assert 1/30 < found.tenth/found.half < 30
+
+
+def noisy(learn):
+    "A loss that falls from 2 to 0.2 and rises at 1, with noise; one batch is unlucky."
+    lr = learn.opt.param_groups[0]['lr']
+    noise = 6. if learn.iter == 20 else .02*(learn.iter % 3)
+    learn.loss = learn.loss*0 + 2 - 1.8/(1 + (1e-2/lr)**2) + max(0, lr - 1)*100 + noise
+
+
+def test_one_unlucky_batch_does_not_end_the_search():
+    learn, figures = learner(Heard({'after_loss': noisy}), dls=many()), len(plt.get_fignums())
+    found = learn.lr_find(full=True)
+    assert found.lrs[-1] > 1
+    assert found.half == pytest.approx(1e-2, rel=.5)
+    assert len(plt.get_fignums()) == figures + 1
+    first = LRFinderCB()
+    learn.fit(1, valid=False, cbs=first, lr=1e-5)
+    assert len(first.losses) == 21
+    assert first.ended_early
+
+
+def test_a_doubt_is_printed(capsys):
+    rate = learner(Losses(lambda i: 3 - i/50), dls=many()).lr_find(max_epochs=1)
+    said = capsys.readouterr().out
+    assert said.startswith(f'lr_find: do not rely on {rate:.2g}: the loss still fell at the last rate; allow more')

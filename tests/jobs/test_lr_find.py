@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from miniai.callbacks.lr_suggestions import LRSuggestions
 from miniai.jobs import lr_find as job
 from miniai.jobs.build import auto_lr
 from miniai.jobs.config import LRFindConfig
@@ -39,7 +40,12 @@ def test_it_suggests_a_rate_and_leaves_curve_and_values(config, tmp_path, capsys
     n = len(saved['lrs'])
     assert saved['lrs'] == pytest.approx([1e-5*1.3**i for i in range(n)])
     assert len(saved['losses']) == n > 10
-    assert (saved['suggestion'], saved['auto']) == (rate, 0.02)
+    assert (saved['suggestion'], saved['half'], saved['auto']) == (rate, rate, 0.02)
+    others = [f"{name} {saved[nm]:.2g}" for nm, name in dict(
+        steepest='steepest fall', valley='valley', tenth='minimum/10').items()]
+    assert f"others: {', '.join(others)}; all agree within a factor of {saved['spread']:.1f}" in said
+    rates = [saved[nm] for nm in ('half', 'steepest', 'valley', 'tenth')]
+    assert saved['spread'] == pytest.approx(max(rates)/min(rates))
     assert any(math.isclose(rate, lr) for lr in saved['lrs'])
 
 
@@ -60,7 +66,9 @@ def test_the_picture_marks_both_rates_with_labels(config, monkeypatch):
     ('constant', 0.003, False), ('constant', 0.013, True)])
 def test_it_says_why_the_rates_differ_where_they_differ_by_more_than_3(schedule, rate, explained):
     config, constant = LRFindConfig(schedule=schedule), schedule == 'constant'
-    said = job._report(config, *((rate, 9.) if constant else (9., rate)), 0.004 if constant else 0.03)
+    half, peak = (rate, 9.) if constant else (9., rate)
+    found = LRSuggestions(half, 1., 2., 3., peak, 9., '', [], [])
+    said = job._report(config, found, 0.004 if constant else 0.03)
     assert ('They differ: auto was tuned for' in said) is explained
     assert said.splitlines()[0 if constant else 1].endswith(f': {rate:.2g}')
 
@@ -116,3 +124,9 @@ def test_a_loss_that_is_not_finite_ends_the_search_and_is_null_in_the_values(con
 def test_every_optimizer_gets_a_suggestion(config, capsys, optimizer):
     assert 1e-5 < lr_find_job(replace(config, optimizer=optimizer)) < 10
     assert f'suggested learning rate for {optimizer}: ' in capsys.readouterr().out
+
+
+def test_a_doubt_is_said():
+    found = LRSuggestions(.1, .1, .1, .1, .2, 1., 'the loss fell from the first rates on', [], [])
+    said = job._report(LRFindConfig(), found, .1).splitlines()
+    assert said[3] == 'do not rely on them: the loss fell from the first rates on'

@@ -1,33 +1,44 @@
 "The learning-rate finder: raise the rate with each batch until the loss explodes, and suggest a rate (Smith 2015)."
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from miniai.callbacks.dry_run import dry_run
+from miniai.callbacks.lr_suggestions import LRSuggestions, suggest_lr, suggestions
 from miniai.distributed.ranks import is_first
 from miniai.events import Callback, CancelEpochException, CancelFitException
 
-__all__ = ['LRFinderCB', 'lr_find', 'suggest_lr']
+__all__ = ['LRFinderCB', 'LRSuggestions', 'lr_find', 'suggest_lr']
 
 
 class LRFinderCB(Callback):
     """Multiplies the learning rate of every group by `gamma` after each batch that steps, and records `lrs` and
     `losses`. Stops the fit at a loss that is NaN or `max_mult` times the best, then plots loss over learning rate;
     `suggestion` is the suggested constant rate, and `peak` the suggested highest rate of a schedule that reaches it
-    only briefly, such as one-cycle or cosine. The fit is a dry run: no checkpoints are saved."""
+    only briefly, such as one-cycle or cosine. `suggestions` holds others as well, how far they agree, and when to
+    believe none: an LRSuggestions. The fit is a dry run: no checkpoints are saved."""
+    plots = True
     _was_dry_run: bool | None = None  # None outside a fit
 
     def __init__(self, gamma: float = 1.3, max_mult: float = 3) -> None:
         if gamma <= 1: raise ValueError(f"LRFinderCB: gamma must be above 1, so that the rate rises, got {gamma}")
-        self.gamma, self.max_mult, self.suggestion, self.peak, self.ax = gamma, max_mult, None, None, None
+        self.gamma, self.max_mult, self.suggestions, self.ax = gamma, max_mult, None, None
         self.lrs, self.losses, self.sched = [], [], None
+
+    suggestion = property(lambda self: self.suggestions and self.suggestions.half, doc="The suggested constant rate.")
+    peak = property(lambda self: self.suggestions and self.suggestions.peak, doc="The suggested peak of a schedule.")
+
+    @property
+    def ended_early(self) -> bool:
+        "Did a high loss end the search before its suggestions could be believed?"
+        return bool(self.suggestions and self.suggestions.doubt) and self._too_high(self.losses[-1])
+
+    def _too_high(self, loss: float) -> bool: return loss > self.best + (self.max_mult - 1)*abs(self.best)
 
     def before_fit(self, learn: Any) -> None:
         self._was_dry_run, learn.dry_run = getattr(learn, 'dry_run', False), True
-        self.lrs, self.losses, self.suggestion, self.peak, self.best = [], [], None, None, math.inf
+        self.lrs, self.losses, self.suggestions, self.best = [], [], None, math.inf
         trains = getattr(learn, 'trains', True)
         if trains and not isinstance(learn.opt, torch.optim.Optimizer):
             raise TypeError(f"LRFinderCB changes the learning rate of a torch.optim.Optimizer, and learn.opt is a "
@@ -41,7 +52,7 @@ class LRFinderCB(Callback):
         self.lrs.append(float(learn.opt.param_groups[0]['lr']))
         self.losses.append(loss)
         self.best = min(self.best, loss)
-        if not math.isfinite(loss) or loss > self.best + (self.max_mult - 1)*abs(self.best): raise CancelFitException()
+        if not math.isfinite(loss) or self._too_high(loss): raise CancelFitException()
         self.sched.step()
 
     def cleanup_fit(self, learn: Any) -> None:
@@ -49,8 +60,8 @@ class LRFinderCB(Callback):
         learn.dry_run, self._was_dry_run = self._was_dry_run, None
         if self.sched is None or not self.losses: return
         self.sched = None
-        self.suggestion, self.peak = (suggest_lr(self.lrs, self.losses, part) for part in (0.5, 0.95))
-        self.ax = self.plot()
+        self.suggestions = suggestions(self.lrs, self.losses)
+        if self.plots: self.ax = self.plot()
 
     def plot(self, ax: Any = None) -> Any:
         "Plot loss over learning rate, with both suggestions, on `ax`, by default a new axis. Returns the axis."
@@ -66,32 +77,32 @@ class LRFinderCB(Callback):
         return ax
 
 
-def suggest_lr(lrs: Sequence[float], losses: Sequence[float], part: float = 0.5) -> float | None:
-    """The learning rate at which the smoothed loss has fallen by `part` of the way to its minimum. Half suits constant
-    rates. A `part` near 1 gives the highest rate that still helps, which Smith (2015) uses as the peak of a cycle. None
-    if the loss does not fall by more than its noise."""
-    ok = np.isfinite(losses)
-    x, raw = np.log(np.asarray(lrs)[ok]), np.asarray(losses)[ok]
-    if len(raw) < 5: return None
-    smooth = np.convolve(np.pad(raw, 2, mode='edge'), np.ones(5)/5, mode='valid')
-    end = int(smooth.argmin()) + 1
-    noise = np.std((raw - smooth)[:end])
-    if end < 3 or smooth[0] - smooth[end - 1] <= 2*noise: return None
-    fall = smooth[0] - smooth[:end]
-    return float(np.exp(x[(fall >= part*fall[-1]).argmax()]))
-
-
 def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float = 1e-5,
-            max_epochs: int = 10) -> float | None:
+            max_epochs: int = 10, full: bool = False) -> float | LRSuggestions | None:
     """Train from `start_lr` on, multiplying the learning rate by `gamma` after each batch, until the loss explodes or
-    `max_epochs` are over. Plots loss over learning rate and returns the suggested rate, None if the loss never fell.
-    Schedules are left out. Afterwards model and optimizer are as they were."""
-    finder = LRFinderCB(gamma=gamma, max_mult=max_mult)
-    with dry_run(self, trains=True):
-        self.cbs = [cb for cb in self.cbs if not callable(getattr(cb, 'sched', None))]
-        for group in getattr(self.opt, 'param_groups', ()) if self.opt_func is None else (): group['lr'] = start_lr
-        self.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)
-    if finder.suggestion is None and is_first():
+    `max_epochs` are over. If a single high loss ends that too early, search once more, to four times `max_mult`. Plots
+    loss over learning rate and returns the suggested rate, None if the loss never fell. With `full` it returns an
+    LRSuggestions: several suggestions, how far they agree, and the curve as data. Prints the reason if none should be
+    believed. Schedules are left out. Afterwards model and optimizer are as they were."""
+    finder = _search(self, LRFinderCB(gamma, max_mult), start_lr, max_epochs)
+    if finder.ended_early: finder = _search(self, LRFinderCB(gamma, 4*max_mult), start_lr, max_epochs)
+    if finder.losses: finder.plot()
+    found = finder.suggestions or suggestions([], [])  # a fit without batches
+    if is_first() and found.half is None:
         print(f"lr_find: no suggestion, because the loss never fell clearly from lr={start_lr:g} on. "
               f"Look at the curve. Is the model already trained?")
-    return finder.suggestion
+    elif is_first() and found.doubt: print(f"lr_find: do not rely on {found.half:.2g}: {found.doubt}")
+    return found if full else found.half
+
+
+def _search(learn: Any, finder: LRFinderCB, start_lr: float, max_epochs: int) -> LRFinderCB:
+    "The finder after its fit, which leaves no trace. It plots only if the fit fails."
+    finder.plots = False
+    with dry_run(learn, trains=True):
+        learn.cbs = [cb for cb in learn.cbs if not callable(getattr(cb, 'sched', None))]
+        for group in getattr(learn.opt, 'param_groups', ()) if learn.opt_func is None else (): group['lr'] = start_lr
+        try: learn.fit(max_epochs, valid=False, lr=start_lr, cbs=finder)
+        except BaseException:
+            if finder.losses: finder.plot()
+            raise
+    return finder
