@@ -61,7 +61,7 @@ def test_a_curve_that_falls_and_rises_is_believed():
 g = np.random.default_rng(0)
 DOUBTFUL = {
     'never fell clearly': (LRS, 1 + .1*g.standard_normal(80)),
-    'only 4 losses': (LRS[:6], [3., 2., 1., 1., np.nan, np.nan]),
+    'only 4 finite losses': (LRS[:6], [3., 2., 1., 1., np.nan, np.nan]),
     'only 8 losses': (LRS[:8], [5., 4., 3., 2., 1., .5, .4, 3.]),
     'times its noise': (LRS, sigmoid(1e-2) + .65*g.standard_normal(80)),
     'from the first rates on': (LRS[:40], np.r_[8., 3., 1.2, .9, .6, .5, .4, .3, np.full(31, .3), 2.]),
@@ -74,7 +74,7 @@ def test_a_curve_that_says_nothing_is_doubted_with_the_reason(why):
     found = suggestions(*DOUBTFUL[why])
     assert why in found.doubt
     assert found.doubt in str(found)
-    assert (found.half is None) == (why in ('never fell clearly', 'only 4 losses'))
+    assert (found.half is None) == (why in ('never fell clearly', 'only 4 finite losses'))
     if found.half is None: assert str(found).startswith('No suggestion')
     else: assert str(found).endswith(f'Do not rely on them: {found.doubt}.')
 

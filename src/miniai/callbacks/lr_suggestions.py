@@ -27,7 +27,7 @@ class LRSuggestions(NamedTuple):
     losses: list[float]
 
     def __str__(self) -> str:
-        if self.half is None: return f'No suggestion: {self.doubt}.'
+        if self.half is None: return f'No suggestion: {self.doubt}'
         names = dict(half='half of the fall', steepest='steepest fall', valley='valley', tenth='minimum / 10',
                      peak='peak of a schedule')
         lines = [f'{name:<18}  {getattr(self, nm):.2g}' for nm, name in names.items()]
@@ -91,8 +91,8 @@ def _within_the_longest_fall(losses: np.ndarray) -> int:
 
 def _why_none(losses: Sequence[float]) -> str:
     finite = int(np.isfinite(losses).sum())
-    if finite < 5: return f'only {finite} losses were recorded that are finite; start at a lower rate'
-    return 'the loss never fell clearly; the start rate may be too high, or the model already trained'
+    why = f'only {finite} finite losses were recorded' if finite < 5 else 'is the model already trained?'
+    return f'the loss never fell clearly; {why}'
 
 
 def _doubt(curve: tuple, spread: float, losses: Sequence[float]) -> str:
