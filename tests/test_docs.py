@@ -74,8 +74,21 @@ def test_the_site_has_every_page_and_every_public_module():
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'distributed', 'fine_tuning', 'learner', 'rules', 'tasks',
-                                       'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
+    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'distributed', 'fine_tuning', 'learner', 'readable',
+                                       'rules', 'safe', 'tasks', 'using_a_model', 'wrong_inputs', 'your_own_rule',
+                                       'your_pictures', 'your_table']
+
+
+def test_the_page_on_reading_shows_a_rule_on_floats_and_compiled_with_the_same_numbers(capsys):
+    run('readable', {})
+    steps = re.findall(r'step \d: p = ([\d.]+)', capsys.readouterr().out)
+    assert len(steps) == 6
+    assert steps[:3] == steps[3:]
+
+
+def test_the_page_on_safety_resumes_with_the_same_bits(capsys):
+    run('safe', {})
+    assert capsys.readouterr().out.splitlines()[-2:] == ['the power went out', 'the same bits: True']
 
 
 def test_the_page_on_several_processes_trains_in_one():
