@@ -237,3 +237,21 @@ def test_a_packed_sequence_keeps_its_batch_sizes_on_the_cpu_as_torch_does():
     packed = pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])
     moved = to_device([packed], 'meta')[0]
     assert (moved.data.device.type, moved.batch_sizes.device.type) == ('meta', 'cpu')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_batches_reach_cuda_without_waiting_for_what_it_computes():
+    x = torch.randn(1000, 1000)
+    busy = torch.randn(4000, 4000, device='cuda')
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        for _ in range(20): busy = busy@busy/4000
+        there = [to_device((x + i, [x.t()]), 'cuda') for i in range(5)]
+        doubled = [a*2 for a, _ in there]
+    finally: torch.cuda.set_sync_debug_mode('default')
+    for i, ((a, (b,)), c) in enumerate(zip(there, doubled, strict=True)):
+        assert torch.equal(a.cpu(), x + i)
+        assert torch.equal(c.cpu(), (x + i)*2)
+        assert torch.equal(b.cpu(), x.t())
+        assert b.stride() == x.t().stride()

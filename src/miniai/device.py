@@ -2,6 +2,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import fields, is_dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -62,8 +63,29 @@ def first_tensor(x: Any) -> Tensor | None:
 # Moving
 
 def to_device(x: Any, device: str | torch.device = def_device) -> Any:
-    "Move every tensor in the nest `x` to `device`. Objects with their own `to`, such as graphs, move by that."
-    return map_tensors(lambda t: t.to(device), x, 'to')
+    """Move every tensor in the nest `x` to `device`. Objects with their own `to`, such as graphs, move by that. On CUDA
+    neither the program nor the GPU waits: see `_sent`."""
+    move = _sent if torch.device(device).type == 'cuda' else _moved
+    return map_tensors(partial(move, device=device), x, 'to')
+
+
+def _moved(t: Any, device: str | torch.device) -> Any: return t.to(device)
+
+
+def _sent(t: Any, device: str | torch.device) -> Any:
+    """A tensor on a GPU, copied from pinned memory by a stream of its own, while the GPU computes with earlier batches.
+    So a loader need not read ahead, which would change the order of random numbers and of what is saved."""
+    if type(t) is not Tensor or not t.is_cpu or t.layout is not torch.strided or t.requires_grad: return t.to(device)
+    now = torch.cuda.current_stream(device)
+    copies = _copy_stream(now.device)
+    with torch.cuda.stream(copies): there = t.pin_memory().to(now.device, non_blocking=True)
+    now.wait_stream(copies)
+    there.record_stream(now)  # its memory is free when that stream, too, is done with it
+    return there
+
+
+@cache
+def _copy_stream(device: torch.device) -> Any: return torch.cuda.Stream(device)
 
 
 def detached(x: Any) -> Any:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from miniai.data.resident import near
+from miniai.device import to_device
 from miniai.distributed.ranks import part_of
 
 __all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of', 'some_rows', 'kept_rows',
@@ -19,12 +21,13 @@ __all__ = ['MemoryLoader', 'Scaling', 'as_tensors', 'channels_first', 'rows_of',
 class MemoryLoader:
     """Batches of `bs` rows, as tuples, from tensors or arrays of equal length, which are neither copied nor converted.
     In a batch tensors keep their dtype. Of other arrays float64 becomes float32, and integers int64, but for uint8
-    inputs. Batches go to `device`, if given. The first `n_inp` arrays, the inputs, are scaled (see `Scaling` for
-    `to_float`, `mean` and `std`), and with `channels_last` images (N, H, W, C) come as (N, C, H, W); if `n_inp` is
-    above 1, `mean`, `std` and `channels_last` are lists. With `shuffle` the order is a function of `seed` and epoch,
-    else that of the arrays, or of `rows`, the indices to use. `epoch` is the next epoch: each pass adds one, and it may
-    be set. `drop_last` drops a smaller last batch, `pack` makes a batch from a list of tensors, and `source` says where
-    the data came from. ValueError or TypeError for arguments that do not fit."""
+    inputs. Batches go to `device`, if given; one that is CUDA keeps copies of arrays that fit. The first `n_inp`
+    arrays, the inputs, are scaled (see `Scaling` for `to_float`, `mean` and `std`), and with `channels_last` images (N,
+    H, W, C) come as (N, C, H, W); if `n_inp` is above 1, `mean`, `std` and `channels_last` are lists. With `shuffle`
+    the order is a function of `seed` and epoch, else that of the arrays, or of `rows`, the indices to use. `epoch` is
+    the next epoch: each pass adds one, and it may be set. `drop_last` drops a smaller last batch, `pack` makes a batch
+    from a list of tensors, and `source` says where the data came from. ValueError or TypeError for arguments that do
+    not fit."""
     _in_parts = False
     def __init__(self, *arrays: Any, bs: int, shuffle: bool = False, seed: int = 0, drop_last: bool = False,
                  device: str | torch.device | None = None, to_float: bool = True, mean: Any = None, std: Any = None,
@@ -108,26 +111,28 @@ class MemoryLoader:
             order = torch.arange(self.n) if order is None else order
             batches = [own_part(rows) for rows in order[rows].split(self.bs)]
             order, rows, sizes = torch.cat(batches), slice(None), list(map(len, batches))
-        orders = None if order is None else {t.device: order.to(t.device) for t in self.tensors}
-        return self._batches(orders, rows, sizes)
+        tensors = near(self)
+        orders = None if order is None else {t.device: order.to(t.device) for t in tensors}
+        return self._batches(tensors, orders, rows, sizes)
 
     def _order(self, epoch: int) -> Tensor | None:
         "The indices of the rows in the order of `epoch`; None for all in order."
         order = permutation(self.n, self.seed, epoch) if self.shuffle else None
         return order if self.rows is None else self.rows if order is None else self.rows[order]
 
-    def _batches(self, orders: dict[torch.device, Tensor] | None, rows: slice, sizes: int | list[int]) -> Iterator:
-        for batch in zip(*(self._parts(i, orders, rows, sizes) for i in range(len(self.tensors))), strict=True):
+    def _batches(self, tensors: list, orders: dict[torch.device, Tensor] | None, rows: slice,
+                 sizes: int | list[int]) -> Iterator:
+        for batch in zip(*(self._parts(i, t, orders, rows, sizes) for i, t in enumerate(tensors)), strict=True):
             yield self.pack([*batch])
 
-    def _parts(self, i: int, orders: dict[torch.device, Tensor] | None, rows: slice,
+    def _parts(self, i: int, t: Any, orders: dict[torch.device, Tensor] | None, rows: slice,
                sizes: int | list[int]) -> Iterator[Tensor]:
-        "What batches hold of array `i`, one batch after the other."
-        t, dtype, scaling = self.tensors[i], self.dtypes[i], self.other_scalings[i - 1] if i else self.scaling
+        "What batches hold of array `i`, which is kept as `t`, one batch after the other."
+        dtype, scaling = self.dtypes[i], self.other_scalings[i - 1] if i else self.scaling
         parts, early = _gathered(t, orders, rows, sizes), t.dtype != dtype
         # Double precision is scaled before it is rounded, and before it moves: some devices have none.
         if early: parts = (scaling(part).to(dtype) for part in parts)
-        if self.device is not None: parts = (part.to(self.device) for part in parts)
+        if self.device is not None: parts = (to_device(part, self.device) for part in parts)
         return map(scaling, parts) if scaling.changes and not early else parts
 
 
