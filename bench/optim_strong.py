@@ -1,5 +1,5 @@
 """What a step of each built-in optimizer costs, beside the fastest of torch.optim, schedulefree, pytorch_optimizer and
-heavyball that has the same rule, and beside torch's fused AdamW.
+heavyball that has the same rule, of Prodigy also its authors', and beside torch's fused AdamW.
 
     python bench/optim_strong.py [--quick] [--only NAME ...] [--sizes 1M 25M] [--threads N]
 
@@ -77,7 +77,7 @@ PEERS = dict(
     Adafactor=[torchs('Adafactor', foreach=True), theirs('AdaFactor')],
     ScheduleFreeSGD=[peer('schedulefree', 'SGDScheduleFree'), theirs('ScheduleFreeSGD')],
     ScheduleFreeAdamW=[peer('schedulefree', 'AdamWScheduleFree'), theirs('ScheduleFreeAdamW'), heavy('SFAdamW')],
-    Prodigy=[theirs('Prodigy')],
+    Prodigy=[theirs('Prodigy'), peer('prodigyopt', 'Prodigy')],
     Kron=[theirs('Kron'), heavy('PSGDKron')])
 
 
@@ -165,7 +165,7 @@ def main():
     skipped = sorted({f'{x}, for {r["name"]}' for r in rows for x in r['skipped']})
     notes = 'Bold: slower than the fastest peer.' + ('\n\nSkipped: ' + '; '.join(skipped) + '.')*bool(skipped)
     record('optim_strong', '\n'.join(table) + '\n\n' + notes, f'{args.threads} threads, medians of 5 to 200 rounds',
-           ['numba', 'schedulefree', 'pytorch_optimizer', 'heavyball'])
+           ['numba', 'schedulefree', 'pytorch_optimizer', 'heavyball', 'prodigyopt'])
     fill_page(rows)
 
 

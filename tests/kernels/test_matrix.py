@@ -11,6 +11,7 @@ from miniai.kernels.matrix import (
     inverse_root,
     largest,
     matmul,
+    mean,
     norm,
     normal,
     orthogonalize,
@@ -172,7 +173,22 @@ def test_on_floats_they_are_the_functions_of_matrices_of_one_element(x):
     assert reordered(x, rows=0, columns=0) == x
 
 
-def test_a_rule_with_them_cannot_be_traced_and_says_why():
-    def rule(p, g, *, lr): return p - lr*g/norm(g)
-    assert read_rule(rule).untraced == 'rule cannot be traced: it uses norm, which needs whole parameters'
+@pytest.mark.parametrize('f', [norm, rms, mean, lambda x: mean(x > 0)])
+def test_norms_and_means_of_elements_are_traced_but_not_those_of_numbers(f):
+    def rule(p, g, *, lr): return p - lr*g/f(g)
+    def numbers(p, g, *, lr): return p - f(lr)*g
+    assert read_rule(rule).untraced == ''
+    assert 'it sums a number that is the same for all elements' in read_rule(numbers).untraced
+
+
+@pytest.mark.parametrize('x', [RNG.normal(size=(3, 4)), np.float64(-2.)])
+def test_a_mean_is_over_all_elements_and_of_a_comparison_a_share(x):
+    given = torch.tensor(x) if x.shape else float(x)
+    assert float(mean(given)) == pytest.approx(x.mean(), rel=1e-14)
+    assert float(mean(given > 0)) == (x > 0).mean()
+
+
+def test_a_rule_with_the_others_cannot_be_traced_and_says_why():
+    def rule(p, g, *, lr): return p - lr*g/largest(g)
+    assert read_rule(rule).untraced == 'rule cannot be traced: it uses largest, which needs whole parameters'
     assert read_rule(matrix(others=sgd)(rule)).others is sgd

@@ -36,6 +36,7 @@ def test_two_elements_share_a_random_number_and_others_are_rounded_to_nearest():
     assert body(nearest)[-1] == 'tl.store(q0 + i, rounded(x1), mask=inside)'
 
 
-def test_a_sum_is_taken_in_double_precision_inside_the_piece():
-    source = sum_source(trace_rule(lambda p, g, *, lr: p > lr*g), (torch.float32,)*2)
-    assert body(source)[-1] == 'tl.store(out, tl.sum(tl.where(inside, x1, 0).to(tl.float64), 0))'
+def test_sums_are_taken_in_double_precision_inside_the_piece():
+    source = sum_source(trace_rule(lambda p, g, *, lr: (p > lr*g, p)), (torch.float32,)*2)
+    assert body(source)[-2:] == [f'tl.store(out + {i}, tl.sum(tl.where(inside, {x}, 0).to(tl.float64), 0))'
+                                 for i, x in enumerate(('x1', 'p_'))]

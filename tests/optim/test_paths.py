@@ -5,7 +5,8 @@ from torch import nn
 
 from miniai.kernels import numba
 from miniai.kernels.math import where
-from miniai.optim import SGD, AdamW, optimizer
+from miniai.kernels.matrix import mean, norm, rms
+from miniai.optim import LAMB, MARS, SGD, AdamW, optimizer
 from opts import PATHS, force_triton, params, run
 from oracle import ALL, OPTIONS, errors
 from random_rules import random_rule
@@ -68,6 +69,30 @@ def test_every_rule_and_option_by_triton_gives_the_numbers_of_python_floats(cls,
     worst, opt = errors(cls, OPTIONS[options], dtype, steps=3, groups=2, shapes=FEW)
     assert worst < limit
     assert 'by Triton on cpu' in opt.path
+
+
+def sums_of_sums(p, g, avg, *, t, lr, mom=.9):
+    "A rule whose last norm needs a mean, and that another norm."
+    avg = mom*avg + (1-mom)*g/norm(g)
+    u = avg + mean(avg*avg > 1e-2)*p
+    return p - lr*u/(norm(u) + rms(p)/t), avg
+
+
+@pytest.mark.parametrize('path', PATHS)
+@pytest.mark.parametrize('cls', [LAMB, MARS, optimizer(sums_of_sums)])
+def test_norms_and_means_are_those_of_whole_parameters_on_every_path(path, cls, monkeypatch):
+    force, said = PATHS[path]
+    force(monkeypatch)
+    ps = params((70, 80), (5,), (), (2, 3), dtype=torch.float64)
+    want, opt = [p.detach().clone() for p in ps], cls([dict(params=ps[:2]), dict(params=ps[2:], lr=.2)], lr=.1, wd=0.)
+    states = [[0*w for _ in cls.spec.states] for w in want]
+    for t in range(1, 5):
+        run(opt, ps, 1, seed=t)
+        for i, p in enumerate(ps):
+            hypers = cls.spec.hypers | dict(lr=.1 if i < 2 else .2, t=t)
+            want[i], *states[i] = cls.rule(want[i], p.grad, *states[i], **hypers)
+    assert all(torch.allclose(p, w, rtol=1e-11, atol=1e-12) for p, w in zip(ps, want, strict=True))
+    assert said in opt.path
 
 
 def test_a_condition_on_hyperparameters_chooses_alike_on_every_path():

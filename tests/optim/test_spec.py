@@ -151,7 +151,7 @@ def test_a_partial_of_a_rule_keeps_its_starts_and_scalars():
     assert set(read_rule(partial(partial(rules.rmsprop, eps=1.), sqr_mom=.5)).starts) == {'sqr_avg'}
 
 
-@pytest.mark.parametrize('name', ['g_scale', 'share', 'ema', 'ema_decay', 'tail', 'radius', 'hyperball', 'clip_value',
+@pytest.mark.parametrize('name', ['g_scale', 'ema', 'ema_decay', 'tail', 'radius', 'hyperball', 'clip_value',
                                   'clip_norm', 'state', 'seed', 'rule'])
 def test_names_that_the_optimizer_uses_are_errors_as_states_and_hyperparameters(name):
     state, hyper = (eval(f'lambda {args}: p') for args in (f'p, g, {name}, *, lr', f'p, g, *, lr, {name}=1.'))

@@ -252,7 +252,7 @@ def hyperball(xs, grads, lr, wd):
     return out
 
 
-def test_on_the_hyperball_matrices_and_their_steps_have_fixed_norms_and_vectors_and_zeros_are_free():
+def test_on_the_hyperball_matrices_and_their_steps_have_fixed_norms_and_vectors_and_zeros_are_free(path):
     rng = np.random.default_rng(0)
     xs = [rng.normal(size=s) for s in ((7, 5), (4, 2, 3, 3), (6,), (1, 1))] + [np.zeros((3, 3))]
     grads = [rng.normal(size=(25, *x.shape)) for x in xs]
@@ -263,7 +263,7 @@ def test_on_the_hyperball_matrices_and_their_steps_have_fixed_norms_and_vectors_
         opt.step()
     for p, w in zip(ps, hyperball(xs, grads, .05, .1), strict=True): assert error(p.detach(), w) < 1e-12
     assert float(ps[0].detach().norm()) == pytest.approx(np.linalg.norm(xs[0]), rel=1e-14)
-    assert 'because hyperball needs the norms of whole parameters' in opt.path
+    assert opt.path.startswith(path)
 
 
 def test_a_matrix_rule_on_the_hyperball_steps_by_the_rate_times_the_norm():

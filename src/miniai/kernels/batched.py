@@ -4,29 +4,29 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from miniai.kernels.math import widest
-from miniai.kernels.memory import BLOCK, chunks, flat, irregular
-from miniai.kernels.python import element_function, results_on
+from miniai.kernels.math import double
+from miniai.kernels.memory import chunks, flat, irregular
+from miniai.kernels.python import results_on, values_on
 from miniai.kernels.rounding import dithered
 from miniai.kernels.trace import Trace
 
-__all__ = ['BatchedPass', 'squares', 'wide']
+__all__ = ['BatchedPass', 'wide']
 
 # Elements of a batch: on CPUs so few that the vectors of all lines stay in the cache, elsewhere so many that a line
 # takes longer to run than to start. They also bound the memory that a step needs.
 ON_CPU, ELSEWHERE = 1 << 17, 1 << 22
+TOGETHER = 64  # elements that are summed together: few, so that small tensors need little padding
 
 
 class BatchedPass:
     "A pass, as `miniai.optim.table` describes it, by torch."
     name = 'batched'
 
-    def __init__(self, trace: Trace, mask: Trace | None, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...],
-                 runs: list, device: torch.device) -> None:
-        self.trace, self.mask, self.dither, self.device = trace, mask, dither, device
+    def __init__(self, trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...], runs: list,
+                 device: torch.device) -> None:
+        self.trace, self.dither, self.device = trace, dither, device
         most = ON_CPU if device.type == 'cpu' else ELSEWHERE
         self.batches = list(_batches(chunks(runs, most), most))
 
@@ -54,24 +54,27 @@ class BatchedPass:
                 torch._foreach_copy_(parts, x.split(lengths))
 
     @torch.no_grad()
-    def sum_of_squares(self, addresses: np.ndarray, tensors: Callable) -> float:
-        "The sum of squares of the gradients, in double precision."
-        gs = list(map(flat, tensors()[1]))
-        sums = [squares(_joined(_cut(gs, pieces))) for pieces in self.batches]
-        return sum(torch.cat(sums).tolist()) if sums else 0.
-
-    @torch.no_grad()
-    def counts(self, addresses: np.ndarray, tensors: Callable, h: np.ndarray) -> list[float]:
-        "For each row the number of elements for which the mask holds."
-        columns, found = [list(map(flat, xs)) for xs in tensors()], []
+    def sums(self, trace: Trace, addresses: np.ndarray, tensors: Callable, h: np.ndarray) -> np.ndarray:
+        "For each row the sum of each result of a trace over all elements, in double precision if the device has it."
+        columns, found, rows = tensors()[:len(trace.elements)], [np.zeros((len(trace.results), 0))], [np.zeros(0, int)]
+        columns = [list(map(flat, xs)) for xs in columns]
         for pieces in self.batches:
             given = [_joined(_cut(xs, pieces)) for xs in columns]
-            holds, = element_function(self.mask)(*given, *self._hosts(h, pieces))
-            ends = torch.from_numpy(pieces[:, 2].cumsum() - 1).to(self.device)
-            found.append(F.pad(holds.cumsum(0, dtype=torch.int32)[ends], (1, 0)).diff())
-        if not found: return [0.]*len(h)
-        rows = np.concatenate([pieces[:, 0] for pieces in self.batches])
-        return np.bincount(rows, torch.cat(found).cpu().numpy(), len(h)).tolist()
+            blocks = -(-pieces[:, 2] // TOGETHER)
+            out = [self._block_sums(x, pieces, blocks) for x in values_on(trace, given, self._hosts(h, pieces))]
+            found.append(torch.stack(out).cpu().numpy())
+            rows.append(np.repeat(pieces[:, 0], blocks))
+        rows = np.concatenate(rows)
+        return np.stack([np.bincount(rows, x, len(h)) for x in np.concatenate(found, 1)], 1)
+
+    def _block_sums(self, x: Tensor, pieces: np.ndarray, blocks: np.ndarray) -> Tensor:
+        "The sums of the blocks of each piece, of which the last may be shorter."
+        x, most = double(x), int(blocks.sum())*TOGETHER
+        if most > len(x):
+            shifts = (blocks.cumsum() - blocks)*TOGETHER - (pieces[:, 2].cumsum() - pieces[:, 2])
+            places = self._each(shifts, pieces) + torch.arange(len(x), device=self.device)
+            x = x.new_zeros(most).index_copy_(0, places, x)
+        return x.view(-1, TOGETHER).sum(1)
 
     def place(self) -> str:
         "Where it runs, for people."
@@ -98,11 +101,6 @@ class BatchedPass:
 def wide(x: Tensor) -> Tensor:
     "`x` in the precision that rules are computed in: float32 for half types, its own otherwise."
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def squares(x: Tensor) -> Tensor:
-    "The sums of squares of the blocks of a vector, in double precision; the same bits for any number of threads."
-    return F.pad(x.to(widest(x)).square(), (0, -len(x) % BLOCK)).view(-1, BLOCK).sum(1)
 
 
 def _cut(xs: list[Tensor], pieces: np.ndarray) -> list[Tensor]:

@@ -1,14 +1,12 @@
-"The pass of CPUs: one kernel by Numba over the addresses of all tensors, and the kernels that count and sum."
+"The pass of CPUs: one kernel by Numba over the addresses of all tensors, and kernels that sum."
 from collections.abc import Callable
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 
 from miniai.kernels.memory import BLOCK, blocks, chunks, whole
-from miniai.kernels.numba import Kernel, serial_reason, step_kernel, unsupported
-from miniai.kernels.sums import count_kernel, norm_kernel
+from miniai.kernels.numba import serial_reason, step_kernel, unsupported
+from miniai.kernels.sums import block_of, sum_kernel
 from miniai.kernels.trace import Trace
 
 __all__ = ['CHUNK', 'FusedPass']
@@ -20,9 +18,9 @@ class FusedPass:
     "A pass, as `miniai.optim.table` describes it, by Numba."
     name, unsupported = 'fused', staticmethod(unsupported)
 
-    def __init__(self, trace: Trace, mask: Trace | None, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...],
-                 runs: list, device: torch.device) -> None:
-        self.mask, self.dtypes = mask, dtypes
+    def __init__(self, trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...], runs: list,
+                 device: torch.device) -> None:
+        self.dtypes, self.blocks = dtypes, {}
         self.sizes = [len(starts)*n for starts, n in runs]
         self.elements, self.chunks = sum(self.sizes), chunks(runs, CHUNK)
         self.kernel = step_kernel(trace, dtypes, dither)
@@ -35,27 +33,19 @@ class FusedPass:
         "Write the new parameters and states."
         self.run(addresses, self.chunks, h, keys)
 
-    def sum_of_squares(self, addresses: np.ndarray, tensors: Callable) -> float:
-        "The sum of squares of the gradients, in double precision."
-        return float(self._block_sums(norm_kernel(self.dtypes[0]), addresses, np.zeros((1, 1)), np.float64)[0].sum())
+    def sums(self, trace: Trace, addresses: np.ndarray, tensors: Callable, h: np.ndarray) -> np.ndarray:
+        "For each row the sum of each result of a trace over all elements, in double precision."
+        dtypes = self.dtypes[:len(trace.elements)]
+        pieces, at, rows = self._blocks(block_of(dtypes))
+        sums = np.zeros((len(rows), len(trace.results)))
+        sum_kernel(trace, dtypes)(self.elements, addresses, pieces, h, sums, at)
+        return np.stack([np.bincount(rows, column, len(self.sizes)) for column in sums.T], 1)
 
-    def counts(self, addresses: np.ndarray, tensors: Callable, h: np.ndarray) -> list[float]:
-        "For each row the number of elements for which the mask holds."
-        kernel = count_kernel(self.mask, self.dtypes)
-        sums, rows = self._block_sums(kernel, addresses, h, np.int64)
-        return np.bincount(rows, sums, len(self.sizes)).tolist()
-
-    def _block_sums(self, kernel: Kernel, addresses: np.ndarray, h: np.ndarray, dtype: Any) -> tuple:
-        "A kernel's sum for each block, and the row that each block lies in."
-        pieces, at, rows = self._blocks
-        sums = np.zeros(len(rows), dtype)
-        kernel(self.elements, addresses, pieces, h, sums, at)
-        return sums, rows
-
-    @cached_property
-    def _blocks(self) -> tuple[np.ndarray, ...]:
-        pieces = chunks(whole(self.sizes), -(-CHUNK // BLOCK)*BLOCK)
-        return pieces, *blocks(pieces)
+    def _blocks(self, size: int) -> tuple[np.ndarray, ...]:
+        if size not in self.blocks:
+            pieces = chunks(whole(self.sizes), -(-CHUNK // BLOCK)*BLOCK)
+            self.blocks[size] = pieces, *blocks(pieces, size)
+        return self.blocks[size]
 
     def place(self) -> str:
         "Where it runs, for people."

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.kernels.trace import Symbol, symbolic_where
+from miniai.kernels.trace import Symbol, symbolic_double, symbolic_where
 
-__all__ = ['sqrt', 'sign', 'where', 'maximum', 'minimum', 'has_double', 'widest']
+__all__ = ['sqrt', 'sign', 'where', 'maximum', 'minimum', 'double', 'has_double', 'widest']
 
 
 def sqrt(x: Any) -> Any:
@@ -30,6 +30,12 @@ def where(cond: Any, a: Any, b: Any) -> Any:
 def widest(x: Tensor) -> torch.dtype:
     "Double precision, if the device of `x` has it."
     return torch.float64 if has_double(x.device) else torch.float32
+
+
+def double(x: Any) -> Any:
+    "`x` in double precision, or on devices without it in float32; of a comparison 1 where it holds, else 0."
+    if isinstance(x, Symbol): return symbolic_double(x)
+    return x.to(widest(x)) if isinstance(x, Tensor) else float(x)
 
 
 @lru_cache(maxsize=64)

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.kernels.trace import Symbol
+from miniai.kernels.math import double
+from miniai.kernels.trace import Symbol, symbolic_count, symbolic_total
 
-__all__ = ['norm', 'largest', 'upper', 'solved', 'spectral_bound', 'normal', 'rms', 'trace', 'transpose', 'matmul',
-           'row_means', 'column_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered',
-           'inverse_root', 'COEFFICIENTS']
+__all__ = ['norm', 'mean', 'largest', 'upper', 'solved', 'spectral_bound', 'normal', 'rms', 'trace', 'transpose',
+           'matmul', 'row_means', 'column_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder',
+           'reordered', 'inverse_root', 'COEFFICIENTS']
 
 COEFFICIENTS = dict(  # of a*x + b*x**3 + c*x**5, applied to the singular values of a matrix at each step
     quintic=(3.4445, -4.7750, 2.0315),  # Jordan 2024: steep at zero; the values end up between 0.7 and 1.2
@@ -28,10 +29,16 @@ def _whole(f: Callable) -> Callable:
     return on_anything
 
 
-@_whole
-def norm(x: Tensor) -> Tensor:
+def norm(x: Any) -> Any:
     "The Euclidean norm of all elements of a parameter, or of a matrix the Frobenius norm."
-    return torch.linalg.vector_norm(x)
+    if isinstance(x, Symbol): return symbolic_total(double(x)*double(x))**0.5
+    return torch.linalg.vector_norm(x) if isinstance(x, Tensor) else abs(x)
+
+
+def mean(x: Any) -> Any:
+    "The mean of all elements of a parameter; of a comparison the share for which it holds."
+    if isinstance(x, Symbol): return symbolic_total(x)/symbolic_count(x)
+    return double(x).sum()/x.numel() if isinstance(x, Tensor) else float(x)
 
 
 @_whole
@@ -64,10 +71,10 @@ def column_means(x: Tensor) -> Tensor:
     return x.mean(-2, keepdim=True)
 
 
-@_whole
-def rms(x: Tensor) -> Tensor:
+def rms(x: Any) -> Any:
     "The root of the mean square of all elements of a parameter."
-    return torch.linalg.vector_norm(x) / x.numel()**0.5
+    if isinstance(x, Symbol): return mean(double(x)*double(x))**0.5
+    return torch.linalg.vector_norm(x) / x.numel()**0.5 if isinstance(x, Tensor) else abs(x)
 
 
 @_whole

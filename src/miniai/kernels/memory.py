@@ -49,7 +49,7 @@ def chunks(runs: list[tuple[Iterable[int], int]], most: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def blocks(chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "For each chunk the index of its first block; for each block the row of the table it belongs to."
-    counts = -(-chunks[:, 2] // BLOCK)
+def blocks(chunks: np.ndarray, size: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+    "For each chunk the index of its first block of `size`; for each block the row of the table it belongs to."
+    counts = -(-chunks[:, 2] // size)
     return np.cumsum(counts) - counts, np.repeat(chunks[:, 0], counts)

@@ -1,5 +1,5 @@
 "The Python source of a kernel: a trace written out for Numba, as a loop over pieces of a table of addresses."
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -76,8 +76,8 @@ def segment({pointers}, n, place, h, keys, e):
 
 
 def template_parts(trace: Trace, dtypes: tuple[torch.dtype, ...], first_lines: Iterable[str] = ()) -> dict[str, str]:
-    """What every template over a trace's elements needs: typed pointers, their addresses in the table, loads, and the
-    trace's lines after `first_lines`. `dtypes` are those of the elements."""
+    """What every template over a trace's elements needs: typed pointers, their addresses in the table, how states in
+    8 bits are read, loads, and the trace's lines after `first_lines`. `dtypes` are those of the elements."""
     names = trace.arguments
     load = {torch.bfloat16: 'widened(a{0}[j])', torch.uint8: 'unpacked(a{0}[j], *f{0})'}
     loads = [f"{nm} = {load.get(d, 'a{0}[j]').format(k)}" for k, (nm, d) in enumerate(zip(names, dtypes, strict=True))]
@@ -87,7 +87,16 @@ def template_parts(trace: Trace, dtypes: tuple[torch.dtype, ...], first_lines: I
         hosts='\n    '.join(f'{nm} = h[e, {i}]' for i, nm in enumerate(trace.hosts.values())) or 'pass',
         loads='\n        '.join(loads),
         lines='\n        '.join([*first_lines, *(f'{nm} = {code}' for code, nm in trace.lines.items()), 'pass']),
+        formats='\n    '.join(_formats(dtypes)),
         addresses=', '.join(f'table[e, {k}] + {_offset(d)}' for k, d in enumerate(dtypes)))
+
+
+def _formats(dtypes: tuple[torch.dtype, ...]) -> Iterator[str]:
+    "The scale of each state in 8 bits, and how its bytes are read."
+    for k, dtype in enumerate(dtypes):
+        if dtype is not torch.uint8: continue
+        yield f's{k} = carray(f32_at(q{k} + np.uint64({PER_BLOCK})), 1)'
+        yield f'f{k} = (*format_of(s{k}[0]), abs(s{k}[0]))'
 
 
 def _length(dtype: torch.dtype) -> str: return str(PER_BLOCK) if dtype is torch.uint8 else 'n'
@@ -108,24 +117,24 @@ def step_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[boo
         if nm == 'g_': continue
         value, turn = next(results), sum(dither[:k])  # two elements share a number of 32 random bits, half each
         if dtype is torch.uint8: stores.append(f'b{k}[j] = {value}')
+        elif value == nm: continue  # unchanged
         elif dtype is not torch.bfloat16: stores.append(f'a{k}[j] = {value}')
         elif not dither[k]: stores.append(f'a{k}[j] = rounded({value})')
         else: stores.append(f'a{k}[j] = dithered({value}, {("low", "high")[turn % 2]}(d{turn//2}))')
-    parts = template_parts(trace, dtypes, noise) | dict(stores='\n        '.join(stores))
+    parts = template_parts(trace, dtypes, noise) | dict(stores='\n        '.join([*stores, 'pass']))
     template = BLOCKS if torch.uint8 in dtypes else SEGMENT
     return STEP.format(segment=template.format(**parts, **_packing(dtypes, dither)), **parts)
 
 
 def _packing(dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...]) -> dict[str, str]:
     "What the template needs for states in 8 bits: their buffers, formats and bytes."
-    formats, packs, ks = [], [], [k for k, d in enumerate(dtypes) if d is torch.uint8]
+    packs, ks = [], [k for k, d in enumerate(dtypes) if d is torch.uint8]
     for k in ks:
-        turn, scale = sum(dither[:k]), f'carray(f32_at(q{k} + np.uint64({PER_BLOCK})), 1)'
-        formats += [f's{k} = {scale}', f'f{k} = (*format_of(s{k}[0]), abs(s{k}[0]))']
+        turn = sum(dither[:k])
         if turn % 2 == 0 or k == ks[0]: packs.append(f'draw(noise, n, place, keys[e, 0], {turn//2})')
         packs += [f's{k}[0] = largest(b{k}, n)', f'pack(b{k}, n, a{k}, s{k}[0], noise, np.uint32({turn % 2*16}))']
     buffers = [*(f'b{k}' for k in ks), 'noise']
     allocations = [f'{nm} = np.empty({PER_BLOCK}, np.{"uint32" if nm == "noise" else "float32"})' for nm in buffers]
     return dict(buffers=', '.join(buffers), allocations='\n    '.join(allocations), per_block=str(PER_BLOCK),
-                formats='\n    '.join(formats), packs='\n    '.join(packs),
+                packs='\n    '.join(packs),
                 further=', '.join(f'q{k} + {_offset(d)}' for k, d in enumerate(dtypes)))

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ['RuleError', 'Symbol', 'Trace', 'trace_rule', 'symbolic_where']
+__all__ = ['RuleError', 'Symbol', 'Trace', 'trace_rule', 'symbolic_count', 'symbolic_double', 'symbolic_total',
+           'symbolic_where']
 
 
 class RuleError(TypeError):
@@ -15,7 +16,8 @@ class RuleError(TypeError):
 @dataclass(eq=False)
 class Trace:
     """A rule as code, from `elements` and `hypers` to `results`, the names of the new parameter and states, and
-    `scalars`, the names of new numbers among the hosts.
+    `scalars`, the names of new numbers among the hosts. `sums` maps lines whose sum over all elements of a parameter is
+    needed to its name, a hyper; `miniai.kernels.cut` says how they are found.
 
     `steps` maps expressions over hypers to names; Python computes them once per step. `hosts` maps those that elements
     need to h0, h1, …. `lines` maps expressions over elements, h's and earlier lines to x0, x1, …. Expressions use
@@ -27,6 +29,7 @@ class Trace:
     lines: dict[str, str] = field(default_factory=dict)
     results: tuple[str, ...] = ()
     scalars: tuple[str, ...] = ()
+    sums: dict[str, str] = field(default_factory=dict)
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -78,6 +81,10 @@ class Symbol:
     def __rpow__(self, o: Any) -> 'Symbol': return _power(_symbol(self.trace, o), self)
     def sqrt(self) -> 'Symbol': return _node('sqrt({})', self)
 
+    @property
+    def shape(self) -> tuple[int, ...]: raise TypeError("it asks for the shape or dtype of a parameter")
+    ndim = dtype = device = shape
+
 
 def _symbol(trace: Trace, x: Any) -> Symbol:
     if isinstance(x, Symbol): return x
@@ -117,6 +124,26 @@ _POWERS = {2: lambda x: x*x, 3: lambda x: x*x*x, 0.5: Symbol.sqrt}
 def symbolic_where(cond: Any, a: Any, b: Any) -> Symbol:
     "`a` where `cond` holds, else `b`; at least one of them a symbol."
     return _written('where({}, {}, {})', cond, a, b)
+
+
+def symbolic_double(x: Symbol) -> Symbol:
+    "`x` in double precision, a truth as 1 or 0."
+    return _written('double({})', symbolic_where(x, 1., 0.) if x.truth else x)
+
+
+def symbolic_total(x: Symbol) -> Symbol:
+    "The sum of a value over all elements of a parameter."
+    if not x.elem: raise TypeError("it sums a number that is the same for all elements")
+    return _sum_of(x.trace, symbolic_double(x).code)
+
+
+def symbolic_count(x: Symbol) -> Symbol:
+    "The number of elements of a parameter."
+    return _sum_of(x.trace, x.trace.line('1.0'))
+
+
+def _sum_of(trace: Trace, line: str) -> Symbol:
+    return Symbol(trace, trace.sums.setdefault(line, f'__s{len(trace.sums)}'), False)
 
 
 def trace_rule(rule: Callable, elements: tuple[str, ...] = (), hypers: tuple[str, ...] = (),

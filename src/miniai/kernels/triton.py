@@ -1,4 +1,4 @@
-"The pass of GPUs: one kernel by Triton over the addresses of all tensors, and the kernels that count and sum."
+"The pass of GPUs: one kernel by Triton over the addresses of all tensors, and kernels that sum."
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cached_property, lru_cache
@@ -20,7 +20,6 @@ __all__ = ['DEVICES', 'TritonPass', 'missing_triton']
 DEVICES = ('cuda', 'xpu')  # torch calls AMD's cuda, too
 PIECE = 2048  # elements that a program takes
 OPTIONS = dict(num_warps=8, enable_fp_fusion=True)  # groups of threads in a program; products and sums contracted
-_SQUARES = Trace(('p', 'g'), (), lines={'g_.to(tl.float64)': 'x0', 'x0 * x0': 'x1'}, results=('x1',))
 
 
 class TritonPass:
@@ -28,9 +27,9 @@ class TritonPass:
     stays where it is: `prepare` writes it there, and `step` only launches a kernel, which a CUDA graph can capture."""
     name = 'fused'
 
-    def __init__(self, trace: Trace, mask: Trace | None, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...],
-                 runs: list, device: torch.device) -> None:
-        self.mask, self.dtypes, self.device = mask, dtypes, device
+    def __init__(self, trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[bool, ...], runs: list,
+                 device: torch.device) -> None:
+        self.dtypes, self.device = dtypes, device
         self.kept, self.compiled = {}, set()
         self.sizes = [len(starts)*n for starts, n in runs]
         self.pieces = chunks(runs, PIECE)
@@ -57,27 +56,18 @@ class TritonPass:
         "Write the new parameters and states."
         self.launch(len(self.pieces))
 
-    def sum_of_squares(self, addresses: np.ndarray, tensors: Callable) -> float:
-        "The sum of squares of the gradients, in double precision."
-        return float(self._sums(_SQUARES, self.dtypes[:2], addresses, np.zeros((1, 0)))[0].sum())
-
-    def counts(self, addresses: np.ndarray, tensors: Callable, h: np.ndarray) -> list[float]:
-        "For each row the number of elements for which the mask holds."
-        sums, rows = self._sums(self.mask, self.dtypes, addresses, h)
-        return np.bincount(rows, sums, len(self.sizes)).tolist()
+    def sums(self, trace: Trace, addresses: np.ndarray, tensors: Callable, h: np.ndarray) -> np.ndarray:
+        "For each row the sum of each result of a trace over all elements, in double precision."
+        pieces, there = self._blocks
+        table, h = self._on_device('table', addresses.view(np.int64)), self._on_device(trace, h)
+        out = torch.empty(len(pieces), len(trace.results), dtype=torch.float64, device=self.device)
+        kernel = _kernel(sum_source(trace, self.dtypes[:len(trace.elements)]))
+        self._run(kernel, len(pieces), BLOCK, _aligned(addresses, pieces), table, there, h, table, out)
+        return np.stack([np.bincount(pieces[:, 0], x, len(self.sizes)) for x in out.cpu().numpy().T], 1)
 
     def place(self) -> str:
         "Where it runs, for people."
         return f'by Triton on {self.device}'
-
-    def _sums(self, trace: Trace, dtypes: tuple, addresses: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "The sum of the trace's result for each block of elements, and the row that each block lies in."
-        pieces, there = self._blocks
-        table, h = self._on_device('table', addresses.view(np.int64)), self._on_device('sums_h', h)
-        out = torch.empty(len(pieces), dtype=torch.float64, device=self.device)
-        kernel = _kernel(sum_source(trace, dtypes))
-        self._run(kernel, len(pieces), BLOCK, _aligned(addresses, pieces), table, there, h, table, out)
-        return out.cpu().numpy(), pieces[:, 0]
 
     @cached_property
     def _blocks(self) -> tuple[np.ndarray, Tensor]:
@@ -89,7 +79,7 @@ class TritonPass:
         on = nullcontext() if self.device.type == 'cpu' else torch.get_device_module(self.device).device(self.device)
         with on: kernel[programs,](*given, COLUMNS=len(self.dtypes), BLOCK=block, ALIGNED=aligned, **OPTIONS)
 
-    def _on_device(self, name: str, values: np.ndarray) -> Tensor:
+    def _on_device(self, name: Any, values: np.ndarray) -> Tensor:
         "These values in memory of the device that is the same at each step, copied there only if they changed."
         old, there = self.kept.get(name, (None, None))
         if there is not None and np.array_equal(old, values): return there

@@ -22,6 +22,10 @@ def where(c, a, b): return tl.where(c != 0, a, b)
 
 
 @triton.jit
+def double(x): return x.to(tl.float64)
+
+
+@triton.jit
 def mixed(x):
     x = (x ^ (x >> 15)) * 0x846ca68b
     return x ^ (x >> 16)
@@ -64,8 +68,8 @@ def run(table, chunks, h, keys, out, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
     if ALIGNED: first = tl.multiple_of(first, 16)
     {addresses}
     {aligned}
-    if n == BLOCK: segment({pointers}, BLOCK, tl.load(chunks + 4*k + 3), h + e*{width}, keys + e, out + k, BLOCK)
-    else: segment({pointers}, n, tl.load(chunks + 4*k + 3), h + e*{width}, keys + e, out + k, BLOCK)
+    if n == BLOCK: segment({pointers}, BLOCK, tl.load(chunks + 4*k + 3), h + e*{width}, keys + e, out + k*{sums}, BLOCK)
+    else: segment({pointers}, n, tl.load(chunks + 4*k + 3), h + e*{width}, keys + e, out + k*{sums}, BLOCK)
 '''
 
 
@@ -78,6 +82,7 @@ def step_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[boo
     for k, (nm, dtype) in enumerate(zip(trace.arguments, dtypes, strict=True)):
         if nm == 'g_': continue
         value, turn = next(results), sum(dither[:k])  # two elements share a number of 32 random bits, half each
+        if value == nm: continue  # unchanged
         half = (f'd{turn//2} & 0xffff', f'd{turn//2} >> 16')[turn % 2]
         if dither[k]: value = f'dithered({value}, {half})'
         elif dtype is torch.bfloat16: value = f'rounded({value})'
@@ -86,9 +91,9 @@ def step_source(trace: Trace, dtypes: tuple[torch.dtype, ...], dither: tuple[boo
 
 
 def sum_source(trace: Trace, dtypes: tuple[torch.dtype, ...]) -> str:
-    "A module whose `run` writes to `out` the sum, in double precision, of a trace's first result over each piece."
-    total = f'tl.sum(tl.where(inside, {trace.results[0]}, 0).to(tl.float64), 0)'
-    return _filled(trace, dtypes, (), [f'tl.store(out, {total})'])
+    "A module whose `run` writes to `out` the sums, in double precision, of a trace's results over each piece."
+    return _filled(trace, dtypes, (), [f'tl.store(out + {i}, tl.sum(tl.where(inside, {x}, 0).to(tl.float64), 0))'
+                                       for i, x in enumerate(trace.results)])
 
 
 def _filled(trace: Trace, dtypes: tuple[torch.dtype, ...], first_lines: Iterable[str], stores: list[str]) -> str:
@@ -99,7 +104,7 @@ def _filled(trace: Trace, dtypes: tuple[torch.dtype, ...], first_lines: Iterable
                 for k, d in enumerate(dtypes)]
     lines = [*first_lines, *(f'{nm} = {_exact(code, double)}' for code, nm in trace.lines.items())]
     return SOURCE.format(
-        pointers=', '.join(f'q{k}' for k in range(len(names))), width=len(trace.hosts),
+        pointers=', '.join(f'q{k}' for k in range(len(names))), width=len(trace.hosts), sums=len(trace.results),
         hosts='\n    '.join(f'{nm} = tl.load(h + {i})' for i, nm in enumerate(trace.hosts.values())),
         loads='\n    '.join(loads), lines='\n    '.join(lines), stores='\n    '.join(stores),
         addresses='\n    '.join(pointers),

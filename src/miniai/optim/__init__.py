@@ -10,6 +10,7 @@ from miniai.kernels.matrix import eigenorder as eigenorder
 from miniai.kernels.matrix import inverse_root as inverse_root
 from miniai.kernels.matrix import largest as largest
 from miniai.kernels.matrix import matmul as matmul
+from miniai.kernels.matrix import mean as mean
 from miniai.kernels.matrix import norm as norm
 from miniai.kernels.matrix import normal as normal
 from miniai.kernels.matrix import orthogonalize as orthogonalize
@@ -66,6 +67,6 @@ __all__ = ['SGD', 'Momentum', 'HeavyBall', 'Nesterov', 'RMSProp', 'Adagrad', 'Ad
            'Scion', 'NorMuon', 'SOAP', 'Shampoo', 'Adafactor', 'Kron', 'RuleOptimizer', 'optimizer', 'starts',
            'scalars', 'matrix', 'evaluated', 'totals', 'plot_schedule', 'warmup_cosine', 'no_decay_groups',
            'depth_groups', 'matrix_groups', 'groups_table', 'sqrt', 'sign', 'where', 'maximum', 'minimum', 'norm',
-           'trace', 'transpose', 'matmul', 'rms', 'largest', 'normal', 'upper', 'solved', 'spectral_bound',
+           'mean', 'trace', 'transpose', 'matmul', 'rms', 'largest', 'normal', 'upper', 'solved', 'spectral_bound',
            'row_means', 'column_means', 'orthogonalize', 'orthonormal', 'eigenbasis', 'eigenorder', 'reordered',
            'inverse_root']

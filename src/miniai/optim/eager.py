@@ -3,19 +3,22 @@ on every device, dtype and layout."""
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from miniai.distributed.dtensor import is_dtensor, local, placed_as, placed_like, placement, runs, whole
-from miniai.kernels.batched import squares, wide
+from miniai.kernels.batched import wide
+from miniai.kernels.math import double
+from miniai.kernels.memory import BLOCK
 from miniai.kernels.packed import is_packed, packed, unpacked
-from miniai.kernels.python import host_function, results_on, scalar_places
+from miniai.kernels.python import host_values, results_on, scalar_places, values_on
 from miniai.kernels.rounding import dithered
 from miniai.kernels.trace import Trace
 from miniai.optim.stages import Program
 
-__all__ = ['eager_step', 'eager_count', 'eager_sum_of_squares', 'numbers', 'as_matrix']
+__all__ = ['eager_step', 'eager_sums', 'eager_sum_of_squares', 'numbers', 'as_matrix']
 
-_MOST = 1 << 20  # elements that are squared at a time
+_MOST = 1 << 20  # elements that are summed at a time
 
 
 def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float],
@@ -23,7 +26,7 @@ def eager_step(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[
     """One step in place on `tensors`, the parameter and its states. `hypers` include the program's scalars; their new
     values are returned. Half precision is computed in float32. Tensors marked in `dither` are rounded at random, by
     `key`."""
-    new, scalars = _results(program, program.trace, program.run, tensors, g, hypers)
+    new, scalars = _results(program, tensors, g, hypers)
     places = _places(tensors[0]) if any(dither) and is_dtensor(tensors[0]) else None
     for k, (old, x) in enumerate(zip(tensors, new, strict=True)):
         turn = sum(dither[:k])
@@ -44,32 +47,39 @@ def _places(x: Tensor) -> Tensor:
     return (torch.from_numpy(starts)[:, None] + torch.arange(n)).view(-1).to(local(x).device)
 
 
-def eager_count(program: Program, tensors: list[Tensor], g: Tensor, hypers: dict[str, float]) -> float:
-    "The number of a parameter's elements here whose step agrees with the gradient."
-    return float(_results(program, program.mask_trace, program.mask, tensors, g, hypers)[0][0].sum())
+def eager_sums(trace: Trace, tensors: list[Tensor], g: Tensor, hypers: dict[str, float]) -> list[float]:
+    "The sum of each of a trace's results over a parameter's elements here, in double precision."
+    return list(map(_total, values_on(trace, _here(tensors, g), host_values(trace, hypers))))
 
 
 @torch.no_grad()
 def eager_sum_of_squares(p: Tensor) -> float:
-    """The sum of squares of a parameter's gradient here, in double precision; the same bits for any number of
-    threads."""
-    g = placed_as(p.grad, placement(p))
-    return sum(torch.cat(list(map(squares, local(g).reshape(-1).split(_MOST)))).tolist())
+    "The sum of squares of a parameter's gradient here, in double precision."
+    return _total(local(placed_as(p.grad, placement(p))), torch.square)
 
 
-def _results(program: Program, trace: Trace | None, f: Callable, tensors: list[Tensor], g: Tensor,
+def _total(x: Tensor, f: Callable = torch.clone) -> float:
+    "The sum of a function of `x`; the same bits for any number of threads."
+    parts = (f(double(part)) for part in x.reshape(-1).split(_MOST))
+    return sum(torch.cat([F.pad(x, (0, -len(x) % BLOCK)).view(-1, BLOCK).sum(1) for x in parts]).tolist())
+
+
+def _here(tensors: list[Tensor], g: Tensor) -> list[Tensor]:
+    "The parts here of a parameter, its gradient and its states, as traces take them."
+    p, *states = (local(numbers(x, tensors[0])) for x in tensors)
+    return [p, local(placed_as(wide(g), placement(tensors[0]))), *states]
+
+
+def _results(program: Program, tensors: list[Tensor], g: Tensor,
              hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
-    """The tensors and scalars that `f`, or its trace, returns, as new tensors: of a DTensor the part here. A trace runs
-    on that part."""
-    if trace is None: return _from_rule(program, f, tensors, g, hypers)
-    where = placement(tensors[0])
-    old, g = [numbers(x, tensors[0]) for x in tensors], placed_as(wide(g), where)
-    hosts = host_function(trace)(**hypers)
-    old, g = list(map(local, old)), local(g)
-    return results_on(trace, [old[0], g, *old[1:]], hosts), [hosts[i] for i in scalar_places(trace)]
+    """The tensors and scalars that a program, or its trace, returns, as new tensors: of a DTensor the part here. A
+    trace runs on that part."""
+    if program.trace is None: return _from_rule(program, tensors, g, hypers)
+    hosts = host_values(program.trace, hypers)
+    return results_on(program.trace, _here(tensors, g), hosts), [hosts[i] for i in scalar_places(program.trace)]
 
 
-def _from_rule(program: Program, f: Callable, tensors: list[Tensor], g: Tensor,
+def _from_rule(program: Program, tensors: list[Tensor], g: Tensor,
                hypers: dict[str, float]) -> tuple[list[Tensor], list[float]]:
     """What a rule without a trace returns. It is given the DTensor, so that its sums are over all parts; or, if it is
     for matrices, the whole parameter."""
@@ -79,7 +89,7 @@ def _from_rule(program: Program, f: Callable, tensors: list[Tensor], g: Tensor,
     if program.spec.others: given = [as_matrix(whole(x), program.spec.flat) for x in given]
     rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
     p, g, *states = (x.clone() for x in given)  # a rule may change its arguments in place
-    out = f(p, g, *states, *map(hypers.get, program.scalars), **rest)
+    out = program.run(p, g, *states, *map(hypers.get, program.scalars), **rest)
     n = len(out) - len(program.scalars)
     likes = [tensors[0] if is_packed(old) else old for old in tensors]
     new = [local(placed_like(x, like)) for x, like in zip(out[:n], likes, strict=False)]

@@ -35,7 +35,5 @@ def stages_of(options: dict[str, Any]) -> Stages:
                          f"one of them")
     if o['cautious_decay'] and not o['decoupled']:
         raise ValueError("cautious_decay=True needs decoupled decay: remove decoupled=False")
-    if (options['state'], options['cautious']) == ('int8', 'rescaled'): raise ValueError(
-        "cautious='rescaled' reads states twice, which state='int8' does not allow: use cautious=True or state='bf16'")
     return Stages(o['clip_value'], o['decoupled'], o['cautious'], options['cautious'] == 'rescaled',
                   options['ema'] is not None, o['tail'], o['nesterov'], o['cautious_decay'], o['hyperball'])

@@ -4,12 +4,13 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 
 from miniai.distributed.dtensor import groups_of, placement, summed, total
-from miniai.kernels.python import host_function
+from miniai.kernels.python import host_values
 from miniai.kernels.rounding import key_of
-from miniai.optim.eager import eager_count, eager_step, eager_sum_of_squares
+from miniai.optim.eager import eager_step, eager_sum_of_squares, eager_sums
 from miniai.optim.paths import path_of
 from miniai.optim.slot import Slot, slots_of, start_states
 from miniai.optim.table import Table
@@ -67,7 +68,7 @@ class Plan:
         common = dict(g_scale=scale, clip_value=opt.clip_value, ema_decay=opt.ema, tail_start=opt.tail)
         hypers = [hypers_of(g, places) | common for g, places in zip(opt.param_groups, self.places, strict=True)]
         for s in self.unstarted: start_states(s, hypers[s.group])
-        changes = renewed(opt, self.slots, hypers, self.shared, self.groups) if self.takes_totals else {}
+        changes = renewed(opt, self, hypers) if self.takes_totals else {}
         for t in self.tables: t.fill(hypers, opt.seed)
         numbers = self._eager_numbers(hypers, opt.seed) if self.eager else []
         for t in self.tables: t.launch()
@@ -97,19 +98,24 @@ class Plan:
         given = []
         for s in self.eager:
             scalars = {nm: s.state[k] for nm, k in zip(s.program.scalars, s.number_keys, strict=True)}
-            share, t = dict(share=1.) if s.program.mask else {}, s.state['step'] + 1
+            t = s.state['step'] + 1
             key = dict(key=key_of(seed, t, s.place)) if 'key' in s.program.spec.supplied else {}
-            given.append(hypers[s.group] | dict(t=t) | scalars | share | key)
-        masked = {}
+            given.append(hypers[s.group] | dict(t=t) | scalars | key)
+        for k in range(max((len(s.program.passes) for s in self.eager), default=0)): self._add_sums(k, given)
         for s, numbers in zip(self.eager, given, strict=True):
-            if s.program.mask: masked.setdefault(groups_of(placement(s.p)), []).append((s, numbers))
-        for groups, pairs in masked.items():
-            counts = [eager_count(s.program, s.tensors, s.p.grad, numbers) for s, numbers in pairs]
-            for (s, numbers), n in zip(pairs, summed(counts, groups), strict=True):
-                numbers['share'] = n/max(1, s.p.numel())
-        for s, numbers in zip(self.eager, given, strict=True):
-            if s.program.trace: host_function(s.program.trace)(**numbers)  # fails here, if at all
+            if s.program.trace: host_values(s.program.trace, numbers)  # fails here, if at all
         return given
+
+    def _add_sums(self, k: int, given: list[dict[str, float]]) -> None:
+        "Add to the numbers of parameters of the eager path the sums that the `k`-th pass before their step finds."
+        slots = {}
+        for s, numbers in zip(self.eager, given, strict=True):
+            if len(s.program.passes) > k: slots.setdefault(groups_of(placement(s.p)), []).append((s, numbers))
+        for groups, pairs in slots.items():
+            here = [eager_sums(s.program.passes[k], s.tensors, s.p.grad, numbers) for s, numbers in pairs]
+            sums = iter(summed(list(chain.from_iterable(here)), groups))
+            for s, numbers in pairs:
+                numbers |= {nm: np.float64(next(sums)) for nm in s.program.passes[k].sums.values()}
 
     @torch.no_grad()
     def _step_eagerly(self, s: Slot, given: dict[str, float], seed: int) -> None:

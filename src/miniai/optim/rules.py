@@ -186,7 +186,7 @@ def lamb(p, g, avg, sqr_avg, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6):
     sqr_avg = beta2*sqr_avg + (1-beta2)*g*g
     u = avg/(1 - beta1**t) / (sqrt(sqr_avg/(1 - beta2**t)) + eps)
     a, b = norm(p), norm(u)
-    return p - lr*where((a > 0)*(b > 0), a/b, 1.)*u, avg, sqr_avg
+    return p - lr*where(a*b > 0, a/b, 1.)*u, avg, sqr_avg
 
 
 @matrix(others=adamw)

@@ -93,7 +93,7 @@ def start_states(slot: Slot, hypers: dict[str, float]) -> None:
     "Set the states that do not start at zero, from the parameter and from the gradient as the rule will see it."
     state, now, spec = slot.state, wide(slot.p.detach()), slot.program.spec
     for s in slot.program.stages.averages: state[s].copy_(now)
-    if slot.program.stages.hyperball: state['radius'] = float(whole(now).norm())
+    if slot.program.stages.hyperball and now.ndim > 1: state['radius'] = float(whole(now).norm())
     if not spec.starts: return
     g = placed_as(wide(slot.p.grad), placement(now))
     if spec.others: now, g = (as_matrix(whole(x), spec.flat) for x in (now, g))

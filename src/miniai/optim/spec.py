@@ -13,7 +13,7 @@ __all__ = ['RuleSpec', 'read_rule', 'rule_name', 'by_names', 'REQUIRED']
 
 REQUIRED = inspect.Parameter.empty
 _STATE, _HYPER = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-_RESERVED = {'weight_decay', 'step', 'params', 'betas', 'rule', 'g_scale', 'share', 'ema_decay', 'decoupled',
+_RESERVED = {'weight_decay', 'step', 'params', 'betas', 'rule', 'g_scale', 'ema_decay', 'decoupled',
              'clip_norm', 'clip_value', 'skip_nonfinite', 'cautious', 'ema', 'state', 'rounding', 'seed',
              'tail', 'tail_start', 'nesterov', 'cautious_decay', 'hyperball', 'radius'}
 _KEYS = dict(mom='momentum', wd='weight_decay')  # hyperparameters for which groups use torch's name

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from miniai.kernels.math import maximum, minimum, where
-from miniai.kernels.matrix import norm
+from miniai.kernels.cut import cut
+from miniai.kernels.math import double, maximum, minimum, where
+from miniai.kernels.matrix import mean, norm
 from miniai.kernels.trace import Trace, trace_rule
-from miniai.optim.spec import RuleSpec, rule_name
+from miniai.optim.spec import RuleSpec, by_names, rule_name
 
 __all__ = ['AVERAGES', 'Stages', 'Program', 'program', 'prepared', 'clipped', 'decayed', 'with_l2',
            'cautiously_decayed', 'agrees', 'cautious', 'rescaled', 'on_sphere', 'averaged', 'average_weight']
@@ -74,14 +75,13 @@ def rescaled(p: Any, new_p: Any, share: Any) -> Any:
     return p - (p - new_p) * (1/maximum(share, SMALLEST_SHARE))
 
 
-def on_sphere(p: Any, new_p: Any, radius: float, lr: Any) -> Any:
+def on_sphere(p: Any, new_p: Any, radius: Any, lr: Any) -> Any:
     """The step with a length of lr*radius, then the parameter with the norm `radius`, that of its first value (Wen et
-    al. 2026, Hyperball). Vectors, and parameters that start at zero, are left free."""
-    if getattr(p, 'ndim', 2) < 2 or not radius: return new_p
+    al. 2026, Hyperball). Where that is 0, the parameter is left free."""
     step = p - new_p
     length = norm(step)
-    new_p = p - where(length > 0, lr*radius/length, 0.)*step
-    return radius/norm(new_p) * new_p
+    moved = p - where(length > 0, lr*radius/length, 0.)*step
+    return where(radius > 0, radius/norm(moved) * moved, new_p)
 
 
 def averaged(average: Any, p: Any, weight: Any) -> Any:
@@ -98,9 +98,9 @@ def average_weight(t: Any, ema: Any, tail: Any) -> Any:
 @dataclass(frozen=True, eq=False)
 class Program:
     """A rule with its stages: `run(p, g, *states, *scalars, **hypers)` returns the new parameter, states and scalars.
-    `mask`, with the same arguments, says where a step agrees with the gradient; it is None unless the step is rescaled
-    by the mask's mean, the hyperparameter `share`. `scalars`, one number per parameter each, map to their first values.
-    `trace` and `mask_trace` are traces of the two, None if `untraced` says why there are none."""
+    `scalars`, one number per parameter each, map to their first values. `trace` is a trace of `run`, and `passes` are
+    those before it that find sums for it; they are None and () if `untraced` says why there are none. `totals` is a
+    trace of the values of elements that the rule wants summed over all parameters, if it can be traced."""
     spec: RuleSpec
     stages: Stages
     states: tuple[str, ...]
@@ -108,8 +108,8 @@ class Program:
     untraced: str
     run: Callable
     trace: Trace | None
-    mask: Callable | None
-    mask_trace: Trace | None
+    passes: tuple[Trace, ...]
+    totals: Trace | None
 
 
 @lru_cache(maxsize=512)
@@ -118,23 +118,30 @@ def program(spec: RuleSpec, stages: Stages) -> Program:
     if stages.nesterov: _momentum(spec)
     n, states = len(spec.states), (*spec.states, *stages.averages)
     scalars = spec.scalars | (dict(radius=0.) if stages.hyperball else {})
-    untraced = spec.untraced or ('hyperball needs the norms of whole parameters' if stages.hyperball else '')
     def run(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
         before, p, new_p, g, new = p, *_stepped(spec, stages, p, g, states, h)
-        if stages.rescaled: new_p = rescaled(p, new_p, h['share'])
+        if stages.rescaled: new_p = rescaled(p, new_p, mean(agrees(p, new_p, g)))
         if stages.cautious: new_p = cautious(p, new_p, g)
         if stages.hyperball: new_p = on_sphere(before, new_p, states[-1], h['lr'])
         average = [averaged(states[n], new_p, _weight(stages, h)) for _ in stages.averages]
         return (new_p, *new[:n], *average, *new[n:], *states[len(states) - stages.hyperball:])
-    def mask(p: Any, g: Any, *states: Any, **h: Any) -> tuple:
-        p, new_p, g, _ = _stepped(spec, stages, p, g, states, h)
-        return agrees(p, new_p, g), *states[len(states) - len(scalars):]
-    hypers = ('t', *spec.hypers, 'wd', 'g_scale', 'clip_value', 'ema_decay', 'tail_start',
-              *(('share',) if stages.rescaled else ()))
-    def traced(f: Callable) -> Trace | None:
-        return None if untraced else trace_rule(f, ('p', 'g', *states, *scalars), hypers, tuple(scalars))
-    masks = (mask, traced(mask)) if stages.rescaled else (None, None)
-    return Program(spec, stages, states, scalars, untraced, run, traced(run), *masks)
+    hypers = 't', *spec.hypers, 'wd', 'g_scale', 'clip_value', 'ema_decay', 'tail_start'
+    passes = [None]
+    if not spec.untraced: passes = cut(trace_rule(run, ('p', 'g', *states, *scalars), hypers, tuple(scalars)))
+    return Program(spec, stages, states, scalars, spec.untraced, run, passes[-1], tuple(passes[:-1]),
+                   _totals(spec, stages, states, (*hypers, *scalars)))
+
+
+def _totals(spec: RuleSpec, stages: Stages, states: tuple[str, ...], hypers: tuple[str, ...]) -> Trace | None:
+    "A trace of the values that a rule wants summed over all parameters; None if they cannot be traced, or sum again."
+    if spec.untraced or not spec.totals: return None
+    def values(p: Any, g: Any, *xs: Any, **h: Any) -> tuple:
+        p, g = prepared(spec, stages, p, g, h)
+        given = h | dict(zip(states, xs, strict=True)) | dict(p=p, g=g)
+        return tuple(double(by_names(f, given)) for f in spec.totals[1].values())
+    try: trace = trace_rule(values, ('p', 'g', *states), hypers)
+    except TypeError: return None
+    return None if trace.sums else trace
 
 
 def _stepped(spec: RuleSpec, stages: Stages, p: Any, g: Any, states: tuple, h: dict[str, Any]) -> tuple:

@@ -1,9 +1,9 @@
 """Parameters that are stepped in one pass: their addresses, read again at each step, and the numbers the pass needs.
 
-A pass is a class in kernels/. It is made from a trace and the mask's, the dtypes of the elements, which of them are
-rounded at random, the pieces of memory that a row consists of, and the device. `unsupported(x)` says why it cannot work
-on a tensor. At each step it may `prepare`, which can fail, and then must `step`; if asked it finds a `sum_of_squares`,
-and `counts` elements. All take the addresses of a table's tensors, and a function that returns the tensors themselves.
+A pass is a class in kernels/. It is made from a trace, the dtypes of the elements, which of them are rounded at random,
+the pieces of memory that a row consists of, and the device. `unsupported(x)` says why it cannot work on a tensor. At
+each step it may `prepare`, which can fail, and then must `step`; if asked it finds the `sums` of another trace's
+results, for each row. All take the addresses of a table's tensors, and a function that returns the tensors themselves.
 """
 from collections.abc import Callable
 from itertools import groupby
@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from miniai.distributed.dtensor import groups_of, local, placement, runs, summed
+from miniai.kernels.math import double
 from miniai.kernels.memory import whole
 from miniai.kernels.python import host_function, scalar_places
 from miniai.kernels.rounding import key_of
-from miniai.kernels.trace import Trace
+from miniai.kernels.trace import Trace, trace_rule
 from miniai.optim.slot import Slot
 
 __all__ = ['Table']
+
+_SQUARES = trace_rule(lambda p, g: double(g)*double(g), ('p', 'g'))
 
 
 class Table:
@@ -43,10 +46,9 @@ class Table:
         self.dtypes = first.p.dtype, *(x.dtype for x in (first.p, *first.tensors[1:]))
         self.table = np.zeros((len(slots), len(self.dtypes)), np.uint64)
         self.dice = np.zeros((len(slots) if self.dithered else 1, 1), np.uint32)
-        self.path = path(trace, first.program.mask_trace, self.dtypes, (dither[0], False, *dither[1:]),
+        self.path = path(trace, self.dtypes, (dither[0], False, *dither[1:]),
                          [runs(p) for p in self.params] if self.dithered else whole(sizes), self.device)
-        self.h, self.hosts = self._rows(trace), host_function(trace)
-        self.number_names = ('t', *first.program.scalars, *(('share',) if first.program.mask else ()))
+        self.h, self.number_names = self._rows(trace), ('t', *first.program.scalars)
         self.number_keys, self.number_places = first.number_keys, scalar_places(trace)
         self.new_numbers = [()]*len(slots)
         self.runs = []
@@ -79,22 +81,46 @@ class Table:
 
     def fill(self, hypers: list[dict[str, float]], seed: int) -> None:
         "Compute the numbers that the pass needs, and prepare it. Changes no parameter and no state."
-        shares = [self._shares(hypers)] if self.program.mask else []
-        self._fill(self.h, self.hosts, hypers, shares)
+        sums = {}
+        for trace in self.program.passes:
+            found = self.sums(trace, hypers, sums)
+            found = np.array(summed(found.ravel().tolist(), self.groups)).reshape(found.shape)
+            sums |= zip(trace.sums.values(), found.T, strict=True)
+        self._fill(self.h, self.program.trace, hypers, sums)
         if self.dithered:
             self.dice[:, 0] = [key_of(seed, s.state['step'] + 1, s.place) for s in self.slots]
         self.path.prepare(self.table, self.h, self.dice)
 
-    def _fill(self, h: np.ndarray, hosts: Callable, hypers: list[dict[str, float]], shares: list[list[float]]) -> None:
-        "Fill the rows of `h`, computing once those of a group that have step count, numbers and share in common."
-        steps, names = [state['step'] + 1 for state in self.states], self.number_names
-        numbers = [[state[k] for state in self.states] for k in self.number_keys]
-        keys = list(zip(steps, *numbers, *shares, strict=True))
+    def sums(self, trace: Trace, hypers: list[dict[str, float]], known: dict[str, np.ndarray]) -> np.ndarray:
+        "For each row the sums of a trace's results, over the elements here. `known` are earlier sums that it takes."
+        h = self._rows(trace)
+        self._fill(h, trace, hypers, known)
+        return self.path.sums(trace, self.table, self._tensors, h)
+
+    def _fill(self, h: np.ndarray, trace: Trace, hypers: list[dict[str, float]], sums: dict[str, np.ndarray]) -> None:
+        "Fill the rows of `h`, computing once those of a group that have step count and numbers in common."
+        names, hosts = self.number_names, host_function(trace)
+        numbers = [[s['step'] + 1 for s in self.states], *([s[k] for s in self.states] for k in self.number_keys)]
+        if self.program.passes:
+            given = {nm: np.array(xs, np.float64) for nm, xs in zip(names, numbers, strict=True)}
+            return self._fill_columns(h, hosts, hypers, given | sums)
+        keys = list(zip(*numbers, strict=True))
         for group, first, last in self.runs:
             rows = {k: hosts(**hypers[group], **dict(zip(names, k, strict=True))) for k in set(keys[first:last])}
             if len(rows) == 1: h[first:last] = rows[keys[first]]
             else: h[first:last] = [rows[k] for k in keys[first:last]]
             if self.number_places: self.new_numbers[first:last] = [rows[k] for k in keys[first:last]]
+
+    def _fill_columns(self, h: np.ndarray, hosts: Callable, hypers: list[dict[str, float]],
+                      given: dict[str, np.ndarray]) -> None:
+        "The same with sums, which differ by row: column by column."
+        with np.errstate(all='ignore'):  # what divides by zero on one path does so on all
+            for group, first, last in self.runs:
+                found = hosts(**hypers[group], **{nm: xs[first:last] for nm, xs in given.items()})
+                for i, x in enumerate(found): h[first:last, i] = x
+                if not self.number_places: continue
+                columns = [np.broadcast_to(x, last - first).tolist() for x in found]
+                self.new_numbers[first:last] = zip(*columns, strict=True)
 
     def launch(self) -> None:
         "Run the pass, then write the new numbers and step counts."
@@ -105,20 +131,12 @@ class Table:
 
     def sum_of_squares(self) -> float:
         "The sum of squares of the gradients here, in double precision; NaN or infinite if one of them is."
-        return self.path.sum_of_squares(self.table, self._tensors)
+        return float(self.path.sums(_SQUARES, self.table, self._tensors, self._rows(_SQUARES)).sum())
 
     def __str__(self) -> str:
         dtype, why = str(self.dtypes[0])[6:], f', because {self.why}' if self.why else ''
         count = f"{len(self.slots)} parameter{'s'*(len(self.slots) != 1)}"
         return f"{self.path.name}: {count}, {self.elements:,} elements in {dtype}, {self.path.place()}{why}"
-
-    def _shares(self, hypers: list[dict[str, float]]) -> list[float]:
-        "The share of each parameter's elements whose step agrees with the gradient, by a pass that only reads."
-        trace, ones = self.program.mask_trace, [1.]*len(self.slots)
-        h = self._rows(trace)
-        self._fill(h, host_function(trace), hypers, [ones])
-        counts = summed(self.path.counts(self.table, self._tensors, h), self.groups)
-        return [c/max(1, p.numel()) for c, p in zip(counts, self.params, strict=True)]
 
     def _tensors(self) -> list[list[Tensor]]:
         "The parameters, their gradients, and each of their states: what this process has of them."
