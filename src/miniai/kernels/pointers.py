@@ -83,24 +83,25 @@ def dithered(x, noise):
     return np.uint16(_QUIET if x != x else (np.uint32(u >> _16) if infinite else r))
 
 
-# Numbers in 8 bits, as miniai.kernels.packed describes them.
+# Numbers in 8 bits, as miniai.kernels.packed describes them. Numba computes with 64 bits and cuts the results: only if
+# LLVM sees that 32 are enough, as with a shift that is below 32 for certain, does it work on 32-bit numbers.
 
 @njit(**FLAGS)
 def format_of(scale):
-    "How the bytes of a block are read, from its scale: whether they have signs, the shift, and the lowest exponent."
+    "How the bytes of a block are read, from its scale: the bits of size and sign, the shift, and the lowest exponent."
     signed = np.uint32(bits_of(scale) >> _31)
     shift = np.uint32(_19 + signed)
-    return signed, shift, np.uint32(_LOWEST << np.uint32(_23 - shift))
+    return np.uint32(_BYTE >> signed), np.uint32(signed << _7), shift, np.uint32(_LOWEST << np.uint32(_23 - shift))
 
 
 @njit(**FLAGS)
-def unpacked(u, signed, shift, lowest, scale):
+def unpacked(u, sizes, signs, shift, lowest, scale):
     "The number that a byte stands for, given the format and the size of the scale."
     c = np.uint32(u)
-    size = np.uint32(c & np.uint32(_BYTE >> signed))
-    x = _float(np.uint32(np.uint32(size + lowest) << shift))
+    size = np.uint32(c & sizes)
+    x = _float(np.uint32(np.uint32(size + lowest) << np.uint32(shift & _31)))
     x = (x if size > _0 else np.float32(0)) * scale
-    return _float(np.uint32(bits_of(x) ^ np.uint32(np.uint32(np.uint32(c >> _7) & signed) << _31)))
+    return _float(np.uint32(bits_of(x) ^ np.uint32(np.uint32(c & signs) << _24)))
 
 
 @njit(**FLAGS)
@@ -128,9 +129,9 @@ def draw(noise, n, place, key, rounds):
 @njit(**FLAGS)
 def pack(x, n, out, scale, noise, half):
     "Write the bytes of `n` numbers, rounded at random by one `half` of `noise`: 0 for the lower, 16 for the upper."
-    signed, shift, lowest = format_of(scale)
+    most, signs, shift, lowest = format_of(scale)
     inverse = _ONE/abs(scale) if abs(scale) > np.float32(0) else np.float32(0)
-    finer, most, positive = np.uint32(shift - _16), np.uint32(_BYTE >> signed), np.uint32(_1 - signed)
+    finer, positive, half = np.uint32(shift - _16), np.uint32(_1 - np.uint32(signs >> _7)), np.uint32(half & _31)
     for j in range(n):
         size = np.uint32(bits_of(x[j]*inverse) & _MAGNITUDE)
         dice = np.uint32(np.uint32(np.uint32(noise[j] >> half) & _LOW) << finer)
