@@ -75,7 +75,8 @@ def _moved(t: Any, device: str | torch.device) -> Any: return t.to(device)
 def _sent(t: Any, device: str | torch.device) -> Any:
     """A tensor on a GPU, copied from pinned memory by a stream of its own, while the GPU computes with earlier batches.
     So a loader need not read ahead, which would change the order of random numbers and of what is saved."""
-    if type(t) is not Tensor or not t.is_cpu or t.layout is not torch.strided or t.requires_grad: return t.to(device)
+    plain = type(t) is Tensor and t.is_cpu and t.layout is torch.strided and not t.requires_grad
+    if not plain or 0 in t.stride(): return t.to(device)  # expanded ones cannot be pinned
     now = torch.cuda.current_stream(device)
     copies = _copy_stream(now.device)
     with torch.cuda.stream(copies): there = t.pin_memory().to(now.device, non_blocking=True)

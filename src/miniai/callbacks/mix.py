@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from miniai.callbacks.dry_run import patch
 from miniai.callbacks.train import DeviceCB
-from miniai.device import first_tensor, map_tensors, tensors_in
+from miniai.device import first_tensor, map_tensors, tensors_in, to_device
 from miniai.distributed.ranks import from_first, part
 from miniai.events import Callback
 from miniai.images import check_images
@@ -49,7 +49,7 @@ class _MixCB(Callback):
         rng = random.Random(f'{self._seed} {learn.epoch} {learn.iter}')  # the same in all processes
         self.lam = rng.betavariate(self.alpha, self.alpha)
         own = torch.Generator().manual_seed(rng.getrandbits(62) + part()[0])  # partners come from this process's part
-        self.perm = torch.randperm(len(x), generator=own).to(x.device)
+        self.perm = to_device(torch.randperm(len(x), generator=own), x.device)
         learn.batch = (*self._mixed(inputs, rng), *map_tensors(self._mixed_target, tuple(learn.batch[n:])))
         # The phase is replaced, not the loss changed in after_loss, so that what callbacks add there is added once.
         patch(self._undo, learn, 'get_loss', partial(self._mixed_loss, learn))
