@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
 LAYERS = [  # from the bottom up: a file imports from layers below its own, or from its own package
-    'events device environment randomness images', 'distributed', 'show', 'kernels models checkpoint metrics',
+    'events device environment randomness images', 'distributed', 'show trackers', 'kernels models checkpoint metrics',
     'optim data', 'callbacks', 'steps', 'diagnosis', 'inference', 'resume',
     'datasets conv activations init sgd training resnet augment accel proof', 'learner', 'report', 'jobs', 'cli',
     '__main__', '__init__']

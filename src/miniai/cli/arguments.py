@@ -49,9 +49,12 @@ def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
 
 
 def _joined_options(args: Sequence[str]) -> list[str]:
-    "`args` with --opt.a 1 --opt.b 2 as one --opt 'a=1 b=2'. ConfigError for one without a value."
-    found, rest, args = {}, [], iter(args)
+    "`args` with --opt.a 1 --opt.b 2 as one --opt 'a=1 b=2', and --track a --track b as one --track a,b. ConfigError."
+    found, rest, trackers, args = {}, [], [], iter(args)
     for arg in args:
+        if arg == '--track' or arg.startswith('--track='):
+            trackers.append(arg.removeprefix('--track=') if '=' in arg else next(args, ''))
+            continue
         field, dot, option = arg.removeprefix('--').partition('.')
         if not (arg.startswith('--') and dot and field in OPTION_FIELDS):
             rest.append(arg)
@@ -60,7 +63,9 @@ def _joined_options(args: Sequence[str]) -> list[str]:
         if not equals: value = next(args, None)
         if value is None: raise ConfigError(f"--{field}.{option} needs a value")
         found.setdefault(field, []).append(shlex.quote(f"{option.replace('-', '_')}={value}"))
-    return [*rest, *(f'--{field}={" ".join(words)}' for field, words in found.items())]
+    found = {field: ' '.join(words) for field, words in found.items()}
+    if trackers: found['track'] = ','.join(trackers)
+    return [*rest, *(f'--{field}={text}' for field, text in found.items())]
 
 
 def _check_word(what: str, word: str, known: Iterable[str]) -> None:

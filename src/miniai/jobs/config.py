@@ -14,9 +14,13 @@ from types import NoneType
 from typing import Any, Literal, Self, get_args, get_origin
 
 from miniai.jobs.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES
+from miniai.trackers import TRACKERS
 
 __all__ = ['JOBS', 'ConfigError', 'FolderConfig', 'JobConfig', 'LRFindConfig', 'ProveConfig', 'TrainConfig',
            'TrainingConfig', 'check_text', 'column_names', 'parse_options', 'suggestion']
+
+
+NOT_RECORDED = 'config', 'out', 'resume', 'distributed', 'json'  # they say how to run, not what
 
 
 class ConfigError(ValueError):
@@ -102,10 +106,10 @@ class JobConfig:
         except ConfigError as e: raise ConfigError(f"{path}: {e}") from e
 
     def to_toml(self) -> str:
-        """The options that define the run, as TOML for `from_toml`. `config`, `out`, `resume` and `distributed` are
-        left out, so that `--config` with this file starts the same run in a new folder, in any number of processes."""
+        """The options that define the run, as TOML for `from_toml`: those of NOT_RECORDED are left out, so that
+        `--config` with this file starts the same run in a new folder, in any number of processes."""
         return ''.join(f'{name} = {_toml(value)}\n' for name, value in self._recorded().items()
-                       if name not in ('config', 'out', 'resume', 'distributed'))
+                       if name not in NOT_RECORDED)
 
     def _recorded(self) -> dict[str, Any]:
         "All options, with paths of data that hold in every folder, since a run is used from others."
@@ -150,6 +154,12 @@ class TrainConfig(FolderConfig, TrainingConfig):
     """Record activation statistics for activations.png, which makes training about 6 % slower."""
     profile: bool = False
     """Measure where the time goes: prints a table, saves profile.json and profile.png."""
+    track: str = ''
+    """Trackers for the run, such as tensorboard,csv: tensorboard, trackio, wandb, mlflow, csv. Their stores are in the
+    run folder, unless a tracker's own settings name another place. May be repeated."""
+    json: bool = False
+    """Print one JSON object per line to stdout: the start, each epoch and phase, verdicts, the end with the result.
+    Everything else goes to stderr."""
     resume: bool = False
     """Resume the run in --out, or the latest run, with its own options. Only --epochs may change,
     and only with the constant schedule: the others depend on the number of epochs."""
@@ -159,17 +169,25 @@ class TrainConfig(FolderConfig, TrainingConfig):
         config.given = frozenset(given)  # the options that the user chose, even if they equal the defaults
         return config
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in column_names(self.track):
+            if name in TRACKERS: continue
+            near = suggestion(name, TRACKERS)
+            raise ConfigError(f"track must be {', '.join(TRACKERS)}, or several of them, got {name!r}"
+                              f"{near and '; '}{near}")
+
     def for_resume(self, run: Self) -> Self:
         """The options to resume a run that started with `run`: its own, except for `epochs` if given here. ConfigError
         if another option is given here and differs from the run's; 'auto' never differs."""
         given, recorded = self._recorded(), run._recorded()
-        for name in sorted(self.given - {'config', 'epochs', 'out', 'resume', 'distributed'}):
+        for name in sorted(self.given - {'epochs', *NOT_RECORDED}):
             here, there = given[name], recorded[name]
             became_bfloat16 = (here, there) == ('float16', 'bfloat16') and run.device.startswith('cpu')
             if here in ('auto', there) or became_bfloat16: continue
             raise ConfigError(f"cannot resume with {name} = {here!r}: the run has {there!r}. Leave this option out")
         return replace(run, epochs=run.epochs if self.epochs == 'auto' else self.epochs, resume=True,
-                       distributed=self.distributed)
+                       distributed=self.distributed, json=self.json)
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@ import sys
 import time
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -15,11 +15,12 @@ from miniai.distributed.torchrun import kept
 from miniai.events import Callback
 from miniai.jobs.build import build_model, build_optimizer, build_schedule, build_task, epochs, learning_rate
 from miniai.jobs.compute import build_computing, resolve
-from miniai.jobs.config import TrainConfig, TrainingConfig
+from miniai.jobs.config import TrainConfig, TrainingConfig, column_names
 from miniai.jobs.data import build_data
 from miniai.jobs.processes import join, placed
 from miniai.jobs.recording import Recording, has_activations
 from miniai.jobs.run_folder import RunFolder, samples_of
+from miniai.jobs.tracking import Tracking
 from miniai.learner import Learner, MetricsCB
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
@@ -53,9 +54,10 @@ def train(config: TrainConfig) -> Learner:
         if is_first(): kept('run folder', str(folder.path))
 
     recording = Recording(folder, config.stats and has_activations(model), config.profile)
+    tracking = Tracking(folder, column_names(config.track), asdict(config))
     accepted = AcceptedCB(write_options)
     if not old: accepted.accept()
-    cbs = [*recording.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
+    cbs = [*recording.cbs, *tracking.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
     learn = build_learner(config, dls, cbs, model, opt_func)
     size = sum(p.numel() for p in model.parameters())
     print(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '
@@ -68,6 +70,7 @@ def train(config: TrainConfig) -> Learner:
         signalled = isinstance(sys.exception(), SystemExit)  # SIGTERM or SIGINT: all processes stop, with a checkpoint
         if accepted.done:
             if world() == 1 or how == 'finished' or signalled: recording.save(learn)
+            tracking.finish()
             print(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
         if signalled and is_first(): print(f'to continue: {_resuming(config, folder.path)}', file=sys.stderr)
     return learn
