@@ -126,7 +126,7 @@ def test_trackers_may_be_repeated_and_joined():
 @pytest.mark.parametrize(('args', 'message'), [
     ('tran', "unknown command 'tran'; did you mean 'train'?"),
     ('zzz', "unknown command 'zzz'; choose from train, lr-find, prove-resume, evaluate, .*, checkpoint"),
-    ('train --track csw', "track must be .*, got 'csw'; did you mean 'csv'?"), ('train --track', "got ''"),
+    ('train --track csw', "track must be .*, got 'csw'; did you mean 'csv'?"), ('train --track', '--track needs a value, such as tensorboard'),
     ('train --opt.beta2', '--opt.beta2 needs a value'), ('train --valid 1', 'valid must be between 0 and 1, got 1.0'),
     ('train --opt nonsense', "opt must have options such as beta2=0.95, separated by spaces, got 'nonsense'"),
     ('checkpoint verfy a', "unknown checkpoint command 'verfy'; did you mean 'verify'?"),

@@ -108,7 +108,7 @@ def test_an_unknown_option_is_refused_with_the_file_and_the_nearest_name_or_all(
 
 
 def test_a_section_is_an_unknown_option(file):
-    with pytest.raises(ConfigError, match="unknown option 'train'; known options: "):
+    with pytest.raises(ConfigError, match="unknown option 'train'; did you mean 'track'"):
         read(file, '[train]\nepochs = 2\n')
 
 

@@ -54,6 +54,7 @@ def _joined_options(args: Sequence[str]) -> list[str]:
     for arg in args:
         if arg == '--track' or arg.startswith('--track='):
             trackers.append(arg.removeprefix('--track=') if '=' in arg else next(args, ''))
+            if not trackers[-1]: raise ConfigError("--track needs a value, such as tensorboard")
             continue
         field, dot, option = arg.removeprefix('--').partition('.')
         if not (arg.startswith('--') and dot and field in OPTION_FIELDS):
