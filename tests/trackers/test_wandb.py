@@ -27,7 +27,7 @@ def records(path):
         if 0 < left < 7:  # too short for a piece
             at += left
             continue
-        crc, length, kind = struct.unpack('<IHB', data[at:at + 7])
+        _, length, kind = struct.unpack('<IHB', data[at:at + 7])
         pieces += data[at + 7:at + 7 + length]
         at += 7 + length
         if kind not in (1, 4): continue  # the whole record, or its last piece
