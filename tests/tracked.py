@@ -26,7 +26,8 @@ class Judge(Callback):
     only_shows = True
     def before_fit(self, learn): self.verdicts = []
     def after_epoch(self, learn):
-        if learn.epoch == 1 and learn.training: self.verdicts.append(Verdict('dead layer', '1.ReLU', '99 % is 0.', 'Raise it.'))
+        if learn.epoch != 1 or not learn.training: return
+        self.verdicts.append(Verdict('dead layer', '1.ReLU', '99 % is 0.', 'Raise it.'))
 
 
 class Killed(Exception): "As by a signal that nothing can catch: what runs after it does not count."

@@ -1,4 +1,4 @@
-"What TrackCB gives a tracker, on one that writes down what it gets; the stores of real ones are tested in tests/trackers."
+"What TrackCB gives a tracker, on one that writes it down; tests/trackers tests real ones."
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,7 +120,7 @@ def test_a_model_that_cannot_be_saved_is_a_warning(notes, tmp_path):
 
 
 @pytest.mark.parametrize(('error', 'how'), [(CancelFitException(), 'finished'), (KeyboardInterrupt(), 'stopped')])
-def test_a_fit_that_ends_early_is_finished_if_a_callback_ended_it_and_stopped_if_the_user_did(notes, tmp_path, error, how):
+def test_a_fit_that_a_callback_ends_is_finished_and_one_that_the_user_ends_is_stopped(notes, tmp_path, error, how):
     cbs = [Heard({'after_step': raising(error)})]
     if how == 'finished': fit(tmp_path, cbs=cbs)
     else:
@@ -167,13 +167,13 @@ def test_a_tracker_that_fails_gives_one_warning_and_the_fit_goes_on(notes, tmp_p
 def test_a_tracker_that_is_missing_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(TRACKERS['wandb'], '__init__', lambda *args, **options: raising(ImportError("no wandb"))())
     learn = learner([MetricsCB(), TrackCB('wandb', tmp_path)])
-    with pytest.warns(UserWarning, match='^TrackCB: this run is not tracked: no wandb. To track it: pip install wandb$'):
+    with pytest.warns(UserWarning, match='this run is not tracked: no wandb. To track it: pip install wandb$'):
         learn.fit(1)
 
 
 def test_the_next_fit_tries_again_as_another_run(notes, tmp_path):
     notes.broken = 'figures'
-    with pytest.warns(UserWarning, match='no room'): learn, cb = fit(tmp_path)
+    with pytest.warns(UserWarning, match='no room'): learn, _ = fit(tmp_path)
     notes.broken = ''
     learn.fit(1)
     assert [run.began for run in notes.runs] == [(None, 0)]*2
@@ -195,10 +195,10 @@ def test_dry_runs_and_fits_that_only_validate_are_not_tracked(notes, tmp_path):
 
 
 def test_wrong_options_are_errors_at_once(tmp_path):
-    with pytest.raises(ValueError, match="tracker must be tensorboard, .* got 'tensorbord'; did you mean 'tensorboard'"):
+    with pytest.raises(ValueError, match="got 'tensorbord'; did you mean 'tensorboard'"):
         TrackCB('tensorbord')
     for every in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match='every must be a whole number of batches above 0'): TrackCB('csv', every=every)
+        with pytest.raises(ValueError, match='every must be a whole number'): TrackCB('csv', every=every)
 
 
 def test_a_learner_that_tracks_can_be_pickled(notes, tmp_path):

@@ -116,7 +116,7 @@ def test_given_are_the_options_on_the_command_line_and_in_the_file_even_if_they_
 
 
 def test_trackers_may_be_repeated_and_joined():
-    args = 'train --track csv --epochs 2 --track=tensorboard,mlflow'.split()
+    args = ['train', '--track', 'csv', '--epochs', '2', '--track=tensorboard,mlflow']
     config = parse(args)
     assert (config.track, config.epochs, config.given) == ('csv,tensorboard,mlflow', 2, {'track', 'epochs'})
 
@@ -126,7 +126,8 @@ def test_trackers_may_be_repeated_and_joined():
 @pytest.mark.parametrize(('args', 'message'), [
     ('tran', "unknown command 'tran'; did you mean 'train'?"),
     ('zzz', "unknown command 'zzz'; choose from train, lr-find, prove-resume, evaluate, .*, checkpoint"),
-    ('train --track csw', "track must be .*, got 'csw'; did you mean 'csv'?"), ('train --track', '--track needs a value, such as tensorboard'),
+    ('train --track csw', "track must be .*, got 'csw'; did you mean 'csv'?"),
+    ('train --track', '--track needs a value, such as tensorboard'),
     ('train --opt.beta2', '--opt.beta2 needs a value'), ('train --valid 1', 'valid must be between 0 and 1, got 1.0'),
     ('train --opt nonsense', "opt must have options such as beta2=0.95, separated by spaces, got 'nonsense'"),
     ('checkpoint verfy a', "unknown checkpoint command 'verfy'; did you mean 'verify'?"),

@@ -33,5 +33,5 @@ def test_trackers_keep_figures_options_pictures_and_say_where(tmp_path, capsys):
 
 def test_trackers_are_checked_before_anything_starts():
     assert TrainConfig(track='csv, tensorboard').track == 'csv, tensorboard'
-    with pytest.raises(ConfigError, match="track must be tensorboard, trackio, .* got 'tensorbord'; did you mean 'tensorb"):
+    with pytest.raises(ConfigError, match="got 'tensorbord'; did you mean 'tensorboard'"):
         TrainConfig(track='csv,tensorbord')

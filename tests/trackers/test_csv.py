@@ -12,7 +12,8 @@ from tracked import expected, followed, without_times
 def figures_in(path):
     found = {}
     with path.open(newline='') as f:
-        for line in csv.DictReader(f): found.setdefault(line['name'], []).append((int(line['step']), float(line['value'])))
+        for line in csv.DictReader(f):
+            found.setdefault(line['name'], []).append((int(line['step']), float(line['value'])))
     return found
 
 
