@@ -27,6 +27,7 @@ from miniai.callbacks.trained import can_train, new_optimizer, trained_parameter
 from miniai.callbacks.wrapped import WrappedLoader, first_batch_of
 from miniai.device import to_cpu, without_graph
 from miniai.diagnosis.capture import capture_preds, show_image_batch
+from miniai.diagnosis.error_notes import note_error
 from miniai.diagnosis.explain import explain
 from miniai.diagnosis.summary import summary
 from miniai.diagnosis.tta import tta
@@ -146,7 +147,7 @@ class Learner:
             self._fit()
         except BaseException as e:
             if self.epoch is None: self.history, self.opt = before
-            explain(self, e)
+            note_error(self, e)
             raise
         finally:
             self.fitting = self.resume = False
@@ -212,6 +213,7 @@ class Learner:
                 f"optimizer {names[1]}, lr {self.lr}\n  data: {data}\n  callbacks: {cbs}")
 
     lr_find, summary, show_image_batch, capture_preds, tta = lr_find, summary, show_image_batch, capture_preds, tta
+    explain = explain
     evaluate, predictor, results, save_model, export = evaluate, predictor, results, save_model, export
     freeze, unfreeze, fit_one_cycle, load_best = freeze, unfreeze, fit_one_cycle, load_best
 

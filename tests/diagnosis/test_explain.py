@@ -1,155 +1,173 @@
-"An error within a batch keeps its type and text, and has a note that says where, on what, and what to do."
-import re
-from collections import namedtuple
-from dataclasses import dataclass
+"One batch explained: the events are those that ran, each change is told of whoever made it, and nothing stays."
+import json
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from miniai import BatchTransformCB, Callback, CheckpointCB, DataLoaders
-from miniai.learner import CancelFitException, Learner, NonFiniteLossError, TrainCB
-from small import learner, raising
+from miniai import BatchTransformCB, DataLoaders, MaxBatchesCB, MetricsCB, MixUpCB, TrainCB
+from miniai.diagnosis.explain import LOOP
+from miniai.learner import CancelBatchException, Learner, ProgressCB, SingleBatchCB, TrainLearner
+from miniai.sgd import BatchSchedCB
+from small import AROUND, WITHIN, Heard, TwoInputs, copied, equal, everything, learner, mlp, raising, two_inputs
 
-X, Y = torch.linspace(-1, 1, 24).reshape(6, 4), torch.arange(6) % 3
-
-
-def linear(): return nn.Linear(4, 3)
-def bce(p, y): return F.binary_cross_entropy(p.sigmoid(), y)
-def fails(x=X, y=Y, model=None, loss_func=F.cross_entropy, cbs=(), n=1, **kwargs):
-    "The error of a fit whose batches are all (x, y)."
-    learn = learner(list(cbs), model=model or linear(), dls=DataLoaders([(x, y)]*n, [(x, y)]), loss_func=loss_func)
-    with pytest.raises(Exception) as e: learn.fit(3, **kwargs)  # noqa: PT011
-    return e.value
+TRAINS = ['before_fit', 'before_epoch', 'before_batch', 'predict', 'after_predict', 'get_loss', 'after_loss',
+          'backward', 'after_backward', 'step', 'after_step', 'zero_grad', 'after_batch', 'cleanup_batch',
+          'after_epoch', 'cleanup_epoch', 'after_fit', 'cleanup_fit']
+VALIDATES = ['before_epoch', 'before_batch', 'predict', 'after_predict', 'get_loss', 'after_loss', 'after_batch',
+             'cleanup_batch', 'after_epoch', 'cleanup_epoch']
 
 
-def notes(e): return '\n'.join(getattr(e, '__notes__', []))
+def events(rows):
+    "Each event once in a row, without what the loop does before it."
+    names = [r['event'] for r in rows if r['callback'] != LOOP]
+    return [nm for nm, before in zip(names, [None, *names], strict=False) if nm != before]
 
 
-CONVERT = r'Convert in the dataset, or with BatchTransformCB\(lambda b: \({}\)\)'
-MODEL, TARGET, PREDS = (CONVERT.format(s) for s in (r'b\[0\]\.{}\(\), \*b\[1:\]', r'b\[0\], b\[1\]\.long\(\)',
-                                                     r'b\[0\], b\[1\]\.float\(\)'))
+def by(explained, name, event=None):
+    return [r for r in explained.rows if r['callback'] == name and event in (None, r['event'])]
 
 
-@pytest.mark.parametrize(('given', 'says'), [
-    (dict(x=X.double()), MODEL.format('float')), (dict(x=X.int()), MODEL.format('float')),
-    (dict(x=X.byte()), MODEL.format('float')), (dict(model=linear().half()), MODEL.format('half')),
-    (dict(model=linear().double()), MODEL.format('double')),
-    (dict(model=linear().bfloat16()), MODEL.format('bfloat16')),
-    (dict(x=X.double(), model=nn.Sequential(nn.BatchNorm1d(4), linear())), MODEL.format('float')),
-    (dict(x=X.double(), model=nn.Sequential(nn.LayerNorm(4), linear())), MODEL.format('float')),
-    (dict(x=X.double().reshape(6, 1, 2, 2), model=nn.Conv2d(1, 3, 2)), MODEL.format('float')),
-    (dict(x=X.double()[:, None], model=nn.LSTM(4, 3)), MODEL.format('float')),
-    (dict(model=nn.Embedding(3, 3)), CONVERT.format(r'b\[0\]\.long\(\), \*b\[1:\]')),
-    (dict(y=Y.int()), TARGET), (dict(y=Y.float()), TARGET),
-    (dict(y=torch.ones(6, 3).long(), loss_func=F.binary_cross_entropy_with_logits), PREDS),
-    (dict(y=torch.ones(6, 3).long(), loss_func=bce), PREDS),
-    (dict(model=linear().to('meta')), r'different devices: add DeviceCB\(\)')])
-def test_dtypes_and_devices_that_do_not_match_are_explained(given, says):
-    e = fails(**given)
-    assert type(e) in (RuntimeError, ValueError)
-    assert re.search(says, notes(e)), notes(e)
+def test_every_event_and_phase_is_told_in_order_also_those_that_nothing_hears():
+    assert events(learner().explain().rows) == TRAINS
+    assert events(learner().explain(valid=True).rows) == TRAINS[:-2] + VALIDATES + TRAINS[-2:]
+    assert events(learner().explain(train=False, valid=True).rows) == ['before_fit', *VALIDATES, *TRAINS[-2:]]
 
 
-@pytest.mark.parametrize('text', [
-    'Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!',
-    'Input type (torch.cuda.FloatTensor) and weight type (torch.FloatTensor) should be the same',
-    'Input type (torch.FloatTensor) and weight type (torch.cuda.FloatTensor) should be the same'])
-def test_what_torch_says_of_devices_on_an_accelerator_is_explained(text):
-    e = fails(loss_func=raising(RuntimeError(text)))
-    assert notes(e).endswith('Model and batch are on different devices: add DeviceCB() to cbs')
+@pytest.mark.parametrize('valid', [False, True])
+def test_each_callback_has_a_row_for_each_event_that_it_hears(valid):
+    cb = Heard()
+    rows = by(learner(cb).explain(valid=valid), 'Heard')
+    assert [r['event'] for r in rows] == cb.log
+    assert set(cb.log) == {*AROUND, *WITHIN}
+    assert all(r['ms'] >= 0 and r['given'] for r in rows)
 
 
-def test_the_advice_on_dtypes_works():
-    for f, batch in ((lambda b: (b[0].float(), *b[1:]), (X.double(), Y)),
-                     (lambda b: (b[0], b[1].long()), (X, Y.int()))):
-        learner(BatchTransformCB(f), dls=DataLoaders([batch], [])).fit(1, valid=False)
+def test_one_batch_is_run_of_each_loader_with_the_length_of_all():
+    lengths = []
+    cb = Heard({'before_batch': lambda learn: lengths.append((learn.iter, len(learn.dl)))})
+    learner(cb).explain(valid=True)
+    assert lengths == [(0, 4), (0, 2)]
 
 
-def test_a_batch_norm_that_refuses_a_batch_of_one_names_batch_size_and_drop_last():
-    model = nn.Sequential(nn.BatchNorm1d(4), linear())
-    learn = learner(model=model, dls=DataLoaders([(X, Y), (X[:1], Y[:1])], []))
-    with pytest.raises(ValueError, match='Expected more than 1 value per channel') as e: learn.fit(1, valid=False)
-    assert re.search(r'epoch 0, training batch 1 .*float32 \(1, 4\).*\n.*drop_last=True .* batch size', notes(e.value))
+def test_phases_of_the_learner_itself_and_of_callbacks_are_told_of_their_owner():
+    class Mine(TrainLearner):
+        def get_loss(self): self.loss = F.cross_entropy(self.preds, self.batch[1])*2
+    own = learner(cls=Mine).explain()
+    owners = [r['callback'] for r in own.rows if r['event'] in ('predict', 'get_loss')]
+    assert owners == ['TrainLearner', 'Mine']
+    dls = two_inputs()
+    theirs = Learner(TwoInputs(), dls, F.cross_entropy, cbs=TrainCB(n_inp=2)).explain()
+    phases = [(r['event'], r['callback']) for r in theirs.rows if r['event'] in ('predict', 'backward', 'step')]
+    assert phases == [('predict', 'TrainCB'), ('backward', 'TrainCB'), ('step', 'TrainCB')]
 
 
-def test_an_instance_norm_without_positions_is_explained():
-    e = fails(X[:, :, None], model=nn.Sequential(nn.InstanceNorm1d(4), nn.Flatten(), linear()))
-    assert 'needs more than one position per channel' in notes(e)
+def test_each_change_is_told_of_the_callback_that_made_it():
+    def double(learn): learn.batch = (learn.batch[0]*2, learn.batch[1])
+    def clip(learn): nn.utils.clip_grad_value_(learn.model.parameters(), 1e-3)
+    explained = learner([Heard({'before_batch': double, 'after_backward': clip})]).explain()
+    batch, = by(explained, 'Heard', 'before_batch')[0]['changes']
+    assert (batch['name'], batch['after']['mean']) == ('batch[0]', pytest.approx(2*batch['before']['mean']))
+    grads, = by(explained, 'Heard', 'after_backward')[0]['changes']
+    assert (grads['name'], grads['names']) == ('gradients', ['0.weight', '0.bias', '2.weight', '2.bias'])
+    assert grads['after']['std'] < 1e-3 < grads['before']['std']
+    assert all(not r['changes'] for r in by(explained, 'Heard') if r['event'] not in ('before_batch', 'after_backward'))
 
 
-class FailsAt(Callback):
-    "Raises an error in one batch."
-    only_shows = True
-    def __init__(self, epoch, training, batch, error=None, event='after_loss'):
-        self.at, self.error = (epoch, training, batch), error or KeyError('oh')
-        setattr(self, event, self.fail)
-
-    def fail(self, learn):
-        if (learn.epoch, learn.model.training, learn.iter) == self.at: raise self.error
+def test_the_phases_change_predictions_loss_gradients_and_weights():
+    rows = {r['event']: [c['name'] for c in r['changes']] for r in by(learner().explain(), 'TrainLearner')}
+    assert rows == dict(predict=['preds'], get_loss=['loss'], backward=['gradients'], step=['parameters'],
+                        zero_grad=['gradients'])
 
 
-@pytest.mark.parametrize('event', ['before_batch', 'after_predict', 'after_loss', 'after_batch', 'cleanup_batch'])
-@pytest.mark.parametrize(('at', 'where'), [((1, True, 2), 'epoch 1, training batch 2'),
-                                           ((0, False, 0), 'epoch 0, validation batch 0')])
-def test_epoch_phase_batch_and_what_is_in_it_are_named(at, where, event):
-    e = fails(n=4, cbs=[FailsAt(*at, event=event)])
-    assert (type(e), e.args) == (KeyError, ('oh',))
-    said = f'in {where} (both counted from 0): (float32 (6, 4), int64 (6,)); the model is float32 on cpu'
-    assert notes(e).endswith(said)
+def test_what_the_loop_does_is_told_too():
+    loop = {c['name']: c['after'] for r in by(learner().explain(), LOOP) for c in r['changes']}
+    assert (loop['epoch'], loop['iter'], loop['opt']) == (0, 0, 'SGD')
+    assert loop['batch[0]']['shape'] == [6, 4]
 
 
-Pair = namedtuple('Pair', 'a b')
+def test_a_schedule_shows_as_a_change_of_the_rate():
+    sched = BatchSchedCB(lambda opt: torch.optim.lr_scheduler.LinearLR(opt, .5, 1, total_iters=4))
+    changes = [c for r in by(learner(sched, lr=.1).explain(), 'BatchSchedCB') for c in r['changes']]
+    assert [(c['before'], c['after']) for c in changes if c['name'] == 'opt.lr'] == [
+        (.1, .05), (.05, pytest.approx(.0625))]
 
 
-@dataclass
-class Sample:
-    x: torch.Tensor
-    name: str
+def test_a_phase_that_a_callback_replaces_is_told_of_that_callback():
+    rows = [r for r in learner(MixUpCB()).explain().rows if r['event'] == 'get_loss']
+    assert [r['callback'] for r in rows] == ['TrainLearner', 'MixUpCB', 'TrainLearner', 'MixUpCB']
+    assert [c['name'] for c in rows[-1]['changes']] == ['batch[1]', 'loss']
 
 
-@pytest.mark.parametrize(('batch', 'text'), [
-    ((dict(a=X, b=[Y]), Y), '({a: float32 (6, 4), b: (int64 (6,))}, int64 (6,))'),
-    ((Pair(X, 3), 'text'), '((float32 (6, 4), int), str)'),
-    ((Sample(X, 'a'), None), '(Sample of float32 (6, 4), NoneType)'),
-    ((X.to('meta'), Y), '(float32 (6, 4) on meta, int64 (6,))'), ((X,)*12, '(' + 'float32 (6, 4), '*10 + '…)')])
-def test_a_batch_of_any_kind_is_described(batch, text):
-    class Own(TrainCB):
-        def predict(self, learn): raise KeyError('oh')
-    learn = learner(Own(), cls=Learner, dls=DataLoaders([batch], []))
-    with pytest.raises(KeyError) as e: learn.fit(1, valid=False)
-    assert f'(both counted from 0): {text}; the model' in notes(e.value)
+def test_a_cancelled_batch_says_who_raised_and_what_then_did_not_run():
+    explained = learner(Heard({'after_loss': raising(CancelBatchException())})).explain()
+    row, = by(explained, 'Heard', 'after_loss')
+    assert row['raised'] == 'CancelBatchException'
+    assert not {'backward', 'step', 'after_batch'} & {*events(explained.rows)}
+    assert 'raised CancelBatchException' in str(explained)
 
 
-def test_what_is_not_within_a_batch_or_explains_itself_or_is_no_error_has_no_note():
-    def says_batch(e): return 'counted from 0): ' in notes(e)
-    assert not says_batch(fails(cbs=[FailsAt(0, False, 0, event='after_epoch')]))
-    e = fails(x=X*float('nan'))
-    assert isinstance(e, NonFiniteLossError)
-    assert not says_batch(e)
-    assert not says_batch(fails(x=dict(a=1), y=None, loss_func=None))
-    with pytest.raises(KeyboardInterrupt) as e: learner(FailsAt(0, True, 0, KeyboardInterrupt())).fit(1)
-    assert not says_batch(e.value)
-    learner(FailsAt(0, True, 0, CancelFitException())).fit(1)
+def test_random_numbers_are_told_of_who_draws_them():
+    def draw(learn): random.random(), np.random.rand()
+    row, = by(learner(Heard({'before_batch': draw})).explain(), 'Heard', 'before_batch')
+    assert row['changes'][-1]['names'] == ['numpy', 'python']
 
 
-def test_an_error_while_the_next_batch_is_loaded_does_not_blame_the_last_one():
-    def batches():
-        yield X, Y
-        raise OSError('gone')
-    class Loader:
-        def __iter__(self): return batches()
-    with pytest.raises(OSError, match='gone') as e: learner(dls=DataLoaders(Loader(), [])).fit(1, valid=False)
-    assert not notes(e.value)
+def test_callbacks_of_every_fit_are_in_the_data_and_in_the_text_if_they_change_something():
+    explained = learner(MetricsCB()).explain()
+    assert [r['given'] for r in by(explained, 'FiniteLossCB')] == [False]*len(by(explained, 'FiniteLossCB')) != []
+    assert 'FiniteLossCB' not in str(explained).split('cbs: added')[1].split('\n', 1)[1]
+    assert 'MetricsCB' in str(explained)
 
 
-def test_the_error_of_a_fit_inside_a_fit_names_both_batches():
-    class Inner(Callback):
-        def after_batch(self, learn): learner(FailsAt(0, True, 1)).fit(1)
-    e = fails(cbs=[Inner()])
-    assert [re.search(r'batch (\d)', n)[1] for n in e.__notes__ if 'counted' in n] == ['1', '0']
+def test_the_rows_are_plain_data_and_the_text_has_a_line_for_each_change():
+    explained = learner([MetricsCB(), BatchTransformCB(lambda b: (b[0] + 1, b[1]))]).explain(valid=True)
+    assert json.loads(json.dumps(explained.rows)) == explained.rows
+    lines = repr(explained).split('\n')
+    assert lines[0].split() == ['event', 'by', 'ms', 'what', 'changed']
+    shown = [r for r in explained.rows if r['given'] or r['changes']]
+    assert len(lines) == 1 + sum(max(len(r['changes']), 1) for r in shown)
+    assert sum('BatchTransformCB' in line and 'batch[0]: float32 (6, 4) mean' in line for line in lines) == 2
 
 
-def test_a_run_that_fails_in_a_batch_with_checkpoints_keeps_the_error(tmp_path):
-    assert 'training batch 0' in notes(fails(X.double(), cbs=[CheckpointCB(tmp_path)]))
+@pytest.mark.parametrize('own_optimizer', [False, True])
+@pytest.mark.parametrize('fails', [False, True])
+def test_everything_is_restored_to_the_bit(own_optimizer, fails):
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.randn(50, 4), torch.randint(0, 3, (50,))
+    learn = learner([MetricsCB(), ProgressCB()], model=net, opt_func=torch.optim.Adam,
+                    dls=DataLoaders.from_arrays(x, y, bs=8))
+    learn.fit(1)
+    if own_optimizer: learn.opt_func = None
+    before, attributes, epoch = copied(everything(learn)), dict(vars(learn)), learn.dls.train.epoch
+    states = torch.get_rng_state(), random.getstate()
+    if fails:
+        learn.cbs.append(Heard({'after_step': raising(ValueError('oh'))}))
+        with pytest.raises(ValueError, match='oh'): learn.explain()
+        learn.cbs.pop()
+    else: learn.explain(valid=True)
+    assert equal(everything(learn), before)
+    assert vars(learn) == attributes
+    assert learn.dls.train.epoch == epoch
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+
+
+def test_callbacks_and_a_rate_for_this_time_alone():
+    learn, cb = learner(lr=None), Heard()
+    rates = [c['after'] for r in learn.explain(cbs=cb, lr=.7).rows for c in r['changes'] if c['name'] == 'opt.lr']
+    assert rates == [.7]
+    assert 'after_step' in cb.log
+    assert learn.cbs == []
+
+
+def test_it_works_with_lazy_layers_single_batches_and_dict_batches():
+    lazy = learner(SingleBatchCB(), model=nn.Sequential(nn.LazyLinear(3))).explain()
+    assert 'parameters' in [c['name'] for r in lazy.rows if r['event'] == 'predict' for c in r['changes']]
+    b = dict(x=torch.randn(5, 4), y=torch.randint(0, 3, (5,)))
+    named = Learner(mlp(), DataLoaders([b], [b]), F.cross_entropy,
+                    cbs=[TrainCB(inputs=lambda b: b['x'], targets='y'), MaxBatchesCB(1)]).explain()
+    assert events(named.rows) == TRAINS

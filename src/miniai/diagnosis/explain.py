@@ -1,66 +1,140 @@
-"What torch's errors do not say: in which batch one was raised, what was in it, and what to do about it."
-import re
-from collections.abc import Mapping
-from traceback import walk_tb
+"One batch explained: every event in order, which callback acted, what it changed, and how long it took."
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import wraps
+from itertools import islice
+from time import perf_counter
 from typing import Any
 
-from torch import Tensor
+import torch
 
-from miniai.device import first_tensor, tensors_in
+from miniai.callbacks.dry_run import dry_run, patch
+from miniai.callbacks.wrapped import WrappedLoader
+from miniai.diagnosis.moment import Moment, change_text, changes
+from miniai.events import EVENTS, PHASES, Callback, as_list
 
-__all__ = ['explain']
+__all__ = ['Explanation', 'explain']
 
-_CONVERT = "Convert in the dataset, or with BatchTransformCB(lambda b: ({}, {}))"
-_ADVICE = {  # the first pattern that an error matches
-    r'more than 1 value per channel': "A norm cannot train on the one sample of this batch: set drop_last=True in the "
-                                      "training loader, or use another batch size",
-    r'more than 1 spatial element': "An instance norm needs more than one position per channel: give it larger inputs, "
-                                    "or remove it",
-    r'same device|expected device|\(torch\.cuda\S+ and .*\(torch\.(?!cuda)|\(torch\.(?!cuda)\S+ and .*\(torch\.cuda':
-        "Model and batch are on different devices: add DeviceCB() to cbs",
-    r"argument #1 'indices'": "An embedding takes whole numbers. " + _CONVERT.format('b[0].long()', '*b[1:]'),
-    r'expected target dtype|expected scalar type Long': "Targets that are classes must be int64. "
-                                                        + _CONVERT.format('b[0]', 'b[1].long()'),
-    r'desired output type|Found dtype \w+ but expected': "This loss takes targets of the dtype of the predictions. "
-                                                         + _CONVERT.format('b[0]', 'b[1].{}()'),
-    r'same dtype|share same datatype|expected scalar type|put type \(.* should be the same|does not match weight dtype':
-        "The input must have the dtype of the model. " + _CONVERT.format('b[0].{}()', '*b[1:]')}
-_METHODS = dict(float64='double', float16='half', bfloat16='bfloat16')
+LOOP = 'the loop'
+_PHASE_BEFORE = dict(after_predict='predict', after_loss='get_loss', after_backward='backward', after_step='step')
 
 
-def explain(learn: Any, e: BaseException) -> None:
-    "Add a note to an error that was raised within a batch: epoch, batch, its shapes and dtypes, and advice if known."
-    frames = [frame for frame, _ in walk_tb(e.__traceback__)]
-    around = [f.f_locals for f in frames if f.f_code.co_qualname.startswith('with_cbs.')]
-    in_batch = any(v['o'] is learn and v['f'].__name__ == '_one_batch' for v in around)
-    if not isinstance(e, Exception) or not in_batch or _is_ours(e, frames[-1]): return
-    phase, dtypes, devices = 'training' if learn.model.training else 'validation', *_kinds_of(learn.model)
-    e.add_note(f"in epoch {learn.epoch}, {phase} batch {learn.iter} (both counted from 0): {_described(learn.batch)}; "
-               f"the model is {dtypes or 'without parameters'}{devices and ' on ' + devices}")
-    advice = next((text for pattern, text in _ADVICE.items() if re.search(pattern, str(e))), None)
-    if advice: e.add_note(advice.format(_METHODS.get(dtypes, 'float')))
+@dataclass
+class Explanation:
+    """What happened in a batch, in order. `rows` holds a plain dict for each callback that heard an event, each phase
+    that ran, and each change that the loop made in between: `event`, `callback` (a class name; None for an event that
+    nothing heard), `given` (False for the callbacks that every fit adds), `ms`, `changes`, a list of dicts with `name`,
+    `before` and `after`, and `raised`, the name of an exception or None. str() leaves out callbacks that every fit adds
+    if they changed nothing."""
+    rows: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        rows = [r for r in self.rows if r['given'] or r['changes'] or r['raised']]
+        table = [('event', 'by', 'ms', 'what changed')]
+        for r in rows:
+            lines = [change_text(c) for c in r['changes']] + [f"raised {r['raised']}"]*bool(r['raised'])
+            took = '' if r['ms'] is None else f"{r['ms']:.2f}"
+            table.append((r['event'], r['callback'] or '-', took, (lines or [''])[0]))
+            table += [('', '', '', line) for line in lines[1:]]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        return '\n'.join(f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}'.rstrip() for a, b, c, d in table)
+
+    __repr__ = __str__
 
 
-def _is_ours(e: Exception, innermost: Any) -> bool:
-    "Did the library itself raise it, with a message that says what to do?"
-    return type(e) is not RuntimeError and innermost.f_globals.get('__name__', '').startswith('miniai.')
+def explain(self: Any, train: bool = True, valid: bool = False, cbs: Any = None,
+            lr: float | None = None) -> Explanation:
+    """Run one training batch, with `valid` a validation batch too, and tell what happened: every event in order, which
+    callback acted, what it changed in the Learner, the batch, the weights and the gradients, and how long it took.
+    `cbs` and `lr` are those of a fit. Afterwards everything is as it was."""
+    explaining = _ExplainCB(self, as_list(cbs))
+    with dry_run(self, trains=True):
+        self.fit(1, train=train, valid=valid, cbs=[_OneBatchCB(), *as_list(cbs), explaining], lr=lr)
+    return Explanation(explaining.rows)
 
 
-def _kinds_of(model: Any) -> tuple[str, str]:
-    "The dtypes and devices of a model's parameters, as text."
-    params = [p for p in getattr(model, 'parameters', list)() if p.dtype.is_floating_point]
-    return tuple(' and '.join(sorted({str(x).removeprefix('torch.') for x in kinds})) for kinds in (
-        (p.dtype for p in params), (p.device for p in params)))
+class _OneBatch(WrappedLoader):
+    "The first batch of `dl`, with the length of all, for which schedules are made."
+    def __iter__(self) -> Iterator: return islice(self.dl, 1)
 
 
-def _described(x: Any) -> str:
-    "A batch in a line: dtypes, shapes, and devices other than the CPU."
-    if isinstance(x, Tensor):
-        where = '' if x.device.type == 'cpu' else f' on {x.device}'
-        return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}{where}"
-    if isinstance(x, Mapping): return '{' + ', '.join(f'{k}: {_described(v)}' for k, v in x.items()) + '}'
-    if isinstance(x, tuple | list) and first_tensor(x) is not None:
-        inside = [_described(o) for o in x[:10]] + ['…']*(len(x) > 10)
-        return '(' + ', '.join(inside) + ')'
-    inside = [_described(t) for t in tensors_in(x)]
-    return type(x).__name__ + (f" of {', '.join(inside)}" if inside else '')
+class _OneBatchCB(Callback):
+    order, only_shows = -math.inf, True
+    def before_epoch(self, learn: Any) -> None: learn.dl = _OneBatch(learn.dl)
+
+
+class _ExplainCB(Callback):
+    "Records what each listener and each phase changes. It hears every event last, to note those that nothing heard."
+    order, only_shows = math.inf, True
+
+    def __init__(self, learn: Any, cbs: list) -> None:
+        self.learn, self.given, self.rows = learn, [*learn.cbs, *cbs], []
+        self._moment, self._heard, self._undo, self._replaced = Moment(learn), 0, ExitStack(), {}
+        for event in EVENTS: setattr(self, event, self._noting(event))
+
+    def _noting(self, event: str) -> Callable:
+        def note(learn: Any) -> None:
+            if event == 'before_fit': self._watch_phases()
+            if event == 'cleanup_fit': self._undo.close()
+            self._catch_up(event)
+            if not any(r['event'] == event and r['callback'] not in (LOOP, None) for r in self.rows[self._heard:]):
+                self.rows.append(_row(event, None, True))
+            self._heard = len(self.rows)
+        return note
+
+    def wrap_listener(self, cb: Any, event: str, method: Callable) -> Callable:
+        "The method with a record of what it changes."
+        if cb is self or isinstance(cb, _OneBatchCB): return method
+        given = any(cb is o for o in self.given)
+        return self._recording(method, event, type(cb).__name__, given)
+
+    def _watch_phases(self) -> None:
+        for phase in PHASES:
+            method = getattr(self.learn, phase)
+            owner = [type(self.learn).__name__, *getattr(method, '__qualname__', '').split('.')[:-1]][-1]
+            patch(self._undo, self.learn, phase, self._recording(method, phase, owner, True))
+        self._watched = {phase: vars(self.learn)[phase] for phase in PHASES}
+
+    def _recording(self, f: Callable, event: str, name: str, given: bool) -> Callable:
+        @wraps(f)
+        def recorded(*args: Any) -> Any:
+            self._catch_up(event)
+            n, started, raised = len(self.rows), self._now(), None
+            try: return f(*args)
+            except BaseException as e:
+                raised = type(e).__name__
+                raise
+            finally:
+                took, found = 1000*(self._now() - started), self._changes()
+                if found or len(self.rows) == n or (raised and not self.rows[-1]['raised']):
+                    self.rows.append(_row(event, name, given, took, found, raised))
+                self._note_replaced(name)
+        return recorded
+
+    def _note_replaced(self, name: str) -> None:
+        "Remember who has put a phase of its own instead of the Learner's, as MixUpCB does."
+        for phase, method in getattr(self, '_watched', {}).items():
+            if vars(self.learn).get(phase, method) is not method: self._replaced.setdefault(phase, name)
+
+    def _catch_up(self, event: str) -> None:
+        "Record what changed since the last row: by a phase that a callback has replaced, or by the loop itself."
+        found, phase = self._changes(), event if event in PHASES else _PHASE_BEFORE.get(event)
+        if not found: return
+        name = self._replaced.get(phase)
+        self.rows.append(_row(phase if name else event, name or LOOP, True, None, found))
+
+    def _now(self) -> float:
+        "The time, when an accelerator has finished its work."
+        if any(not p.is_cpu for p in self.learn.model.parameters()): torch.accelerator.synchronize()
+        return perf_counter()
+
+    def _changes(self) -> list[dict[str, Any]]:
+        before, self._moment = self._moment, Moment(self.learn)
+        return changes(before, self._moment)
+
+
+def _row(event: str, name: str | None, given: bool, ms: float | None = None, found: list | None = None,
+         raised: str | None = None) -> dict[str, Any]:
+    return dict(event=event, callback=name, given=given, ms=ms, changes=found or [], raised=raised)
