@@ -147,7 +147,7 @@ def change_text(change: dict[str, Any]) -> str:
 
 
 def _list_text(before: str, after: str) -> str:
-    was, now = (Counter(nm for nm in text.split(', ') if nm[:1] != '_') for text in (before, after))
+    was, now = (Counter(nm for nm in text.split(', ') if nm and nm[0] != '_') for text in (before, after))
     changed = dict(added=now - was, removed=was - now)
     words = [f"{word} {', '.join(names.elements())}" for word, names in changed.items() if names]
     return f"cbs: {'; '.join(words) or 'in another order'}"
