@@ -61,6 +61,11 @@ def test_a_tensor_that_changes_is_copied_again(room):
     assert torch.equal(next(iter(dl))[0], X[:4] + 100)
 
 
+def test_tensors_of_inference_mode_are_copied_too(room):
+    with torch.inference_mode(): x = X + 1
+    assert kept(MemoryLoader(x, bs=4, device='cpu')) == [True]
+
+
 def test_only_what_fits_in_a_quarter_of_the_free_memory_is_copied(room):
     dl = MemoryLoader(X, Y, bs=4, device='cpu')
     assert kept(dl) == [True, True]

@@ -25,7 +25,8 @@ def near(loader: Any) -> list:
 def _copy(t: Any, device: torch.device) -> Any:
     "The copy of `t` on the device, if it has room; of a tensor on the CPU alone."
     if type(t) is not Tensor or not t.is_cpu: return t
-    place = t.data_ptr(), t.shape, t.stride(), t.dtype, t._version, device
+    version = 0 if t.is_inference() else t._version
+    place = t.data_ptr(), t.shape, t.stride(), t.dtype, version, device
     copy = _COPIES.get(place)
     if copy is None:
         if t.nbytes*PART > _free(device): return t
