@@ -6,6 +6,7 @@ import runpy
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch import nn
@@ -74,9 +75,22 @@ def test_the_site_has_every_page_and_every_public_module():
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['checkpoints', 'data', 'distributed', 'fine_tuning', 'learner', 'readable',
-                                       'rules', 'safe', 'tasks', 'using_a_model', 'wrong_inputs', 'your_own_rule',
-                                       'your_pictures', 'your_table']
+    assert [p.stem for p in PAGES] == ['accelerated_sgd', 'checkpoints', 'data', 'distributed', 'fine_tuning',
+                                       'learner', 'readable', 'rules', 'safe', 'tasks', 'using_a_model',
+                                       'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
+
+
+def test_the_story_of_accelerated_sgd_ends_lower_than_it_begins():
+    names = {}
+    run('accelerated_sgd', names)
+    plt.close('all')
+    def loss_of_walk(rule, **hypers): return (names['curvature']*names['walk'](rule, **hypers)[-1]**2).sum()
+    rules = [loss_of_walk(names['SGD'].rule, lr=.063), loss_of_walk(names['Momentum'].rule, lr=.3, mom=.8),
+             loss_of_walk(names['Adam'].rule, lr=.4, beta1=.8)]
+    assert rules == sorted(rules, reverse=True)
+    losses = {name: row['loss'] for name, row in names['results'].items()}
+    assert losses['Muon, 1cycle'] < losses['AdamW, 1cycle'] < losses['AdamW'] < losses['SGD']
+    assert names['before'][0]/names['before'][-1] > 20*names['after'][0]/names['after'][-1]
 
 
 def test_the_page_on_reading_shows_a_rule_on_floats_and_compiled_with_the_same_numbers(capsys):
