@@ -8,8 +8,8 @@ from PIL import Image
 from miniai.data import fashion_mnist
 
 NAMES = ['train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte']
-RUN_FILES = ['activations.png', 'checkpoints', 'config.toml', 'curves.png', 'environment.json', 'metrics.jsonl',
-             'model.safetensors']
+RUN_FILES = ['activations.png', 'checkpoints', 'config.toml', 'curves.png', 'environment.json', 'health.json',
+             'metrics.jsonl', 'model.safetensors']
 
 
 def write_tiny(folder, n=600, m=200):

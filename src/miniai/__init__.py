@@ -16,6 +16,7 @@ from miniai.data.loaders import DataLoaders as DataLoaders
 from miniai.data.memory import MemoryLoader as MemoryLoader
 from miniai.data.seeded import SeededSamples as SeededSamples
 from miniai.diagnosis.activations import ActivationStats as ActivationStats
+from miniai.diagnosis.health import HealthCB as HealthCB
 from miniai.diagnosis.profile import ProfileCB as ProfileCB
 from miniai.events import Callback as Callback
 from miniai.events import CancelBatchException as CancelBatchException
@@ -57,6 +58,6 @@ __all__ = [
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
     'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'StepInBackwardCB', 'SAMCB',
-    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'ProfileCB', 'CheckpointCB', 'ResumeError', 'Predictor', 'load',
-    'build_model', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist', 'image_loaders', 'set_seed', 'SGD',
-    'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']
+    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'HealthCB', 'ProfileCB', 'CheckpointCB', 'ResumeError',
+    'Predictor', 'load', 'build_model', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist',
+    'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

@@ -1,4 +1,6 @@
 "What records a run: its callbacks, and what they save."
+import json
+
 import pytest
 from torch import nn
 
@@ -42,7 +44,8 @@ def test_curves_activations_and_profile_are_saved_and_the_profile_is_printed(fol
     capsys.readouterr()
     recording.save(learn)
     pictures = ['activations.png', 'curves.png', 'profile.png']
-    assert files(folder.path) == sorted([*pictures, 'metrics.jsonl', 'model.safetensors', 'profile.json'])
+    assert files(folder.path) == sorted([*pictures, 'health.json', 'metrics.jsonl', 'model.safetensors',
+                                         'profile.json'])
     assert all(colours(folder.path/name) > 10 for name in pictures)
     assert 'train: 4 batches, ' in capsys.readouterr().out
 
@@ -50,7 +53,18 @@ def test_curves_activations_and_profile_are_saved_and_the_profile_is_printed(fol
 def test_without_statistics_there_is_no_picture_of_activations(folder):
     recording, learn = recorded(folder, stats=False)
     recording.save(learn)
-    assert files(folder.path) == ['curves.png', 'metrics.jsonl', 'model.safetensors']
+    assert files(folder.path) == ['curves.png', 'health.json', 'metrics.jsonl', 'model.safetensors']
+
+
+def test_health_is_written_with_verdicts_and_records_unless_it_is_off(folder, tmp_path):
+    recording, _ = recorded(folder)
+    found = json.loads((folder.path/'health.json').read_text())
+    assert list(found) == ['verdicts', 'checked', 'records']
+    assert found['checked'] == recording.health.checked
+    assert found['records']['batches'] == [0, 1, 2, 3]
+    off = RunFolder(str(tmp_path/'off'), 'train')
+    recorded(off, health=False)
+    assert files(off.path) == ['metrics.jsonl']
 
 
 def test_the_activations_of_every_batch_are_drawn_under_the_name_of_their_module(folder, monkeypatch):

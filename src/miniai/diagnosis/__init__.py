@@ -1,1 +1,1 @@
-"Looking at training: activation statistics, model summary, profile."
+"Looking at training: activation statistics, model summary, profile, verdicts."

@@ -152,6 +152,9 @@ class TrainConfig(FolderConfig, TrainingConfig):
     "Train a model on pictures or a table, and save the results in a run folder."
     stats: bool = True
     """Record activation statistics for activations.png, which makes training about 6 % slower."""
+    health: bool = True
+    """Say what is wrong with the run, such as a dead layer or a rate that is too high: prints verdicts, saves
+    health.json."""
     profile: bool = False
     """Measure where the time goes: prints a table, saves profile.json and profile.png."""
     track: str = ''

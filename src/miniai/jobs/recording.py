@@ -4,7 +4,9 @@ from typing import Any
 from torch import nn
 
 from miniai.activations import ActivationStats, get_hist
+from miniai.diagnosis.health import HealthCB
 from miniai.diagnosis.profile import ProfileCB
+from miniai.events import Callback
 from miniai.inference.model_file import MODEL_FILE
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from miniai.learner import ProgressCB
@@ -18,12 +20,15 @@ __all__ = ['Recording', 'has_activations']
 
 class Recording:
     """The callbacks, `cbs`, that record a run: progress, metrics, learning rates, with `stats` activation statistics,
-    and with `profile` where the time goes."""
-    def __init__(self, folder: RunFolder, stats: bool = True, profile: bool = False) -> None:
+    with `profile` where the time goes, and with `health` what is wrong."""
+    def __init__(self, folder: RunFolder, stats: bool = True, profile: bool = False,
+                 health: bool = True) -> None:
         self.folder, self.progress, self.rates = folder, ProgressCB(), RecorderCB(lr=lambda cb: rate_of(cb.pg))
         self.stats = ActivationStats(_is_activation) if stats else None
         self.profile = ProfileCB(quiet=True) if profile else None
-        cbs = [self.progress, self.stats, self.rates, HistoryFileCB(folder), self.profile]
+        self.health = HealthCB() if health else None
+        cbs = [self.progress, self.stats, self.rates, HistoryFileCB(folder), self.profile, self.health,
+               HealthFileCB(folder, self.health) if health else None]
         self.cbs = [cb for cb in cbs if cb is not None]
 
     def save(self, learn: Any) -> None:
@@ -48,6 +53,18 @@ class Recording:
         figure = Figure(figsize=(12, 4.5), layout='constrained')
         self.profile.plot(figure)
         self.folder.picture('profile.png', figure)
+
+
+class HealthFileCB(Callback):
+    "Writes what HealthCB found and recorded to health.json, after each pass and at the end."
+    order, only_shows = 2, True
+    def __init__(self, folder: RunFolder, health: HealthCB) -> None: self._folder, self._health = folder, health
+    def cleanup_epoch(self, learn: Any) -> None: self._write(learn)
+    def cleanup_fit(self, learn: Any) -> None: self._write(learn)
+
+    def _write(self, learn: Any) -> None:
+        if getattr(learn, 'dry_run', False) or not self._health.checked: return
+        self._folder.write('health.json', as_json(self._health.as_dict()) + '\n')
 
 
 def has_activations(model: nn.Module) -> bool:

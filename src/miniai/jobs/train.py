@@ -53,7 +53,7 @@ def train(config: TrainConfig) -> Learner:
         folder.write_environment(device, getattr(dls.train, 'source', config.data), samples_of(dls))
         if is_first(): kept('run folder', str(folder.path))
 
-    recording = Recording(folder, config.stats and has_activations(model), config.profile)
+    recording = Recording(folder, config.stats and has_activations(model), config.profile, config.health)
     tracking = Tracking(folder, column_names(config.track), asdict(config))
     accepted = AcceptedCB(write_options)
     if not old: accepted.accept()

@@ -1,0 +1,140 @@
+"The rules about data: inputs, labels, both loaders, the gap between them, and the time data take."
+import math
+from typing import Any
+
+from miniai.diagnosis.verdict import Facts, known, last, mean_of, median_of, percent, rule
+
+__all__: list[str] = []
+
+Found = list[dict[str, Any]] | None
+
+
+def _inputs(f: Facts) -> dict[str, float] | None:
+    "The median of each figure of the inputs over the sampled batches."
+    found = f.data.get('inputs')
+    return {k: median_of(x[k] for x in found) for k in found[0]} if found else None
+
+
+@rule('labels out of range', None, 'from 0 to the number of outputs - 1')
+def labels_out_of_range(f: Facts, limit: None) -> Found:
+    d = f.data
+    if 'low' not in d: return None
+    low, high, c = d['low'], d['high'], d['classes']
+    return [dict(value=high if high >= c else low, certain='sure', since=0,
+                 says=f"Labels go from {low:.0f} to {high:.0f}, but the model has {c} outputs, for 0 to {c - 1}.",
+                 do="Map labels to 0, 1, 2, …, or change the number of outputs.")] if high >= c or low < 0 else []
+
+
+@rule('constant inputs', 1e-3, 'of their size is what inputs differ between samples')
+def constant_inputs(f: Facts, limit: float) -> Found:
+    x = _inputs(f)
+    if not x or x['rows'] < 2: return None
+    size = max(abs(x['mean']), x['std'], 1e-12)
+    return [dict(value=x['spread']/size, since=0, certain='sure',
+                 says=f"The samples of a batch differ by {percent(x['spread']/size)} of their size only.",
+                 do="Look at a batch (learn.show_image_batch()): the loader or a transform gives the same input again "
+                    "and again.")] if x['spread'] < limit*size else []
+
+
+@rule('inputs not normalised', 8., 'times the mean 0 and deviation 1 that initialisations assume; LeCun et al. 1998')
+def inputs_not_normalised(f: Facts, limit: float) -> Found:
+    x = _inputs(f)
+    if not x or f.setup.get('normalises_inputs'): return None
+    far = x['std'] > limit or abs(x['mean']) > limit or x['std'] < 1/(limit*8) or abs(x['mean']) > limit*x['std']
+    return [dict(value=max(abs(x['mean']), x['std']), since=0, certain='likely',
+                 says=f"Inputs have mean {x['mean']:.3g} and standard deviation {x['std']:.3g}.",
+                 do="Subtract the mean and divide by the deviation of the training data, or begin with a BatchNorm."
+                 )] if far and x['spread'] > 0 else []
+
+
+@rule('repeated inputs', 3., 'times that a sample comes in one pass, on average')
+def repeated_inputs(f: Facts, limit: float) -> Found:
+    r, n = f.data.get('repeats'), f.data.get('rows')
+    if not r or not n or r['seen'] < 64: return None
+    times = 1 + 2*r['pairs']*n/r['seen']**2
+    return [dict(value=times, since=0, certain='likely',
+                 says=f"A sample comes about {times:.0f} times in a pass: {r['pairs']} equal pairs in "
+                      f"{r['seen']} rows.",
+                 do="Check the dataset's index and the sampler, and that the data were not joined with themselves."
+                 )] if times >= limit and r['pairs'] >= 10 else []
+
+
+@rule('validation data in training', 0.05, 'of the validation samples')
+def validation_data_in_training(f: Facts, limit: float) -> Found:
+    o, r, n = f.data.get('overlap'), f.data.get('repeats'), f.data.get('rows')
+    if not o or not o['train'] or not o['valid'] or not r['seen']: return None
+    seen = min(1., o['train']/n) if n else 1.
+    share, usual = min(1., o['shared']/o['valid']/seen), 2*r['pairs']/r['seen']
+    return [dict(value=share, certain='sure' if share > 0.2 else 'likely', since=0,
+                 says=f"About {percent(share)} of the validation samples are training samples too: {o['shared']} of "
+                      f"{o['valid']} that were compared with {o['train']}.",
+                 do="Split again, without samples in both parts: validation figures are too good."
+                 )] if share >= limit and o['shared'] >= 3 and share > 3*usual else []
+
+
+@rule('unbalanced labels', 10., 'times as many of the most common class as of the rarest; Buda et al. 2018')
+def unbalanced_labels(f: Facts, limit: float) -> Found:
+    counts, c = f.data.get('counts'), f.data.get('outputs', 0)
+    if not counts or f.data.get('task') != 'classes' or not 2 <= c <= 100: return None
+    n = [counts.get(i, 0) for i in range(c)]
+    if sum(n) < 20*c: return None
+    ratio = max(n)/max(min(n), 1)
+    return [dict(value=ratio, since=0, certain='sure',
+                 says=f"Class {n.index(max(n))} is {percent(max(n)/sum(n))} of the samples, class {n.index(min(n))} "
+                      f"{percent(min(n)/sum(n))}.",
+                 do="Weigh the classes (cross_entropy's weight), sample them equally, and look at figures per class."
+                 )] if ratio >= limit else []
+
+
+@rule('shuffled labels', 2., 'deviations above chance for nearest neighbours; Cover & Hart 1967')
+def shuffled_labels(f: Facts, limit: float) -> Found:
+    k, valid = f.data.get('neighbours'), [e['valid'] for e in f.epochs if known([e.get('valid')])]
+    if not k or not f.baseline or not f.is_late: return None
+    error = math.sqrt(k['chance']*(1 - k['chance'])/k['rows']) if k['chance'] else 1.5/math.sqrt(k['rows'])
+    above = (k['score'] - k['chance'])/max(error, 1e-9)
+    learned = min(valid) < 0.97*f.baseline if valid else (f.window(0.75, 1) or 0) < 0.9*f.baseline
+    return [dict(value=above, since=0, certain='likely',
+                 says=f"Samples that are alike have labels as different as any: nearest neighbours are right for "
+                      f"{percent(max(k['score'], 0))}, chance is {percent(k['chance'])}; nor does the model learn "
+                      f"what holds for validation.",
+                 do="Check that inputs and labels are in the same order: show a batch with its labels."
+                 )] if above < limit and not learned else []
+
+
+@rule('overfitting', 1.4, 'times the best validation loss, while training loss is less than half of it')
+def overfitting(f: Facts, limit: float) -> Found:
+    epochs = [e for e in f.epochs if known([e.get('valid')]) and e.get('train') is not None]
+    if len(epochs) < 3 or min(e['valid'] for e in epochs) <= 0: return None
+    best, end = min(epochs, key=lambda e: e['valid']), epochs[-1]
+    rise, recent = end['valid']/best['valid'], min(e['valid'] for e in epochs[-2:])
+    return [dict(value=rise, since=best['batch'], certain='sure' if rise > 1.5 else 'likely',
+                 says=f"The validation loss was {best['valid']:.3g} after epoch {best['epoch'] + 1} and is "
+                      f"{end['valid']:.3g} now; that of training is {end['train']:.3g}.",
+                 do="Use more data or augmentation, weight decay, dropout, a smaller model, or stop there "
+                    "(EarlyStoppingCB)."
+                 )] if recent > limit*best['valid'] and 2*end['train'] < end['valid'] else []
+
+
+@rule('underfitting', 0.1, 'is how much nearest neighbours are better than the model; Cover & Hart 1967')
+def underfitting(f: Facts, limit: float) -> Found:
+    k, earlier, end = f.data.get('neighbours'), f.window(0.4, 0.6), f.window(0.8, 1)
+    if not k or not f.is_late or len(f.losses) < 100 or end is None or not f.baseline: return None
+    right = mean_of(last(f.run.get('right', ()), 8)) if f.data['task'] == 'classes' else 1 - end/f.baseline
+    if right is None: return None
+    stands = end > 0.95*earlier
+    return [dict(value=right, certain='likely',
+                 says=f"The training loss stands at {end:.3g} and the model is right for {percent(max(right, 0.))}, "
+                      f"its nearest neighbours among {k['rows']} samples for {percent(k['score'])}.",
+                 do="Use a wider or deeper model, less decay, dropout and augmentation, or another rate."
+                 )] if stands and k['score'] > right + limit and end < 0.97*f.baseline else []
+
+
+@rule('slow data loading', 0.5, 'of the time of training is waiting for data')
+def slow_data_loading(f: Facts, limit: float) -> Found:
+    waited, worked, n = f.data.get('waited', 0.), f.data.get('worked', 0.), len(f.losses)
+    if n < 10 or not worked: return None
+    share, each = waited/(waited + worked), waited/n
+    return [dict(value=share, certain='sure' if share > 0.7 else 'likely',
+                 says=f"{percent(share)} of the time is waiting for data, {1000*each:.0f} ms a batch.",
+                 do="Use num_workers, a MemoryLoader, smaller files, or transforms on the device."
+                 )] if share > limit and each > 2e-3 else []

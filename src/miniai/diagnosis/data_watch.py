@@ -1,0 +1,168 @@
+"What is in the data, from a sample of batches: ranges of inputs, labels, repeated rows, and rows of both loaders."
+import math
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from miniai.callbacks.mix import CutMixCB, MixUpCB
+from miniai.data.loaders import length_of
+from miniai.device import first_tensor, is_number
+from miniai.diagnosis.layer_watch import part_of, read
+from miniai.metrics.batch import batch_size, n_inputs, target_slice
+
+__all__ = ['DataWatch', 'find_task', 'neighbours', 'targets_of']
+
+COLUMNS, NEIGHBOURS, MOST_ROWS = 128, 512, 1 << 17
+CODES = torch.randint(-2**62, 2**62, (COLUMNS,), generator=torch.Generator().manual_seed(1))
+
+
+class DataWatch:
+    "Collects what a sample of batches holds. `facts` is that as plain numbers."
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = dict(counts=Counter(), sizes=[])
+        self._rows, self._valid, self._first_pass, self._seen, self._pairs = set(), set(), Counter(), 0, 0
+        self._inputs, self._targets, self._kept, self._sums = [], [], 0, torch.zeros(3, dtype=torch.float64)
+
+    def look_at_rows(self, learn: Any) -> None:
+        "Before anything transforms it: the codes of a batch's rows, equal for equal rows."
+        x = _inputs_of(learn)
+        if x is None or x.ndim < 2 or x.is_complex() or x[0].numel() < 4: return
+        codes = _codes(x)
+        if not learn.model.training:
+            if len(self._valid) < MOST_ROWS: self._valid.update(codes)
+        elif len(self._rows) < MOST_ROWS:
+            self._rows.update(codes)
+            if learn.epoch == 0: self._count_repeats(learn, codes)
+
+    def _count_repeats(self, learn: Any, codes: list[int]) -> None:
+        for code in codes:
+            self._pairs += self._first_pass[code]
+            self._first_pass[code] += 1
+        self._seen += len(codes)
+        n = length_of(learn.dl)
+        self.facts['rows'] = None if n is None else n*len(codes)
+
+    def look_at_batch(self, learn: Any) -> None:
+        "What the model gets and predicts: ranges, labels, and some rows of both."
+        x, (targets, _) = _inputs_of(learn), targets_of(learn)
+        if not self.facts['sizes']: self.facts |= find_task(learn)
+        self.facts['sizes'].append(batch_size(learn.batch))
+        if x is not None and x.is_floating_point() and x.numel() > 1: self._look_at_inputs(x)
+        self.look_at_labels(learn)
+        if targets is None or 'task' not in self.facts: return
+        self._add_to_baseline(targets)
+        if x is not None and targets.ndim <= 2: self._keep(x, targets)
+
+    def look_at_labels(self, learn: Any) -> None:
+        "The range of the labels of classes, and how many classes the predictions have."
+        if learn.preds is None or not isinstance(learn.batch, tuple | list): return
+        y, p = targets_of(learn)
+        if y is None or p is None or y.dtype != torch.int64 or p.ndim != y.ndim + 1: return
+        y = y[y != -100]
+        if not y.numel(): return
+        facts, (low, high) = self.facts, read([y.min(), y.max()])
+        facts['low'], facts['high'] = min(low, facts.get('low', low)), max(high, facts.get('high', high))
+        facts['classes'] = p.shape[1]
+
+    def _add_to_baseline(self, y: Tensor) -> None:
+        "The loss of the best constant prediction: the entropy of the labels, or the variance of the targets."
+        facts, y = self.facts, y.detach()
+        if facts['task'] == 'classes':
+            facts['counts'].update(y.flatten()[:1 << 14].tolist())
+            n = [c for label, c in facts['counts'].items() if label >= 0]
+            facts['baseline'] = -sum(c/sum(n)*math.log(c/sum(n)) for c in n) if n else None
+            return
+        y = y.float()
+        self._sums += torch.stack([torch.ones_like(y).sum(), y.sum(), y.square().sum()]).double().cpu()
+        n, total, squares = self._sums.tolist()
+        mean = total/n
+        if facts['task'] == 'numbers': facts['baseline'], facts['square'] = max(squares/n - mean**2, 0.), squares/n
+        elif 0 < mean < 1: facts['baseline'] = -mean*math.log(mean) - (1 - mean)*math.log(1 - mean)
+
+    def right_share(self, learn: Any) -> float | None:
+        "The share of right classes in this batch."
+        y, p = targets_of(learn) if self.facts.get('task') == 'classes' else (None, None)
+        return None if y is None or p.ndim != y.ndim + 1 else (p.argmax(1) == y).float().mean().item()
+
+    def _look_at_inputs(self, x: Tensor) -> None:
+        piece = part_of(x).float()
+        spread = piece.std(0).square().mean().sqrt() if len(piece) > 1 else piece.new_zeros(())
+        mean, std, low, high, spread = read([piece.mean(), piece.std(), piece.min(), piece.max(), spread])
+        figures = dict(mean=mean, std=std, low=low, high=high, spread=spread, rows=len(piece))
+        self.facts.setdefault('inputs', []).append(figures)
+
+    def _keep(self, x: Tensor, targets: Tensor) -> None:
+        if self._kept >= NEIGHBOURS or len(x) != len(targets) or not (x.is_floating_point() and x.ndim > 1): return
+        rows = x.detach().flatten(1)
+        self._inputs.append(rows[:, ::max(1, rows.shape[1]//256)].float().cpu())
+        self._targets.append(targets.detach().reshape(len(targets), -1)[:, 0].cpu())
+        self._kept += len(x)
+
+    def finish_pass(self) -> None:
+        "At the end of a training pass: what nearest neighbours say about rows seen so far."
+        if self._kept < 64 or 'neighbours' in self.facts: return
+        shapes = {x.shape[1] for x in self._inputs}
+        if len(shapes) > 1 or self.facts.get('task') not in ('classes', 'numbers'): return
+        x, y = torch.cat(self._inputs)[:NEIGHBOURS], torch.cat(self._targets)[:NEIGHBOURS]
+        self.facts['neighbours'] = neighbours(x, y, self.facts['task'])
+        self._inputs, self._targets = [], []
+
+    def summary(self) -> dict[str, Any]:
+        "All facts, with the share of repeated and of leaked rows."
+        shared = len(self._rows & self._valid)
+        overlap = dict(shared=shared, train=len(self._rows), valid=len(self._valid))
+        return self.facts | dict(repeats=dict(pairs=self._pairs, seen=self._seen), overlap=overlap)
+
+
+def _codes(x: Tensor) -> list[int]:
+    "A whole number for each row, the same for equal rows, from up to 128 of its columns."
+    x = x.detach().flatten(1)
+    x = x[:, ::-(-x.shape[1]//COLUMNS)]
+    if x.is_floating_point(): x = x.float().contiguous().view(torch.int32)
+    return (x.long()*CODES[:x.shape[1]].to(x.device)).sum(1).tolist()
+
+
+def _inputs_of(learn: Any) -> Tensor | None:
+    return first_tensor(learn.batch[:n_inputs(learn)] if isinstance(learn.batch, tuple | list) else learn.batch)
+
+
+def targets_of(learn: Any) -> tuple[Tensor | None, Tensor | None]:
+    "The first target that is a tensor, and the first tensor of the predictions."
+    targets = first_tensor(learn.batch[target_slice(learn)]) if isinstance(learn.batch, tuple | list) else None
+    if targets is not None and not targets.numel(): targets = None
+    return targets, first_tensor(learn.preds)
+
+
+def find_task(learn: Any) -> dict[str, Any]:
+    """The task, 'classes', 'numbers' or 'labels', with the number of outputs, if the loss is cross-entropy, the mean
+    square or binary cross-entropy of predictions and targets, by whatever name; else an empty dict."""
+    y, p = targets_of(learn)
+    if y is None or p is None or not is_number(learn.loss): return {}
+    if any(isinstance(cb, MixUpCB | CutMixCB) for cb in learn.cbs): return {}
+    p, y = p.detach().float(), y.detach()
+    if y.dtype in (torch.int64, torch.uint8) and p.ndim == y.ndim + 1:
+        ok = bool(((y >= 0) & (y < p.shape[1])).any())
+        found = [('classes', F.cross_entropy(p, y.where((y >= 0) & (y < p.shape[1]), -100)), 0.1)] if ok else []
+    elif p.shape == y.shape and y.is_floating_point():
+        y = y.float()
+        found = [('numbers', F.mse_loss(p, y), 0.01)]
+        if y.min() >= 0 and y.max() <= 1: found += [('labels', F.binary_cross_entropy_with_logits(p, y), 0.01)]
+    else: return {}
+    loss = float(learn.loss.detach() if isinstance(learn.loss, Tensor) else learn.loss)
+    return next((dict(task=task, outputs=p.shape[1] if p.ndim > 1 else 1) for task, x, tolerance in found
+                 if math.isfinite(loss) and abs(float(x) - loss) <= tolerance*(abs(loss) + 0.1)), {})
+
+
+def neighbours(x: Tensor, y: Tensor, task: str) -> dict[str, float]:
+    """How well the five nearest neighbours of each row predict its target: for classes the `score` is the share that
+    are right, and `chance` that of the most common class; for numbers it is R squared, and chance is 0."""
+    x = (x - x.mean(0))/(x.std(0) + 1e-3*x.std() + 1e-9)
+    nearest = torch.cdist(x, x).fill_diagonal_(math.inf).topk(5, largest=False).indices
+    if task == 'classes':
+        right = (y[nearest].mode(1).values == y).float().mean().item()
+        return dict(score=right, chance=y.unique(return_counts=True)[1].max().item()/len(y), rows=len(y))
+    y = y.float()
+    return dict(score=1 - (y[nearest].mean(1) - y).var().item()/max(y.var().item(), 1e-12), chance=0., rows=len(y))

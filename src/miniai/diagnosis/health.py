@@ -1,0 +1,209 @@
+"HealthCB: samples what a diagnosis needs while a model trains, and says in words what is wrong."
+import math
+from time import perf_counter
+from typing import Any
+
+from miniai.data.loaders import length_of
+from miniai.device import DeferredScalars, first_tensor, is_number
+from miniai.diagnosis import data_verdicts, verdicts  # noqa: F401 (they register their rules)
+from miniai.diagnosis.data_watch import DataWatch
+from miniai.diagnosis.health_records import HealthRecords
+from miniai.diagnosis.layer_watch import LayerWatch
+from miniai.diagnosis.origin import origin_of_nonfinite
+from miniai.diagnosis.parameter_watch import ParameterWatch
+from miniai.diagnosis.setup import is_compiled, setup_of
+from miniai.diagnosis.verdict import Verdict, judge
+from miniai.distributed.ranks import is_first
+from miniai.events import Callback, is_cancel
+from miniai.metrics.batch import batch_size
+from miniai.optim.groups import rate_of
+from miniai.show.displays import best_display
+
+__all__ = ['HealthCB']
+
+SHARE, ALLOWANCE = 0.01, 0.1  # of the time that samples may take: a share, and seconds at the start of a fit
+SECONDS = 10.  # between two judgements within an epoch
+
+
+class HealthCB(Callback):
+    """Looks at activations, gradients, steps, losses and data of some training batches, and says what is wrong: new
+    verdicts as they come, and all of them, with what to do, after the fit, unless `quiet`. `every`: sample every so
+    many batches; None: as many as cost less than 2 % of the time. Other batches cost a few microseconds.
+
+    `verdicts` are up to date after each epoch; `checked` names the rules that could be evaluated; `records` holds the
+    numbers. Training is not changed. Of several processes the first one looks, at its own part of the data and at
+    parameters that are not sharded. Layers of compiled models are not watched."""
+    order, only_shows = -1e7, True  # before transforms change batches and clipping changes gradients
+
+    def __init__(self, every: int | None = None, quiet: bool = False) -> None:
+        if every is not None and every < 1: raise ValueError(f"every must be 1 or more batches, got {every}")
+        self.every, self.quiet, self._active = every, quiet, False
+        self.verdicts: list[Verdict] = []
+        self.checked: list[str] = []
+        self._start()
+
+    def _start(self) -> None:
+        self._kept, self._data, self._clock = HealthRecords(), DataWatch(), _Clock()
+        self._layers = self._parameters = self._sample = None
+        self._batch, self._next, self._in_sample, self._noise_due = -1, 0, False, False
+        self._judged, self._said, self._valid_left, self._end = perf_counter(), set(), 0, None
+
+    @property
+    def records(self) -> dict[str, Any]:
+        """What was recorded, as plain values: `batches`, the sampled ones; for each of `layers` and `parameters`, and
+        for the `run`, lists with one value per sampled batch; `epochs` with mean losses."""
+        return self._kept.as_dict(self.every)
+
+    def before_fit(self, learn: Any) -> None:
+        self._active = is_first() and not getattr(learn, 'dry_run', False) and getattr(learn, 'trains', True)
+        if not self._active: return
+        self.verdicts, self.checked = [], []
+        self._start()
+
+    def before_epoch(self, learn: Any) -> None:
+        if not self._active: return
+        self._sums, self._valid_left, self._end = DeferredScalars(), 8, None
+        if learn.model.training: self._kept.planned = (getattr(learn, 'n_epochs', 1) or 1)*(length_of(learn.dl) or 0)
+
+    def before_batch(self, learn: Any) -> None:
+        if not self._active: return
+        if not learn.model.training: return self._look_at_valid_rows(learn)
+        self._began = perf_counter()
+        if self._end is not None: self._kept.waited += self._began - self._end
+        self._batch += 1
+        if self._sample is None and self._is_due(): self._begin(learn)
+
+    def _is_due(self) -> bool:
+        if self.every is not None: return self._batch % self.every == 0
+        return self._batch >= self._next and self._clock.spent <= SHARE*self._clock.elapsed() + ALLOWANCE
+
+    def _look_at_valid_rows(self, learn: Any) -> None:
+        self._valid_left -= 1
+        if self._valid_left >= 0:
+            with self._clock: self._data.look_at_rows(learn)
+
+    def _begin(self, learn: Any) -> None:
+        with self._clock:
+            if self._parameters is None:
+                self._layers = None if is_compiled(learn) else LayerWatch(learn.model)
+                self._parameters = ParameterWatch(learn.model)
+            self._in_sample, self._sample = True, dict(batch=self._batch)
+            self._next = self._batch + min(max(1, self._batch//8), 100)
+            self._data.look_at_rows(learn)
+            self._parameters.start()
+            if self._layers: self._layers.start(self._clock)
+
+    def after_predict(self, learn: Any) -> None:
+        if self._active and self._in_sample and self._layers: self._layers.stop()
+
+    def after_loss(self, learn: Any) -> None:
+        if not self._active or not is_number(learn.loss): return
+        self._sums.append(learn.loss)
+        if not learn.model.training: return
+        losses = self._kept.losses
+        losses.append(learn.loss)
+        broken = first_tensor(learn.loss) is None or learn.loss.is_cpu
+        if broken and self._kept.facts.nonfinite is None and not math.isfinite(losses.values[-1]): self._find(learn)
+        if self._in_sample and 'loss' not in self._sample: self._look(learn)
+
+    def _look(self, learn: Any) -> None:
+        with self._clock:
+            if not self._kept.facts.setup and getattr(learn.opt, 'param_groups', None):
+                self._kept.facts.setup = setup_of(learn)
+            self._data.look_at_batch(learn)
+            self._parameters.copy()
+            group = next(iter(getattr(learn.opt, 'param_groups', ())), None)
+            self._sample |= dict(loss=learn.loss, lr=rate_of(group) if group else None,
+                                 right=self._data.right_share(learn))
+
+    def _find(self, learn: Any) -> None:
+        "Where the values of this batch's loss were first not finite."
+        where, what = origin_of_nonfinite(learn)
+        self._kept.facts.nonfinite = dict(batch=self._batch, where=where, what=what)
+
+    def after_backward(self, learn: Any) -> None:
+        if not self._active: return
+        if self._sample is not None:
+            with self._clock: self._parameters.look_at_gradients()
+        elif self._noise_due:
+            with self._clock: self._kept.add_noise(self._parameters.look_at_noise(batch_size(learn.batch)))
+            self._noise_due = False
+
+    def after_step(self, learn: Any) -> None:
+        if not self._active or self._sample is None: return
+        with self._clock: self._parameters.look_at_step()
+
+    def cleanup_batch(self, learn: Any) -> None:
+        if not self._active or not learn.model.training or self._batch < 0: return
+        if self._in_sample and self._layers: self._layers.stop()
+        self._in_sample = False
+        if learn.ended_by is not None and not is_cancel(learn.ended_by): self._look_at_failure(learn)
+        if self._sample is not None and not getattr(learn, 'hold_step', False): self._finish(learn)
+        self._end = perf_counter()
+        self._kept.worked += self._end - self._began
+
+    def _finish(self, learn: Any) -> None:
+        with self._clock:
+            self._kept.add(self._sample, self._layers, self._parameters)
+            self._sample, self._noise_due = None, learn.ended_by is None
+        if perf_counter() - self._judged > SECONDS: self._judge(learn)
+        if len(self._kept.samples) == 1: self._clock = _Clock()  # without the time in which kernels were loaded
+
+    def _look_at_failure(self, learn: Any) -> None:
+        "An error in a batch may come from its labels, or from values on an accelerator that were read late."
+        self._data.look_at_labels(learn)
+        if type(learn.ended_by).__name__ == 'NonFiniteLossError' and self._kept.facts.nonfinite is None:
+            self._find(learn)
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        if not self._active: return
+        training = learn.model.training
+        if training: self._data.finish_pass()
+        self._kept.add_pass(self._sums.values, training, learn.epoch)
+        self._judge(learn)
+
+    def _judge(self, learn: Any) -> None:
+        self._judged = perf_counter()
+        self._kept.facts.data = self._data.summary()
+        self.verdicts, self.checked = judge(self._kept.current())
+        new = [v for v in self.verdicts if (v.name, v.where) not in self._said]
+        self._said |= {(v.name, v.where) for v in new}
+        for v in () if self.quiet else new: self._show(learn, f'warning: {v.says}')
+
+    def _show(self, learn: Any, line: str) -> None: (getattr(learn, 'display', None) or best_display()).text(line)
+
+    def cleanup_fit(self, learn: Any) -> None:
+        if not self._active: return
+        self._active = False
+        if self._batch < 0: return
+        self._kept.ended = learn.ended_by is None or is_cancel(learn.ended_by)
+        told, quiet, self.quiet = self._said, self.quiet, True
+        self._judge(learn)
+        self._said, self.quiet = told, quiet
+        for line in () if self.quiet else self.report().splitlines(): self._show(learn, line)
+
+    def as_dict(self) -> dict[str, Any]:
+        "Verdicts, the names of the rules that were checked, and records, as plain values."
+        return dict(verdicts=[v._asdict() for v in self.verdicts], checked=self.checked, records=self.records)
+
+    def report(self) -> str:
+        "The verdicts as text, or what was checked if there are none."
+        if not self.checked: return 'nothing was checked: no batch was trained'
+        n = len(self.verdicts)
+        if not n: return f"no problems found: checked {len(self.checked)} things: {', '.join(self.checked)}"
+        lines = [f'{v.name} ({v.certain}): {v.says} {v.do}' for v in self.verdicts]
+        return '\n'.join([f"{n} problem{'s'*(n > 1)} found, checked {len(self.checked)} things:", *lines])
+
+
+class _Clock:
+    "Adds up the time of `with` blocks, nested ones once."
+    def __init__(self) -> None: self.started, self.spent, self._depth, self._from = perf_counter(), 0., 0, 0.
+    def elapsed(self) -> float: return perf_counter() - self.started
+
+    def __enter__(self) -> None:
+        if not self._depth: self._from = perf_counter()
+        self._depth += 1
+
+    def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
+        if not self._depth: self.spent += perf_counter() - self._from

@@ -1,0 +1,278 @@
+"The rules about training: layers, gradients, losses, steps and groups. Those about data are in data_verdicts."
+import math
+from typing import Any
+
+from miniai.diagnosis.verdict import (
+    NAMES,
+    Facts,
+    Verdict,
+    judge,
+    known,
+    last,
+    mean_of,
+    median_of,
+    percent,
+    rule,
+    since_when,
+)
+
+__all__ = ['NAMES', 'Verdict', 'judge']
+
+Found = list[dict[str, Any]] | None
+
+
+@rule('non-finite values', None, 'a finite loss')
+def nonfinite_values(f: Facts, limit: None) -> Found:
+    if not f.losses: return None
+    broken = [i for i, x in enumerate(f.losses) if not math.isfinite(x)]
+    if not broken and not f.nonfinite: return []
+    origin = f.nonfinite or dict(batch=broken[0], where='', what='loss')
+    where, batch = origin['where'], origin['batch'] if not broken else min(broken[0], origin['batch'])
+    began = dict(input="the inputs are not finite already", target="the targets are not finite", loss="it began in the "
+                 "loss function, the output of the model was finite", parameter=f"the parameter {where} is not finite",
+                 buffer=f"the buffer {where} is not finite", output=f"it began in the output of {where}")
+    do = dict(input="Clean the data: drop or fill missing values.", target="Clean the targets.",
+              loss="Look for a log, root or division of 0 in the loss.")
+    return [dict(where=where, since=batch, says=f"The loss is not finite in batch {batch}: {began[origin['what']]}.",
+                 certain='sure', do=do.get(origin['what'], "Lower the learning rate, clip gradients (clip_norm=1.), or "
+                                           "compute this layer in float32."))]
+
+
+@rule('dead layer', 0.5, 'half of the units; Lu et al. 2019, Dying ReLU')
+def dead_layer(f: Facts, limit: float) -> Found:
+    watched = {nm: v for nm, v in f.layers.items() if len(known(v['dead'])) >= 3}
+    found = {nm: min(last(v['dead'], 3)) for nm, v in watched.items()}
+    return _in_layers(f, found, 'dead', limit, "of the units are 0 for every sample",
+                      "Lower the learning rate, check initial weights and biases, or take an activation that cannot "
+                      "die, such as GeneralRelu(leak=0.1).") if watched else None
+
+
+@rule('saturated layer', 0.6, 'most of the outputs where the slope is below a tenth; Glorot & Bengio 2010')
+def saturated_layer(f: Facts, limit: float) -> Found:
+    watched = {nm: v for nm, v in f.layers.items() if len(known(v['saturated'])) >= 3 and known(v['gradient'])}
+    found = {nm: min(last(v['saturated'], 3)) for nm, v in list(watched.items()) if nm != next(reversed(f.layers))}
+    return _in_layers(f, found, 'saturated', limit, "of the outputs are at the flat ends",
+                      "Use smaller initial weights, a norm before it, a lower rate, or a ReLU.") if watched else None
+
+
+def _in_layers(f: Facts, found: dict[str, float], figure: str, limit: float, what: str, do: str) -> list[dict]:
+    "A verdict for each layer whose value is above the limit."
+    bad = {nm: x for nm, x in found.items() if x >= limit}
+    since = {nm: since_when(f, f.layers[nm][figure], lambda x: x >= limit) for nm in bad}
+    return [dict(where=nm, value=x, since=since[nm], do=do, certain='sure' if x >= 0.9 else 'likely',
+                 says=f"{nm or 'the model'}: {percent(x)} {what} since batch {since[nm]}.") for nm, x in bad.items()]
+
+
+def _gradient_profile(f: Facts) -> tuple[str, float, str, float] | None:
+    "The first and the last layer of a kind, each with the median norm of its gradient in the last samples."
+    layers = {nm: v for nm, v in f.layers.items() if known(v['gradient'])}
+    acts = [nm for nm, v in layers.items() if 'Linear' not in v['kind'] and 'Conv' not in v['kind']]
+    names = acts if len(acts) >= 3 else [] if f.setup.get('has_norms', True) else list(layers)
+    if len(names) < 3: return None
+    first, end = names[0], names[-1]
+    norms = [median_of(last(layers[nm]['gradient'], 8)) for nm in (first, end)]
+    return first, norms[0], end, norms[1]
+
+
+@rule('vanishing gradients', 1e-3, 'the norm should be about the same in all layers; Glorot & Bengio 2010')
+def vanishing_gradients(f: Facts, limit: float) -> Found:
+    profile = _gradient_profile(f)
+    if profile is None or len(f.batches) < 3: return None
+    first, g, end, g_end = profile
+    ratio = g/g_end if g_end else 1.
+    return [dict(where=first, value=ratio, certain='sure' if ratio < limit/30 else 'likely',
+                 says=f"The gradient is {g_end:.1e} at {end} and {g:.1e} at {first}: it shrinks by {1/ratio:.0e}.",
+                 do="Use ReLUs instead of sigmoids, Kaiming initialisation, norms, or residual connections."
+                 )] if 0 < ratio < limit else []  # at 0 a layer is dead or cut off
+
+
+@rule('exploding gradients', 1e3, 'Pascanu et al. 2013; the norm should be about the same in all layers')
+def exploding_gradients(f: Facts, limit: float) -> Found:
+    profile, norms, growth = _gradient_profile(f), known(f.run.get('gradient_norm', ())), _growth(f)
+    if not norms and growth is None: return None
+    do = "Use smaller initial weights (Kaiming's) or norms, clip gradients (clip_norm=1.), lower the rate."
+    if profile and profile[1] > limit*profile[3] > 0:
+        first, g, end, g_end = profile
+        return [dict(where=first, value=g/g_end, do=do,
+                     says=f"The gradient is {g_end:.1e} at {end} and grows to {g:.1e} at {first}.")]
+    if growth and growth[0] > limit/10:
+        return [dict(where=growth[1], value=growth[0], since=0, do=do,
+                     says=f"Activations grow {growth[0]:.0f} times from {growth[2]} to {growth[1]}, and gradients with "
+                          f"them.")]
+    if len(norms) < 3: return []
+    jump = max(norms)/median_of(norms) if median_of(norms) else 1.
+    at = f.batches[f.run['gradient_norm'].index(max(norms))]
+    return [dict(value=jump, since=at, certain='possible', do=do,
+                 says=f"The gradient norm was {max(norms):.2g} in batch {at}, {jump:.0f} times its median.")
+            ] if jump > limit else []
+
+
+def _growth(f: Facts) -> tuple[float, str, str] | None:
+    "How much larger outputs of hidden layers are at the end than at the front in the first sample, and their names."
+    found = {nm: v['std'][0] for nm, v in f.layers.items() if v['std'] and v['std'][0] and 'BatchNorm' not in v['kind']}
+    names = list(found)[:-1]
+    if len(names) < 3: return None
+    top = max(names, key=found.get)
+    return found[top]/found[names[0]], top, names[0]
+
+
+@rule('wrong initial loss', 2.5, 'times the loss of a constant prediction, ln C; Karpathy 2019, recipe')
+def wrong_initial_loss(f: Facts, limit: float) -> Found:
+    task, start = f.data.get('task'), mean_of(f.losses[:1])
+    if start is None or not task: return None
+    c = f.data.get('outputs', 1)
+    usual = math.log(max(c, 2)) if task == 'classes' else math.log(2) if task == 'labels' else f.baseline
+    if not usual: return None
+    what = f'ln {c} = {usual:.2f}' if task == 'classes' else f'{usual:.3g}, the variance of the targets' \
+        if task == 'numbers' else 'ln 2 = 0.69'
+    return [dict(value=start, since=0, certain='sure' if start > 3*limit*usual else 'likely',
+                 says=f"The first loss is {start:.3g}; knowing nothing gives {what}.",
+                 do="Make the last layer's initial weights smaller, and its bias the mean of the targets; or normalise "
+                    "inputs and targets.")] if start > limit*usual + 0.5*(task != 'numbers') else []
+
+
+@rule('stuck at chance', 0.97, 'of the loss of a constant prediction; Karpathy 2019, recipe')
+def stuck_at_chance(f: Facts, limit: float) -> Found:
+    if not f.is_late or not f.baseline or f.baseline < 0.05: return None
+    end = f.window(0.75, 1)
+    if end is None or min(end, _best_window(f)) < limit*f.baseline or _learns(f): return []
+    return [dict(value=end, since=0, certain='sure' if len(f.losses) > 200 else 'likely',
+                 says=f"The training loss is {end:.3g}; predicting the same for all inputs gives {f.baseline:.3g}.",
+                 do="Check that labels belong to inputs, that gradients reach all layers, and the rate: "
+                    "learn.lr_find() and fitting one batch (learn.check()) tell.")]
+
+
+def _best_window(f: Facts) -> float:
+    "The lowest mean loss of a tenth of the batches so far."
+    return min((x for i in range(10) if (x := f.window(i/10, (i + 1)/10)) is not None), default=math.inf)
+
+
+def _learns(f: Facts) -> bool:
+    "Whether the share of right classes is clearly above that of the most common class."
+    right, counts = last(f.run.get('right', ()), 5), f.data.get('counts')
+    return bool(right and counts) and mean_of(right) > max(counts.values())/sum(counts.values()) + 0.1
+
+
+USUAL_HIGH = dict(adam=0.2, sgd=0.2, sign=0.3)  # of |update|/|weight|; 1e-3 is usual (Karpathy, CS231n)
+
+
+@rule('rate too high', 0.7, 'of the loss of a constant prediction, after steps above 0.2 of the weights')
+def rate_too_high(f: Facts, limit: float) -> Found:
+    ratios, broke = known(f.run.get('update', ())), any(not math.isfinite(x) for x in f.losses)
+    if not ratios or not (broke or f.is_late): return None
+    ratio, end, high = max(ratios), f.window(0.8, 1), USUAL_HIGH[f.setup.get('family', 'adam')]
+    failed = broke or end is None or (f.baseline and end > limit*f.baseline and not _learns(f))
+    return [dict(value=ratio, says=f"A step changed weights by {percent(ratio)} of their size, and the loss is "
+                                   f"{'not finite' if broke or end is None else f'{end:.3g}'} now.",
+                 do="Lower the rate by 3 to 10 times; learn.lr_find() suggests one.",
+                 certain='sure' if ratio > 2*high else 'likely')] if (failed and ratio > high) or ratio > 5*high else []
+
+
+USUAL_LOW = dict(adam=2e-4, sgd=2e-4, sign=2e-4)
+
+
+@rule('rate too low', 0.5, 'times the first loss, with steps below 2e-4 of the weights; 1e-3 is usual (CS231n)')
+def rate_too_low(f: Facts, limit: float) -> Found:
+    ratios, end = known(f.run.get('update', ())), f.window(0.9, 1)
+    if not f.is_late or not ratios or end is None: return None
+    ratio, start = sorted(ratios)[len(ratios)*3//4], f.window(0, 0.05)
+    if not 0 < ratio < USUAL_LOW[f.setup.get('family', 'adam')] or end < limit*start: return []
+    return [dict(value=ratio, says=f"A step changes weights by {percent(ratio)} of their size, and the loss fell from "
+                                   f"{start:.3g} to {end:.3g} only.",
+                 do="Raise the rate; learn.lr_find() suggests one.",
+                 certain='sure' if ratio < 2e-5 else 'likely')]
+
+
+@rule('warm-up too short', 0.4, 'of the size of weights changed by a step at the start; Goyal et al. 2017')
+def warm_up_too_short(f: Facts, limit: float) -> Found:
+    rates, n = known(f.run.get('lr', ())), len(f.losses)
+    if not f.is_late or n < 100 or not rates or rates[0] < 0.3*max(rates): return None
+    start, end, peak = f.losses[0], f.window(0.8, 1), max(mean_of(f.losses[i:i + 3]) or 0. for i in range(n//10))
+    ratio = max(known(u for b, u in zip(f.batches, f.run['update'], strict=True) if b <= n//20), default=0.)
+    return [dict(value=ratio, since=0, certain='possible',
+                 says=f"The first steps, at full rate, changed weights by {percent(ratio)} of their size; the loss "
+                      f"went from {start:.3g} to {peak:.3g} in the first {n//10} batches.",
+                 do="Let the rate rise over the first few hundred batches: fit_one_cycle or warmup_cosine."
+                 )] if (ratio > limit or peak > 2*start) and end is not None and end < start else []
+
+
+@rule('clipping always', 0.9, 'of the steps; clipping should catch outliers (Pascanu et al. 2013)')
+def clipping_always(f: Facts, limit: float) -> Found:
+    norms, left, own = (f.run.get('gradient_norm', ()), f.run.get('clipped_norm', ()), f.setup.get('clip_norm'))
+    pairs = [(a, b) for a, b in zip(norms, left, strict=True) if a and b is not None]
+    if len(pairs) < 6: return None
+    clipped = [min(b, own or math.inf)/a < 0.999 for a, b in pairs]
+    share, norm = sum(clipped)/len(clipped), median_of(a for a, _ in pairs)
+    return [dict(value=share, certain='sure', says=f"Gradients are clipped in {percent(share)} of the steps; their "
+                                                   f"norm is usually {norm:.2g}.",
+                 do="Raise the limit to two or three times the usual norm, or lower the rate."
+                 )] if share >= limit else []
+
+
+@rule('parameter never moves', 0., 'a gradient in some batch')
+def parameter_never_moves(f: Facts, limit: float) -> Found:
+    moves = {nm: v for nm, v in f.parameters.items() if len(known(v['moved'])) >= 5}
+    if not moves: return None
+    usual = median_of(_steepness(v) for v in moves.values()) or 0.  # of a bias before a norm it is a rounding error
+    still = [nm for nm, v in moves.items() if not any(known(v['moved'])) and not 0 < _steepness(v) < 1e-5*usual
+             and nm not in (f.setup.get('left_out') or ())]
+    if not still: return []
+    names = ', '.join(still[:4]) + f' and {len(still) - 4} more'*(len(still) > 4)
+    return [dict(where=still[0], value=0., since=0, certain='sure',
+                 says=f"{names} {'does' if len(still) == 1 else 'do'} not move: "
+                      + ("their rate is 0." if any(known(moves[still[0]]['gradient'])) else "no gradient arrives."),
+                 do="Use it in forward, give its group a rate, remove a detach(), no_grad() or dead layer behind it, "
+                    "or freeze it with requires_grad_(False).")]
+
+
+def _steepness(v: dict[str, list]) -> float:
+    return max(known(v['gradient']), default=0.)/max(median_of(v['norm']) or 0., 1e-9)
+
+
+@rule('parameter in no group', 0., 'every parameter that requires a gradient')
+def parameter_in_no_group(f: Facts, limit: float) -> Found:
+    left_out = f.setup.get('left_out')
+    if left_out is None: return None
+    names = ', '.join(left_out[:4]) + f' and {len(left_out) - 4} more'*(len(left_out) > 4)
+    return [dict(where=left_out[0], value=float(len(left_out)), since=0, certain='sure',
+                 says=f"The optimizer does not have {names}.",
+                 do="Give it all of model.parameters(), or freeze these with requires_grad_(False)."
+                 )] if left_out else []
+
+
+@rule('decay on norms', 0.3, 'of their size in the fit so far, were there no gradient; He et al. 2019, Bag of Tricks')
+def decay_on_norms(f: Facts, limit: float) -> Found:
+    norms = f.setup.get('decayed_norms')
+    if norms is None or not f.setup.get('has_norms'): return None
+    name, rate = max(norms, key=norms.get, default=''), mean_of(f.run.get('lr', ())) or 0.
+    share = 1 - math.exp(-norms.get(name, 0.)*rate*len(f.losses))
+    return [dict(where=name, value=share, since=0, certain='possible',
+                 says=f"Weight decay {norms[name]:g} alone makes the {len(norms)} scales and biases of norms "
+                      f"{percent(share)} smaller.",
+                 do="Leave norms out of it: no_decay_groups(model, wd).")] if share >= limit else []
+
+
+@rule('batch norm differs between modes', 0.15, 'deviations between means, or 1 e-fold of variance; Wu & Johnson 2021')
+def batch_norm_differs(f: Facts, limit: float) -> Found:
+    norms = {nm: v for nm, v in f.layers.items() if len(known(v['stretch'])) >= 3}
+    if not norms or not f.epochs or not any('valid' in e for e in f.epochs): return None
+    off = {nm: [median_of(last(v[figure], 3)) for figure in ('shift', 'stretch')] for nm, v in norms.items()}
+    worst = max(off, key=lambda nm: max(off[nm][0], off[nm][1]*limit))
+    (shift, stretch), e = off[worst], [e for e in f.epochs if 'valid' in e][-1]
+    x, losses = max(shift, stretch*limit), known([e['train'], e['valid']])
+    if x < limit or len(losses) < 2 or losses[1] < 1.5*losses[0]: return []
+    return [dict(where=worst, value=x, certain='likely',
+                 says=f"{worst}: the mean of a batch is {2*shift:.2g} deviations and its variance "
+                      f"{math.exp(stretch):.1f} times off the running ones that eval mode uses; the loss is "
+                      f"{losses[0]:.3g} in training and {losses[1]:.3g} in validation.",
+                 do="Use momentum=0.1, train for more batches, or take the same data and transforms in both modes.")]
+
+
+@rule('batch too small for batch norm', 8., 'samples; Wu & He 2018, Group Normalization')
+def batch_too_small(f: Facts, limit: float) -> Found:
+    names, sizes = f.setup.get('batch_norms'), f.data.get('sizes')
+    if not names or not sizes: return None
+    n = median_of(sizes)
+    return [dict(where=names[0], value=n, since=0, certain='likely',
+                 says=f"{len(names)} batch norm(s) compute statistics of {n:.0f} samples.",
+                 do="Use larger batches, or GroupNorm.")] if n < limit else []

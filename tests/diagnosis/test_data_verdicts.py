@@ -1,0 +1,86 @@
+"Each rule about data finds its fault in a small network, and is silent about the healthy twin."
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from miniai import DataLoaders
+from miniai.diagnosis.verdict import Facts, judge
+from wards import blobs, check_up, in_batches, loaders, names, net, verdict
+
+X, Y = blobs()
+
+
+def test_labels_beyond_the_outputs_are_named_though_the_fit_fails():
+    found = verdict(check_up(dls=loaders(y=Y + 1), raises=IndexError), 'labels out of range')
+    assert found.says == 'Labels go from 1 to 4, but the model has 4 outputs, for 0 to 3.'
+    assert found.certain == 'sure'
+
+
+def test_ignored_labels_are_in_range():
+    assert 'labels out of range' not in names(check_up(dls=loaders(y=Y.where(torch.arange(len(Y)) % 7 > 0, -100))))
+
+
+def test_unscaled_inputs_are_not_normalised_unless_the_model_does_it():
+    far = loaders(100*X + 300)
+    assert 'inputs not normalised' in names(check_up(dls=far, raises=RuntimeError))
+    assert 'inputs not normalised' not in names(check_up(nn.Sequential(nn.BatchNorm1d(12), *net()), far))
+
+
+def test_the_same_input_again_and_again_is_constant():
+    assert 'constant inputs' in names(check_up(dls=loaders(X[:1].repeat(len(X), 1))))
+
+
+def test_rows_that_come_many_times_in_a_pass_are_repeated():
+    assert 'repeated inputs' in names(check_up(dls=loaders(X[:40].repeat(8, 1), Y[:40].repeat(8))))
+    assert 'repeated inputs' not in names(check_up())
+
+
+def test_validation_samples_in_training_are_found_also_when_only_some_are():
+    shared = [(X[:32], Y[:32]), *in_batches(*blobs(96, seed=5))]
+    found = verdict(check_up(dls=loaders(X/2, valid=shared)), 'validation data in training')
+    assert found.value == pytest.approx(0.25, abs=0.05)
+    assert 'validation data in training' not in names(check_up())
+
+
+def test_a_class_that_is_most_of_the_data_is_unbalanced():
+    keep = (Y > 0) | (torch.arange(len(Y)) % 16 == 0)
+    n = keep.sum()//32*32
+    sick = check_up(dls=loaders(X[keep][:n]/2, Y[keep][:n]))
+    assert 'Class 0 is' not in verdict(sick, 'unbalanced labels').says
+    assert 'unbalanced labels' not in names(check_up())
+
+
+def test_labels_in_another_order_than_inputs_are_shuffled():
+    order = torch.randperm(len(Y), generator=torch.Generator().manual_seed(1))
+    health = check_up(dls=loaders(y=Y[order]), epochs=4)
+    assert 'shuffled labels' in names(health)
+
+
+def test_a_validation_loss_that_rises_while_training_memorises_is_overfitting():
+    g = torch.Generator().manual_seed(1)
+    noisy = torch.where(torch.rand(64, generator=g) < 0.4, torch.randint(0, 4, (64,), generator=g), Y[:64])
+    dls = DataLoaders([(X[:64]/2, noisy)], [(x/2, y) for x, y in in_batches(*blobs(128, seed=2), 64)])
+    assert 'overfitting' in names(check_up(net(width=64), dls, epochs=150, lr=0.01))
+
+
+def test_a_model_that_stands_still_below_its_nearest_neighbours_underfits():
+    narrow = nn.Sequential(nn.Linear(12, 1), nn.Sigmoid(), nn.Linear(1, 4))
+    narrow[0].requires_grad_(False)[0] if False else None
+    assert 'underfitting' in names(check_up(narrow, epochs=40, lr=0.03))
+
+
+def test_a_loader_that_takes_most_of_the_time_is_slow():
+    class Slow(list):
+        def __iter__(self):
+            for b in super().__iter__():
+                time.sleep(0.02)
+                yield b
+    dls = loaders()
+    assert 'slow data loading' in names(check_up(dls=DataLoaders(Slow(dls.train), dls.valid), epochs=2))
+    assert 'slow data loading' not in names(check_up(epochs=2))
+
+
+def test_rules_without_facts_do_not_judge():
+    assert judge(Facts()) == ([], [])

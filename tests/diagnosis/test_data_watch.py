@@ -1,0 +1,61 @@
+"What HealthCB sees of batches: codes of rows, ranges, tasks and nearest neighbours."
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from miniai.diagnosis.data_watch import DataWatch, find_task, neighbours
+
+
+def state(batch, preds=None, loss=None, training=True, epoch=0, n=4):
+    return SimpleNamespace(batch=batch, preds=preds, loss=loss, cbs=[], epoch=epoch, dl=[None]*n,
+                           model=SimpleNamespace(training=training))
+
+
+def test_equal_rows_are_counted_in_training_and_found_in_validation():
+    x, watch = torch.randn(10, 300), DataWatch()
+    watch.look_at_rows(state((torch.cat([x, x[:3]]), None)))
+    watch.look_at_rows(state((torch.cat([x[5:], torch.randn(5, 300)]), None), training=False))
+    found = watch.summary()
+    assert found['repeats'] == dict(pairs=3, seen=13)
+    assert found['overlap'] == dict(shared=5, train=10, valid=10)
+    assert found['rows'] == 4*13
+
+
+@pytest.mark.parametrize('kind', [torch.uint8, torch.int64, torch.float16, torch.float64])
+def test_rows_of_any_type_have_codes(kind):
+    watch, x = DataWatch(), torch.arange(40).reshape(5, 8).to(kind)
+    watch.look_at_rows(state((x.repeat(2, 1),)))
+    assert watch.summary()['repeats'] == dict(pairs=5, seen=10)
+
+
+def test_the_task_is_what_the_loss_equals():
+    p, y, t = torch.randn(8, 3), torch.randint(0, 3, (8,)), torch.rand(8, 3)
+    assert find_task(state((p, y), p, F.cross_entropy(p, y))) == dict(task='classes', outputs=3)
+    assert find_task(state((p, t), p, F.mse_loss(p, t))) == dict(task='numbers', outputs=3)
+    assert find_task(state((p, t), p, F.binary_cross_entropy_with_logits(p, t))) == dict(task='labels', outputs=3)
+    assert find_task(state((p, t), p, F.l1_loss(p, t))) == {}
+    assert find_task(state((p, y), p, 100*F.cross_entropy(p, y))) == {}
+    assert find_task(state(dict(x=p), p, p.sum())) == {}
+
+
+def test_the_baseline_is_the_entropy_of_the_labels_or_the_variance_of_the_targets():
+    p, y = torch.zeros(8, 2), torch.tensor([0]*6 + [1]*2)
+    watch = DataWatch()
+    watch.look_at_batch(state((p, y), p, F.cross_entropy(p, y)))
+    assert watch.summary()['baseline'] == pytest.approx(-0.75*math.log(0.75) - 0.25*math.log(0.25))
+    t, watch = torch.randn(50, 1) + 3, DataWatch()
+    watch.look_at_batch(state((t, t), 0*t, F.mse_loss(0*t, t)))
+    assert watch.summary()['baseline'] == pytest.approx(t.var(correction=0).item(), rel=1e-4)
+
+
+def test_neighbours_are_right_about_clusters_and_wrong_about_shuffled_labels():
+    g = torch.Generator().manual_seed(1)
+    y = torch.arange(200) % 4
+    x = 5*torch.randn(4, 6, generator=g)[y] + torch.randn(200, 6, generator=g)
+    assert neighbours(x, y, 'classes')['score'] > 0.9
+    shuffled = neighbours(x, y[torch.randperm(200, generator=g)], 'classes')
+    assert abs(shuffled['score'] - shuffled['chance']) < 0.12
+    assert neighbours(x, x[:, :1].squeeze(), 'numbers')['score'] > 0.7

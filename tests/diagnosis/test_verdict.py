@@ -1,0 +1,40 @@
+"Verdicts and facts: sorted, counted, and only judged where enough is known."
+from miniai.diagnosis.verdict import NAMES, Facts, judge, last, mean_of, median_of, percent, since_when
+from miniai.diagnosis.verdicts import Verdict
+
+
+def test_verdicts_come_in_order_of_certainty_then_of_severity():
+    x = dict(mean=500., std=1., low=0., high=1., spread=1., rows=9)
+    data = dict(inputs=[x], low=0., high=7., classes=3, sizes=[2])
+    facts = Facts(data=data, setup=dict(batch_norms=['1'], left_out=['w']), losses=[1.])
+    verdicts, checked = judge(facts)
+    assert [(v.certain, v.name) for v in verdicts] == [
+        ('sure', 'labels out of range'), ('sure', 'parameter in no group'),
+        ('likely', 'batch too small for batch norm'), ('likely', 'inputs not normalised')]
+    assert set(checked) == {v.name for v in verdicts} | {'non-finite values', 'constant inputs'}
+    assert all(isinstance(v, Verdict) for v in verdicts)
+
+
+def test_there_are_26_rules_with_names():
+    assert len(set(NAMES)) == len(NAMES) == 26
+
+
+def test_what_was_not_measured_or_is_not_finite_does_not_count():
+    values = [1., None, float('inf'), 3., float('nan')]
+    assert (mean_of(values), median_of(values), last(values, 1)) == (2., 2., [3.])
+    assert mean_of([None]) is median_of([]) is None
+
+
+def test_since_when_is_the_first_of_the_last_batches_for_which_it_holds():
+    facts = Facts(batches=[0, 5, 10, 15])
+    assert since_when(facts, [1., 0., 1., 1.], bool) == 10
+    assert since_when(facts, [1., None, None, 1.], bool) == 0
+    assert since_when(facts, [1., 1., 1., 0.], bool) is None
+
+
+def test_windows_are_means_over_shares_of_the_batches():
+    facts = Facts(losses=[4., 3., 2., 1.])
+    assert (facts.window(0, 0.5), facts.window(0.75, 1), Facts().window(0, 1)) == (3.5, 1., None)
+
+
+def test_percent(): assert [percent(x) for x in (0.93, 0.004, 1.)] == ['93 %', '0.4 %', '100 %']

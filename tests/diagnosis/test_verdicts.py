@@ -1,0 +1,184 @@
+"Each rule about training finds its fault in a small network, and is silent about the healthy twin."
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai import SGD, Adam, AdamW, BatchSchedCB, Callback, TrainLearner
+from miniai.diagnosis.verdict import Facts
+from miniai.diagnosis.verdicts import NAMES, Verdict, judge
+from wards import N, blobs, check_up, in_batches, loaders, names, net, verdict
+
+
+@pytest.fixture(scope='module')
+def healthy():
+    twins = dict(relu=net(), norm=net(norm=nn.BatchNorm1d), tanh=net(nn.Tanh), deep=net(depth=4))
+    return {nm: check_up(model, epochs=12) for nm, model in twins.items()}
+
+
+def test_healthy_networks_get_no_verdict_and_most_rules_could_judge(healthy):
+    assert {nm: names(h) for nm, h in healthy.items()} == {nm: set() for nm in healthy}
+    assert {nm for h in healthy.values() for nm in h.checked} == set(NAMES)
+
+
+def test_a_layer_whose_units_are_all_0_is_dead(healthy):
+    model = net()
+    nn.init.constant_(model[2].bias, -20.)
+    found = verdict(check_up(model), 'dead layer')
+    assert (found.where, found.value, found.since, found.certain) == ('3', 1., 0, 'sure')
+    assert found.says == '3: 100 % of the units are 0 for every sample since batch 0.'
+
+
+def test_a_layer_at_the_flat_ends_of_tanh_is_saturated():
+    model = net(nn.Tanh)
+    model[0].weight.data.mul_(100)
+    found = verdict(check_up(model, lr=1e-3), 'saturated layer')
+    assert found.where == '1'
+    assert found.value > 0.8
+
+
+def test_gradients_that_shrink_through_many_sigmoids_vanish():
+    found = verdict(check_up(net(nn.Sigmoid, depth=8)), 'vanishing gradients')
+    assert found.where == '1'
+    assert found.value < 1e-3
+
+
+def test_gradients_that_grow_through_layers_explode():
+    model = net(depth=6)
+    for m in model: isinstance(m, nn.Linear) and nn.init.normal_(m.weight, std=3.)
+    assert 'exploding gradients' in names(check_up(model, lr=1e-5))
+
+
+def test_a_first_loss_far_above_that_of_knowing_nothing_is_wrong():
+    model = net()
+    model[-1].weight.data.mul_(50)
+    found = verdict(check_up(model), 'wrong initial loss')
+    assert found.value == pytest.approx(F.cross_entropy(model_at_start(50)(blobs()[0][:32]/2), blobs()[1][:32]).item())
+    assert 'ln 4 = 1.39' in found.says
+
+
+def model_at_start(factor):
+    model = net()
+    model[-1].weight.data.mul_(factor)
+    return model
+
+
+def test_targets_far_from_0_are_a_wrong_initial_loss_of_a_regression():
+    x, _ = blobs()
+    y = x[:, :1]
+    far, near = (check_up(net(outputs=1), loaders(x, y + d, valid=[(x, y + d)]), F.mse_loss) for d in (20, 0))
+    assert 'wrong initial loss' in names(far)
+    assert not names(near)
+
+
+def test_a_network_that_never_beats_a_constant_is_stuck_at_chance():
+    model = nn.Sequential(net(), Zeros())
+    assert 'stuck at chance' in names(check_up(model, epochs=12))
+
+
+class Zeros(nn.Module):
+    def forward(self, x): return 0*x
+
+
+@pytest.mark.parametrize(('opt_func', 'lr'), [(SGD, 300.), (Adam, 10.)])
+def test_a_rate_that_makes_the_loss_rise_is_too_high(opt_func, lr):
+    assert 'rate too high' in names(check_up(lr=lr, opt_func=opt_func, raises=RuntimeError))
+
+
+@pytest.mark.parametrize(('opt_func', 'lr'), [(SGD, 1e-4), (Adam, 1e-6)])
+def test_a_rate_that_barely_moves_weights_is_too_low(opt_func, lr):
+    found = verdict(check_up(lr=lr, opt_func=opt_func), 'rate too low')
+    assert found.value < 1e-4
+
+
+def test_the_end_of_a_schedule_is_not_a_rate_too_low():
+    cosine = BatchSchedCB(lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 60))
+    assert not names(check_up(cbs=[cosine]))
+
+
+def test_gradients_clipped_in_each_step_are_reported_for_both_ways_to_clip():
+    class ClipCB(Callback):
+        def after_backward(self, learn): nn.utils.clip_grad_norm_(learn.model.parameters(), 1e-3)
+    own = check_up(opt_func=lambda params, lr: Adam(params, lr, clip_norm=1e-3))
+    assert 'clipping always' in names(own) & names(check_up(cbs=[ClipCB()]))
+    assert 'clipping always' not in names(check_up(opt_func=lambda params, lr: Adam(params, lr, clip_norm=100.)))
+
+
+def test_a_parameter_that_forward_does_not_use_or_whose_rate_is_0_never_moves():
+    unused = net()
+    unused.extra = nn.Linear(2, 2)
+    unused.forward = lambda x: nn.Sequential.forward(nn.Sequential(*list(unused)[:-1]), x)
+    assert verdict(check_up(unused), 'parameter never moves').where == 'extra.weight'
+    def groups(params, lr):
+        first, *rest = params
+        return Adam([dict(params=[first], lr=0.), dict(params=rest)], lr)
+    assert verdict(check_up(opt_func=groups), 'parameter never moves').where == '0.weight'
+
+
+def test_a_frozen_parameter_may_stay_as_it_is():
+    model = net()
+    model[0].requires_grad_(False)
+    assert not names(check_up(model))
+
+
+def test_a_parameter_that_the_optimizer_lacks_is_in_no_group():
+    found = verdict(check_up(opt_func=lambda params, lr: Adam(list(params)[:-2], lr)), 'parameter in no group')
+    assert (found.where, found.value) == ('4.weight', 2.)
+    assert 'parameter never moves' not in names(check_up(opt_func=lambda params, lr: Adam(list(params)[:-2], lr)))
+
+
+def test_parameters_of_a_second_optimizer_are_in_a_group():
+    class Two(TrainLearner):
+        def step(self):
+            self.opt.step()
+            self.second.step()
+    model = net()
+    def opt_func(params, lr): return Adam(list(params)[:-2], lr)
+    health = check_up(model, opt_func=opt_func, cls=type('L', (Two,), dict(second=None)), cbs=[Second(model)])
+    assert not names(health)
+
+
+class Second:
+    def __init__(self, model): self.model = model
+    def before_fit(self, learn): learn.second = Adam([*self.model[-1].parameters()], 0.01)
+
+
+def test_strong_decay_of_norms_is_reported_and_the_default_is_not():
+    sick, well = (check_up(net(norm=nn.BatchNorm1d), opt_func=lambda params, lr, wd=wd: AdamW(params, lr, wd=wd))
+                  for wd in (1., 0.01))
+    assert 'decay on norms' in names(sick)
+    assert 'decay on norms' in well.checked
+    assert not names(well)
+
+
+def test_running_statistics_that_lag_are_a_difference_between_modes():
+    model = net(norm=nn.BatchNorm1d)
+    model[0].weight.data.mul_(30)
+    for m in model: m.momentum = 1e-4
+    assert verdict(check_up(model), 'batch norm differs between modes').where == '1'
+
+
+def test_batches_of_4_are_too_small_for_batch_norm_and_fine_without():
+    small = loaders(bs=4)
+    assert 'batch too small for batch norm' in names(check_up(net(norm=nn.BatchNorm1d), small, epochs=1))
+    assert 'batch too small for batch norm' not in names(check_up(net(), small, epochs=1))
+
+
+def test_values_that_are_not_finite_are_traced_to_the_module_where_they_began():
+    class Root(nn.Module):
+        def forward(self, x): return (x - 1).sqrt()
+    model = nn.Sequential(nn.Linear(12, 8), Root(), nn.Linear(8, 4))
+    found = check_up(model, raises=RuntimeError).verdicts[0]
+    assert (found.name, found.where, found.since) == ('non-finite values', '1', 0)
+
+
+def test_warm_up_is_judged_by_a_peak_of_the_loss_at_full_rate():
+    run = dict(lr=[1., 1.], update=[0.1, 0.1])
+    def facts(peak): return Facts(losses=[2., *[peak]*5, *[1.]*194], run=run, batches=[0, 1], done=1.)
+    assert 'warm-up too short' in {v.name for v in judge(facts(9.))[0]}
+    assert 'warm-up too short' not in {v.name for v in judge(facts(2.1))[0]}
+
+
+def test_a_verdict_has_the_fields_that_reports_read():
+    assert Verdict._fields == ('name', 'where', 'value', 'threshold', 'since', 'says', 'do', 'certain', 'source')
+    assert len(in_batches(*blobs())) == N//32
