@@ -24,7 +24,7 @@ class Shown:
 class EvaluationPoint:
     """The part of a RuleOptimizer that shows the evaluation point in the parameters, and puts the training point back.
     The evaluation point is the average that `ema` or `tail` keeps, or what `@evaluated` of the rule computes."""
-    shown: Shown
+    _shown: Shown
 
     @property
     def has_averages(self) -> bool:
@@ -39,7 +39,7 @@ class EvaluationPoint:
     @property
     def shows_averages(self) -> bool:
         "Whether the parameters are the evaluation point now."
-        return self.shown.weights is not None
+        return self._shown.weights is not None
 
     def eval(self, model: nn.Module | None = None) -> None:
         """Put the evaluation point, if there is one, into the parameters, those of `model`. ValueError without `model`
@@ -78,43 +78,43 @@ class EvaluationPoint:
         states = {s: state[rule.state_name(s)] for s in rule.spec.state_names}
         states = {s: numbers(x, p) if isinstance(x, Tensor) else x for s, x in states.items()}
         values = hypers_of(group, rule.spec.places) | states
-        values['p'] = wide((self.shown.weights or {}).get(p, p).detach())
+        values['p'] = wide((self._shown.weights or {}).get(p, p).detach())
         return by_names(rule.spec.evaluated, values)
 
     @torch.no_grad()
     def swap_averages(self, model: nn.Module | None = None) -> None:
         "Replace parameters, those of `model`, by the evaluation point; called again, put them back."
-        new, self.shown.weights = self.shown.weights, None
+        new, self._shown.weights = self._shown.weights, None
         if new is None:
             new = self.averages()
-            self.shown.weights = {p: p.detach().clone() for p in new}
+            self._shown.weights = {p: p.detach().clone() for p in new}
         for p, x in new.items(): p.copy_(x)
         if model is not None: reshard(model)
 
     def keep_averages(self, model: nn.Module | None = None) -> None:
         "Replace parameters, those of `model`, by the evaluation point for good."
-        if self.shown.weights is None: self.swap_averages(model)
-        self.shown.weights = None
+        if self._shown.weights is None: self.swap_averages(model)
+        self._shown.weights = None
 
     def weights_replaced(self, learn: Any) -> None:
         "Called when other weights are put into the model: if the rule has a point of its own, it starts from them."
         if not self.rule_averages: return
-        self.shown.weights = None
+        self._shown.weights = None
         self.state.clear()
 
     def with_training_point(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         "A state_dict of this optimizer with the training point in it if the evaluation point is shown."
-        if not self.shown.weights: return state_dict
+        if not self._shown.weights: return state_dict
         if self.zero is not None: raise RuntimeError(
             "the parameters are at the evaluation point: call train() of the optimizer in ZeroRedundancyOptimizer "
             "before you save its state")
         params, places = ([x for g in groups for x in g['params']]
                           for groups in (self.param_groups, state_dict['param_groups']))
-        shown = {i: dict(training_point=self.shown.weights[p]) for p, i in zip(params, places, strict=True)
-                 if p in self.shown.weights}
+        shown = {i: dict(training_point=self._shown.weights[p]) for p, i in zip(params, places, strict=True)
+                 if p in self._shown.weights}
         return state_dict | dict(state={i: s | shown.get(i, {}) for i, s in state_dict['state'].items()})
 
     def restore_training_point(self) -> None:
         "Take the training point out of a state that was just loaded."
         points = {p: s.pop('training_point') for p, s in self.state.items() if 'training_point' in s}
-        self.shown.weights = points or None
+        self._shown.weights = points or None

@@ -24,7 +24,7 @@ __all__ = ['RuleOptimizer', 'optimizer', 'class_of', 'inner_optimizer']
 
 _CLASSES = {}  # the optimizer class of each rule
 _KEPT = ('clip_norm', 'clip_value', 'skip_nonfinite', 'skipped', 'ema', 'tail', 'rounding', 'seed', 'state_dtype',
-         'stages', 'shown')
+         'stages', '_shown')
 
 
 class _RuleClass(type):
@@ -77,7 +77,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
                             f"or call optimizer(rule)")
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        given, self.zero, self.shown, self.skipped, self._plan = bound.arguments, zero_around(), Shown(), 0, None
+        given, self.zero, self._shown, self.skipped, self._plan = bound.arguments, zero_around(), Shown(), 0, None
         self._set_options({k: given.pop(k) for k in OPTIONS})
         params = given.pop('params')
         if self.spec.others or isinstance(params, nn.Module): params = self._grouped(params)
@@ -207,7 +207,7 @@ class RuleOptimizer(EvaluationPoint, torch.optim.Optimizer, metaclass=_RuleClass
         "Like torch's. The state may come from torch's own class: hyperparameters missing in it get our defaults."
         defaults = dict(getattr(self, 'defaults', {}))
         super().__setstate__(state)
-        for k, x in dict(skipped=0, zero=None, tail=None, shown=Shown()).items(): self.__dict__.setdefault(k, x)
+        for k, x in dict(skipped=0, zero=None, tail=None, _shown=Shown()).items(): self.__dict__.setdefault(k, x)
         self._plan = None
         self.defaults = state.get('defaults', defaults)
         self.defaults.pop('differentiable', None)
