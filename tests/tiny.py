@@ -8,8 +8,10 @@ from PIL import Image
 from miniai.data import fashion_mnist
 
 NAMES = ['train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte']
-RUN_FILES = ['activations.png', 'checkpoints', 'config.toml', 'curves.png', 'environment.json', 'health.json',
-             'metrics.jsonl', 'model.safetensors']
+RUN_FILES = ['activations.png', 'batches.json', 'checkpoints', 'config.toml', 'curves.png', 'data.json',
+             'environment.json', 'health.json', 'metrics.jsonl', 'model.json', 'model.safetensors', 'report.html',
+             'results.json', 'status.json']
+AFTER_EPOCH = ('metrics.jsonl', 'results.json')  # which a run has that finished one
 
 
 def write_tiny(folder, n=600, m=200):

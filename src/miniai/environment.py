@@ -1,17 +1,20 @@
 "The machine and the process: package versions, available memory, and freeing memory."
 import gc
 import os
+import platform
 import sys
 import traceback
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ['version_of', 'n_cpus', 'available_memory', 'clean_mem', 'clean_tb', 'clean_ipython_hist']
+__all__ = ['version_of', 'machine_facts', 'n_cpus', 'available_memory', 'clean_mem', 'clean_tb', 'clean_ipython_hist']
 
+_PACKAGES = 'miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm'
 _MEMINFO, _CGROUP = Path('/proc/meminfo'), Path('/sys/fs/cgroup')
 
 
@@ -20,6 +23,14 @@ def version_of(package: str) -> str | None:
     "The installed version of `package` (a distribution's name), read once; None if it is not installed."
     try: return version(package)
     except PackageNotFoundError: return None
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    "What a run depends on beside its options: versions, the machine and its number of threads, as plain values."
+    return dict(python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
+                cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device,
+                gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
+                versions={package: version_of(package) for package in _PACKAGES})
 
 
 def n_cpus() -> int:

@@ -48,6 +48,7 @@ from miniai.inference.evaluate import evaluate
 from miniai.inference.export import export
 from miniai.inference.model_file import load_best, save_model
 from miniai.inference.predictor import predictor
+from miniai.inference.report import report
 from miniai.inference.results import results
 from miniai.metrics.batch import checked
 from miniai.metrics.metrics import MetricsCB
@@ -215,6 +216,7 @@ class Learner:
     lr_find, summary, show_image_batch, capture_preds, tta = lr_find, summary, show_image_batch, capture_preds, tta
     explain = explain
     evaluate, predictor, results, save_model, export = evaluate, predictor, results, save_model, export
+    report = report
     freeze, unfreeze, fit_one_cycle, load_best = freeze, unfreeze, fit_one_cycle, load_best
 
 

@@ -13,6 +13,8 @@ from miniai.models.layers import GeneralRelu
 from small import learner
 from tiny import colours, files
 
+RECORDS = 'batches.json', 'data.json', 'health.json', 'metrics.jsonl', 'model.json', 'results.json'
+
 
 @pytest.fixture
 def folder(tmp_path): return RunFolder(str(tmp_path/'run'), 'train')
@@ -44,8 +46,7 @@ def test_curves_activations_and_profile_are_saved_and_the_profile_is_printed(fol
     capsys.readouterr()
     recording.save(learn)
     pictures = ['activations.png', 'curves.png', 'profile.png']
-    assert files(folder.path) == sorted([*pictures, 'health.json', 'metrics.jsonl', 'model.safetensors',
-                                         'profile.json'])
+    assert files(folder.path) == sorted([*pictures, *RECORDS, 'model.safetensors', 'profile.json'])
     assert all(colours(folder.path/name) > 10 for name in pictures)
     assert 'train: 4 batches, ' in capsys.readouterr().out
 
@@ -53,7 +54,7 @@ def test_curves_activations_and_profile_are_saved_and_the_profile_is_printed(fol
 def test_without_statistics_there_is_no_picture_of_activations(folder):
     recording, learn = recorded(folder, stats=False)
     recording.save(learn)
-    assert files(folder.path) == ['curves.png', 'health.json', 'metrics.jsonl', 'model.safetensors']
+    assert files(folder.path) == sorted(['curves.png', 'model.safetensors', *RECORDS])
 
 
 def test_health_is_written_with_verdicts_and_records_unless_it_is_off(folder, tmp_path):
@@ -64,7 +65,7 @@ def test_health_is_written_with_verdicts_and_records_unless_it_is_off(folder, tm
     assert found['records']['batches'] == [0, 1, 2, 3]
     off = RunFolder(str(tmp_path/'off'), 'train')
     recorded(off, health=False)
-    assert files(off.path) == ['metrics.jsonl']
+    assert files(off.path) == sorted({*RECORDS} - {'health.json'})
 
 
 def test_the_activations_of_every_batch_are_drawn_under_the_name_of_their_module(folder, monkeypatch):

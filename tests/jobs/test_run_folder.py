@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from torch import nn
 
+from miniai import environment
 from miniai.jobs import run_folder
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from tiny import colours, files
@@ -162,7 +163,7 @@ def test_a_gpu_is_named(folder, monkeypatch):
 
 
 def test_a_package_that_is_not_installed_has_no_version(folder, monkeypatch):
-    monkeypatch.setattr(run_folder, 'PACKAGES', ('no-such-package',))
+    monkeypatch.setattr(environment, '_PACKAGES', ('no-such-package',))
     folder.write_environment('cpu')
     assert json.loads((folder.path/'environment.json').read_text())['versions'] == {'no-such-package': None}
 

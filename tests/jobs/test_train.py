@@ -16,7 +16,7 @@ from miniai.jobs.registry import OPTIMIZERS, SCHEDULES
 from miniai.jobs.train import train
 from miniai.learner import NonFiniteLossError
 from miniai.resume.restore import ResumeError
-from tiny import RUN_FILES, colours, files, history, write_tiny
+from tiny import AFTER_EPOCH, RUN_FILES, colours, files, history, write_tiny
 
 
 @pytest.fixture(scope='module')
@@ -153,18 +153,19 @@ def test_ctrl_c_in_the_second_epoch_saves_everything_so_far(config, tmp_path, mo
 def test_ctrl_c_in_the_first_epoch_saves_model_and_pictures(config, tmp_path, monkeypatch):
     stopping_at(monkeypatch, 2, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt): train(config)
-    assert files(tmp_path/'run') == [f for f in RUN_FILES if f != 'metrics.jsonl']
+    assert files(tmp_path/'run') == [f for f in RUN_FILES if f not in AFTER_EPOCH]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_everything_so_far(config, tmp_path):
     with pytest.raises(NonFiniteLossError, match='epoch 0, batch'): train(replace(config, lr=1e30, optimizer='sgd'))
-    assert files(tmp_path/'run') == [f for f in RUN_FILES if f != 'metrics.jsonl']
+    assert files(tmp_path/'run') == [f for f in RUN_FILES if f not in AFTER_EPOCH]
 
 
 def test_an_error_before_the_first_batch_saves_the_model_and_no_pictures(config, tmp_path, monkeypatch):
     monkeypatch.setattr(job, 'build_schedule', lambda config, steps: lambda opt: 1/0)
     with pytest.raises(ZeroDivisionError): train(config)
-    assert files(tmp_path/'run') == ['config.toml', 'environment.json', 'model.safetensors']
+    assert files(tmp_path/'run') == ['config.toml', 'environment.json', 'model.safetensors', 'report.html',
+                                     'status.json']
 
 
 def test_a_run_is_never_overwritten(done, data):

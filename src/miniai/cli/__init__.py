@@ -24,6 +24,7 @@ from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig, gathe
 from miniai.jobs.config import ConfigError, FolderConfig, JobConfig, LRFindConfig, ProveConfig, TrainConfig
 from miniai.jobs.lr_find import lr_find_job
 from miniai.jobs.prove import prove_resume
+from miniai.jobs.report import ReportConfig, report_runs
 from miniai.jobs.script import ScriptConfig, write_script
 from miniai.jobs.train import train
 from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig, evaluate_run, export_run, predict_run
@@ -34,8 +35,9 @@ __all__ = ['main']
 
 JOBS = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume, VerifyConfig: verify_files,
         ShowConfig: show_file, GatherConfig: gather_model, EvaluateConfig: evaluate_run, PredictConfig: predict_run,
-        ExportConfig: export_run, ScriptConfig: write_script}
-USES = (EvaluateConfig, PredictConfig, ExportConfig, ScriptConfig)  # their ValueErrors are about what the user gave
+        ExportConfig: export_run, ScriptConfig: write_script, ReportConfig: report_runs}
+# Their ValueErrors are about what the user gave:
+USES = (EvaluateConfig, PredictConfig, ExportConfig, ScriptConfig, ReportConfig)
 FAILURES = (NonFiniteLossError, DataError, PictureError, TableError, ResumeError, CheckpointError, FolderInUseError,
             ProofError, ExportError, ModelFileError, OSError, ImportError)
 

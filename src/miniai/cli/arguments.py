@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig
 from miniai.jobs.config import JOBS, ConfigError, JobConfig, TrainConfig, check_text, suggestion
+from miniai.jobs.report import ReportConfig
 from miniai.jobs.script import ScriptConfig
 from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig
 
@@ -32,7 +33,7 @@ def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
     if os.environ.get('NO_COLOR'): tyro._experimental_options['ansi_codes'] = False
     defaults, given = {name: cls() for name, cls in JOBS.items()}, frozenset()
     command, *rest = args or ['--help']
-    if not command.startswith('-'): _check_word('command', command, [*JOBS, *USES, 'checkpoint'])
+    if not command.startswith('-'): _check_word('command', command, [*JOBS, *USES, 'report', 'checkpoint'])
     if command == 'checkpoint' and rest and not rest[0].startswith('-'):
         _check_word('checkpoint command', rest[0], CHECKPOINT_COMMANDS)
     if command in JOBS:
@@ -113,4 +114,15 @@ def _commands(defaults: dict[str, JobConfig]) -> Any:
     evaluate, predict, export, script = (Annotated[cls, tyro.conf.subcommand(name)] for name, cls in USES.items())
     checkpoint = Annotated[verify | show | gather, tyro.conf.subcommand('checkpoint', description=(
         'Verify checkpoints, show what is in one, or gather a sharded one.'))]
-    return train | lr_find | prove | evaluate | predict | export | script | checkpoint
+    report = _report_command()
+    return train | lr_find | prove | evaluate | predict | export | script | report | checkpoint
+
+
+def _report_command() -> Any:
+    import tyro
+    folders = tyro.conf.arg(metavar='[RUN ...]', help='The folders of runs. Default: the latest run.')
+    file = tyro.conf.arg(help='The file to write. Default: report.html in the run folder, of several runs in this one.')
+    def report_config(runs: tyro.conf.Positional[Annotated[tuple[Path, ...], folders]] = (),
+                      out: Annotated[str, file] = '') -> ReportConfig: return ReportConfig(runs, out)
+    return Annotated[ReportConfig, tyro.conf.subcommand('report', description=ReportConfig.__doc__,
+                                                        constructor=report_config)]

@@ -10,7 +10,8 @@ from miniai.data.recipe import Recipe
 from miniai.inference.predictor import class_names, meaning, outputs_of
 from miniai.show.plots import show_images
 
-__all__ = ['ClassResults', 'KeptPictures', 'NumberResults', 'results']
+__all__ = ['ClassResults', 'KeptPictures', 'NumberResults', 'as_pictures', 'compared', 'confusion_of',
+           'figures_of_classes', 'results']
 
 
 class KeptPictures:
@@ -38,16 +39,11 @@ class ClassResults:
     @property
     def confusion(self) -> Tensor:
         "How often class i, the row, was taken for class j, the column: (classes, classes)."
-        k = len(self.classes)
-        return torch.bincount(self.targets*k + self.predicted, minlength=k*k).reshape(k, k)
+        return confusion_of(self.targets, self.predicted, len(self.classes))
 
     def per_class(self) -> list[dict[str, Any]]:
         "For each class: its number of samples, precision, recall and F1; NaN without samples or predictions."
-        c = self.confusion.double()
-        right, true, said = c.diagonal(), c.sum(1), c.sum(0)
-        columns = zip(self.classes, true.long().tolist(), (right/said).tolist(), (right/true).tolist(),
-                      (2*right/(true + said)).tolist(), strict=True)
-        return [dict(zip(('class', 'samples', 'precision', 'recall', 'f1'), row, strict=True)) for row in columns]
+        return figures_of_classes(self.confusion, self.classes)
 
     def mistakes(self, n: int = 9) -> list[dict[str, Any]]:
         "Up to `n` wrong predictions, the most confident first: index, true and predicted class, probability."
@@ -168,8 +164,22 @@ def compared(preds: Tensor, targets: Tensor, kind: str, recipe: Recipe | None,
     if kind == 'labels': values = torch.stack([1 - values, values], 1)
     if targets.shape == values.shape: targets = targets.argmax(1)  # probabilities of classes
     if targets.ndim != 1: raise _several(values, targets)
-    inputs = _as_pictures(inputs, recipe)
+    inputs = as_pictures(inputs, recipe)
     return ClassResults(values, targets.long(), class_names(recipe, values.shape[1]), inputs)
+
+
+def confusion_of(targets: Tensor, predicted: Tensor, k: int) -> Tensor:
+    "How often class i was taken for class j: (k, k)."
+    return torch.bincount(targets*k + predicted, minlength=k*k).reshape(k, k)
+
+
+def figures_of_classes(confusion: Tensor, classes: list[str]) -> list[dict[str, Any]]:
+    "For each class: its number of samples, precision, recall and F1; NaN without samples or predictions."
+    c = confusion.double()
+    right, true, said = c.diagonal(), c.sum(1), c.sum(0)
+    columns = zip(classes, true.long().tolist(), (right/said).tolist(), (right/true).tolist(),
+                  (2*right/(true + said)).tolist(), strict=True)
+    return [dict(zip(('class', 'samples', 'precision', 'recall', 'f1'), row, strict=True)) for row in columns]
 
 
 def _several(values: Tensor, targets: Any) -> ValueError:
@@ -179,7 +189,7 @@ def _several(values: Tensor, targets: Any) -> ValueError:
                       f"learn.capture_preds()")
 
 
-def _as_pictures(inputs: Any, recipe: Recipe | None) -> Any:
+def as_pictures(inputs: Any, recipe: Recipe | None) -> Any:
     "Pixels that were normalised, as they were: from 0 to 1."
     if isinstance(inputs, KeptPictures): return inputs
     pixels = inputs is not None and recipe is not None and recipe.dtypes == ['uint8']

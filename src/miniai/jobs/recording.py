@@ -8,6 +8,8 @@ from miniai.diagnosis.health import HealthCB
 from miniai.diagnosis.profile import ProfileCB
 from miniai.events import Callback
 from miniai.inference.model_file import MODEL_FILE
+from miniai.inference.validated import ValidatedCB
+from miniai.jobs.records import RecordsCB
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from miniai.learner import ProgressCB
 from miniai.models.layers import GeneralRelu
@@ -19,16 +21,17 @@ __all__ = ['Recording', 'has_activations']
 
 
 class Recording:
-    """The callbacks, `cbs`, that record a run: progress, metrics, learning rates, with `stats` activation statistics,
-    with `profile` where the time goes, and with `health` what is wrong."""
+    """The callbacks, `cbs`, that record a run: progress, metrics, learning rates, predictions, with `stats` activation
+    statistics, with `profile` where the time goes, and with `health` what is wrong."""
     def __init__(self, folder: RunFolder, stats: bool = True, profile: bool = False,
                  health: bool = True) -> None:
         self.folder, self.progress, self.rates = folder, ProgressCB(), RecorderCB(lr=lambda cb: rate_of(cb.pg))
         self.stats = ActivationStats(_is_activation) if stats else None
         self.profile = ProfileCB(quiet=True) if profile else None
-        self.health = HealthCB() if health else None
-        cbs = [self.progress, self.stats, self.rates, HistoryFileCB(folder), self.profile, self.health,
-               HealthFileCB(folder, self.health) if health else None]
+        self.health, validated = HealthCB() if health else None, ValidatedCB()
+        self.records = RecordsCB(folder, self.progress, self.rates, validated)
+        cbs = [self.progress, self.stats, self.rates, validated, HistoryFileCB(folder), self.records, self.profile,
+               self.health, HealthFileCB(folder, self.health) if health else None]
         self.cbs = [cb for cb in cbs if cb is not None]
 
     def save(self, learn: Any) -> None:
@@ -36,6 +39,7 @@ class Recording:
         must call it, and the first one saves."""
         learn.save_model(self.folder.path/MODEL_FILE)
         if self.progress.losses:
+            self.records.write_batches()
             rates = self.rates.recs['lr']
             figure = curves_figure(learn.history, self.progress.losses, rates, len(learn.dls.train))
             self.folder.picture('curves.png', figure)

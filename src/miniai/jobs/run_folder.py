@@ -1,9 +1,6 @@
 "The folder of a run: made once, never overwritten, every file complete."
 import glob
-import json
-import math
 import os
-import platform
 import re
 import sys
 import time
@@ -12,27 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from miniai.distributed.ranks import is_first, of_first, world
-from miniai.environment import version_of
+from miniai.environment import machine_facts
 from miniai.events import Callback
+from miniai.report.record import as_json
 
 __all__ = ['RunFolder', 'HistoryFileCB', 'as_json', 'samples_of']
 
 TIME_FORMAT, TIME_PATTERN = '%Y-%m-%d_%H%M%S', r'(\d{4}-\d\d-\d\d_\d{6})'
-PACKAGES = ('miniai-torch', 'torch', 'numpy', 'numba', 'safetensors', 'matplotlib', 'tqdm')
-
-
-def as_json(x: Any, **kwargs: Any) -> str:
-    "`x` as JSON, with null for NaN and infinity, which JSON does not have."
-    return json.dumps(_finite(x), allow_nan=False, **kwargs)
-
-
-def _finite(x: Any) -> Any:
-    if isinstance(x, dict): return {k: _finite(v) for k, v in x.items()}
-    if isinstance(x, list): return [_finite(v) for v in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 class RunFolder:
@@ -78,12 +62,7 @@ class RunFolder:
         understood later. If it exists, because this process resumes the run, write `environment-2.json`, or the next
         free number."""
         n = 1 + len(list(self.path.glob('environment*.json')))
-        environment = dict(
-            python=platform.python_version(), platform=platform.platform(), machine=platform.machine(),
-            cpus=os.cpu_count(), threads=torch.get_num_threads(), device=device, processes=world(), data=data,
-            samples=samples, command=sys.argv,
-            gpu=torch.cuda.get_device_name() if device.startswith('cuda') else None,
-            versions={package: version_of(package) for package in PACKAGES})
+        environment = machine_facts(device) | dict(processes=world(), data=data, samples=samples, command=sys.argv)
         self.write(f'environment-{n}.json' if n > 1 else 'environment.json', as_json(environment, indent=1) + '\n')
 
 

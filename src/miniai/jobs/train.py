@@ -19,6 +19,7 @@ from miniai.jobs.config import TrainConfig, TrainingConfig, column_names
 from miniai.jobs.data import build_data
 from miniai.jobs.processes import join, placed
 from miniai.jobs.recording import Recording, has_activations
+from miniai.jobs.records import Status, how_it_ended, write_page
 from miniai.jobs.run_folder import RunFolder, samples_of
 from miniai.jobs.tracking import Tracking
 from miniai.learner import Learner, MetricsCB
@@ -31,11 +32,12 @@ __all__ = ['train', 'build_learner']
 def train(config: TrainConfig) -> Learner:
     """Run the job and return its Learner.
 
-    The run folder gets `config.toml` and `environment.json` before training, `metrics.jsonl` and checkpoints during it,
-    and the model and pictures at its end, also after an error or Ctrl-C. With `resume`, the run in the folder continues
-    with its own options (`TrainConfig.for_resume`); each process that resumes it adds `environment-2.json`, `-3` and so
-    on. A resume that is refused changes no file. Under torchrun the processes train together, and the first one prints
-    and writes; after an error it writes no model, as it would need the others."""
+    The run folder gets `config.toml` and `environment.json` before training, `metrics.jsonl`, other records and
+    checkpoints during it, and model, pictures and report at its end, also after an error or Ctrl-C. With `resume`, the
+    run in the folder continues with its own options (`TrainConfig.for_resume`); each process that resumes it adds
+    `environment-2.json`, `-3` and so on. A resume that is refused changes no file. Under torchrun the
+    processes train together, and the first one prints and writes; after an error it writes no model, as it would need
+    the others."""
     config = _restarted(config)
     old = RunFolder.find(config.out, 'train') if config.resume else None
     if old:
@@ -52,9 +54,10 @@ def train(config: TrainConfig) -> Learner:
         folder.write('config.toml', config.to_toml())
         folder.write_environment(device, getattr(dls.train, 'source', config.data), samples_of(dls))
         if is_first(): kept('run folder', str(folder.path))
+        status.start()
 
     recording = Recording(folder, config.stats and has_activations(model), config.profile, config.health)
-    tracking = Tracking(folder, column_names(config.track), asdict(config))
+    tracking, status = Tracking(folder, column_names(config.track), asdict(config)), Status(folder, config.epochs)
     accepted = AcceptedCB(write_options)
     if not old: accepted.accept()
     cbs = [*recording.cbs, *tracking.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
@@ -69,8 +72,10 @@ def train(config: TrainConfig) -> Learner:
     finally:
         signalled = isinstance(sys.exception(), SystemExit)  # SIGTERM or SIGINT: all processes stop, with a checkpoint
         if accepted.done:
+            status.end(how, how_it_ended())
             if world() == 1 or how == 'finished' or signalled: recording.save(learn)
             tracking.finish()
+            write_page(folder)
             print(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
         if signalled and is_first(): print(f'to continue: {_resuming(config, folder.path)}', file=sys.stderr)
     return learn

@@ -1,1 +1,1 @@
-"Pictures of a finished run."
+"A run as one HTML page, and pictures of it: from what was recorded."

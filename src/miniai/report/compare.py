@@ -1,0 +1,64 @@
+"Several runs side by side: their results, their curves in one picture, and the options in which they differ."
+from collections.abc import Sequence
+from typing import Any
+
+from miniai.report.blocks import Cell, Section, figures, number, shown, table, text, time_of
+from miniai.report.curves import epochs_figure
+from miniai.report.record import STATES, Run
+from miniai.report.story import best, figure, seconds_of, sign
+
+__all__ = ['comparison']
+
+MOST_LINES = 8  # runs in one picture, as many as there are colours
+
+
+def comparison(runs: Sequence[Run]) -> list[Section]:
+    "Sections that compare runs."
+    names = _names(runs)
+    metrics = list(dict.fromkeys(nm for run in runs for nm in run.metrics if best(run, nm)))
+    metrics.sort(key=lambda nm: nm == 'loss')
+    return [Section('compared', 'Side by side', [_results(runs, names, metrics), *_curves(runs, names, metrics)]),
+            Section('differences', 'What differs', [_differences(runs, names)])]
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    "A name for each run; those with the same name get a number."
+    names = [run.name for run in runs]
+    return [nm if names.count(nm) == 1 else f'{nm} ({i})' for i, nm in enumerate(names, 1)]
+
+
+def _results(runs: Sequence[Run], names: list[str], metrics: list[str]) -> Any:
+    tops = {nm: [row[nm] if (row := best(run, nm)) else None for run in runs] for nm in metrics}
+    winners = {nm: (max if sign(nm) > 0 else min)(v for v in vs if v is not None) for nm, vs in tops.items()}
+    rows = []
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        cells = [_marked(figure(nm, tops[nm][i]), tops[nm][i] == winners[nm]) for nm in metrics]
+        done = 1 + max((row['epoch'] for row in run.rows('train')), default=-1)
+        rows.append([name, STATES[run.state], *cells, number(done), time_of(seconds_of(run))])
+    return table('Best values of each run', ['run', 'state', *metrics, 'epochs', 'time in epochs'], rows)
+
+
+def _marked(cell: Cell, wins: bool) -> Cell:
+    return Cell(f'{cell.text} ★', cell.value) if wins and cell.value is not None else cell
+
+
+def _curves(runs: Sequence[Run], names: list[str], metrics: list[str]) -> list[Any]:
+    drawn = []
+    for i, metric in enumerate(metrics):
+        series = []
+        for k, (run, name) in enumerate(zip(runs[:MOST_LINES], names, strict=False), 1):
+            rows = [r for r in run.rows('eval') or run.rows('train') if isinstance(r.get(metric), int | float)]
+            if rows: series.append((f's{k}', name, [r['epoch'] + 1 for r in rows], [r[metric] for r in rows]))
+        drawn.append(epochs_figure(metric, series, f'all-{i}'))
+    blocks = [figures(*drawn)] if any(drawn) else []
+    if len(runs) > MOST_LINES: blocks.append(text(f'The pictures show the first {MOST_LINES} runs.'))
+    return blocks
+
+
+def _differences(runs: Sequence[Run], names: list[str]) -> Any:
+    options = dict.fromkeys(k for run in runs for k in run.config)
+    differ = [k for k in options if any(run.config.get(k) != runs[0].config.get(k) for run in runs)]
+    if not differ: return text('The configurations are equal.' if options else 'No configuration was recorded.')
+    rows = [[k, *(Cell('—') if k not in run.config else Cell('(none)') if run.config[k] == '' else shown(run.config[k])
+                  for run in runs)] for k in differ]
+    return table('Options that differ', ['option', *names], rows)

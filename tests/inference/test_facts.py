@@ -1,0 +1,49 @@
+"Facts about data and model are those that the objects have."
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniai.datasets import DataLoaders
+from miniai.inference.facts import data_facts, device_of, model_facts, name_of
+from miniai.optim import AdamW
+from small import learner, loaders
+
+
+def test_the_data_their_shape_and_the_samples_of_each_class():
+    x, y = torch.zeros(30, 4, 4, dtype=torch.uint8), torch.tensor([0]*18 + [1]*12)
+    dls = DataLoaders.from_arrays(x, y, valid=range(0, 30, 3), bs=5, source='my files')
+    dls.classes = ['a', 'b']
+    assert data_facts(dls) == dict(source='my files', kind=dls.recipe.kind, train=20, valid=10, batch_size=5,
+                                   shape=[4, 4], classes=['a', 'b'], counts=dict(train=[12, 8], valid=[6, 4]))
+
+
+def test_what_is_not_known_of_other_loaders_is_none():
+    found = data_facts(loaders())
+    assert found.pop('classes') == []
+    assert found.pop('counts') == {}
+    assert set(found.values()) == {None}
+
+
+def test_the_model_its_parameters_and_what_trains_it():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].requires_grad_(False)
+    found = model_facts(learner(model=model, opt_func=partial(AdamW, wd=.1), lr=.5))
+    assert found == {
+        'name': 'Sequential', 'class': 'torch.nn.modules.container.Sequential', 'parameters': 83, 'trained': 43,
+        'optimizer': 'AdamW', 'loss': 'cross_entropy', 'lr': .5, 'modules': [
+            dict(name='0', type='Linear', shape=[8, 4], parameters=40),
+            dict(name='1', type='BatchNorm1d', shape=[8], parameters=16),
+            dict(name='3', type='Linear', shape=[3, 8], parameters=27)]}
+
+
+def test_layers_without_a_shape_yet_are_left_out():
+    found = model_facts(learner(model=nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))))
+    assert (found['parameters'], [m['name'] for m in found['modules']]) == (27, ['1'])
+
+
+def test_names_and_devices():
+    assert [name_of(f) for f in (F.mse_loss, nn.MSELoss(), partial(F.mse_loss), None)] == [
+        'mse_loss', 'MSELoss', 'mse_loss', None]
+    assert [device_of(nn.Linear(1, 1)), device_of(nn.ReLU())] == ['cpu', 'cpu']
