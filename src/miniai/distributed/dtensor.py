@@ -19,12 +19,11 @@ def is_dtensor(x: Any) -> bool:
     return module is not None and isinstance(x, module.DTensor)
 
 
-@torch.no_grad()
 def local(x: Tensor) -> Tensor:
     """The part of a DTensor that this process has, sharing its memory; waits for it if it is still being communicated.
     For other tensors `x` itself."""
     if not is_dtensor(x): return x
-    part = x.to_local()
+    with torch.no_grad(): part = x.to_local()
     return part.wait() if hasattr(part, 'wait') else part
 
 
@@ -33,16 +32,16 @@ def placement(x: Tensor) -> tuple | None:
     return (x.device_mesh, tuple(x.placements)) if is_dtensor(x) else None
 
 
-@torch.no_grad()
 def placed_as(x: Tensor, where: tuple | None) -> Tensor:
     "`x` with the parts where `where`, a `placement`, says."
-    return x if placement(x) == where or where is None else x.redistribute(*where)
+    if where is None or placement(x) == where: return x
+    with torch.no_grad(): return x.redistribute(*where)
 
 
-@torch.no_grad()
 def whole(x: Tensor) -> Tensor:
     "All of a DTensor, gathered from its parts; other tensors as they are."
-    return x.full_tensor() if is_dtensor(x) else x
+    if not is_dtensor(x): return x
+    with torch.no_grad(): return x.full_tensor()
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 "The functions that a rule may use: the same name for Python floats, tensors and symbols."
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -52,16 +51,11 @@ def sign(x: Any) -> Any:
 
 def maximum(a: Any, b: Any) -> Any:
     "The larger of two; NaN if either is."
-    if isinstance(a, Tensor) or isinstance(b, Tensor): return _tensors(torch.maximum, a, b)
-    return where(a > b, a, where(b >= a, b, a + b))
+    if isinstance(a, Tensor): return torch.maximum(a, b) if isinstance(b, Tensor) else a.clamp(min=b)
+    return b.clamp(min=a) if isinstance(b, Tensor) else where(a > b, a, where(b >= a, b, a + b))
 
 
 def minimum(a: Any, b: Any) -> Any:
     "The smaller of two; NaN if either is."
-    if isinstance(a, Tensor) or isinstance(b, Tensor): return _tensors(torch.minimum, a, b)
-    return where(a < b, a, where(b <= a, b, a + b))
-
-
-def _tensors(f: Callable, a: Any, b: Any) -> Tensor:
-    like = a if isinstance(a, Tensor) else b
-    return f(*(x if isinstance(x, Tensor) else like.new_full((), x) for x in (a, b)))
+    if isinstance(a, Tensor): return torch.minimum(a, b) if isinstance(b, Tensor) else a.clamp(max=b)
+    return b.clamp(max=a) if isinstance(b, Tensor) else where(a < b, a, where(b <= a, b, a + b))

@@ -88,7 +88,9 @@ def _from_rule(program: Program, tensors: list[Tensor], g: Tensor,
     given = [wide(tensors[0]), placed_as(wide(g), where), *states]
     if program.spec.others: given = [as_matrix(whole(x), program.spec.flat) for x in given]
     rest = {nm: x for nm, x in hypers.items() if nm not in program.scalars}
-    p, g, *states = (x.clone() for x in given)  # a rule may change its arguments in place
+    p, g, *states = given  # stages make a new gradient, and mostly a new parameter, from what they are given
+    if program.keeps_parameter: p = p.clone()
+    states = [x.clone() for x in states]  # a rule may change its arguments in place, or return one for another
     out = program.run(p, g, *states, *map(hypers.get, program.scalars), **rest)
     n = len(out) - len(program.scalars)
     likes = [tensors[0] if is_packed(old) else old for old in tensors]

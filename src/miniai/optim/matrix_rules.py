@@ -126,7 +126,7 @@ def adafactor_vector(p, g, variance, *, t, lr=1e-2, decay_power=0.8, eps1='preci
     "Adafactor for what has no rows and columns (Shazeer & Stern 2018, algorithm 5)."
     share = t**-decay_power
     variance = (1-share)*variance + share*g*g
-    return adafactor_step(p, g, variance, t, lr, eps1, eps2, d), variance
+    return adafactor_step(p, g, sqrt(variance), t, lr, eps1, eps2, d), variance
 
 
 @matrix(others=adafactor_vector, hidden=False, flat=False)
@@ -136,13 +136,13 @@ def adafactor(p, g, row_var, col_var, *, t, lr=1e-2, decay_power=0.8, eps1='prec
     share, squares = t**-decay_power, g*g
     row_var = (1-share)*row_var + share*row_means(squares)     # R_t
     col_var = (1-share)*col_var + share*column_means(squares)  # C_t
-    variance = row_var / maximum(column_means(row_var), smallest(eps1, p)) * col_var
-    return adafactor_step(p, g, variance, t, lr, eps1, eps2, d), row_var, col_var
+    root = sqrt(row_var / maximum(column_means(row_var), smallest(eps1, p))) * sqrt(col_var)
+    return adafactor_step(p, g, root, t, lr, eps1, eps2, d), row_var, col_var
 
 
-def adafactor_step(p: Any, g: Any, variance: Any, t: int, lr: float, eps1: Any, eps2: float, d: float) -> Any:
-    "A clipped step whose length is relative to that of the parameter."
-    u = g / maximum(sqrt(variance), smallest(eps1, p))
+def adafactor_step(p: Any, g: Any, root: Any, t: int, lr: float, eps1: Any, eps2: float, d: float) -> Any:
+    "A clipped step whose length is relative to that of the parameter, by the root of the average squared gradient."
+    u = g / maximum(root, smallest(eps1, p))
     length = maximum(eps2, rms(p)) * minimum(lr, t**-0.5)
     return p - length/maximum(1., rms(u)/d) * u
 

@@ -112,6 +112,12 @@ class Program:
     totals: Trace | None
 
 
+    @property
+    def keeps_parameter(self) -> bool:
+        "Whether the rule gets the parameter itself: no stage decays it before."
+        return self.spec.decays or self.stages.cautious_decay or not self.stages.decoupled
+
+
 @lru_cache(maxsize=512)
 def program(spec: RuleSpec, stages: Stages) -> Program:
     "A rule and its stages, composed and traced. ValueError if a stage does not fit the rule."
