@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_breast_cancer, load_digits, make_friedman1
+from sklearn.datasets import load_digits, make_blobs, make_friedman1
 from torch import nn
 
 from miniai import fashion_mnist
@@ -69,11 +69,11 @@ def friedman(seed, n=1500, n_valid=500):
                   raw=(scale*12**-0.5, scale*0.5), raw_y=(std.item(), mean.item()))
 
 
-def cells(seed, n=400, n_valid=169):
-    "Breast cancer from 30 measurements of cells: two classes."
-    data = load_breast_cancer()
-    x, y = torch.tensor(data.data, dtype=torch.float32), torch.tensor(data.target)
-    return _split(TABLE, x, y, n, n_valid, 2, seed, x.mean(0), x.std(0), raw=(x.std(0), x.mean(0)))
+def clusters(seed, n=1500, n_valid=500):
+    "A table of ten numbers: to which of twelve clusters does a row belong?"
+    x, y = make_blobs(n + n_valid, n_features=10, centers=12, cluster_std=4., random_state=seed)
+    x, y = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    return _split(TABLE, x, y, n, n_valid, 12, seed, x.mean(0), x.std(0), raw=(x.std(0), x.mean(0)))
 
 
 def tokens(seed, n=1500, n_valid=500, length=16, words=6):
@@ -85,7 +85,7 @@ def tokens(seed, n=1500, n_valid=500, length=16, words=6):
     return _split(TOKENS, torch.tensor(x), torch.tensor(y), n, n_valid, words, seed)
 
 
-TASKS = dict(clothes=clothes, digits=digits, friedman=friedman, cells=cells, tokens=tokens)
+TASKS = dict(clothes=clothes, digits=digits, friedman=friedman, clusters=clusters, tokens=tokens)
 
 
 class Rows(nn.Module):
