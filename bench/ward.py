@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from miniai.diagnosis.health import HealthCB
 
 import ward_healthy
 from machine import record
 from miniai import DataLoaders, TrainLearner
+from miniai.diagnosis.health import HealthCB
 from miniai.sgd import BatchSchedCB
 from ward_faults import FAULTS, Patient
 from ward_networks import TASKS

@@ -65,9 +65,18 @@ def test_a_validation_loss_that_rises_while_training_memorises_is_overfitting():
     assert 'overfitting' in names(check_up(net(width=64), dls, epochs=150, lr=0.01))
 
 
+@pytest.mark.parametrize(('train', 'valid', 'found'), [
+    ([2., 0.5, 0.2, 0.2], [1.8, 1., 1.4, 1.5], True), ([2., 0.1, 0.01, 0.01], [1.8, 0.6, 0.6, 0.6], True),
+    ([2., 0.1, 0.03, 0.03], [1.8, 0.1, 0.14, 0.16], False), ([2., 0.5, 0.3, 0.3], [1.8, 0.7, 0.6, 0.6], False)],
+    ids=['rises', 'knows all', 'rises by little', 'usual gap'])
+def test_overfitting_is_a_rise_or_gap_of_the_validation_loss_that_matters(train, valid, found):
+    epochs = [dict(epoch=i, batch=i, train=a, valid=b) for i, (a, b) in enumerate(zip(train, valid, strict=True))]
+    verdicts, _ = judge(Facts(epochs=epochs, data=dict(baseline=2.3)))
+    assert ('overfitting' in {v.name for v in verdicts}) is found
+
+
 def test_a_model_that_stands_still_below_its_nearest_neighbours_underfits():
     narrow = nn.Sequential(nn.Linear(12, 1), nn.Sigmoid(), nn.Linear(1, 4))
-    narrow[0].requires_grad_(False)[0] if False else None
     assert 'underfitting' in names(check_up(narrow, epochs=40, lr=0.03))
 
 

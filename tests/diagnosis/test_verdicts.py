@@ -173,10 +173,29 @@ def test_values_that_are_not_finite_are_traced_to_the_module_where_they_began():
 
 
 def test_warm_up_is_judged_by_a_peak_of_the_loss_at_full_rate():
-    run = dict(lr=[1., 1.], update=[0.1, 0.1])
+    run = dict(lr=[1., 1.], update=[0.5, 0.1])
     def facts(peak): return Facts(losses=[2., *[peak]*5, *[1.]*194], run=run, batches=[0, 1], done=1.)
     assert 'warm-up too short' in {v.name for v in judge(facts(9.))[0]}
     assert 'warm-up too short' not in {v.name for v in judge(facts(2.1))[0]}
+
+
+def test_a_peak_without_long_steps_is_no_lack_of_warm_up():
+    calm = Facts(losses=[2., *[9.]*5, *[1.]*194], run=dict(lr=[1., 1.], update=[0.01, 0.01]), batches=[0, 1], done=1.)
+    assert 'warm-up too short' not in {v.name for v in judge(calm)[0]}
+
+
+def test_a_missing_value_in_the_data_is_no_rate_too_high():
+    run = dict(lr=[1.]*3, update=[0.2]*3, gradient_norm=[1.]*3)
+    def names_of(*losses): return {v.name for v in judge(Facts(losses=losses, run=run, batches=[0, 1, 2], done=0.1))[0]}
+    assert names_of(1., 0.9, 0.8, float('nan')) == {'non-finite values'}
+    assert names_of(1., 0.9, 8., float('nan')) == {'non-finite values', 'rate too high'}
+
+
+@pytest.mark.parametrize(('rates', 'found'), [([1e-2]*3, True), ([1e-3]*3, False), ([1e-2, 1e-4, 1e-4], False)])
+def test_decay_of_norms_counts_by_what_it_takes_in_the_fit(rates, found):
+    facts = Facts(losses=[1.]*300, run=dict(lr=rates), batches=[0, 10, 290], done=1.,
+                  setup=dict(has_norms=True, decayed_norms={'1.weight': 0.1}))
+    assert ('decay on norms' in {v.name for v in judge(facts)[0]}) is found
 
 
 def test_a_verdict_has_the_fields_that_reports_read():

@@ -2,7 +2,7 @@
 import math
 from typing import Any
 
-from miniai.diagnosis.verdict import Facts, known, last, mean_of, median_of, percent, rule
+from miniai.diagnosis.verdict import Facts, known, median_of, percent, rule
 
 __all__: list[str] = []
 
@@ -12,7 +12,8 @@ Found = list[dict[str, Any]] | None
 def _inputs(f: Facts) -> dict[str, float] | None:
     "The median of each figure of the inputs over the sampled batches."
     found = f.data.get('inputs')
-    return {k: median_of(x[k] for x in found) for k in found[0]} if found else None
+    figures = {k: median_of(x[k] for x in found) for k in found[0]} if found else {}
+    return None if None in figures.values() else figures or None
 
 
 @rule('labels out of range', None, 'from 0 to the number of outputs - 1')
@@ -92,7 +93,7 @@ def shuffled_labels(f: Facts, limit: float) -> Found:
     if not k or not f.baseline or not f.is_late: return None
     error = math.sqrt(k['chance']*(1 - k['chance'])/k['rows']) if k['chance'] else 1.5/math.sqrt(k['rows'])
     above = (k['score'] - k['chance'])/max(error, 1e-9)
-    learned = min(valid) < 0.97*f.baseline if valid else (f.window(0.75, 1) or 0) < 0.9*f.baseline
+    learned = _learned(valid, f.baseline) if valid else (f.window(0.75, 1) or 0) < 0.9*f.baseline
     return [dict(value=above, since=0, certain='likely',
                  says=f"Samples that are alike have labels as different as any: nearest neighbours are right for "
                       f"{percent(max(k['score'], 0))}, chance is {percent(k['chance'])}; nor does the model learn "
@@ -101,32 +102,38 @@ def shuffled_labels(f: Facts, limit: float) -> Found:
                  )] if above < limit and not learned else []
 
 
-@rule('overfitting', 1.4, 'times the best validation loss, while training loss is less than half of it')
+def _learned(valid: list[float], baseline: float) -> bool:
+    "Whether validation was ever clearly better than chance. Of few numbers the variance, and so chance, is uncertain."
+    return min(valid) < 0.75*baseline or (min(valid) < 0.97*baseline and valid[-1] < 1.2*baseline)
+
+
+@rule('overfitting', 0.1, 'of the loss of a constant prediction is what validation loses, while training loss falls')
 def overfitting(f: Facts, limit: float) -> Found:
     epochs = [e for e in f.epochs if known([e.get('valid')]) and e.get('train') is not None]
-    if len(epochs) < 3 or min(e['valid'] for e in epochs) <= 0: return None
+    if len(epochs) < 3: return None
     best, end = min(epochs, key=lambda e: e['valid']), epochs[-1]
-    rise, recent = end['valid']/best['valid'], min(e['valid'] for e in epochs[-2:])
+    recent, unit = min(e['valid'] for e in epochs[-2:]), f.baseline or best['valid']
+    rises = recent - best['valid'] > limit*unit and recent > 1.15*best['valid'] and 2*end['train'] < end['valid']
+    knows_all = end['train'] < 0.1*end['valid'] and end['valid'] - end['train'] > 1.2*limit*unit
+    rise = end['valid']/max(best['valid'], 1e-12)
     return [dict(value=rise, since=best['batch'], certain='sure' if rise > 1.5 else 'likely',
                  says=f"The validation loss was {best['valid']:.3g} after epoch {best['epoch'] + 1} and is "
                       f"{end['valid']:.3g} now; that of training is {end['train']:.3g}.",
                  do="Use more data or augmentation, weight decay, dropout, a smaller model, or stop there "
-                    "(EarlyStoppingCB)."
-                 )] if recent > limit*best['valid'] and 2*end['train'] < end['valid'] else []
+                    "(EarlyStoppingCB).")] if rises or knows_all else []
 
 
-@rule('underfitting', 0.1, 'is how much nearest neighbours are better than the model; Cover & Hart 1967')
+@rule('underfitting', 0.2, 'is how much more nearest neighbours explain than the model; Cover & Hart 1967')
 def underfitting(f: Facts, limit: float) -> Found:
     k, earlier, end = f.data.get('neighbours'), f.window(0.4, 0.6), f.window(0.8, 1)
     if not k or not f.is_late or len(f.losses) < 100 or end is None or not f.baseline: return None
-    right = mean_of(last(f.run.get('right', ()), 8)) if f.data['task'] == 'classes' else 1 - end/f.baseline
-    if right is None: return None
-    stands = end > 0.95*earlier
-    return [dict(value=right, certain='likely',
-                 says=f"The training loss stands at {end:.3g} and the model is right for {percent(max(right, 0.))}, "
-                      f"its nearest neighbours among {k['rows']} samples for {percent(k['score'])}.",
+    explained, stands = 1 - end/f.baseline, end > 0.85*earlier
+    return [dict(value=explained, certain='likely',
+                 says=f"The training loss hardly falls any more and is {end:.3g}, {percent(max(explained, 0.))} below "
+                      f"that of a constant prediction; nearest neighbours among {k['rows']} samples are right for "
+                      f"{percent(k['score'])}.",
                  do="Use a wider or deeper model, less decay, dropout and augmentation, or another rate."
-                 )] if stands and k['score'] > right + limit and end < 0.97*f.baseline else []
+                 )] if stands and k['score'] > explained + limit and end < 0.97*f.baseline else []
 
 
 @rule('slow data loading', 0.5, 'of the time of training is waiting for data')

@@ -153,19 +153,24 @@ def _learns(f: Facts) -> bool:
     return bool(right and counts) and mean_of(right) > max(counts.values())/sum(counts.values()) + 0.1
 
 
-USUAL_HIGH = dict(adam=0.2, sgd=0.2, sign=0.3)  # of |update|/|weight|; 1e-3 is usual (Karpathy, CS231n)
-
-
-@rule('rate too high', 0.7, 'of the loss of a constant prediction, after steps above 0.2 of the weights')
+@rule('rate too high', 0.1, 'of |update|/|weight|, where 1e-3 is usual (Karpathy, CS231n), and a loss that rises')
 def rate_too_high(f: Facts, limit: float) -> Found:
-    ratios, broke = known(f.run.get('update', ())), any(not math.isfinite(x) for x in f.losses)
-    if not ratios or not (broke or f.is_late): return None
-    ratio, end, high = max(ratios), f.window(0.8, 1), USUAL_HIGH[f.setup.get('family', 'adam')]
-    failed = broke or end is None or (f.baseline and end > limit*f.baseline and not _learns(f))
-    return [dict(value=ratio, says=f"A step changed weights by {percent(ratio)} of their size, and the loss is "
-                                   f"{'not finite' if broke or end is None else f'{end:.3g}'} now.",
-                 do="Lower the rate by 3 to 10 times; learn.lr_find() suggests one.",
-                 certain='sure' if ratio > 2*high else 'likely')] if (failed and ratio > high) or ratio > 5*high else []
+    ratios, losses = known(f.run.get('update', ())), known(f.losses)
+    broke = len(losses) < len(f.losses)
+    if len(losses) < (2 if broke else 20) or not ratios: return None
+    ratio, start, peak = max(ratios), max(losses[0], f.baseline or 0.), max(_means_of_three(losses))
+    end = mean_of(losses[-max(5, len(losses)//5):])
+    diverged = broke and max(losses[-3:]) > 3*max(min(losses), f.baseline or 0.)
+    failed = peak > 1.15*start and end > 0.6*(f.baseline or start)
+    if not (diverged or failed) or ratio < limit: return []
+    return [dict(value=ratio, says=f"The loss rose to {peak:.3g} and is {'not finite' if broke else f'{end:.3g}'} now; "
+                                   f"a step changes weights by up to {percent(ratio)} of their size.",
+                 do="Lower the rate by 3 to 100 times; learn.lr_find() suggests one.",
+                 certain='sure' if ratio > 2*limit else 'likely')]
+
+
+def _means_of_three(losses: list[float]) -> list[float]:
+    return [sum(losses[i:i + 3])/3 for i in range(max(1, len(losses) - 2))]
 
 
 USUAL_LOW = dict(adam=2e-4, sgd=2e-4, sign=2e-4)
@@ -183,17 +188,17 @@ def rate_too_low(f: Facts, limit: float) -> Found:
                  certain='sure' if ratio < 2e-5 else 'likely')]
 
 
-@rule('warm-up too short', 0.4, 'of the size of weights changed by a step at the start; Goyal et al. 2017')
+@rule('warm-up too short', 1.1, 'times the first loss, in the first tenth of the fit; Goyal et al. 2017')
 def warm_up_too_short(f: Facts, limit: float) -> Found:
-    rates, n = known(f.run.get('lr', ())), len(f.losses)
-    if not f.is_late or n < 100 or not rates or rates[0] < 0.3*max(rates): return None
-    start, end, peak = f.losses[0], f.window(0.8, 1), max(mean_of(f.losses[i:i + 3]) or 0. for i in range(n//10))
-    ratio = max(known(u for b, u in zip(f.batches, f.run['update'], strict=True) if b <= n//20), default=0.)
-    return [dict(value=ratio, since=0, certain='possible',
-                 says=f"The first steps, at full rate, changed weights by {percent(ratio)} of their size; the loss "
-                      f"went from {start:.3g} to {peak:.3g} in the first {n//10} batches.",
+    rates, updates, n = known(f.run.get('lr', ())), known(f.run.get('update', ())), len(f.losses)
+    if not f.is_late or n < 100 or not rates or not updates or rates[0] < 0.3*max(rates): return None
+    start, end = max(f.losses[0], f.baseline or 0.), f.window(0.8, 1)
+    peak, ratio = max(_means_of_three(known(f.losses[:n//10]))), max(updates[:max(5, len(updates)//5)])
+    return [dict(value=peak/start, since=0, certain='possible',
+                 says=f"The loss rose from {start:.3g} to {peak:.3g} in the first {n//10} batches, at full rate, with "
+                      f"steps of up to {percent(ratio)} of the weights.",
                  do="Let the rate rise over the first few hundred batches: fit_one_cycle or warmup_cosine."
-                 )] if (ratio > limit or peak > 2*start) and end is not None and end < start else []
+                 )] if peak > limit*start and ratio > 0.1 and end is not None and end < start else []
 
 
 @rule('clipping always', 0.9, 'of the steps; clipping should catch outliers (Pascanu et al. 2013)')
@@ -240,31 +245,39 @@ def parameter_in_no_group(f: Facts, limit: float) -> Found:
                  )] if left_out else []
 
 
-@rule('decay on norms', 0.3, 'of their size in the fit so far, were there no gradient; He et al. 2019, Bag of Tricks')
+@rule('decay on norms', 0.2, 'of themselves is what scales lose in the fit; He et al. 2019, Bag of Tricks')
 def decay_on_norms(f: Facts, limit: float) -> Found:
-    norms = f.setup.get('decayed_norms')
-    if norms is None or not f.setup.get('has_norms'): return None
-    name, rate = max(norms, key=norms.get, default=''), mean_of(f.run.get('lr', ())) or 0.
-    share = 1 - math.exp(-norms.get(name, 0.)*rate*len(f.losses))
-    return [dict(where=name, value=share, since=0, certain='possible',
-                 says=f"Weight decay {norms[name]:g} alone makes the {len(norms)} scales and biases of norms "
-                      f"{percent(share)} smaller.",
-                 do="Leave norms out of it: no_decay_groups(model, wd).")] if share >= limit else []
+    norms, rate, n = f.setup.get('decayed_norms'), _mean_rate(f), len(f.losses)
+    if norms is None or not f.setup.get('has_norms') or rate is None or not f.done: return None
+    name = max(norms, key=norms.get, default='')
+    lost = 1 - math.exp(-rate*norms.get(name, 0.)*n/f.done)
+    return [dict(where=name, value=lost, since=0, certain='possible',
+                 says=f"Weight decay {norms[name]:g} alone takes {percent(lost)} of the {len(norms)} scales and biases "
+                      f"of norms in this fit.",
+                 do="Leave norms out of it: no_decay_groups(model, wd).")] if lost >= limit else []
 
 
-@rule('batch norm differs between modes', 0.15, 'deviations between means, or 1 e-fold of variance; Wu & Johnson 2021')
+def _mean_rate(f: Facts) -> float | None:
+    "The mean learning rate over the batches so far: samples are denser at the start."
+    n, rates = len(f.losses), f.run.get('lr', ())
+    spans = zip(rates, f.batches, [*f.batches[1:], n], strict=True) if rates and None not in rates else ()
+    return sum(rate*(end - start) for rate, start, end in spans)/n if n and spans else None
+
+
+@rule('batch norm differs between modes', 0.05, 'of the loss of a constant prediction; Wu & Johnson 2021')
 def batch_norm_differs(f: Facts, limit: float) -> Found:
     norms = {nm: v for nm, v in f.layers.items() if len(known(v['stretch'])) >= 3}
-    if not norms or not f.epochs or not any('valid' in e for e in f.epochs): return None
-    off = {nm: [median_of(last(v[figure], 3)) for figure in ('shift', 'stretch')] for nm, v in norms.items()}
-    worst = max(off, key=lambda nm: max(off[nm][0], off[nm][1]*limit))
-    (shift, stretch), e = off[worst], [e for e in f.epochs if 'valid' in e][-1]
-    x, losses = max(shift, stretch*limit), known([e['train'], e['valid']])
-    if x < limit or len(losses) < 2 or losses[1] < 1.5*losses[0]: return []
-    return [dict(where=worst, value=x, certain='likely',
-                 says=f"{worst}: the mean of a batch is {2*shift:.2g} deviations and its variance "
-                      f"{math.exp(stretch):.1f} times off the running ones that eval mode uses; the loss is "
-                      f"{losses[0]:.3g} in training and {losses[1]:.3g} in validation.",
+    epochs = [e for e in f.epochs if known([e.get('train')]) and known([e.get('valid')])]
+    if not norms or not epochs: return None
+    off = {nm: max(median_of(last(v['stretch'], 3)), 5*median_of(last(v['shift'], 3))) for nm, v in norms.items()}
+    worst, e = max(off, key=off.get), epochs[-1]
+    gap = e['valid'] - e['train']
+    if off[worst] < 1 or e['valid'] < 1.5*e['train'] or gap < limit*(f.baseline or e['train']): return []
+    stretch, shift = (median_of(last(norms[worst][nm], 3)) for nm in ('stretch', 'shift'))
+    return [dict(where=worst, value=gap, certain='likely',
+                 says=f"{worst}: the running statistics that eval mode uses are off those of a batch, the mean by "
+                      f"{shift:.2g} deviations and the variance {math.exp(stretch):.1f} times; the loss is "
+                      f"{e['train']:.3g} in training and {e['valid']:.3g} in validation.",
                  do="Use momentum=0.1, train for more batches, or take the same data and transforms in both modes.")]
 
 
