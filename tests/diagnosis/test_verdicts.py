@@ -185,7 +185,7 @@ def test_a_peak_without_long_steps_is_no_lack_of_warm_up():
 
 
 def test_a_missing_value_in_the_data_is_no_rate_too_high():
-    run = dict(lr=[1.]*3, update=[0.2]*3, gradient_norm=[1.]*3)
+    run = dict(lr=[1.]*3, update=[0.2]*3)
     def names_of(*losses): return {v.name for v in judge(Facts(losses=losses, run=run, batches=[0, 1, 2], done=0.1))[0]}
     assert names_of(1., 0.9, 0.8, float('nan')) == {'non-finite values'}
     assert names_of(1., 0.9, 8., float('nan')) == {'non-finite values', 'rate too high'}
