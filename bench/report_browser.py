@@ -112,6 +112,13 @@ def look(browser, path, out, axe):
         (out/f'{name}.png').write_bytes(base64.b64decode(picture))
         good &= not found
         print(f'{name}: {"; ".join(found) or "no request, no error, no serious finding"}')
+    paper = dict(width=794, height=1123, deviceScaleFactor=1, mobile=False)
+    browser.call('Emulation.setDeviceMetricsOverride', session, **paper)
+    browser.call('Emulation.setEmulatedMedia', session, media='print', features=[])
+    folded = value_of(browser, session, '''[...document.querySelectorAll("details:not([open]) > :not(summary)")].filter(
+        e => !e.checkVisibility()).length''')
+    print(f'{path.parent.name}-{path.stem}, printed: {folded or "no"} parts are hidden')
+    good &= not folded
     pdf = browser.call('Page.printToPDF', session, printBackground=False, preferCSSPageSize=True)['data']
     (out/f'{path.parent.name}-{path.stem}.pdf').write_bytes(base64.b64decode(pdf))
     return good

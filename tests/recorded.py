@@ -50,10 +50,12 @@ def write_run(folder, history=HISTORY, config='optimizer = "adamw"\nlr = 0.01\ns
 
 class Page(HTMLParser):
     """A page: `tables` by caption, each a list of rows of cells, a number where a cell has an exact one; `facts` by
-    name; `texts`; and all `tags` with their attributes. A tag that is closed wrongly is an AssertionError."""
+    name, and of each section in `sections`; `texts`; and all `tags` with their attributes.
+    A tag that is closed wrongly is an AssertionError."""
     def __init__(self, html):
         super().__init__()
         self.html, self.tags, self.texts, self.tables, self.facts, self.open = html, [], [], {}, {}, []
+        self.sections = {}
         self._words, self._value = [], None
         self.feed(html)
         self.close()
@@ -69,6 +71,7 @@ class Page(HTMLParser):
         if tag in VOID: return
         self.open.append(tag)
         if tag in ('caption', 'td', 'th', 'dt', 'dd', 'h1', 'title'): self._words, self._value = [], None
+        if tag == 'section': self._section = self.sections.setdefault(dict(attrs)['aria-labelledby'].split('-')[-1], {})
         if tag == 'table': self._rows = []
         if tag == 'tr': self._rows.append([])
         if tag == 'data': self._value = dict(attrs)['value']
@@ -88,4 +91,6 @@ class Page(HTMLParser):
         if tag in ('td', 'th'): self._rows[-1].append(words if self._value is None else float(self._value))
         if tag == 'table': self.tables[self._caption] = self._rows
         if tag == 'dt': self._name = words
-        if tag == 'dd': self.facts.setdefault(self._name, words if self._value is None else float(self._value))
+        if tag == 'dd':
+            for facts in (self.facts, self._section):
+                facts.setdefault(self._name, words if self._value is None else float(self._value))

@@ -21,16 +21,14 @@ def test_the_page_has_the_figures_of_the_learner(tmp_path):
     before = [dict(r) for r in learn.history]
     found = shown(learn, tmp_path/'r.html')
     assert learn.history == before
-    rows = found.tables['Figures of every epoch'][1:]
-    assert [row[1:5] for row in rows] == [[r[p][nm] for nm in ('accuracy', 'loss') for p in (0, 1)] for r in zip(
-        learn.history[::2], learn.history[1::2], strict=True)] or [row[1:5] for row in rows] == [
-        [r[p][nm] for nm in ('loss', 'accuracy') for p in (0, 1)] for r in zip(
-            learn.history[::2], learn.history[1::2], strict=True)]
+    rows = [[r[nm] for nm in ('loss', 'accuracy', 'seconds') for r in phases]
+            for phases in zip(learn.history[::2], learn.history[1::2], strict=True)]
+    assert [row[1:] for row in found.tables['Figures of every epoch'][1:]] == rows
     c = learn.results().confusion.tolist()
     assert [row[1:] for row in found.tables['Confusion: true classes down, predicted classes across'][1:]] == c
-    assert f'batch 12: loss {cbs[1].losses[-1]:.4g}, lr 0.1' in found.html
+    assert f'batch 11: loss {cbs[1].losses[-1]:.4g}, lr 0.1' in found.html
     assert found.facts['parameters'] == 67
-    options = dict(map(tuple, found.tables['Options of the run'][1:]))
+    options = found.sections['configuration']
     assert (options['optimizer'], options['lr'], options['epochs']) == ('SGD', .1, 3)
     assert {'Parts of training', 'Parts of validation'} <= found.tables.keys()
     assert not found.where('aside')
@@ -66,5 +64,5 @@ def test_a_learner_with_a_run_folder_reports_its_run(tmp_path):
     (tmp_path/'run'/'config.toml').write_text('seed = 7')
     learn = learner(Folder())
     assert learn.report() == tmp_path/'run'/'report.html'
-    assert Page((tmp_path/'run'/'report.html').read_text()).tables['Options of the run'][1:] == [['seed', 7]]
+    assert Page((tmp_path/'run'/'report.html').read_text()).sections['configuration'] == dict(seed=7)
     with pytest.raises(OSError, match='no/such'): learn.report('/no/such/folder/r.html')

@@ -6,7 +6,7 @@ import pytest
 
 from miniai.inference.validated import ValidatedCB
 from miniai.jobs import records
-from miniai.jobs.records import RecordsCB, Status, how_it_ended, write_page
+from miniai.jobs.records import RecordsCB, ReportCB, Status, how_it_ended, write_page
 from miniai.jobs.run_folder import RunFolder
 from miniai.learner import ProgressCB
 from miniai.sgd import RecorderCB
@@ -70,6 +70,18 @@ def test_how_a_run_ends_is_said_in_words(error, words):
         finally: found.append(how_it_ended())
     with pytest.raises(type(error)): ending()
     assert found == [words]
+
+
+@pytest.mark.parametrize(('seconds', 'written'), [(0., True), (1e9, False)])
+def test_a_run_that_goes_on_has_a_report_that_is_not_written_too_often(folder, seconds, written):
+    Status(folder, 2).start()
+    class Look:
+        order, found = 4, []
+        def cleanup_epoch(self, learn): self.found.append('report.html' in files(folder.path))
+    learner([ReportCB(folder, seconds), Look()]).fit(1)
+    assert Look.found[0] is written
+    if written: assert 'was running when this page was written' in (folder.path/'report.html').read_text()
+    Look.found.clear()
 
 
 def test_a_report_that_cannot_be_written_is_a_warning(folder, monkeypatch):

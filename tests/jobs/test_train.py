@@ -16,6 +16,7 @@ from miniai.jobs.registry import OPTIMIZERS, SCHEDULES
 from miniai.jobs.train import train
 from miniai.learner import NonFiniteLossError
 from miniai.resume.restore import ResumeError
+from recorded import Page
 from tiny import AFTER_EPOCH, RUN_FILES, colours, files, history, write_tiny
 
 
@@ -42,6 +43,23 @@ def test_the_run_folder_has_its_files_and_a_line_per_epoch_and_phase_that_equals
     assert history(out) == learn.history
     assert [(r['epoch'], r['phase']) for r in learn.history] == [(0, 'train'), (0, 'eval'), (1, 'train'), (1, 'eval')]
     assert all({'loss', 'accuracy', 'seconds'} < r.keys() for r in learn.history)
+
+
+def test_the_report_has_the_figures_of_the_run(done):
+    out, learn = done
+    found = Page((out/'report.html').read_text('utf-8'))
+    rows = [[r[nm] for nm in ('loss', 'accuracy', 'seconds') for r in phases]
+            for phases in zip(learn.history[::2], learn.history[1::2], strict=True)]
+    assert [row[1:] for row in found.tables['Figures of every epoch'][1:]] == rows
+    c = learn.results().confusion
+    confusion = found.tables['Confusion: true classes down, predicted classes across']
+    assert [row[1:] for row in confusion[1:]] == c.tolist()
+    assert found.facts['validation accuracy'] == learn.history[-1]['accuracy']
+    assert found.facts['parameters'] == sum(p.numel() for p in learn.model.parameters())
+    assert found.sections['configuration']['lr'] == tomllib.loads((out/'config.toml').read_text())['lr']
+    assert len(found.where('img')) > 12
+    assert not found.where('aside')
+    assert 'finished' in found.text
 
 
 def test_the_model_on_disk_is_the_model_in_memory(done):
@@ -145,6 +163,10 @@ def test_ctrl_c_in_the_second_epoch_saves_everything_so_far(config, tmp_path, mo
     assert files(tmp_path/'run') == RUN_FILES
     assert [(r['epoch'], r['phase']) for r in history(tmp_path/'run')] == [(0, 'train'), (0, 'eval')]
     assert min(colours(tmp_path/'run'/nm) for nm in ('curves.png', 'activations.png')) > 10
+    page = Page((tmp_path/'run'/'report.html').read_text('utf-8'))
+    assert 'It ended with Ctrl-C.' in page.text
+    assert len(page.tables['Figures of every epoch']) == 2
+    assert f'miniai train --resume --out {config.out}' in page.text
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith('stopped after ')
     assert last.endswith(f'results in {config.out}')

@@ -20,7 +20,7 @@ def marks(svg): return sorted(float(x) for x in re.findall(r'<circle[^>]* cx="([
 def test_losses_are_titled_by_batch_with_the_rate_and_validation_is_at_the_ends_of_epochs(tmp_path):
     found = drawn(write_run(tmp_path/'run'))
     assert list(found) == ['Loss', 'Accuracy', 'Learning rate']
-    assert titles(found['Loss'], 'rect') == [f'batch {i + 1}: loss {2 - i/10:.4g}, lr {.1*i:.3g}' for i in range(12)]
+    assert titles(found['Loss'], 'rect') == [f'batch {i}: loss {2 - i/10:.4g}, lr {.1*i:.3g}' for i in range(12)]
     valid = [r for r in HISTORY if r['phase'] == 'eval']
     words = [f"epoch {r['epoch'] + 1}: validation loss {r['loss']:.4g}" for r in valid]
     assert titles(found['Loss'], 'circle') == words

@@ -16,12 +16,12 @@ def test_every_layer_and_parameter_has_a_row_with_its_last_values(tmp_path):
     head = ['layer', 'mean', 'spread', 'near zero', 'saturated', 'gradient']
     assert found == {'Activations and their gradients': [head, ['1 (ReLU)', .125, 3., .9, 0., 0.]],
                      'Parameters': [['parameter', 'norm', 'gradient', 'update / weight'], ['0.weight', 4., .2, 2e-3]]}
-    assert words[0].startswith('Sampled 3 times, from batch 2 to 6.')
+    assert words[0].startswith('3 sampled batches, from 2 to 6.')
 
 
 def test_what_was_not_recorded_has_no_column_and_many_layers_are_cut_with_a_note(tmp_path):
     one = dict(kind='ReLU', mean=[1.], std=[2.], near_zero=[], saturated=[None], gradient=[])
-    many = {str(i): one for i in range(MOST_ROWS + 5)}
+    many = {'nothing': dict(kind='BatchNorm2d', mean=[None])} | {str(i): one for i in range(MOST_ROWS + 5)}
     found, words = tables(write_run(tmp_path/'run', health=dict(records=dict(batches=[1], layers=many))))
     assert found['Activations and their gradients'][0] == ['layer', 'mean', 'spread']
     assert len(found['Activations and their gradients']) == MOST_ROWS + 1

@@ -56,7 +56,7 @@ def test_classes_confusion_time_data_model_and_options_are_those_of_the_run(run)
     assert found.tables['Figures of each class'][1:] == per_class
     assert found.tables['Confusion: true classes down, predicted classes across'][1:] == [['cat', 4, 1], ['dog', 2, 3]]
     assert found.tables['Samples of each class'][1:] == [['cat', 25, 5], ['dog', 15, 5]]
-    assert found.tables['Options of the run'][1:] == [['optimizer', 'adamw'], ['lr', .01], ['schedule', 'onecycle']]
+    assert found.sections['configuration'] == dict(optimizer='adamw', lr=.01, schedule='onecycle')
     assert found.tables['Time by phase'][1:] == [['training', 4.5, 4.5/20], ['validation', 9., 9/20],
                                                  ['start, checkpoints and the rest', 6.5, 6.5/20]]
     assert found.tables['Parts of training'][1:] == [['forward', 3., 250., .75]]
@@ -126,7 +126,7 @@ def test_of_a_page_that_would_be_larger_layers_and_then_more_are_left_out_but_no
     folders = [write_run(tmp_path/str(i)) for i in range(6)]
     whole = shown(*folders)
     for limit, lost, kept in ((len(whole.html), 'Parameters', 'Figures of each class'),
-                              (1, 'Figures of every epoch', 'Options of the run')):
+                              (1, 'Figures of every epoch', 'Best values of each run')):
         monkeypatch.setattr('miniai.report.page.LARGEST', limit)
         found = shown(*folders)
         assert lost in whole.tables.keys() - found.tables.keys()
@@ -236,7 +236,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(run, content):
 def test_unexpected_content_of_a_part_leaves_the_other_parts(run, content):
     for name in RECORDS: (run/f'{name}.json').write_text(json.dumps([content] if name == 'profile' else content))
     found = shown(run)
-    assert len(found.tables['Options of the run']) == 4
+    assert len(found.sections['configuration']) == 3
     assert 'has unexpected content' in found.text
 
 

@@ -24,7 +24,8 @@ def test_marks_are_up_to_six_multiples_of_a_round_step_within_the_axis(low, size
 
 
 @pytest.mark.parametrize(('low', 'high', 'marks'), [
-    (1e-5, 1., [1e-5, 1e-4, 1e-3, 1e-2, .1, 1.]), (2e-3, 8e-3, [2e-3, 8e-3]), (1e-9, 1., [1e-9, 1e-7, 1e-5, 1e-3, .1])])
+    (1e-5, 1., [1e-5, 1e-4, 1e-3, 1e-2, .1, 1.]),
+    (2e-3, 8e-3, [2e-3, 3e-3, 4e-3, 5e-3, 6e-3, 7e-3, 8e-3]), (1e-9, 1., [1e-9, 1e-7, 1e-5, 1e-3, .1])])
 def test_marks_of_a_logarithmic_axis_are_powers_of_ten(low, high, marks):
     found = log_marks(low, high)
     assert len(found) <= 6

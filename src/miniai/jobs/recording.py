@@ -9,7 +9,7 @@ from miniai.diagnosis.profile import ProfileCB
 from miniai.events import Callback
 from miniai.inference.model_file import MODEL_FILE
 from miniai.inference.validated import ValidatedCB
-from miniai.jobs.records import RecordsCB
+from miniai.jobs.records import RecordsCB, ReportCB
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
 from miniai.learner import ProgressCB
 from miniai.models.layers import GeneralRelu
@@ -31,7 +31,7 @@ class Recording:
         self.health, validated = HealthCB() if health else None, ValidatedCB()
         self.records = RecordsCB(folder, self.progress, self.rates, validated)
         cbs = [self.progress, self.stats, self.rates, validated, HistoryFileCB(folder), self.records, self.profile,
-               self.health, HealthFileCB(folder, self.health) if health else None]
+               self.health, HealthFileCB(folder, self.health) if health else None, ReportCB(folder)]
         self.cbs = [cb for cb in cbs if cb is not None]
 
     def save(self, learn: Any) -> None:

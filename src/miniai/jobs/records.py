@@ -17,7 +17,7 @@ from miniai.report.batches import thinned
 from miniai.report.page import REPORT_FILE, write_report
 from miniai.sgd import RecorderCB
 
-__all__ = ['RecordsCB', 'Status', 'how_it_ended', 'write_page']
+__all__ = ['RecordsCB', 'ReportCB', 'Status', 'how_it_ended', 'write_page']
 
 
 class RecordsCB(Callback):
@@ -90,6 +90,20 @@ def how_it_ended() -> str | None:
     if isinstance(e, KeyboardInterrupt): return 'Ctrl-C.'
     if isinstance(e, SystemExit): return 'a signal that asked it to stop.'
     return f'{type(e).__name__}: {e}'[:2000]
+
+
+class ReportCB(Callback):
+    "Writes the report of a run that goes on, after a phase, at most once in `seconds` and in 50 times what it takes."
+    order, only_shows = 3, True  # after all records have been written
+    def __init__(self, folder: RunFolder, seconds: float = 30.) -> None: self.folder, self.seconds = folder, seconds
+    def before_fit(self, learn: Any) -> None: self._next = time.perf_counter() + self.seconds
+
+    def cleanup_epoch(self, learn: Any) -> None:
+        if getattr(learn, 'dry_run', False) or time.perf_counter() < self._next: return
+        started = time.perf_counter()
+        write_page(self.folder)
+        now = time.perf_counter()
+        self._next = now + max(self.seconds, 50*(now - started))
 
 
 def write_page(folder: RunFolder) -> None:

@@ -1,4 +1,5 @@
-"The curves of a run: loss and metrics with the learning rate, as figures and as a table."
+"The curves of a run: loss and metrics with the learning rate, as figures and as a table. Batches count from 0."
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,9 +37,9 @@ def loss_span(values: Sequence[float | None]) -> tuple[float, float]:
 
 
 def _places(run: Run) -> list[float]:
-    "The number of batches that had been trained at the middle of each recorded value."
+    "The middle of the batches of each recorded value. Batch 0 is from 0 to 1."
     every, n = run.batches['every'], run.batches['batches']
-    return [min((i + 0.5)*every, n) + 0.5*(every == 1) for i in range(len(run.batches['loss']))]
+    return [(i*every + min((i + 1)*every, n))/2 for i in range(len(run.batches['loss']))]
 
 
 def _loss_of_batches(run: Run, name: str) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def _hover(chart: Chart, xs: list[float], losses: list, rates: list | None) -> N
     "Titles for the columns of a chart, at most `MOST_HOVERS`."
     at = range(0, len(xs), -(-len(xs)//MOST_HOVERS))
     rate = [f', lr {short(rates[i])}' if rates else '' for i in at]
-    chart.hover([xs[i] for i in at], [f'batch {round(xs[i]):,}: loss {short(losses[i], 4)}{r}'
+    chart.hover([xs[i] for i in at], [f'batch {math.floor(xs[i]):,}: loss {short(losses[i], 4)}{r}'
                                       for i, r in zip(at, rate, strict=True)])
 
 
@@ -104,7 +105,7 @@ def epochs_figure(metric: str, series: list[tuple], name: str) -> dict[str, Any]
 
 def _rates(run: Run, name: str) -> dict[str, Any]:
     b = run.batches
-    xs = [min((i + 1)*b['every'], b['batches']) for i in range(len(b['lr']))]
+    xs = [min((i + 1)*b['every'], b['batches']) - 0.5 for i in range(len(b['lr']))]  # that of the last batch
     chart = Chart(Axis(0, b['batches'], 0, 0, 'batch', whole=True), Axis(*span(b['lr'], zero=True), 0, 0))
     if len(b['ends']) <= 40: chart.marked(b['ends'][:-1], 'epoch')
     chart.line(xs, b['lr'], 's3')

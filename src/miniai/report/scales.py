@@ -43,9 +43,9 @@ def linear_marks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_marks(low: float, high: float, most: int = 5) -> list[float]:
-    "Powers of ten from `low` to `high`, every second or third one if there are many; the ends if there are none."
+    "Powers of ten from `low` to `high`, every second or third one if there are many; round values if there is one."
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    if last < first: return [low, high]
+    if last <= first: return [v for v in linear_marks(low, high) if v > 0]
     step = 1 + (last - first)//most
     return [10.**i for i in range(first, last + 1, step)]
 

@@ -175,8 +175,8 @@ def _model(run: Run) -> Section:
 
 def _configuration(run: Run) -> Section:
     if not run.config: return Section('configuration', 'Configuration', [text('No configuration was recorded.')])
-    rows = [[k, Cell('(none)') if v == '' else shown(v)] for k, v in run.config.items()]
-    return Section('configuration', 'Configuration', [table('Options of the run', ['option', 'value'], rows)])
+    found = {k: Cell('(none)') if v == '' else shown(v) for k, v in run.config.items()}
+    return Section('configuration', 'Configuration', [facts(found)])
 
 
 def _environment(run: Run) -> Section:
