@@ -11,24 +11,30 @@ def worse(by): return [dict(r, accuracy=r['accuracy'] - by) for r in HISTORY]
 
 
 def test_the_best_values_of_each_run_are_beside_each_other_and_the_best_of_all_is_marked(tmp_path):
-    a, b = write_run(tmp_path/'a'), write_run(tmp_path/'b', worse(.25))
+    a, b = write_run(tmp_path/'a'), write_run(tmp_path/'b', worse(.25), health=dict(verdicts=[]))
     found = shown(a, b)
     head, *rows = found.tables['Best values of each run']
-    assert head == ['run', 'state', 'accuracy', 'loss', 'epochs', 'time in epochs']
+    assert head == ['run', 'state', 'accuracy', 'loss', 'epochs', 'time in epochs', 'verdicts']
     top = max(r['accuracy'] for r in HISTORY if r['phase'] == 'eval')
     seconds = sum(r['seconds'] for r in HISTORY)
-    assert rows == [['a', 'finished', top, HISTORY[-1]['loss'], 3, seconds],
-                    ['b', 'finished', top - .25, HISTORY[-1]['loss'], 3, seconds]]
+    assert rows == [['a', 'finished', top, HISTORY[-1]['loss'], 3, seconds, 'dead layer'],
+                    ['b', 'finished', top - .25, HISTORY[-1]['loss'], 3, seconds, 'none']]
     assert re.findall(r'>([\d.]+ %) ★<', found.html.replace('\xa0', ' ')) == [f'{100*top:.2f} %']
 
 
 def test_only_options_that_differ_are_listed_also_those_that_one_run_lacks(tmp_path):
     a = write_run(tmp_path/'a', config='lr = 0.1\nseed = 1\nopt = ""\n')
     b = write_run(tmp_path/'b', config='lr = 0.2\nseed = 1\nopt = "beta2=0.9"\nnew = true\n')
-    head, *rows = shown(a, b).tables['Options that differ']
-    assert head == ['option', 'a', 'b']
+    head, *rows = shown(a, b).tables['Options']
+    assert head == ['what', 'a', 'b']
     assert rows == [['lr', .1, .2], ['opt', '(none)', 'beta2=0.9'], ['new', '—', 'yes']]
-    assert 'The configurations are equal.' in shown(a, a).text
+    assert 'Options: no differences.' in shown(a, a).text
+
+
+def test_machines_and_versions_that_differ_are_listed(tmp_path):
+    a = write_run(tmp_path/'a', environment=dict(device='cpu', threads=2, command=['x'], versions=dict(torch='2.10')))
+    b = write_run(tmp_path/'b', environment=dict(device='cuda', threads=2, command=['y'], versions=dict(torch='2.13')))
+    assert shown(a, b).tables['Environment'][1:] == [['device', 'cpu', 'cuda'], ['torch', '2.10', '2.13']]
 
 
 def test_each_metric_has_one_picture_with_a_line_for_each_run(tmp_path):

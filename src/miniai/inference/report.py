@@ -28,8 +28,11 @@ def report(self: Any, path: str | PathLike | None = None, results: bool = True) 
     ProfileCB, as far as they are in `cbs`. With `results` the model is validated, for figures of each class and
     mistakes. Of several processes all must call it, and the first one writes."""
     folder = next((cb.run_folder for cb in self.cbs if hasattr(cb, 'run_folder')), None)
-    if folder is not None: return write_report([folder], path or folder/REPORT_FILE)
-    path, found = Path(path or REPORT_FILE), _record(self, results)
+    path = Path(path or (folder or Path())/REPORT_FILE)
+    if folder is not None:
+        if is_first(): write_report([folder], path)
+        return path
+    found = _record(self, results)
     if is_first():
         with TemporaryDirectory() as tmp:
             for name, text in found.items(): (Path(tmp)/name).write_text(text, 'utf-8')

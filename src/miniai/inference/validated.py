@@ -126,7 +126,7 @@ def thumbnail(picture: Tensor) -> str:
     pixels = (picture.nan_to_num(0.)*255).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((PIXELS, PIXELS))
-    image.save(out := BytesIO(), format='PNG', optimize=True)
+    image.save(out := BytesIO(), format='PNG')
     return base64.b64encode(out.getvalue()).decode('ascii')
 
 

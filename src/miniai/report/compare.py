@@ -18,7 +18,9 @@ def comparison(runs: Sequence[Run]) -> list[Section]:
     metrics = list(dict.fromkeys(nm for run in runs for nm in run.metrics if best(run, nm)))
     metrics.sort(key=lambda nm: nm == 'loss')
     return [Section('compared', 'Side by side', [_results(runs, names, metrics), *_curves(runs, names, metrics)]),
-            Section('differences', 'What differs', [_differences(runs, names)])]
+            Section('differences', 'What differs', [
+                _differences('Options', [run.config for run in runs], names),
+                _differences('Environment', [_environment(run) for run in runs], names)])]
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -34,8 +36,14 @@ def _results(runs: Sequence[Run], names: list[str], metrics: list[str]) -> Any:
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
         cells = [_marked(figure(nm, tops[nm][i]), tops[nm][i] == winners[nm]) for nm in metrics]
         done = 1 + max((row['epoch'] for row in run.rows('train')), default=-1)
-        rows.append([name, STATES[run.state], *cells, number(done), time_of(seconds_of(run))])
-    return table('Best values of each run', ['run', 'state', *metrics, 'epochs', 'time in epochs'], rows)
+        rows.append([name, STATES[run.state], *cells, number(done), time_of(seconds_of(run)), _verdicts(run)])
+    return table('Best values of each run', ['run', 'state', *metrics, 'epochs', 'time in epochs', 'verdicts'], rows)
+
+
+def _verdicts(run: Run) -> str:
+    found = run.health.get('verdicts')
+    if not isinstance(found, list): return '—'
+    return ', '.join(dict.fromkeys(str(v.get('name')) for v in found if isinstance(v, dict))) or 'none'
 
 
 def _marked(cell: Cell, wins: bool) -> Cell:
@@ -55,10 +63,21 @@ def _curves(runs: Sequence[Run], names: list[str], metrics: list[str]) -> list[A
     return blocks
 
 
-def _differences(runs: Sequence[Run], names: list[str]) -> Any:
-    options = dict.fromkeys(k for run in runs for k in run.config)
-    differ = [k for k in options if any(run.config.get(k) != runs[0].config.get(k) for run in runs)]
-    if not differ: return text('The configurations are equal.' if options else 'No configuration was recorded.')
-    rows = [[k, *(Cell('—') if k not in run.config else Cell('(none)') if run.config[k] == '' else shown(run.config[k])
-                  for run in runs)] for k in differ]
-    return table('Options that differ', ['option', *names], rows)
+def _differences(caption: str, found: Sequence[dict[str, Any]], names: list[str]) -> Any:
+    "A table of the keys whose values differ."
+    keys = dict.fromkeys(k for one in found for k in one)
+    differ = [k for k in keys if any(one.get(k) != found[0].get(k) for one in found)]
+    if not differ: return text(f'{caption}: no differences.' if keys else f'{caption}: nothing was recorded.')
+    return table(caption, ['what', *names], [[k, *(_value(one, k) for one in found)] for k in differ])
+
+
+def _value(found: dict[str, Any], key: str) -> Cell:
+    return Cell('—') if key not in found else Cell('(none)') if found[key] == '' else shown(found[key])
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    "What a run depends on beside its options, in one level, without its command."
+    first = run.environments[0] if run.environments else {}
+    versions = first.get('versions')
+    flat = {k: v for k, v in first.items() if k not in ('versions', 'command', 'data') and not isinstance(v, dict)}
+    return flat | (versions if isinstance(versions, dict) else {})
