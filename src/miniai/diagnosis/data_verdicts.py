@@ -78,7 +78,7 @@ def unbalanced_labels(f: Facts, limit: float) -> Found:
     counts, c = f.data.get('counts'), f.data.get('outputs', 0)
     if not counts or f.data.get('task') != 'classes' or not 2 <= c <= 100: return None
     n = [counts.get(i, 0) for i in range(c)]
-    if sum(n) < 20*c: return None
+    if sum(n) < 20*c or (f.variety or 1.) < 0.7: return None  # sorted: what was seen is not all
     ratio = max(n)/max(min(n), 1)
     return [dict(value=ratio, since=0, certain='sure',
                  says=f"Class {n.index(max(n))} is {percent(max(n)/sum(n))} of the samples, class {n.index(min(n))} "

@@ -11,6 +11,7 @@ from miniai.callbacks.mix import CutMixCB, MixUpCB
 from miniai.data.loaders import length_of
 from miniai.device import first_tensor, is_number
 from miniai.diagnosis.layer_watch import part_of, read
+from miniai.diagnosis.verdict import mean_of
 from miniai.metrics.batch import batch_size, n_inputs, target_slice
 
 __all__ = ['DataWatch', 'find_task', 'neighbours', 'targets_of']
@@ -24,7 +25,8 @@ class DataWatch:
     def __init__(self) -> None:
         self.facts: dict[str, Any] = dict(counts=Counter(), sizes=[])
         self._rows, self._valid, self._first_pass, self._seen, self._pairs = set(), set(), Counter(), 0, 0
-        self._inputs, self._targets, self._kept, self._sums = [], [], 0, torch.zeros(3, dtype=torch.float64)
+        self._inputs, self._targets, self._kept, self._variety = [], [], 0, []
+        self._sums = torch.zeros(3, dtype=torch.float64)
 
     def look_at_rows(self, learn: Any) -> None:
         "Before anything transforms it: the codes of a batch's rows, equal for equal rows."
@@ -71,11 +73,13 @@ class DataWatch:
         "The loss of the best constant prediction: the entropy of the labels, or the variance of the targets."
         facts, y = self.facts, y.detach()
         if facts['task'] == 'classes':
-            facts['counts'].update(y.flatten()[:1 << 14].tolist())
-            n = [c for label, c in facts['counts'].items() if label >= 0]
-            facts['baseline'] = -sum(c/sum(n)*math.log(c/sum(n)) for c in n) if n else None
+            counts = Counter(label for label in y.flatten()[:1 << 14].tolist() if label >= 0)
+            facts['counts'].update(counts)
+            facts['baseline'] = _entropy(facts['counts'])
+            self._variety.append(_entropy(counts))
             return
         y = y.float()
+        self._variety.append(y.var(correction=0).item())
         self._sums += torch.stack([torch.ones_like(y).sum(), y.sum(), y.square().sum()]).double().cpu()
         n, total, squares = self._sums.tolist()
         mean = total/n
@@ -114,7 +118,14 @@ class DataWatch:
         "All facts, with the share of repeated and of leaked rows."
         shared = len(self._rows & self._valid)
         overlap = dict(shared=shared, train=len(self._rows), valid=len(self._valid))
-        return self.facts | dict(repeats=dict(pairs=self._pairs, seen=self._seen), overlap=overlap)
+        facts, variety = self.facts, mean_of(self._variety)
+        if variety is not None and facts['baseline'] and facts['task'] != 'labels': facts['variety'] = variety/facts['baseline']
+        return facts | dict(repeats=dict(pairs=self._pairs, seen=self._seen), overlap=overlap)
+
+
+def _entropy(counts: Counter) -> float:
+    n = sum(counts.values())
+    return -sum(c/n*math.log(c/n) for c in counts.values())
 
 
 def _codes(x: Tensor) -> list[int]:

@@ -52,6 +52,11 @@ class Facts:
         return self.data.get('baseline')
 
     @property
+    def variety(self) -> float | None:
+        "How much of the variety of targets a batch has, for batches of 16 or more: 1 if shuffled, 0 if all are equal."
+        return self.data.get('variety') if (median_of(self.data.get('sizes', ())) or 0) >= 16 else None
+
+    @property
     def is_late(self) -> bool:
         "Whether enough of the fit is done to judge its outcome: half of it, and 30 batches."
         return self.done >= 0.5 and len(self.losses) >= 30

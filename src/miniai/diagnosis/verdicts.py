@@ -269,6 +269,10 @@ def batch_norm_differs(f: Facts, limit: float) -> Found:
     norms = {nm: v for nm, v in f.layers.items() if len(known(v['stretch'])) >= 3}
     epochs = [e for e in f.epochs if known([e.get('train')]) and known([e.get('valid')])]
     if not norms or not epochs: return None
+    if f.variety is not None and f.variety < 0.3: return [dict(
+        where=next(iter(norms)), value=f.variety, since=0, certain='likely', do="Shuffle the training data.",
+        says=f"A batch has {percent(f.variety)} of the variety of the targets, so its statistics are not those of all "
+             f"data, which eval mode uses.")]
     off = {nm: max(median_of(last(v['stretch'], 3)), 5*median_of(last(v['shift'], 3))) for nm, v in norms.items()}
     worst, e = max(off, key=off.get), epochs[-1]
     gap = e['valid'] - e['train']
