@@ -3,9 +3,10 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from miniai import DataLoaders
+from miniai import Adam, DataLoaders, HealthCB, TrainLearner
 from miniai.diagnosis.verdict import Facts, judge
 from wards import blobs, check_up, in_batches, loaders, names, net, verdict
 
@@ -35,6 +36,13 @@ def test_the_same_input_again_and_again_is_constant():
 def test_rows_that_come_many_times_in_a_pass_are_repeated():
     assert 'repeated inputs' in names(check_up(dls=loaders(X[:40].repeat(8, 1), Y[:40].repeat(8))))
     assert 'repeated inputs' not in names(check_up())
+
+
+def test_several_passes_in_an_epoch_of_steps_are_no_repeats():
+    health = HealthCB(1, quiet=True)
+    TrainLearner(net(), loaders(), F.cross_entropy, 0.01, health, Adam).fit(steps=60, valid_every=60)
+    assert 'repeated inputs' in health.checked
+    assert not names(health)
 
 
 def test_validation_samples_in_training_are_found_also_when_only_some_are():

@@ -10,8 +10,8 @@ from miniai.diagnosis.data_watch import DataWatch, find_task, neighbours
 
 
 def state(batch, preds=None, loss=None, training=True, epoch=0, n=4):
-    return SimpleNamespace(batch=batch, preds=preds, loss=loss, cbs=[], epoch=epoch, dl=[None]*n,
-                           model=SimpleNamespace(training=training))
+    return SimpleNamespace(batch=batch, preds=preds, loss=loss, cbs=[], epoch=epoch, iter=0,
+                           dls=SimpleNamespace(train=[None]*n), model=SimpleNamespace(training=training))
 
 
 def test_equal_rows_are_counted_in_training_and_found_in_validation():

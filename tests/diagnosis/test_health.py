@@ -1,5 +1,7 @@
 "HealthCB does not change training, costs nothing where it does not look, and says what it found."
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -153,6 +155,7 @@ def test_lbfgs_evaluates_a_batch_several_times_and_is_sampled_once():
     health = HealthCB(every=1, quiet=True)
     learner([health], opt_func=torch.optim.LBFGS).fit(1)
     assert health.records['batches'] == [0, 1, 2, 3]
+    assert health.records['epochs'][0]['batch'] == 4
     assert all(u > 0 for u in health.records['parameters']['0.weight']['update'])
 
 
@@ -166,3 +169,12 @@ def test_verdicts_are_up_to_date_after_each_epoch():
     learner([health, Look()], model=nn.Sequential(nn.Linear(4, 12), model, nn.Linear(4, 3))).fit(1)
     assert all('dead layer' in names for names in seen)
     assert len(seen) == 2
+
+
+def test_the_model_is_let_go_after_the_fit():
+    health, model = HealthCB(every=1, quiet=True), mlp()
+    learner([health], model=model).fit(1)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None

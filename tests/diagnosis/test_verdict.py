@@ -38,3 +38,12 @@ def test_windows_are_means_over_shares_of_the_batches():
 
 
 def test_percent(): assert [percent(x) for x in (0.93, 0.004, 1.)] == ['93 %', '0.4 %', '100 %']
+
+
+def test_more_than_three_verdicts_of_a_rule_are_counted():
+    columns = dict(mean=[0.]*3, std=[0.]*3, dead=[1.]*3, saturated=[None]*3, gradient=[1.]*3, near_zero=[1.]*3,
+                   stretch=[None]*3, kind='ReLU')
+    facts = Facts(batches=[0, 1, 2], layers={str(i): columns for i in range(5)})
+    found = [v for v in judge(facts)[0] if v.name == 'dead layer']
+    assert [v.where for v in found] == ['0', '1', '2']
+    assert found[2].says.endswith('since batch 0; as in 2 more.')

@@ -158,6 +158,14 @@ def test_running_statistics_that_lag_are_a_difference_between_modes():
     assert verdict(check_up(model), 'batch norm differs between modes').where == '1'
 
 
+def test_batches_sorted_by_target_are_a_difference_between_modes_and_no_imbalance():
+    x, y = blobs()
+    order = y.argsort()
+    found = check_up(net(norm=nn.BatchNorm1d), loaders(x[order]/2, y[order]), epochs=2)
+    assert verdict(found, 'batch norm differs between modes').do == 'Shuffle the training data.'
+    assert 'unbalanced labels' not in names(found)
+
+
 def test_batches_of_4_are_too_small_for_batch_norm_and_fine_without():
     small = loaders(bs=4)
     assert 'batch too small for batch norm' in names(check_up(net(norm=nn.BatchNorm1d), small, epochs=1))

@@ -16,7 +16,7 @@ from miniai.metrics.batch import batch_size, n_inputs, target_slice
 
 __all__ = ['DataWatch', 'find_task', 'neighbours', 'targets_of']
 
-COLUMNS, NEIGHBOURS, MOST_ROWS = 128, 512, 1 << 17
+COLUMNS, NEIGHBOURS, ROWS, MOST_ROWS = 128, 512, 256, 1 << 17  # ROWS of a batch are compared with others
 CODES = torch.randint(-2**62, 2**62, (COLUMNS,), generator=torch.Generator().manual_seed(1))
 
 
@@ -32,20 +32,21 @@ class DataWatch:
         "Before anything transforms it: the codes of a batch's rows, equal for equal rows."
         x = _inputs_of(learn)
         if x is None or x.ndim < 2 or x.is_complex() or x[0].numel() < 4: return
-        codes = _codes(x)
+        codes = _codes(x[:ROWS])
         if not learn.model.training:
             if len(self._valid) < MOST_ROWS: self._valid.update(codes)
         elif len(self._rows) < MOST_ROWS:
             self._rows.update(codes)
-            if learn.epoch == 0: self._count_repeats(learn, codes)
+            self._count_repeats(codes, len(x), length_of(learn.dls.train), learn)
 
-    def _count_repeats(self, learn: Any, codes: list[int]) -> None:
+    def _count_repeats(self, codes: list[int], batch_size: int, n: int | None, learn: Any) -> None:
+        "In the first of the loader's passes, of `n` batches. An epoch of `fit(steps=…)` may take several."
+        if n is None or learn.epoch or learn.iter >= n: return
         for code in codes:
             self._pairs += self._first_pass[code]
             self._first_pass[code] += 1
         self._seen += len(codes)
-        n = length_of(learn.dl)
-        self.facts['rows'] = None if n is None else n*len(codes)
+        self.facts['rows'] = n*batch_size
 
     def look_at_batch(self, learn: Any) -> None:
         "What the model gets and predicts: ranges, labels, and some rows of both."
@@ -73,13 +74,13 @@ class DataWatch:
         "The loss of the best constant prediction: the entropy of the labels, or the variance of the targets."
         facts, y = self.facts, y.detach()
         if facts['task'] == 'classes':
-            counts = Counter(label for label in y.flatten()[:1 << 14].tolist() if label >= 0)
+            counts = Counter(label for label in y.flatten()[:1 << 11].tolist() if label >= 0)
             facts['counts'].update(counts)
             facts['baseline'] = _entropy(facts['counts'])
             self._variety.append(_entropy(counts))
             return
         y = y.float()
-        self._variety.append(y.var(correction=0).item())
+        if facts['task'] == 'numbers': self._variety.append(y.var(correction=0).item())
         self._sums += torch.stack([torch.ones_like(y).sum(), y.sum(), y.square().sum()]).double().cpu()
         n, total, squares = self._sums.tolist()
         mean = total/n
@@ -119,7 +120,7 @@ class DataWatch:
         shared = len(self._rows & self._valid)
         overlap = dict(shared=shared, train=len(self._rows), valid=len(self._valid))
         facts, variety = self.facts, mean_of(self._variety)
-        if variety is not None and facts['baseline'] and facts['task'] != 'labels': facts['variety'] = variety/facts['baseline']
+        if variety is not None and facts.get('baseline'): facts['variety'] = variety/facts['baseline']
         return facts | dict(repeats=dict(pairs=self._pairs, seen=self._seen), overlap=overlap)
 
 

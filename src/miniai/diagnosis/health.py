@@ -4,7 +4,7 @@ from time import perf_counter
 from typing import Any
 
 from miniai.data.loaders import length_of
-from miniai.device import DeferredScalars, first_tensor, is_number
+from miniai.device import DeferredScalars, is_number, to_scalar
 from miniai.diagnosis import data_verdicts, verdicts  # noqa: F401 (they register their rules)
 from miniai.diagnosis.data_watch import DataWatch
 from miniai.diagnosis.health_records import HealthRecords
@@ -45,7 +45,7 @@ class HealthCB(Callback):
     def _start(self) -> None:
         self._kept, self._data, self._clock = HealthRecords(), DataWatch(), _Clock()
         self._layers = self._parameters = self._sample = None
-        self._batch, self._next, self._in_sample, self._noise_due = -1, 0, False, False
+        self._batch, self._next, self._heard, self._in_sample, self._noise_due = -1, 0, False, False, False
         self._judged, self._said, self._valid_left, self._end = perf_counter(), set(), 0, None
 
     @property
@@ -63,6 +63,7 @@ class HealthCB(Callback):
     def before_epoch(self, learn: Any) -> None:
         if not self._active: return
         self._sums, self._valid_left, self._end = DeferredScalars(), 8, None
+        self._first = len(self._kept.losses)  # batch of this pass
         if learn.model.training: self._kept.planned = (getattr(learn, 'n_epochs', 1) or 1)*(length_of(learn.dl) or 0)
 
     def before_batch(self, learn: Any) -> None:
@@ -70,7 +71,7 @@ class HealthCB(Callback):
         if not learn.model.training: return self._look_at_valid_rows(learn)
         self._began = perf_counter()
         if self._end is not None: self._kept.waited += self._began - self._end
-        self._batch += 1
+        self._batch, self._heard = self._batch + 1, False
         if self._sample is None and self._is_due(): self._begin(learn)
 
     def _is_due(self) -> bool:
@@ -98,13 +99,12 @@ class HealthCB(Callback):
 
     def after_loss(self, learn: Any) -> None:
         if not self._active or not is_number(learn.loss): return
-        self._sums.append(learn.loss)
-        if not learn.model.training: return
-        losses = self._kept.losses
-        losses.append(learn.loss)
-        broken = first_tensor(learn.loss) is None or learn.loss.is_cpu
-        if broken and self._kept.facts.nonfinite is None and not math.isfinite(losses.values[-1]): self._find(learn)
-        if self._in_sample and 'loss' not in self._sample: self._look(learn)
+        if not learn.model.training: return self._sums.append(learn.loss)
+        if self._heard: return  # a closure evaluates the batch again
+        loss, self._heard = to_scalar(learn.loss), True
+        self._kept.losses.append(loss)
+        if isinstance(loss, float) and not math.isfinite(loss) and self._kept.facts.nonfinite is None: self._find(learn)
+        if self._in_sample: self._look(learn)
 
     def _look(self, learn: Any) -> None:
         with self._clock:
@@ -137,7 +137,7 @@ class HealthCB(Callback):
         if not self._active or not learn.model.training or self._batch < 0: return
         if self._in_sample and self._layers: self._layers.stop()
         self._in_sample = False
-        if learn.ended_by is not None and not is_cancel(learn.ended_by): self._look_at_failure(learn)
+        if _failed(learn): self._look_at_failure(learn)
         if self._sample is not None and not getattr(learn, 'hold_step', False): self._finish(learn)
         self._end = perf_counter()
         self._kept.worked += self._end - self._began
@@ -145,7 +145,7 @@ class HealthCB(Callback):
     def _finish(self, learn: Any) -> None:
         with self._clock:
             self._kept.add(self._sample, self._layers, self._parameters)
-            self._sample, self._noise_due = None, learn.ended_by is None
+            self._sample, self._noise_due = None, getattr(learn, 'ended_by', None) is None
         if perf_counter() - self._judged > SECONDS: self._judge(learn)
         if len(self._kept.samples) == 1: self._clock = _Clock()  # without the time in which kernels were loaded
 
@@ -159,27 +159,26 @@ class HealthCB(Callback):
         if not self._active: return
         training = learn.model.training
         if training: self._data.finish_pass()
-        self._kept.add_pass(self._sums.values, training, learn.epoch)
+        losses = self._kept.losses.values[self._first:] if training else self._sums.values
+        self._kept.add_pass(losses, training, learn.epoch)
         self._judge(learn)
 
-    def _judge(self, learn: Any) -> None:
+    def _judge(self, learn: Any, shows: bool = True) -> None:
         self._judged = perf_counter()
         self._kept.facts.data = self._data.summary()
         self.verdicts, self.checked = judge(self._kept.current())
         new = [v for v in self.verdicts if (v.name, v.where) not in self._said]
         self._said |= {(v.name, v.where) for v in new}
-        for v in () if self.quiet else new: self._show(learn, f'warning: {v.says}')
+        for v in new if shows and not self.quiet else (): self._show(learn, f'warning: {v.says}')
 
     def _show(self, learn: Any, line: str) -> None: (getattr(learn, 'display', None) or best_display()).text(line)
 
     def cleanup_fit(self, learn: Any) -> None:
         if not self._active: return
-        self._active = False
+        self._active, self._layers, self._parameters = False, None, None
         if self._batch < 0: return
-        self._kept.ended = learn.ended_by is None or is_cancel(learn.ended_by)
-        told, quiet, self.quiet = self._said, self.quiet, True
-        self._judge(learn)
-        self._said, self.quiet = told, quiet
+        self._kept.ended = not _failed(learn)
+        self._judge(learn, shows=False)
         for line in () if self.quiet else self.report().splitlines(): self._show(learn, line)
 
     def as_dict(self) -> dict[str, Any]:
@@ -193,6 +192,11 @@ class HealthCB(Callback):
         if not n: return f"no problems found: checked {len(self.checked)} things: {', '.join(self.checked)}"
         lines = [f'{v.name} ({v.certain}): {v.says} {v.do}' for v in self.verdicts]
         return '\n'.join([f"{n} problem{'s'*(n > 1)} found, checked {len(self.checked)} things:", *lines])
+
+
+def _failed(learn: Any) -> bool:
+    error = getattr(learn, 'ended_by', None)
+    return error is not None and not is_cancel(error)
 
 
 class _Clock:

@@ -21,14 +21,14 @@ BOUNDS = {nn.Tanh: (-1., 1.), nn.Sigmoid: (0., 1.), nn.Hardtanh: (-1., 1.), nn.H
 WEIGHTED = nn.Linear, _ConvNd
 WATCHED = (*ZEROING, *LEAKY, *BOUNDS, *WEIGHTED, _BatchNorm)
 FIGURES = 'mean', 'std', 'near_zero', 'saturated', 'gradient', 'dead', 'shift', 'stretch'
-MOST, MOST_LAYERS = 1 << 16, 64
+MOST, MOST_FOR_UNITS, MOST_LAYERS = 1 << 15, 1 << 17, 64
 EDGE = 0.02  # of the range of a bounded function: at tanh 0.96 its slope is 8 % of the largest
 
 
-def part_of(x: Tensor) -> Tensor:
-    "The first rows of `x`, about 65,000 numbers of it, without a graph."
+def part_of(x: Tensor, most: int = MOST) -> Tensor:
+    "The first rows of `x`, with up to `most` numbers in them, or one row, without a graph."
     x = x.detach()
-    return x[:max(1, MOST*len(x)//max(x.numel(), 1))] if x.ndim and x.numel() > MOST else x
+    return x[:max(1, most*len(x)//x.numel())] if x.ndim and x.numel() > most else x
 
 
 def read(values: list[Tensor]) -> list[float]:
@@ -69,7 +69,7 @@ class LayerWatch:
             if isinstance(mod, _BatchNorm): return self._compare(v, mod, inp[0])
             piece = part_of(x)
             v['mean'], v['std'], histogram = tally(piece)
-            if isinstance(mod, ZEROING): self._find_zeros(name, mod, v, piece)
+            if isinstance(mod, ZEROING): self._find_zeros(name, mod, v, part_of(x, MOST_FOR_UNITS))
             else: v['near_zero'] = histogram[0]/piece.numel()
             if type(mod) in BOUNDS: v['saturated'] = _at_bounds(piece, *BOUNDS[type(mod)])
             if x.requires_grad: x.register_hook(partial(self._gradient, v))

@@ -77,10 +77,17 @@ def rule(name: str, threshold: float | None, source: str) -> Callable:
         def judged(facts: Facts) -> list[Verdict] | None:
             found, defaults = f(facts, threshold), dict(where='', value=None, since=None, certain='likely')
             if found is None: return None
-            return [Verdict(name=name, threshold=threshold, source=source, **(defaults | x)) for x in found]
+            return _few([Verdict(name=name, threshold=threshold, source=source, **(defaults | x)) for x in found])
         _RULES[name] = judged
         return f
     return register
+
+
+def _few(found: list[Verdict]) -> list[Verdict]:
+    "Three of them, the third with the number of the others."
+    if len(found) <= 3: return found
+    third = found[2]
+    return [*found[:2], third._replace(says=f'{third.says.rstrip(".")}; as in {len(found) - 3} more.')]
 
 
 def judge(facts: Facts) -> tuple[list[Verdict], list[str]]:
