@@ -86,7 +86,9 @@ def run(case, health=HealthCB):
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
         try: learn.fit(epochs, cbs=[cb, losses])
-        except (ValueError, RuntimeError, IndexError) as e: error = f'{type(e).__name__}: {e}'.splitlines()[0][:150]
+        except (ValueError, RuntimeError, IndexError) as e:
+            if case.fault == HEALTHY: raise
+            error = f'{type(e).__name__}: {e}'.splitlines()[0][:150]
     verdicts = [{k: v if isinstance(v, int | float | None) else str(v) for k, v in found._asdict().items()}
                 for found in cb.verdicts]
     return case._asdict() | dict(verdicts=verdicts, checked=[*cb.checked], error=error, train=losses.train,
