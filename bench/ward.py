@@ -1,7 +1,7 @@
 """A ward of sick networks: each fault that HealthCB knows, planted in three networks and three tasks, must be found by
 name, and healthy runs must be silent.
 
-    python bench/ward.py [--half development | held-out] [--fault NAME …] [--healthy] [--seeds N] [--keep FILE]
+    python bench/ward.py [--half dev | held] [--fault NAME …] [--healthy] [--seeds N] [--keep FILE]
 
 There are two halves. No threshold was chosen by looking at the held-out half: of each fault, the four pairs of network
 and task whose numbers in the lists of the fault add up to an odd one, with all seeds, and the last seed of the other
@@ -31,6 +31,7 @@ from ward_faults import FAULTS, Patient
 from ward_networks import TASKS
 
 HALVES = 'development', 'held-out'
+SHORT = dict(zip(('dev', 'held'), HALVES, strict=True))
 HEALTHY = 'healthy'
 
 
@@ -120,8 +121,13 @@ def case_of(outcome): return Case(*(outcome[nm] for nm in Case._fields))
 def shown(o):
     right = not o['verdicts'] if o['fault'] == HEALTHY else found(o)
     where = f'{o["fault"]}: {o["network"]}, {o["task"]}, {o["how"]}{", " if o["how"] else ""}seed {o["seed"]}'
-    said = '; '.join(f'{v["name"]} ({v["where"]}: {v["value"]})' for v in o['verdicts']) or 'silent'
+    said = '; '.join(f'{v["name"]} ({brief(v)})' for v in o['verdicts']) or 'silent'
     return f'{"ok  " if right else "MISS"} {where}: {said}' + (f'  [{o["error"]}]' if o['error'] else '')
+
+
+def brief(verdict):
+    value = verdict['value']
+    return ': '.join(filter(None, (verdict['where'], f'{value:.3g}' if isinstance(value, int | float) else '')))
 
 
 def rate(outcomes):
@@ -155,7 +161,7 @@ def in_half(outcomes, half): return [o for o in outcomes if o['half'] == half]
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--half', choices=HALVES, help='only this half')
+    ap.add_argument('--half', choices=SHORT, help='only the development half, or the held-out one')
     ap.add_argument('--fault', nargs='+', choices=FAULTS, metavar='NAME', help=', '.join(FAULTS))
     ap.add_argument('--healthy', action='store_true', help='only the healthy runs')
     ap.add_argument('--seeds', type=int, default=5, help='of each pair of network and task (%(default)s)')
@@ -164,8 +170,8 @@ def main():
     torch.set_num_threads(1)
     todo = [] if args.healthy else [c for f in args.fault or FAULTS for c in cases(f, args.seeds)]
     if not args.fault: todo += [c for h in HALVES for c in healthy_cases(h)]
-    if args.half: todo = in_half([c._asdict() for c in todo], args.half)
-    outcomes = [*all_outcomes([c if isinstance(c, Case) else Case(**c) for c in todo], args.keep)]
+    if args.half: todo = [c for c in todo if c.half == SHORT[args.half]]
+    outcomes = [*all_outcomes(todo, args.keep)]
     whole = not (args.half or args.fault or args.healthy or args.seeds != 5)
     if whole: record('ward', table(outcomes), f'{len(outcomes)} runs', ('scikit-learn',))
     else: print(table(outcomes))
