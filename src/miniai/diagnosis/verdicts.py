@@ -86,7 +86,7 @@ def vanishing_gradients(f: Facts, limit: float) -> Found:
                  )] if 0 < ratio < limit else []  # at 0 a layer is dead or cut off
 
 
-@rule('exploding gradients', 1e3, 'Pascanu et al. 2013; the norm should be about the same in all layers')
+@rule('exploding gradients', 50., 'times; they should be about the same in all layers, as in Glorot & Bengio 2010')
 def exploding_gradients(f: Facts, limit: float) -> Found:
     profile, norms, growth = _gradient_profile(f), known(f.run.get('gradient_norm', ())), _growth(f)
     if not norms and growth is None: return None
@@ -95,7 +95,7 @@ def exploding_gradients(f: Facts, limit: float) -> Found:
         first, g, end, g_end = profile
         return [dict(where=first, value=g/g_end, do=do,
                      says=f"The gradient is {g_end:.1e} at {end} and grows to {g:.1e} at {first}.")]
-    if growth and growth[0] > limit/10:
+    if growth and growth[0] > limit:
         return [dict(where=growth[1], value=growth[0], since=0, do=do,
                      says=f"Activations grow {growth[0]:.0f} times from {growth[2]} to {growth[1]}, and gradients with "
                           f"them.")]
@@ -104,7 +104,7 @@ def exploding_gradients(f: Facts, limit: float) -> Found:
     at = f.batches[f.run['gradient_norm'].index(max(norms))]
     return [dict(value=jump, since=at, certain='possible', do=do,
                  says=f"The gradient norm was {max(norms):.2g} in batch {at}, {jump:.0f} times its median.")
-            ] if jump > limit else []
+            ] if jump > 20*limit else []
 
 
 def _growth(f: Facts) -> tuple[float, str, str] | None:
