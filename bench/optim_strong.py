@@ -34,7 +34,9 @@ BASE = "torch's fused AdamW"
 def peer(package, name, **options):
     "What makes a peer's step from parameters; ImportError if its package is not installed."
     def made(ps):
-        opt = getattr(import_module(package), name)(ps, lr=1e-4, **options)
+        module = import_module(package)
+        if package == 'heavyball': module.utils.compile_mode = 'default'  # its own tries kernels for minutes
+        opt = getattr(module, name)(ps, lr=1e-4, **options)
         if package == 'schedulefree': opt.train()
         return opt.step
     return f'{package}.{name}', made
