@@ -93,7 +93,7 @@ class DataWatch:
         return None if y is None or p.ndim != y.ndim + 1 else (p.argmax(1) == y).float().mean().item()
 
     def _look_at_inputs(self, x: Tensor) -> None:
-        piece = part_of(x).float()
+        piece = part_of(x, 1 << 14).float()
         spread = piece.std(0).square().mean().sqrt() if len(piece) > 1 else piece.new_zeros(())
         mean, std, low, high, spread = read([piece.mean(), piece.std(), piece.min(), piece.max(), spread])
         figures = dict(mean=mean, std=std, low=low, high=high, spread=spread, rows=len(piece))
