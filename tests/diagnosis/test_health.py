@@ -1,16 +1,32 @@
 "HealthCB does not change training, costs nothing where it does not look, and says what it found."
 import gc
+import io
 import json
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from miniai import AccumulateCB, Callback, HealthCB, Learner, MixedPrecision, ProgressCB, TrainCB, TrainLearner
+from miniai import (
+    AccumulateCB,
+    Adam,
+    Callback,
+    DataLoaders,
+    HealthCB,
+    Learner,
+    MixedPrecision,
+    ProgressCB,
+    TrainCB,
+    TrainLearner,
+)
+from miniai.distributed import DistributedCB
 from miniai.learner import CancelFitException
 from miniai.randomness import random_states, same_states
+from miniai.show.displays import TerminalDisplay
+from ranks import run_ranks
 from small import Heard, hooks_on, learner, loaders, mlp, raising, same, weights
 from wards import check_up, net
 
@@ -178,3 +194,48 @@ def test_the_model_is_let_go_after_the_fit():
     del model
     gc.collect()
     assert gone() is None
+
+
+def on_two(kind):
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    health = HealthCB(every=1, quiet=True)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    dls = DataLoaders.from_arrays(x, x[:, :1], bs=8)
+    learn = TrainLearner(model, dls, F.mse_loss, 0.05, [DistributedCB(kind), health], Adam)
+    learn.fit(2)
+    return health.records, [v.name for v in health.verdicts], health.checked
+
+
+@pytest.mark.parametrize('kind', ['ddp', 'fsdp'])
+def test_of_several_processes_the_first_one_looks(kind):
+    (first, verdicts, checked), (second, _, nothing) = run_ranks(on_two, 2, kind)
+    assert list(first['layers']) == ['0', '1', '2']
+    assert set(first['parameters']) == (set() if kind == 'fsdp' else {'0.weight', '0.bias', '2.weight', '2.bias'})
+    assert verdicts == []
+    assert 'dead layer' in checked
+    assert (second['batches'], nothing) == ([], [])
+
+
+def test_gradients_within_the_model_are_those_of_the_loss_that_is_not_scaled():
+    class Scaled(MixedPrecision):
+        def before_fit(self, learn):
+            super().before_fit(learn)
+            self.scaler = torch.amp.GradScaler('cpu', init_scale=1024.)
+        def backward(self, learn): self.scaler.scale(learn.loss).backward()
+        def step(self, learn): self.scaler.step(learn.opt), self.scaler.update()
+    found = []
+    for cb in (Scaled(dtype=torch.bfloat16), MixedPrecision(dtype=torch.bfloat16)):
+        health = HealthCB(every=1, quiet=True)
+        learner([health, cb], cls=Learner).fit(1)
+        found.append(health.records['layers']['1']['gradient'][0])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+
+
+def test_long_verdicts_are_wrapped_in_a_terminal(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '40')
+    file, health = io.StringIO(), HealthCB()
+    health._show(SimpleNamespace(display=TerminalDisplay(file)), 'warning: ' + 'word '*20)
+    lines = file.getvalue().split('\n')
+    assert max(map(len, lines)) <= 40
+    assert ' '.join(file.getvalue().split()) == 'warning: ' + ' '.join(['word']*20)

@@ -1,5 +1,7 @@
 "HealthCB: samples what a diagnosis needs while a model trains, and says in words what is wrong."
 import math
+import shutil
+import textwrap
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -11,13 +13,13 @@ from miniai.diagnosis.health_records import HealthRecords
 from miniai.diagnosis.layer_watch import LayerWatch
 from miniai.diagnosis.origin import origin_of_nonfinite
 from miniai.diagnosis.parameter_watch import ParameterWatch
-from miniai.diagnosis.setup import is_compiled, setup_of
+from miniai.diagnosis.setup import is_compiled, scale_of, setup_of
 from miniai.diagnosis.verdict import Verdict, judge
 from miniai.distributed.ranks import is_first
 from miniai.events import Callback, is_cancel
 from miniai.metrics.batch import batch_size
 from miniai.optim.groups import rate_of
-from miniai.show.displays import best_display
+from miniai.show.displays import TerminalDisplay, best_display
 
 __all__ = ['HealthCB']
 
@@ -144,6 +146,7 @@ class HealthCB(Callback):
 
     def _finish(self, learn: Any) -> None:
         with self._clock:
+            if self._layers: self._layers.unscale(scale_of(learn))
             self._kept.add(self._sample, self._layers, self._parameters)
             self._sample, self._noise_due = None, getattr(learn, 'ended_by', None) is None
         if perf_counter() - self._judged > SECONDS: self._judge(learn)
@@ -171,7 +174,11 @@ class HealthCB(Callback):
         self._said |= {(v.name, v.where) for v in new}
         for v in new if shows and not self.quiet else (): self._show(learn, f'warning: {v.says}')
 
-    def _show(self, learn: Any, line: str) -> None: (getattr(learn, 'display', None) or best_display()).text(line)
+    def _show(self, learn: Any, line: str) -> None:
+        display = getattr(learn, 'display', None) or best_display()
+        in_terminal = isinstance(display, TerminalDisplay)  # which cuts long lines
+        columns = shutil.get_terminal_size().columns if in_terminal else len(line) + 1
+        for part in textwrap.wrap(line, max(columns, 20), subsequent_indent='  '): display.text(part)
 
     def cleanup_fit(self, learn: Any) -> None:
         if not self._active: return

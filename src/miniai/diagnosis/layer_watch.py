@@ -61,6 +61,11 @@ class LayerWatch:
         if self._hooks is not None: self._hooks.remove()
         self._hooks = None
 
+    def unscale(self, scale: float) -> None:
+        "Divide gradients by the scale of a GradScaler."
+        for v in self.values.values() if scale != 1 else ():
+            if 'gradient' in v: v['gradient'] = v['gradient']/scale
+
     def _look(self, name: str, mod: nn.Module, inp: Any, outp: Any) -> None:
         x = first_tensor(outp)
         if name in self.values or x is None or not x.numel() or not (x.is_floating_point()): return

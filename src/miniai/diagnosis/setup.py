@@ -2,6 +2,7 @@
 from typing import Any
 
 from torch import nn
+from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from miniai.callbacks.compile import CompileCB
@@ -9,7 +10,7 @@ from miniai.distributed.dtensor import fsdp_modules
 from miniai.distributed.wrap import unwrapped
 from miniai.optim.optimizer import inner_optimizer
 
-__all__ = ['family_of', 'is_compiled', 'setup_of']
+__all__ = ['family_of', 'is_compiled', 'scale_of', 'setup_of']
 
 NORMS = _NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm
 FAMILIES = {'sign': ('lion', 'sign', 'muon', 'scion', 'kron', 'shampoo'),
@@ -52,3 +53,9 @@ def is_compiled(learn: Any) -> bool:
     "Whether hooks that come and go would compile the model again and again."
     return (any(isinstance(cb, CompileCB) for cb in learn.cbs) or hasattr(learn.model, '_orig_mod')
             or any(getattr(m, '_compiled_call_impl', None) for m in learn.model.modules()))
+
+
+def scale_of(learn: Any) -> float:
+    "By what a GradScaler multiplies the loss, and so gradients within the model; 1 without one."
+    scalers = [s for o in (learn, *learn.cbs) if isinstance(s := getattr(o, 'scaler', None), GradScaler)]
+    return scalers[0].get_scale() if scalers and scalers[0].is_enabled() else 1.
