@@ -16,7 +16,8 @@ from small import Heard, batches, learner, loaders, raising
 
 class Face:
     "Writes down bars, rows, lines and curves; knows whether a bar is on the screen."
-    seconds_between_updates = 0
+    seconds_between_updates, fit_left, losses = 0, None, ()
+    def shows_losses(self): return True
     def __init__(self):
         self.bars, self.rows, self.lines, self.graphs = [], [], [], []
         self.barred, self.closed = False, 0

@@ -17,9 +17,12 @@ ROW = dict(epoch='1', phase='train', accuracy='0.812', loss='0.523', seconds='3.
 # Which display
 
 def test_the_display_is_plain_in_a_pipe_and_a_terminal_display_in_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv('TERM', 'xterm')
     assert type(best_display()) is PlainDisplay
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
     assert type(best_display()) is TerminalDisplay
+    monkeypatch.setenv('TERM', 'dumb')
+    assert type(best_display()) is PlainDisplay
 
 
 def test_only_an_ipython_shell_with_a_kernel_is_a_notebook(monkeypatch, capsys):
@@ -100,7 +103,16 @@ def test_in_a_terminal_rows_stay_aligned_nothing_wraps_and_no_bar_is_left(termin
     assert screen.wraps == 0
     assert screen.seen == ['epoch  phase  accuracy   loss  seconds', '    0  train     0.812  0.523      3.1',
                            '    1  train     0.812  0.523      3.1',
-                           ('a line above the bar ' + 'and more of it '*20)[:columns - 1].rstrip(), 'other', '    7']
+                           *wrapped('a line above the bar ' + 'and more of it '*20, columns - 1), 'other', '    7']
+
+
+def wrapped(text, columns):
+    "The lines of a text, broken at spaces, all but the first indented by 2."
+    lines = ['']
+    for word in text.split():
+        if len(lines[-1]) + len(word) + (lines[-1].strip() != '') > columns: lines.append('  ')
+        lines[-1] += (' ' if lines[-1].strip() else '') + word
+    return lines
 
 
 def bars(text): return [b.rstrip() for b in re.split(r'[\r\n]+', text) if re.search(r'epoch \d/2 ', b)]
@@ -108,7 +120,7 @@ def bars(text): return [b.rstrip() for b in re.split(r'[\r\n]+', text) if re.sea
 
 @pytest.mark.parametrize('columns', WIDTHS)
 def test_a_bar_fits_the_terminal_and_shows_label_counts_and_comment_whole(terminals, columns):
-    for total, counts in dict(known='4/10', unknown='4').items():
+    for total, counts in dict(known='4/10', unknown='4').items():  # the fit's time left and losses are in other tests
         shown = bars(terminals[total, columns])
         assert max(map(len, shown)) < columns
         last = next(b for b in shown[::-1] if 'train' in b)

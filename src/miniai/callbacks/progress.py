@@ -3,6 +3,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from miniai.callbacks.time_left import TimeLeft
 from miniai.callbacks.wrapped import WrappedLoader
 from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number, to_scalar
@@ -35,8 +36,9 @@ class EpochsBar:
 
 
 class ProgressCB(Callback):
-    """A bar for the batches and a table row for every epoch and phase, in a terminal and in a notebook, where `plot`
-    adds a live curve of the loss; elsewhere one plain line per row. `losses` holds every training batch's loss,
+    """A bar for the batches, with the time left of pass and fit, and a table row for every epoch and phase, in a
+    terminal and in a notebook, where `plot` adds a live curve of the loss; a wide terminal shows a small one anyway.
+    Elsewhere one plain line per row. `losses` holds every training batch's loss,
     `val_losses` every validation's. The text beside the bar is `learn.dl.comment`, a string or a function, by default
     the loss, and the rate of an optimizer that finds it, as Prodigy does. Rows come from MetricsCB; without one they
     show the loss."""
@@ -57,6 +59,7 @@ class ProgressCB(Callback):
         learn.epochs = self.mbar = EpochsBar(learn.epochs)
         learn.display = self.mbar.display
         self._losses, self.val_losses, self._val_batches, self._next_curve = DeferredScalars(), [], [], 0.
+        self._time = TimeLeft()
         self._own_metrics = None if any(isinstance(cb, MetricsCB) for cb in learn.cbs) else MetricsCB()
         if self._own_metrics and getattr(learn, 'metrics', None) is None: self._own_metrics.before_fit(learn)
 
@@ -65,6 +68,7 @@ class ProgressCB(Callback):
         learn.dl = WrappedLoader(learn.dl)
         self._label = f"epoch {learn.epoch + 1}/{learn.n_epochs} {'train' if learn.model.training else 'valid'}"
         self._first, self._total = learn.dl.first_batch, length_of(learn.dl)
+        self._time.begin_pass(learn.model.training, self._first, self._total)
         self._show_bar(self._first, '')
 
     def before_batch(self, learn: Any) -> None:
@@ -75,6 +79,9 @@ class ProgressCB(Callback):
         group = next(iter(getattr(learn.opt, 'param_groups', ())), {})
         if loss and learn.model.training and 'd' in group: loss += f'  lr {rate_of(group):.2g}'
         comment = getattr(learn.dl, 'comment', loss)
+        display = self.mbar.display
+        display.fit_left = None if getattr(learn, 'dry_run', False) else self._time.seconds(learn, learn.iter)
+        if learn.model.training and display.shows_losses(): display.losses = self.losses
         self._show_bar(learn.iter, comment() if callable(comment) else str(comment))
 
     def _show_bar(self, done: int, comment: str) -> None:
@@ -90,6 +97,7 @@ class ProgressCB(Callback):
     def after_epoch(self, learn: Any) -> None:
         if self._own_metrics: self._own_metrics.after_epoch(learn)
         self._epoch_done = True
+        self._time.end_pass()
         if not learn.model.training:
             self.val_losses.append(float(self._all_metrics(learn)[0].loss.compute()))
             self._val_batches.append(len(self._losses))

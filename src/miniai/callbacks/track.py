@@ -50,7 +50,7 @@ class TrackCB(Callback):
         "Be as before a fit: the next one is a new run."
         self.run, self.step, self.told, self.failed, self.active = None, 0, [], False, False
         self._losses, self._points, self._rows = DeferredScalars(), [], []
-        self._ended = 'stopped'
+        self._ended, self._config = 'stopped', dict(self.config)
 
     def __getstate__(self) -> dict[str, Any]: return {k: x for k, x in vars(self).items() if k != 'tracker'}
 
@@ -100,7 +100,8 @@ class TrackCB(Callback):
         batches = length_of(learn.dl)
         self._stride = self.every or max(1, -(-learn.n_epochs*(batches or 0)//MOST_POINTS) if batches else 10)
         self._next_write = 0.
-        self._tell('config', _facts(learn) | dict(self.config))
+        self._config = _facts(learn) | dict(self.config)
+        self._tell('config', self._config)
 
     def _write(self, learn: Any) -> None:
         "Give the tracker what has been recorded since the last time."
@@ -150,7 +151,9 @@ class TrackCB(Callback):
         "Call a method of the tracker, in the first process. If it fails, warn, and do without it until the next fit."
         if self.failed or not is_first(): return
         try:
-            if self.tracker is None: self._open()
+            if self.tracker is None:
+                self._open()
+                if method != 'config': self.tracker.config(self._config)
             getattr(self.tracker, method)(*args)
         except Exception as e:
             self.failed, self.tracker = True, None

@@ -12,7 +12,7 @@ from typing import Any
 from miniai.callbacks.train import NonFiniteLossError
 from miniai.checkpoint import CheckpointError, FolderInUseError
 from miniai.checkpoint.describe import printable
-from miniai.cli.arguments import parse
+from miniai.cli.arguments import completion, parse
 from miniai.data.fmnist import DataError
 from miniai.data.picture_files import PictureError
 from miniai.data.table import TableError
@@ -77,6 +77,9 @@ def _run(args: list[str]) -> int:
         print(f'{versions}, Python {platform.python_version()}')
         return 0
     try:
+        if args[:1] == ['--completion']:
+            print(completion(' '.join(args[1:])))
+            return 0
         code = _run_job(_parse(args))
         sys.stdout.flush()
     except ConfigError as e: return _fail(e, 2)

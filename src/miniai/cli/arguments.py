@@ -2,7 +2,9 @@
 import os
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout, suppress
 from dataclasses import fields
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,13 +15,15 @@ from miniai.jobs.report import ReportConfig
 from miniai.jobs.script import ScriptConfig
 from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig
 
-__all__ = ['parse']
+__all__ = ['completion', 'parse']
 
 ABOUT = """Train PyTorch models with accelerated SGD.
 
 Options can also come from a TOML file: miniai train --config FILE.toml
 
-miniai --version prints the version."""
+miniai --version prints the version, and miniai --completion bash, zsh or fish a script for that shell to complete
+commands and options: eval "$(miniai --completion bash)"."""
+SHELLS = 'bash', 'zsh', 'fish'
 CHECKPOINT_COMMANDS = {'verify': VerifyConfig, 'show': ShowConfig, 'gather': GatherConfig}
 USES = {'evaluate': EvaluateConfig, 'predict': PredictConfig, 'export': ExportConfig, 'script': ScriptConfig}
 OPTION_FIELDS = ('opt', 'net')  # --opt.beta2 0.95 is an option of the optimizer
@@ -47,6 +51,15 @@ def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
         tyro.conf.OmitSubcommandPrefixes, tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone))
     if isinstance(config, TrainConfig): config.given = defaults['train'].given | given
     return config
+
+
+def completion(shell: str) -> str:
+    "The script that completes commands and options in a shell: bash, zsh or fish. ConfigError for another one."
+    if shell not in SHELLS: raise ConfigError(f"--completion must be {', '.join(SHELLS)}, got {shell!r}")
+    script = StringIO()
+    with redirect_stdout(script), suppress(SystemExit): parse(['--tyro-write-completion', shell, '-'])
+    lines = script.getvalue().splitlines()  # tyro prints each line of a help text as a completion of its own
+    return '\n'.join(line.replace(r'\n', ' ') if line.startswith('COMPLETION_SPEC') else line for line in lines)
 
 
 def _joined_options(args: Sequence[str]) -> list[str]:

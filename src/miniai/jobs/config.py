@@ -20,7 +20,7 @@ __all__ = ['JOBS', 'ConfigError', 'FolderConfig', 'JobConfig', 'LRFindConfig', '
            'TrainingConfig', 'check_text', 'column_names', 'parse_options', 'suggestion']
 
 
-NOT_RECORDED = 'config', 'out', 'resume', 'distributed'  # they say how to run, not what
+NOT_RECORDED = 'config', 'out', 'resume', 'distributed', 'json'  # they say how to run, not what
 
 
 class ConfigError(ValueError):
@@ -160,6 +160,9 @@ class TrainConfig(FolderConfig, TrainingConfig):
     track: str = ''
     """Trackers for the run, such as tensorboard,csv: tensorboard, trackio, wandb, mlflow, csv. Their stores are in the
     run folder, unless a tracker's own settings name another place. May be repeated."""
+    json: bool = False
+    """Print one JSON object per line to stdout: the start, each epoch and phase, verdicts, and the end with the result.
+    Everything else goes to stderr."""
     resume: bool = False
     """Resume the run in --out, or the latest run, with its own options. Only --epochs may change,
     and only with the constant schedule: the others depend on the number of epochs."""
@@ -187,7 +190,7 @@ class TrainConfig(FolderConfig, TrainingConfig):
             if here in ('auto', there) or became_bfloat16: continue
             raise ConfigError(f"cannot resume with {name} = {here!r}: the run has {there!r}. Leave this option out")
         return replace(run, epochs=run.epochs if self.epochs == 'auto' else self.epochs, resume=True,
-                       distributed=self.distributed)
+                       distributed=self.distributed, json=self.json)
 
 
 @dataclass(kw_only=True)

@@ -17,6 +17,7 @@ from miniai.jobs.build import build_model, build_optimizer, build_schedule, buil
 from miniai.jobs.compute import build_computing, resolve
 from miniai.jobs.config import TrainConfig, TrainingConfig, column_names
 from miniai.jobs.data import build_data
+from miniai.jobs.json_lines import JSONLines, json_lines
 from miniai.jobs.processes import join, placed
 from miniai.jobs.recording import Recording, has_activations
 from miniai.jobs.records import Status, how_it_ended, write_page
@@ -38,6 +39,10 @@ def train(config: TrainConfig) -> Learner:
     `environment-2.json`, `-3` and so on. A resume that is refused changes no file. Under torchrun the
     processes train together, and the first one prints and writes; after an error it writes no model, as it would need
     the others."""
+    with json_lines(config.json) as lines: return _train(config, lines)
+
+
+def _train(config: TrainConfig, lines: JSONLines) -> Learner:
     config = _restarted(config)
     old = RunFolder.find(config.out, 'train') if config.resume else None
     if old:
@@ -60,9 +65,10 @@ def train(config: TrainConfig) -> Learner:
     tracking, status = Tracking(folder, column_names(config.track), asdict(config)), Status(folder, config.epochs)
     accepted = AcceptedCB(write_options)
     if not old: accepted.accept()
-    cbs = [*recording.cbs, *tracking.cbs, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
+    cbs = [*recording.cbs, *tracking.cbs, lines, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
     learn = build_learner(config, dls, cbs, model, opt_func)
     size = sum(p.numel() for p in model.parameters())
+    lines.start(folder.path, dict(config=asdict(config), parameters=size, device=device, batches=len(dls.train)))
     print(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '
           f'lr {config.lr:g}; {placed(config, device)}')
     started, how = time.perf_counter(), 'stopped'

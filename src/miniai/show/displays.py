@@ -4,14 +4,17 @@ import io
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from miniai.distributed.ranks import is_first
+from miniai.show.sparkline import sparkline
 
 __all__ = ['PlainDisplay', 'TerminalDisplay', 'NotebookDisplay', 'best_display', 'draw_curves']
 
 Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
+CURVE = 20  # columns
 
 
 def best_display() -> 'PlainDisplay | TerminalDisplay | NotebookDisplay':
@@ -21,12 +24,17 @@ def best_display() -> 'PlainDisplay | TerminalDisplay | NotebookDisplay':
     ipython = sys.modules.get('IPython')
     shell = ipython.get_ipython() if ipython else None
     if getattr(shell, 'kernel', None) is not None: return NotebookDisplay()
-    return TerminalDisplay() if getattr(sys.stdout, 'isatty', bool)() else PlainDisplay()
+    in_terminal = getattr(sys.stdout, 'isatty', bool)() and os.environ.get('TERM') != 'dumb'
+    return TerminalDisplay() if in_terminal else PlainDisplay()
 
 
 class PlainDisplay:
-    "Prints each row as one line of `name value` pairs, for logs and pipes. Shows no bars and no curves."
+    """Prints each row as one line of `name value` pairs, for logs and pipes. Shows no bars and no curves. What others
+    show beside a bar: `fit_left`, the seconds that are left of the fit, and the `losses` so far, if `shows_losses`."""
     seconds_between_updates = float('inf')
+    fit_left: float | None = None
+    losses: Sequence[float] = ()
+    def shows_losses(self) -> bool: return False
     def bar(self, label: str, done: int, total: int | None, comment: str) -> None: "No bar in a log."
     def end_bar(self) -> None: "No bar in a log."
     def text(self, line: str) -> None: print(line, flush=True)
@@ -41,15 +49,17 @@ class SilentDisplay(PlainDisplay):
 
 
 # From long to short. The first layout that leaves 6 columns for the bar is used.
-_BARS = ('{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}] ',
-         '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}] ',
+_BARS = ('{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}FIT left, {rate_fmt}] ',
+         '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}FIT] ',
+         '{desc} |{bar}| {n_fmt}/{total_fmt} [<{remaining}FIT] ',
          '{desc} |{bar}| {n_fmt}/{total_fmt} ',
          '{desc} {n_fmt}/{total_fmt} ')
 _COUNTS = ('{desc} {n_fmt} [{elapsed}, {rate_fmt}] ', '{desc} {n_fmt} ')  # for an unknown total
 
 
 class TerminalDisplay(PlainDisplay):
-    "Shows a bar on the last line, and above it a table that stays. Lines are cut at the terminal's width, not wrapped."
+    """Shows a bar on the last line, and above it a table that stays. The bar is followed by a small curve of the loss
+    where that fits and blocks can be shown. Rows are cut at the terminal's width, and texts are wrapped at words."""
     seconds_between_updates = 0.1
     def __init__(self, file: TextIO | None = None) -> None:
         self.file, self.tqdm, self.widths = file or sys.stdout, None, None
@@ -64,11 +74,18 @@ class TerminalDisplay(PlainDisplay):
                              **colour)
         self.tqdm.n = done
         comment = comment.replace('{', '{{').replace('}', '}}')
+        fit = '' if self.fit_left is None else f', fit {_clock(self.fit_left)}'
+        if self.losses: comment += f'  {sparkline(self.losses, CURVE)}'
         for layout in _BARS if total else _COUNTS:
-            self.tqdm.bar_format, self.tqdm.ncols = layout.replace('{bar}', '{bar:6}') + comment, None
+            layout = layout.replace('FIT left', fit and f'{fit} left').replace('FIT', fit) + comment
+            self.tqdm.bar_format, self.tqdm.ncols = layout.replace('{bar}', '{bar:6}'), None
             if disp_len(str(self.tqdm)) <= _columns(): break
-        self.tqdm.bar_format, self.tqdm.ncols = layout + comment, _columns()
+        self.tqdm.bar_format, self.tqdm.ncols = layout, _columns()
         self.tqdm.refresh()
+
+    def shows_losses(self) -> bool:
+        "Whether the terminal is wide enough for a curve, and can show its blocks."
+        return _columns() >= 99 and (getattr(self.file, 'encoding', None) or '').lower().startswith('utf')
 
     def end_bar(self) -> None:
         "Remove the bar."
@@ -76,7 +93,10 @@ class TerminalDisplay(PlainDisplay):
         self.tqdm = None
 
     def text(self, line: str) -> None:
-        "Print a line in place of the bar; the next bar appears below it."
+        "Print a text in place of the bar; the next bar appears below it."
+        for part in textwrap.wrap(line, _columns(), subsequent_indent='  ') or ['']: self._line(part)
+
+    def _line(self, line: str) -> None:
         self.end_bar()
         print(line[:_columns()], file=self.file, flush=True)
 
@@ -84,12 +104,17 @@ class TerminalDisplay(PlainDisplay):
         "Print a table row. The first row, and any row with different columns, gets a header."
         if self.widths is None or list(self.widths) != list(d):
             self.widths = _widths([d])
-            self.text(_aligned(d.keys(), self.widths))
-        self.text(_aligned(d.values(), self.widths))
+            self._line(_aligned(d.keys(), self.widths))
+        self._line(_aligned(d.values(), self.widths))
 
     def close(self) -> None:
         "Remove the bar and leave the table."
         self.end_bar()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f'{minutes//60}:{minutes % 60:02}:{seconds:02}' if minutes >= 60 else f'{minutes:02}:{seconds:02}'
 
 
 def _columns() -> int: return shutil.get_terminal_size().columns - 1
@@ -112,7 +137,8 @@ class NotebookDisplay(PlainDisplay):
         "Show or update the bar: `done` of `total` batches; `total` is None if unknown."
         gauge = f'<progress value="{done}" max="{total}" style="width:20em"></progress>' if total else ''
         of = f' of {total}' if total else ''
-        self.status = f'<div>{html.escape(label)} {gauge} {done}{of} {html.escape(comment)}</div>'
+        left = '' if self.fit_left is None else f', fit {_clock(self.fit_left)} left'
+        self.status = f'<div>{html.escape(label)} {gauge} {done}{of} {html.escape(comment)}{left}</div>'
         self._show()
 
     def end_bar(self) -> None:

@@ -43,7 +43,9 @@ class MLflowTracker(Tracker):
 
     def config(self, values: Mapping[str, Any]) -> None:
         from mlflow.entities import Param
-        self.client.log_batch(self.run, params=[Param(key_of(k), str(v)[:6000]) for k, v in values.items()])
+        there = self.client.get_run(self.run).data.params  # which MLflow does not let change
+        params = [Param(key_of(k), str(v)[:6000]) for k, v in values.items()]
+        self.client.log_batch(self.run, params=[p for p in params if p.key not in there])
 
     def figures(self, rows: Sequence[tuple[int, Mapping[str, float]]]) -> None:
         from mlflow.entities import Metric
