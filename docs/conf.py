@@ -35,7 +35,7 @@ REFERENCE = {  # the pages of the reference: title and packages or modules
     'data': ('Data', ['data']),
     'metrics': ('Metrics', ['metrics']),
     'models': ('Models', ['models']),
-    'diagnosis': ('Looking at training', ['diagnosis', 'report']),
+    'diagnosis': ('Looking at training', ['diagnosis', 'report', 'trackers']),
     'inference': ('Using a trained model', ['inference']),
     'resume': ('Checkpoints and resume', ['resume', 'checkpoint']),
     'distributed': ('Several processes', ['distributed']),
@@ -50,7 +50,8 @@ def public_modules(name):
     path = SRC/name
     files = sorted(path.glob('*.py')) if path.is_dir() else [path.with_suffix('.py')]
     for f in files:
-        names = [t.id for n in ast.parse(f.read_text()).body if isinstance(n, ast.Assign) for t in n.targets
+        assigned = [n for n in ast.parse(f.read_text()).body if isinstance(n, ast.Assign | ast.AnnAssign)]
+        names = [t.id for n in assigned for t in getattr(n, 'targets', [getattr(n, 'target', None)])
                  if isinstance(t, ast.Name)]
         if '__all__' in names and f.stem != '__init__':
             yield '.'.join(f.relative_to(SRC.parent).with_suffix('').parts)

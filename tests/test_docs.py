@@ -76,7 +76,7 @@ def test_the_site_has_every_page_and_every_public_module():
 
 def test_every_page_runs_in_a_test():
     assert [p.stem for p in PAGES] == ['accelerated_sgd', 'checkpoints', 'data', 'distributed', 'fine_tuning',
-                                       'learner', 'readable', 'rules', 'safe', 'tasks', 'using_a_model',
+                                       'learner', 'readable', 'rules', 'safe', 'tasks', 'tracking', 'using_a_model',
                                        'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
 
 
@@ -103,6 +103,13 @@ def test_the_page_on_reading_shows_a_rule_on_floats_and_compiled_with_the_same_n
 def test_the_page_on_safety_resumes_with_the_same_bits(capsys):
     run('safe', {})
     assert capsys.readouterr().out.splitlines()[-2:] == ['the power went out', 'the same bits: True']
+
+
+def test_the_page_on_trackers_records_each_batch_once_and_warns(capsys):
+    run('tracking', {})
+    printed = capsys.readouterr().out.splitlines()
+    for line in ('shown by: figures.csv', 'the power went out', 'each batch once: True'): assert line in printed
+    assert sum('TrackCB: csv failed, and the rest of this run is not tracked' in line for line in printed) == 1
 
 
 def test_the_page_on_several_processes_trains_in_one():

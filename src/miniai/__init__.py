@@ -8,6 +8,7 @@ from miniai.callbacks.passes import MaxBatchesCB as MaxBatchesCB
 from miniai.callbacks.precision import MixedPrecision as MixedPrecision
 from miniai.callbacks.progress import ProgressCB as ProgressCB
 from miniai.callbacks.record import RecorderCB as RecorderCB
+from miniai.callbacks.track import TrackCB as TrackCB
 from miniai.callbacks.train import DeviceCB as DeviceCB
 from miniai.callbacks.train import TrainCB as TrainCB
 from miniai.data.fmnist import fashion_mnist as fashion_mnist
@@ -58,6 +59,6 @@ __all__ = [
     'TrainCB', 'HFCB', 'DeviceCB', 'MixedPrecision', 'AccumulateCB', 'MetricsCB', 'accuracy', 'binary_accuracy',
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
     'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'StepInBackwardCB', 'SAMCB',
-    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'HealthCB', 'ProfileCB', 'CheckpointCB', 'ResumeError',
+    'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'HealthCB', 'ProfileCB', 'TrackCB', 'CheckpointCB', 'ResumeError',
     'Predictor', 'load', 'build_model', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist',
     'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

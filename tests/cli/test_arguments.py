@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniai.cli.arguments import parse
+from miniai.cli.arguments import completion, parse
 from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig
 from miniai.jobs.config import JOBS, ConfigError, TrainConfig
 from miniai.jobs.registry import MODELS, OPTIMIZERS, SCHEDULES
@@ -157,3 +157,8 @@ def test_without_tyro_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'tyro', None)
     with pytest.raises(ConfigError, match=r"the command line needs tyro: pip install 'miniai-torch\[cli\]'"):
         parse(['train'])
+
+
+@pytest.mark.parametrize('shell', ['tcsh', ''])
+def test_another_shell_than_those_known_is_an_error(shell):
+    with pytest.raises(ConfigError, match=f"--completion must be bash, zsh, fish, got '{shell}'"): completion(shell)

@@ -1,4 +1,5 @@
 "The command line as a user meets it: exit codes, messages, a terminal, Ctrl-C."
+import json
 import os
 import re
 import select
@@ -77,6 +78,40 @@ def test_a_run_exits_with_0_and_prints_a_line_per_epoch_and_phase(here, capsys):
     assert re.fullmatch(r'finished after [\d.]+ s; results in runs/\d{4}-\d\d-\d\d_\d{6}-train', last)
     assert last.endswith(folder.name)
     assert files(folder) == RUN_FILES
+
+
+def test_json_lines_are_all_that_a_program_reads_and_say_what_metrics_jsonl_says(here, capsys):
+    assert run('train', '--epochs', '2', *QUICK[2:], '--json', '--track', 'csv') == 0
+    out, err = capsys.readouterr()
+    first, *rows, last = map(json.loads, out.splitlines())
+    folder, = (here/'runs').iterdir()
+    assert (first['event'], first['folder'], first['config']['batch_size']) == ('start', f'runs/{folder.name}', 100)
+    epochs = [{k: v for k, v in row.items() if k != 'event'} for row in rows if row['event'] == 'epoch']
+    assert epochs == history(folder)
+    assert (last['event'], last['status'], last['result']) == ('end', 'finished', epochs[-1])
+    assert set(RUN_FILES) <= set(last['files'])
+    assert 'results in' in err
+    assert 'json' not in (folder/'config.toml').read_text()
+
+
+@pytest.mark.parametrize('shell', ['bash', 'zsh', 'fish'])
+def test_a_script_completes_commands_and_options(capsys, shell):
+    assert run('--completion', shell) == 0
+    script = capsys.readouterr().out
+    for word in ('miniai', 'prove-resume', '--batch-size', 'channels-last'): assert word in script
+    spec, = (line for line in script.splitlines() if line.startswith('COMPLETION_SPEC'))
+    assert r'\n' not in spec
+
+
+def test_bash_completes_a_command_an_option_and_a_value(capsys):
+    assert run('--completion', 'bash') == 0
+    script = capsys.readouterr().out
+    asks = ['miniai tra', 'miniai train --tra', 'miniai train --precision bfl']
+    for words in asks:
+        n = len(words.split()) - 1
+        script += f'\nCOMP_WORDS=({words}); COMP_CWORD={n}; _tyro_miniai; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(['bash', '-c', script], capture_output=True, text=True)
+    assert done.stdout.split('\n')[:3] == ['train', '--track', 'bfloat16'], done.stderr
 
 
 def test_the_config_of_a_run_starts_the_same_run_in_a_new_folder(here, monkeypatch):

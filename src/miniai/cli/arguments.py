@@ -21,8 +21,9 @@ ABOUT = """Train PyTorch models with accelerated SGD.
 
 Options can also come from a TOML file: miniai train --config FILE.toml
 
-miniai --version prints the version, and miniai --completion bash, zsh or fish a script for that shell to complete
-commands and options: eval "$(miniai --completion bash)"."""
+miniai --version prints the version.
+
+miniai --completion bash, or zsh, or fish prints a script for that shell."""
 SHELLS = 'bash', 'zsh', 'fish'
 CHECKPOINT_COMMANDS = {'verify': VerifyConfig, 'show': ShowConfig, 'gather': GatherConfig}
 USES = {'evaluate': EvaluateConfig, 'predict': PredictConfig, 'export': ExportConfig, 'script': ScriptConfig}
