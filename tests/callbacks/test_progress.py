@@ -200,6 +200,20 @@ def test_a_bar_knows_the_length_of_epochs_that_end_early_or_are_counted_in_steps
     assert [(label.split()[1], total) for label, done, total, _ in faces[0].bars if not done] == totals
 
 
+def test_the_display_knows_the_time_left_of_the_fit_and_the_losses_but_not_in_a_dry_run(faces):
+    seen = []
+    class Look:
+        order = 5
+        def before_batch(self, learn): seen.append((learn.display.fit_left, len(learn.display.losses)))
+    cb = ProgressCB()
+    learn = fit([cb, Look()])
+    assert [n for _, n in seen] == [0, 1, 2, 3, 3, 3]
+    assert [left is not None for left, _ in seen] == [False, True, True, True, True, True]
+    assert all(left > 0 for left, _ in seen[1:])
+    learn.evaluate()
+    assert faces[-1].fit_left is None
+
+
 def test_the_loader_under_the_bar_keeps_its_length(faces):
     seen = []
     class Look:

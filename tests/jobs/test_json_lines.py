@@ -42,7 +42,8 @@ def test_json_goes_to_stdout_and_all_else_to_stderr(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('error', 'status', 'text'), [
-    (ValueError('oh'), 'failed', 'ValueError: oh'), (KeyboardInterrupt(), 'stopped', None), (SystemExit(143), 'stopped', None)])
+    (ValueError('oh'), 'failed', 'ValueError: oh'), (KeyboardInterrupt(), 'stopped', None),
+    (SystemExit(143), 'stopped', None)])
 def test_a_run_that_fails_ends_with_a_line_too(capsys, error, status, text):
     with pytest.raises(type(error)), json_lines(True): raise error
     last, = map(json.loads, capsys.readouterr().out.splitlines())

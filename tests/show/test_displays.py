@@ -84,6 +84,16 @@ print('--')
 try: fit(loaders(), ProgressCB(), Heard({'after_step': raising(KeyboardInterrupt())}))
 except KeyboardInterrupt: print('interrupted')
 '''
+LEFT = '''
+from miniai.show.displays import TerminalDisplay
+display = TerminalDisplay()
+display.fit_left = 92.4
+if display.shows_losses(): display.losses = [4, 3, 2.5, 1]
+display.bar('epoch 1/5 train', 200, 469, '0.693')
+display.fit_left = 3700
+display.bar('epoch 1/5 train', 201, 469, '0.693')
+display.close()
+'''
 COLOURED = "import os; os.environ.pop('NO_COLOR', None)\n" + BARS.replace('TOTAL', '10')
 WIDTHS = (40, 60, 200)
 
@@ -92,7 +102,7 @@ WIDTHS = (40, 60, 200)
 def terminals():
     "What bars (with and without a known total) and fits write to terminals where tqdm is told to colour its bars."
     scripts = dict(known=BARS.replace('TOTAL', '10'), unknown=BARS.replace('TOTAL', 'None'), fits=FITS,
-                   coloured=COLOURED)
+                   coloured=COLOURED, left=LEFT)
     return in_terminals(scripts, WIDTHS, NO_COLOR='1', TQDM_COLOUR='green')
 
 
@@ -128,6 +138,34 @@ def test_a_bar_fits_the_terminal_and_shows_label_counts_and_comment_whole(termin
     last = next(b for b in bars(terminals['known', columns])[::-1] if 'train' in b)
     assert len(re.search(r'\|(.*)\|', last)[1]) >= 6
     assert ('%' in last, 'batch/s' in last) == (columns >= 60, columns >= 200)
+
+
+@pytest.mark.parametrize(('columns', 'time', 'curve'), [
+    (40, '', ''), (60, '[<00:00, fit 01:32]', ''), (200, '[00:00<00:00, fit 01:32 left, #batch/s]', '  █▆▅▁')])
+def test_a_bar_shows_the_time_left_of_the_fit_and_a_curve_where_they_fit(terminals, columns, time, curve):
+    text = terminals['left', columns]
+    first, second = re.findall(r'epoch 1/5 train [^\r\n]+', text)
+    assert re.sub(r'[\d.?]+batch/s', '#batch/s', first.split('| ')[1].rstrip()) == ' '.join(
+        filter(None, ['200/469', time, f'0.693{curve}']))
+    assert ('fit 1:01:40' in second) == (columns >= 60)
+    assert Screen(columns).feed(text).wraps == 0
+
+
+def test_blocks_are_for_wide_terminals_with_unicode(monkeypatch):
+    shown = {}
+    for encoding in ('utf-8', 'ascii', None):
+        for columns in ('99', '100'):
+            monkeypatch.setenv('COLUMNS', columns)
+            shown[encoding, columns] = TerminalDisplay(SimpleNamespace(encoding=encoding)).shows_losses()
+    assert [where for where, shows in shown.items() if shows] == [('utf-8', '100')]
+
+
+def test_a_text_is_wrapped_at_words_and_a_plain_one_is_not(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '21')
+    TerminalDisplay().text('dead layer: 99 % of it is zero')
+    PlainDisplay().text('dead layer: 99 % of it is zero')
+    assert capsys.readouterr().out.splitlines() == ['dead layer: 99 % of', '  it is zero',
+                                                    'dead layer: 99 % of it is zero']
 
 
 def test_no_color_means_no_colour_codes(terminals):

@@ -7,7 +7,8 @@ from miniai.show.sparkline import sparkline
 
 
 @pytest.mark.parametrize(('values', 'width', 'line'), [
-    ([0, 1, 2, 3, 4, 5, 6, 7], 8, '▁▂▃▄▅▆▇█'), ([7, 0], 8, '█▁'), ([1, 1, 5, 5, 9, 9], 3, '▁▅█'), ([4., 4., 4.], 9, '▁▁▁'),
+    ([0, 1, 2, 3, 4, 5, 6, 7], 8, '▁▂▃▄▅▆▇█'), ([7, 0], 8, '█▁'), ([1, 1, 5, 5, 9, 9], 3, '▁▅█'),
+    ([4., 4., 4.], 9, '▁▁▁'),
     ([], 5, ''), ([3.], 5, '▁'), ([1, math.nan, 2, math.inf], 4, '▁ █ '), ([math.nan], 4, ' '),
     ([math.nan, 1, 3, math.inf], 2, '▁█')])
 def test_a_block_is_as_high_as_the_mean_of_its_part(values, width, line): assert sparkline(values, width) == line

@@ -8,9 +8,8 @@ __all__ = ['TimeLeft']
 
 
 class TimeLeft:
-    """Estimates the seconds that are left of a fit. A pass that was not seen yet is taken to need as long for each batch
-    as the current one. The time before the first estimate of a pass, in which things are compiled, counts in that pass
-    only."""
+    """Estimates the seconds that are left of a fit. A kind of pass that has not run yet is assumed to need as long for
+    each batch as the current one. The first batches of a pass, in which things are compiled, count only once."""
     def __init__(self) -> None: self._took = {}
 
     def begin_pass(self, training: bool, first: int, total: int | None) -> None:

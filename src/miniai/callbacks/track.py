@@ -47,7 +47,7 @@ class TrackCB(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        "Be as before a fit: the next one is a new run."
+        "Forget the last fit: the next one is a new run."
         self.run, self.step, self.told, self.failed, self.active = None, 0, [], False, False
         self._losses, self._points, self._rows = DeferredScalars(), [], []
         self._ended, self._config = 'stopped', dict(self.config)
@@ -85,19 +85,19 @@ class TrackCB(Callback):
         self._write(learn)
 
     def cleanup_fit(self, learn: Any) -> None:
-        if not self.active: return
+        started, self.active = self.active and learn.epoch is not None, False
+        if not started: return
         self._write(learn)
         well = learn.ended_by is None or is_cancel(learn.ended_by)
-        if self.model and well and learn.epoch is not None: self._save_model(learn)
+        if self.model and well: self._save_model(learn)
         failed = isinstance(learn.ended_by, Exception) and not well
         self._ended = 'finished' if well else 'failed' if failed else 'stopped'
-        self.active = False
         if not self.keep_open: self.close()
 
     # What the tracker gets
 
     def _begin(self, learn: Any) -> None:
-        batches = length_of(learn.dl)
+        batches = length_of(learn.dl if learn.model.training else learn.dls.train)
         self._stride = self.every or max(1, -(-learn.n_epochs*(batches or 0)//MOST_POINTS) if batches else 10)
         self._next_write = 0.
         self._config = _facts(learn) | dict(self.config)
@@ -132,7 +132,7 @@ class TrackCB(Callback):
     def _save_model(self, learn: Any) -> None:
         path = self.folder/self._name/'model.safetensors'
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if is_first(): path.parent.mkdir(parents=True, exist_ok=True)
             learn.save_model(path)
         except Exception as e: return self._warn(f"the model was not saved: {type(e).__name__}: {e}")
         self._tell('file', path)
