@@ -207,7 +207,7 @@ def test_the_display_knows_the_time_left_of_the_fit_and_the_losses_but_not_in_a_
         def before_batch(self, learn): seen.append((learn.display.fit_left, len(learn.display.losses)))
     cb = ProgressCB()
     learn = fit([cb, Look()])
-    assert [n for _, n in seen] == [0, 1, 2, 3, 3, 3]
+    assert [n for _, n in seen] == [0, 1, 2, 3, 4, 4]
     assert [left is not None for left, _ in seen] == [False, True, True, True, True, True]
     assert all(left > 0 for left, _ in seen[1:])
     learn.evaluate()

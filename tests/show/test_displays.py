@@ -102,7 +102,7 @@ WIDTHS = (40, 60, 200)
 def terminals():
     "What bars (with and without a known total) and fits write to terminals where tqdm is told to colour its bars."
     scripts = dict(known=BARS.replace('TOTAL', '10'), unknown=BARS.replace('TOTAL', 'None'), fits=FITS,
-                   coloured=COLOURED, left=LEFT)
+                   left=LEFT, coloured=COLOURED)  # the last one changes the environment
     return in_terminals(scripts, WIDTHS, NO_COLOR='1', TQDM_COLOUR='green')
 
 
