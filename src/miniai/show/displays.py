@@ -48,10 +48,11 @@ class SilentDisplay(PlainDisplay):
     def text(self, line: str) -> None: "Not even lines."
 
 
-# From long to short. The first layout that leaves 6 columns for the bar is used.
+# From long to short. The first layout that fits is used, with 6 columns for the bar if it has one.
 _BARS = ('{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}FIT left, {rate_fmt}] ',
          '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}FIT] ',
          '{desc} |{bar}| {n_fmt}/{total_fmt} [<{remaining}FIT] ',
+         '{desc} {n_fmt}/{total_fmt} [<{remaining}FIT] ',
          '{desc} |{bar}| {n_fmt}/{total_fmt} ',
          '{desc} {n_fmt}/{total_fmt} ')
 _COUNTS = ('{desc} {n_fmt} [{elapsed}, {rate_fmt}] ', '{desc} {n_fmt} ')  # for an unknown total
