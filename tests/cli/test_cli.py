@@ -71,9 +71,10 @@ def test_a_run_exits_with_0_and_prints_a_line_per_epoch_and_phase(here, capsys):
     source, model, *rows, health, last = out.splitlines()
     assert (err, source.startswith('Fashion-MNIST')) == ('', True)
     assert model == 'simple model, 30,274 parameters; adamw, onecycle, lr 0.02; cpu'
-    assert [re.sub(r'\d+\.\d+', 'x', r) for r in rows] == [
+    assert [re.sub(r'\d+\.\d+', 'x', r) for r in rows[:4]] == [
         f'epoch {e}  phase {phase}  accuracy x  loss x  seconds x' for e in (1, 2) for phase in ('train', 'valid')]
     assert health.startswith('no problems found: checked ')
+    assert re.match(r'no problems found: checked \d+ things: |\d+ problem', rows[4])
     folder, = (here/'runs').iterdir()
     assert re.fullmatch(r'finished after [\d.]+ s; results in runs/\d{4}-\d\d-\d\d_\d{6}-train', last)
     assert last.endswith(folder.name)
@@ -398,7 +399,7 @@ def test_in_a_terminal_a_bar_comes_and_goes_and_rows_stay(terminals, width):
     rows = seen[header + 1:header + 5]
     assert all(re.fullmatch(ROW % (i//2 + 1, ('train', 'valid')[i % 2]), row) for i, row in enumerate(rows))
     assert len({len(row) for row in seen[header:header + 5]}) == 1
-    assert seen[header + 5].startswith('finished after ')
+    assert any(line.startswith('finished after ') for line in seen[header + 5:])
     assert not any('| ' in line for line in seen)
 
 
@@ -407,8 +408,9 @@ def test_a_search_ends_with_the_rates_and_the_curve(terminals, width):
     seen = Screen(width).feed(terminals['lr-find', width]).seen
     first = next(i for i, line in enumerate(seen) if line.startswith('suggested learning rate for adamw: '))
     assert seen[first + 1].startswith('or, as the peak of a schedule: ')
-    assert seen[first + 2] == '--lr auto with the onecycle schedule: 0.02'
-    assert any(line.startswith('curve: ') for line in seen[first + 3:])
+    rest = seen[first + 2:]
+    assert '--lr auto with the onecycle schedule: 0.02' in rest
+    assert any(line.startswith('curve: ') for line in rest)
 
 
 def test_no_color_is_honoured(terminals):
