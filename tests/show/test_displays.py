@@ -162,10 +162,11 @@ def test_blocks_are_for_wide_terminals_with_unicode(monkeypatch):
 
 def test_a_text_is_wrapped_at_words_and_a_plain_one_is_not(monkeypatch, capsys):
     monkeypatch.setenv('COLUMNS', '21')
-    TerminalDisplay().text('dead layer: 99 % of it is zero')
-    PlainDisplay().text('dead layer: 99 % of it is zero')
-    assert capsys.readouterr().out.splitlines() == ['dead layer: 99 % of', '  it is zero',
-                                                    'dead layer: 99 % of it is zero']
+    text = '1 problem:\ndead layer: 99 % of it is zero'
+    TerminalDisplay().text(text)
+    PlainDisplay().text(text)
+    assert capsys.readouterr().out.splitlines() == ['1 problem:', 'dead layer: 99 % of', '  it is zero',
+                                                    *text.splitlines()]
 
 
 def test_no_color_means_no_colour_codes(terminals):

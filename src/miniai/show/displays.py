@@ -94,8 +94,9 @@ class TerminalDisplay(PlainDisplay):
         self.tqdm = None
 
     def text(self, line: str) -> None:
-        "Print a text in place of the bar; the next bar appears below it."
-        for part in textwrap.wrap(line, _columns(), subsequent_indent='  ') or ['']: self._line(part)
+        "Print a text of one or more lines in place of the bar; the next bar appears below it."
+        for one in line.split('\n'):
+            for part in textwrap.wrap(one, _columns(), subsequent_indent='  ') or ['']: self._line(part)
 
     def _line(self, line: str) -> None:
         self.end_bar()
