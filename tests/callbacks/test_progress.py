@@ -16,7 +16,7 @@ from small import Heard, batches, learner, loaders, raising
 
 class Face:
     "Writes down bars, rows, lines and curves; knows whether a bar is on the screen."
-    seconds_between_updates, fit_left, losses = 0, None, ()
+    seconds_between_updates, time_left, losses = 0, None, ()
     def shows_losses(self): return True
     def __init__(self):
         self.bars, self.rows, self.lines, self.graphs = [], [], [], []
@@ -204,14 +204,14 @@ def test_the_display_knows_the_time_left_of_the_fit_and_the_losses_but_not_in_a_
     seen = []
     class Look:
         order = 5
-        def before_batch(self, learn): seen.append((learn.display.fit_left, len(learn.display.losses)))
+        def before_batch(self, learn): seen.append((learn.display.time_left, len(learn.display.losses)))
     cb = ProgressCB()
     learn = fit([cb, Look()])
     assert [n for _, n in seen] == [0, 1, 2, 3, 4, 4]
     assert [left is not None for left, _ in seen] == [False, True, True, True, True, True]
-    assert all(left > 0 for left, _ in seen[1:])
+    assert all(0 < of_pass <= fit for (of_pass, fit), _ in seen[1:])
     learn.evaluate()
-    assert faces[-1].fit_left is None
+    assert faces[-1].time_left is None
 
 
 def test_the_loader_under_the_bar_keeps_its_length(faces):

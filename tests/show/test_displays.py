@@ -87,10 +87,10 @@ except KeyboardInterrupt: print('interrupted')
 LEFT = '''
 from miniai.show.displays import TerminalDisplay
 display = TerminalDisplay()
-display.fit_left = 92.4
+display.time_left = 16, 92.4
 if display.shows_losses(): display.losses = [4, 3, 2.5, 1]
 display.bar('epoch 1/5 train', 200, 469, '0.693')
-display.fit_left = 3700
+display.time_left = 17, 3700
 display.bar('epoch 1/5 train', 201, 469, '0.693')
 display.close()
 '''
@@ -141,7 +141,7 @@ def test_a_bar_fits_the_terminal_and_shows_label_counts_and_comment_whole(termin
 
 
 @pytest.mark.parametrize(('columns', 'time', 'curve'), [
-    (40, '', ''), (60, '[<00:00, fit 01:32]', ''), (200, '[00:00<00:00, fit 01:32 left, #batch/s]', '  █▆▅▁')])
+    (40, '', ''), (60, '[<00:16, fit 01:32]', ''), (200, '[00:00<00:16, fit 01:32 left, #batch/s]', '  █▆▅▁')])
 def test_a_bar_shows_the_time_left_of_the_fit_and_a_curve_where_they_fit(terminals, columns, time, curve):
     text = terminals['left', columns]
     first, second = re.findall(r'epoch 1/5 train [^\r\n]+', text)

@@ -80,7 +80,7 @@ class ProgressCB(Callback):
         if loss and learn.model.training and 'd' in group: loss += f'  lr {rate_of(group):.2g}'
         comment = getattr(learn.dl, 'comment', loss)
         display = self.mbar.display
-        display.fit_left = None if getattr(learn, 'dry_run', False) else self._time.seconds(learn, learn.iter)
+        display.time_left = None if getattr(learn, 'dry_run', False) else self._time.seconds(learn, learn.iter)
         if learn.model.training and display.shows_losses(): display.losses = self.losses
         self._show_bar(learn.iter, comment() if callable(comment) else str(comment))
 

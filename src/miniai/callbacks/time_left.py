@@ -23,17 +23,17 @@ class TimeLeft:
         whole = self._total/(self._total - self._first)  # a pass that was resumed is not a whole one
         self._took[self._training] = (time.perf_counter() - self._started)*whole
 
-    def seconds(self, learn: Any, done: int) -> float | None:
-        "The seconds left of the fit, after `done` batches of the pass; None if that is unknown."
+    def seconds(self, learn: Any, done: int) -> tuple[float, float] | None:
+        "The seconds left of the pass and of the fit, after `done` batches of the pass; None if that is unknown."
         if self._total is None or done <= self._first: return None
         now = time.perf_counter()
         if self._warm is None: self._warm = done, now
         since, at = self._warm if self._warm[0] < done else (self._first, self._started)
         each, epochs = (now - at)/(done - since), learn.n_epochs - learn.epoch - 1
-        left = (self._total - done)*each
+        left = of_pass = (self._total - done)*each
         for training, n in ((True, epochs*learn.trains), (False, (epochs + self._training)*learn.validates)):
             if n: left += n*self._pass(learn, training, each)
-        return left
+        return of_pass, left
 
     def _pass(self, learn: Any, training: bool, each: float) -> float:
         "How long a pass takes, if a batch takes `each`."

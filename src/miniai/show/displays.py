@@ -30,9 +30,9 @@ def best_display() -> 'PlainDisplay | TerminalDisplay | NotebookDisplay':
 
 class PlainDisplay:
     """Prints each row as one line of `name value` pairs, for logs and pipes. Shows no bars and no curves. What others
-    show beside a bar: `fit_left`, the seconds that are left of the fit, and the `losses` so far, if `shows_losses`."""
+    show beside a bar: `time_left`, the seconds left of pass and fit, and the `losses` so far, if `shows_losses`."""
     seconds_between_updates = float('inf')
-    fit_left: float | None = None
+    time_left: tuple[float, float] | None = None
     losses: Sequence[float] = ()
     def shows_losses(self) -> bool: return False
     def bar(self, label: str, done: int, total: int | None, comment: str) -> None: "No bar in a log."
@@ -75,10 +75,11 @@ class TerminalDisplay(PlainDisplay):
                              **colour)
         self.tqdm.n = done
         comment = comment.replace('{', '{{').replace('}', '}}')
-        fit = '' if self.fit_left is None else f', fit {_clock(self.fit_left)}'
+        of_pass, fit = map(_clock, self.time_left) if self.time_left else ('{remaining}', '')
+        fit = fit and f', fit {fit}'
         if self.losses: comment += f'  {sparkline(self.losses, CURVE)}'
         for layout in _BARS if total else _COUNTS:
-            layout = layout.replace('FIT left', fit and f'{fit} left').replace('FIT', fit) + comment
+            layout = layout.replace('{remaining}', of_pass).replace('FIT left', fit and f'{fit} left').replace('FIT', fit) + comment
             self.tqdm.bar_format, self.tqdm.ncols = layout.replace('{bar}', '{bar:6}'), None
             if disp_len(str(self.tqdm)) <= _columns(): break
         self.tqdm.bar_format, self.tqdm.ncols = layout, _columns()
@@ -139,7 +140,7 @@ class NotebookDisplay(PlainDisplay):
         "Show or update the bar: `done` of `total` batches; `total` is None if unknown."
         gauge = f'<progress value="{done}" max="{total}" style="width:20em"></progress>' if total else ''
         of = f' of {total}' if total else ''
-        left = '' if self.fit_left is None else f', fit {_clock(self.fit_left)} left'
+        left = f', {_clock(self.time_left[0])} left, fit {_clock(self.time_left[1])}' if self.time_left else ''
         self.status = f'<div>{html.escape(label)} {gauge} {done}{of} {html.escape(comment)}{left}</div>'
         self._show()
 
