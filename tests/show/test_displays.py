@@ -136,7 +136,8 @@ def test_a_bar_fits_the_terminal_and_shows_label_counts_and_comment_whole(termin
         last = next(b for b in shown[::-1] if 'train' in b)
         assert re.fullmatch(rf'epoch 2/2 train (.* )?{counts}( \[.*\])? 0\.693', last)
     last = next(b for b in bars(terminals['known', columns])[::-1] if 'train' in b)
-    assert len(re.search(r'\|(.*)\|', last)[1]) >= 6
+    bar = re.search(r'\|(.*)\|', last)
+    assert len(bar[1]) >= 6 if columns > 40 else '[<' in last  # the time left comes first
     assert ('%' in last, 'batch/s' in last) == (columns >= 60, columns >= 200)
 
 

@@ -75,15 +75,18 @@ class TerminalDisplay(PlainDisplay):
                              **colour)
         self.tqdm.n = done
         comment = comment.replace('{', '{{').replace('}', '}}')
-        of_pass, fit = map(_clock, self.time_left) if self.time_left else ('{remaining}', '')
-        fit = fit and f', fit {fit}'
         if self.losses: comment += f'  {sparkline(self.losses, CURVE)}'
         for layout in _BARS if total else _COUNTS:
-            layout = layout.replace('{remaining}', of_pass).replace('FIT left', fit and f'{fit} left').replace('FIT', fit) + comment
+            layout = self._with_times(layout) + comment
             self.tqdm.bar_format, self.tqdm.ncols = layout.replace('{bar}', '{bar:6}'), None
             if disp_len(str(self.tqdm)) <= _columns(): break
         self.tqdm.bar_format, self.tqdm.ncols = layout, _columns()
         self.tqdm.refresh()
+
+    def _with_times(self, layout: str) -> str:
+        if not self.time_left: return layout.replace('FIT left', '').replace('FIT', '')
+        of_pass, of_fit = map(_clock, self.time_left)
+        return layout.replace('{remaining}', of_pass).replace('FIT', f', fit {of_fit}')
 
     def shows_losses(self) -> bool:
         "Whether the terminal is wide enough for a curve, and can show its blocks."
