@@ -2,13 +2,15 @@
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+import torch.nn.functional as F
+from torch import nn, optim
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from miniai.datasets import DataLoaders
 from miniai.diagnosis.summary import Summary, SummaryRow
 from ranks import run_ranks
-from small import hooks_on, learner
+from small import copied, equal, everything, hooks_on, learner
 
 
 def convnet():
@@ -35,11 +37,50 @@ def test_totals_are_those_of_the_model():
     assert s.mflops == pytest.approx(sum(r.mflops for r in s.rows))
 
 
-def test_multiply_adds_equal_torchs_count_plus_the_biases():
-    model = convnet()
-    with FlopCounterMode(display=False) as counter: model(torch.randn(1, 1, 8, 8))
-    biases = 8 + 3
-    assert summed(model).mflops*1e6 == pytest.approx(counter.get_total_flops()/2 + biases)
+def counted(model, x):
+    "Torch's count of operations, with attention as plain matrix products, which it counts on any device."
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH): model(x)
+    return counter.get_total_flops()
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).flatten(1)[:, :3]
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x): return x @ self.w
+
+
+MODELS = {
+    'convolutions': (convnet, (1, 8, 8)), 'linear': (lambda: nn.Linear(4, 3), (4,)),
+    'linear over positions': (lambda: nn.Sequential(nn.Linear(4, 3), nn.Flatten()), (7, 4)),
+    'transposed': (lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3, stride=2), nn.Flatten()), (2, 5, 5)),
+    'grouped, 1d': (lambda: nn.Sequential(nn.Conv1d(4, 8, 3, groups=2), nn.Flatten()), (4, 9)),
+    'dilated, 3d': (lambda: nn.Sequential(nn.Conv3d(2, 2, 2, dilation=2), nn.Flatten()), (2, 4, 4, 4)),
+    'norms': (lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.LayerNorm(3)), (4,)),
+    'attention': (Attention, (6, 8)), 'products outside of modules': (Functional, (4,))}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_multiply_adds_are_half_of_torchs_count(name):
+    build, shape = MODELS[name]
+    model, x = build(), torch.randn(5, *shape)
+    assert summed(model, x).mflops*1e6 == pytest.approx(counted(model, x)/2/5) != 0
+
+
+def test_the_multiply_adds_of_attention_are_those_of_its_products():
+    of_qkv, of_attention = 6*8*24, 2*(6*6*8)
+    assert summed(Attention(), torch.randn(5, 6, 8)).mflops*1e6 == pytest.approx(of_qkv + of_attention)
 
 
 def test_a_module_used_twice_counts_twice_in_multiply_adds_and_once_in_parameters():
@@ -131,3 +172,47 @@ def of_convnet():
 @pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
 def test_the_summary_of_an_fsdp_model_is_that_of_the_whole_on_each_rank():
     assert run_ranks(of_convnet, 2) == [of_convnet()]*2
+
+
+# Memory, and what trains
+
+def test_memory_is_that_of_parameters_gradients_state_and_what_the_backward_needs():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[2].bias.requires_grad_(False)
+    x = torch.randn(5, 4)
+    learn = learner(model=model, dls=DataLoaders([(x, torch.zeros(5).long())], []), opt_func=optim.Adam)
+    s = learn.summary()
+    n, trained = 4*8 + 8 + 8*3 + 3, 4*8 + 8 + 8*3
+    assert (s.params, s.trained, s.batch_size) == (n, trained, 5)
+    assert s.memory == dict(parameters=4*n, gradients=4*trained, optimizer=4*(2*trained + 3),  # Adam counts steps
+                            activations=4*(5*4 + 5*8))  # the input, and what ReLU gives, kept by it and the next layer
+    assert str(s).splitlines()[-2:] == [
+        '64 of 67 parameters train.', 'Memory of a step with 5 samples: 1.3 kB (parameters 268 bytes, gradients 256 '
+        'bytes, optimizer 524 bytes, activations 240 bytes).']
+    assert s._repr_markdown_().endswith(str(s).splitlines()[-1])
+
+
+def test_an_optimizer_with_state_is_measured_and_one_that_needs_a_closure_is_not_known():
+    learn = learner(opt_func=optim.Adam)
+    learn.fit(1)
+    before = learn.opt.state_dict()
+    assert learn.summary().memory['optimizer'] == sum(x.nbytes for s in before['state'].values() for x in s.values())
+    unknown = learner(opt_func=optim.LBFGS).summary()
+    assert unknown.memory['optimizer'] is None
+    assert 'and the optimizer, after its first step' in str(unknown)
+
+
+def test_a_summary_leaves_the_learner_as_it_was():
+    learn = learner(opt_func=optim.Adam)
+    before = copied(everything(learn))
+    learn.summary()
+    assert equal(everything(learn), before)
+    assert learn.opt is None
+
+
+def test_lazy_layers_and_models_that_a_callback_moves_are_measured_as_they_then_are():
+    class MoveCB:
+        def before_fit(self, learn): learn.model.double()
+        def before_batch(self, learn): learn.batch = (learn.batch[0].double(), learn.batch[1])
+    s = learner(MoveCB(), model=nn.Sequential(nn.LazyLinear(3))).summary()
+    assert (s.params, s.memory['activations']) == (15, 8*6*4)

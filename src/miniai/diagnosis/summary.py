@@ -1,14 +1,21 @@
-"A summary of a model as a table: modules, shapes, parameters and multiply-adds."
-from collections.abc import Iterable
-from dataclasses import dataclass
+"A summary of a model as a table: modules, shapes, parameters and multiply-adds, what trains, and memory."
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
+from miniai.callbacks.dry_run import dry_run
+from miniai.callbacks.trained import new_optimizer
 from miniai.device import first_tensor
 from miniai.diagnosis.capture import first_train_batch
 from miniai.diagnosis.hooks import Hooks
+from miniai.diagnosis.memory import bytes_of, in_bytes, kept_for_backward, state_bytes
+from miniai.metrics.batch import batch_size
 
 __all__ = ['Summary', 'SummaryRow', 'summary']
 
@@ -31,10 +38,16 @@ class SummaryRow:
 
 @dataclass
 class Summary:
-    "A table of modules for terminals and notebooks. `params` and `mflops` are the totals."
+    """A table of modules for terminals and notebooks. `params` and `mflops` are the totals, and `trained` is how many
+    of the parameters train. `memory` has the bytes that a step with a batch of `batch_size` takes on this process:
+    parameters, gradients, optimizer (its state; None if it cannot be known before the first step), and activations,
+    which the forward pass keeps for the backward."""
     rows: list[SummaryRow]
     params: int
     mflops: float
+    trained: int | None = None
+    batch_size: int | None = None
+    memory: dict[str, int | None] = field(default_factory=dict)
     head = ('Module', 'Input', 'Output', 'Num params', 'MFLOPS')
 
     def _table(self) -> list[list[str]]:
@@ -44,48 +57,94 @@ class Summary:
     def __str__(self) -> str:
         table = self._table()
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return '\n'.join('  '.join(f'{c:{a}{w}}' for c, a, w in zip(r, '<<<>>', widths, strict=True)) for r in table)
+        rows = ['  '.join(f'{c:{a}{w}}' for c, a, w in zip(r, '<<<>>', widths, strict=True)) for r in table]
+        return '\n'.join([*rows, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        if self.trained is None: return []
+        known = {nm: n for nm, n in self.memory.items() if n is not None}
+        parts = [f'{nm} {in_bytes(n)}' for nm, n in known.items()]
+        unknown = ''.join(f', and the {nm}, after its first step' for nm, n in self.memory.items() if n is None)
+        return [f'{self.trained:,} of {self.params:,} parameters train.',
+                f'Memory of a step with {self.batch_size} samples: {in_bytes(sum(known.values()))} '
+                f'({", ".join(parts)}){unknown}.']
 
     __repr__ = __str__
 
     def _repr_markdown_(self) -> str:
         head, *rows = ['|' + '|'.join(r) + '|' for r in self._table()]
-        return '\n'.join([head, '|--|--|--|--:|--:|', *rows])
+        return '\n'.join([head, '|--|--|--|--:|--:|', *rows, *['']*bool(self._notes()), *self._notes()])
 
 
 def summary(self: Any) -> Summary:
     """A row for each child of the model: shapes of input and output for the first training batch, number of parameters,
-    whether they are frozen, and MFLOPS (million multiply-adds per sample, in convolutions and linear layers). Trains
+    whether they are frozen, and MFLOPS: million multiply-adds per sample, half of what torch's FlopCounterMode counts,
+    so those of matrix products, convolutions and attention. Below, what trains and the memory of a step. Trains
     nothing. On several processes all must call it: each shows its own part of the batch, and the whole model."""
-    children = list(self.model.children()) or [self.model]
-    shapes, flops = {}, dict.fromkeys(self.model.modules(), 0.)
+    children, shapes, counted = list(self.model.children()) or [self.model], {}, _MultiplyAdds(self.model)
 
     def record(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
         i, o = first_tensor(inp), first_tensor(outp)
         shapes[mod] = tuple(None if t is None else tuple(t.shape) for t in (i, o))
-        if i is not None and o is not None: flops[mod] += _multiply_adds(mod, i, o)/1e6
 
-    with Hooks(self.model.modules(), record): first_train_batch(self, 'after_predict', [])
-    rows = [SummaryRow(_named(m), *shapes.get(m, (None, None)), _num(m.parameters()),
-                       sum(flops[s] for s in m.modules())) for m in children]
-    return Summary(rows, _num(self.model.parameters()), sum(flops.values()))
+    with Hooks(self.model.modules(), record), counted, kept_for_backward() as kept:
+        batch = first_train_batch(self, 'after_predict', [])
+    n, params = batch_size(batch), [p for p in self.model.parameters() if not is_lazy(p)]
+    trained = [p for p in params if p.requires_grad]
+    memory = dict(parameters=bytes_of(params), gradients=bytes_of(trained), optimizer=_state_bytes(self),
+                  activations=kept[0])
+    rows = [SummaryRow(_named(m), *shapes.get(m, (None, None)), _num(m.parameters()), counted.of[m]/n/1e6)
+            for m in children]
+    return Summary(rows, _num(params), counted.total/n/1e6, _num(trained), n, memory)
+
+
+class _MultiplyAdds:
+    "Within it, counts the multiply-adds of each module of a model, those of its own modules included."
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.of, self.total, self._undo = model, dict.fromkeys(model.modules(), 0.), 0., ExitStack()
+
+    def __enter__(self) -> None:
+        from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+        # torch counts attention on GPUs alone
+        on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _first_shapes(sdpa_flop)}
+        counter, started = FlopCounterMode(display=False, custom_mapping=on_cpu), []
+        def before(mod: nn.Module, inp: Any) -> None: started.append(counter.get_total_flops())
+        def after(mod: nn.Module, inp: Any, outp: Any) -> None:
+            self.of[mod] += (counter.get_total_flops() - started.pop())/2
+        for m in self.model.modules():
+            self._undo.callback(m.register_forward_pre_hook(before).remove)
+            self._undo.callback(m.register_forward_hook(after).remove)
+        self._undo.callback(lambda: setattr(self, 'total', counter.get_total_flops()/2))
+        self._undo.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings('ignore', 'Using `torch.compile')  # of the counter's own hooks, which may fire twice
+        self._undo.enter_context(counter)
+
+    def __exit__(self, *exc: object) -> None: self._undo.close()
+
+
+def _first_shapes(flops: Callable) -> Callable:
+    def of(q: Any, k: Any, v: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int: return flops(q, k, v)
+    return of
+
+
+def _state_bytes(learn: Any) -> int | None:
+    "Bytes of the optimizer's state: as it is after a fit, else after a step with gradients of zero, which is undone."
+    params = [p for p in learn.model.parameters() if p.requires_grad]
+    known = state_bytes(learn.opt) if learn.opt is not None else None
+    if known or learn.opt_func is None or learn.lr is None or not params: return known or None
+    with dry_run(learn, trains=True):
+        for p in params: p.grad = torch.zeros_like(p)
+        try:
+            opt = new_optimizer(learn, learn.lr)
+            opt.step()
+        except TypeError: return None  # an optimizer whose step takes a closure
+        return state_bytes(opt)
 
 
 def _named(m: nn.Module) -> str:
     "The module's type, and whether its parameters train."
     trains = {p.requires_grad for p in m.parameters()}
     return type(m).__name__ + (' (frozen)' if trains == {False} else ' (partly frozen)' if len(trains) == 2 else '')
-
-
-def _multiply_adds(mod: nn.Module, inp: Tensor, outp: Tensor) -> float:
-    """Multiply-adds of one sample in a module's own parameters: each weight of a convolution or linear layer counts
-    once for every position where it is applied, any other parameter once."""
-    own = list(mod.parameters(recurse=False))
-    if isinstance(mod, nn.Linear): positions = outp[0, ..., 0].numel() if outp.ndim > 1 else 1
-    elif isinstance(mod, _ConvNd): positions = (inp if mod.transposed else outp)[0, 0].numel()
-    else: return _num(own)
-    weight = mod.weight
-    return weight.numel()*positions + _num(p for p in own if p is not weight)
 
 
 def _num(parameters: Iterable[nn.Parameter]) -> int: return sum(p.numel() for p in parameters)

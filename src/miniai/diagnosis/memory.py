@@ -1,0 +1,46 @@
+"Memory of a training step: parameters, gradients, optimizer state, and what the forward pass keeps for the backward."
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from miniai.distributed.dtensor import local
+
+__all__ = ['kept_for_backward', 'bytes_of', 'state_bytes', 'in_bytes']
+
+
+@contextmanager
+def kept_for_backward() -> Iterator[list[int]]:
+    """Within it, sum the bytes that autograd keeps for the backward pass, each memory once, without parameters. The sum
+    is the only item of the list that it gives."""
+    total, seen = [0], set()
+    def pack(x: Tensor) -> Tensor:
+        memory = local(x).untyped_storage()
+        is_parameter = isinstance(x if x._base is None else x._base, nn.Parameter)
+        if not is_parameter and memory.data_ptr() not in seen: total[0] += memory.nbytes()
+        seen.add(memory.data_ptr())
+        return x.detach()  # itself would be kept by what it is kept for
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): yield total
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    "Bytes of tensors; of DTensors those of this process."
+    return sum(local(x.detach()).nbytes for x in tensors)
+
+
+def state_bytes(opt: Any) -> int | None:
+    "Bytes of an optimizer's state; None if it does not show one."
+    state = getattr(opt, 'state', None)
+    if not isinstance(state, Mapping): return None
+    return bytes_of(x for entries in state.values() if isinstance(entries, Mapping)
+                    for x in entries.values() if isinstance(x, Tensor))
+
+
+def in_bytes(n: float) -> str:
+    "A number of bytes as text, such as 3.1 MB."
+    for unit in ('bytes', 'kB', 'MB', 'GB', 'TB'):
+        if n < 1000 or unit == 'TB': break
+        n /= 1000
+    return f'{n:.0f} {unit}' if n >= 100 or unit == 'bytes' else f'{n:.2g} {unit}'
