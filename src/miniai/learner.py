@@ -27,6 +27,7 @@ from miniai.callbacks.trained import can_train, new_optimizer, trained_parameter
 from miniai.callbacks.wrapped import WrappedLoader, first_batch_of
 from miniai.device import to_cpu, without_graph
 from miniai.diagnosis.capture import capture_preds, show_image_batch
+from miniai.diagnosis.check import check
 from miniai.diagnosis.error_notes import note_error
 from miniai.diagnosis.explain import explain
 from miniai.diagnosis.summary import summary
@@ -214,7 +215,7 @@ class Learner:
                 f"optimizer {names[1]}, lr {self.lr}\n  data: {data}\n  callbacks: {cbs}")
 
     lr_find, summary, show_image_batch, capture_preds, tta = lr_find, summary, show_image_batch, capture_preds, tta
-    explain = explain
+    check, explain = check, explain
     evaluate, predictor, results, save_model, export = evaluate, predictor, results, save_model, export
     report = report
     freeze, unfreeze, fit_one_cycle, load_best = freeze, unfreeze, fit_one_cycle, load_best

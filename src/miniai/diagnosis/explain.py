@@ -1,17 +1,16 @@
 "One batch explained: every event in order, which callback acted, what it changed, and how long it took."
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
-from itertools import islice
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from miniai.callbacks.dry_run import dry_run, patch
-from miniai.callbacks.wrapped import WrappedLoader
+from miniai.diagnosis.few_batches import FewBatchesCB, check_repeatable
 from miniai.diagnosis.moment import Moment, change_text, changes
 from miniai.events import EVENTS, PHASES, Callback, as_list
 
@@ -48,21 +47,13 @@ def explain(self: Any, train: bool = True, valid: bool = False, cbs: Any = None,
             lr: float | None = None) -> Explanation:
     """Run one training batch, with `valid` a validation batch too, and tell what happened: every event in order, which
     callback acted, what it changed in the Learner, the batch, the weights and the gradients, and how long it took.
-    `cbs` and `lr` are those of a fit. Afterwards everything is as it was."""
+    `cbs` and `lr` are those of a fit. Afterwards everything is as it was. ValueError for a loader that can be used only
+    once."""
+    check_repeatable(self, 'explain')
     explaining = _ExplainCB(self, as_list(cbs))
     with dry_run(self, trains=True):
-        self.fit(1, train=train, valid=valid, cbs=[_OneBatchCB(), *as_list(cbs), explaining], lr=lr)
+        self.fit(1, train=train, valid=valid, cbs=[FewBatchesCB(1, 1), *as_list(cbs), explaining], lr=lr)
     return Explanation(explaining.rows)
-
-
-class _OneBatch(WrappedLoader):
-    "The first batch of `dl`, with the length of all, for which schedules are made."
-    def __iter__(self) -> Iterator: return islice(self.dl, 1)
-
-
-class _OneBatchCB(Callback):
-    order, only_shows = -math.inf, True
-    def before_epoch(self, learn: Any) -> None: learn.dl = _OneBatch(learn.dl)
 
 
 class _ExplainCB(Callback):
@@ -86,7 +77,7 @@ class _ExplainCB(Callback):
 
     def wrap_listener(self, cb: Any, event: str, method: Callable) -> Callable:
         "The method with a record of what it changes."
-        if cb is self or isinstance(cb, _OneBatchCB): return method
+        if cb is self or isinstance(cb, FewBatchesCB): return method
         given = any(cb is o for o in self.given)
         return self._recording(method, event, type(cb).__name__, given)
 
