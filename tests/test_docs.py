@@ -76,8 +76,9 @@ def test_the_site_has_every_page_and_every_public_module():
 
 def test_every_page_runs_in_a_test():
     assert [p.stem for p in PAGES] == ['accelerated_sgd', 'checkpoints', 'data', 'distributed', 'fine_tuning',
-                                       'learner', 'readable', 'rules', 'safe', 'tasks', 'tracking', 'using_a_model',
-                                       'wrong_inputs', 'your_own_rule', 'your_pictures', 'your_table']
+                                       'learner', 'looking', 'readable', 'rules', 'safe', 'tasks', 'tracking',
+                                       'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures',
+                                       'your_table']
 
 
 def test_the_story_of_accelerated_sgd_ends_lower_than_it_begins():
@@ -241,6 +242,13 @@ def test_the_page_on_fine_tuning_shows_what_it_prints_and_beats_training_from_sc
     losses = [names[nm].evaluate()['loss'] for nm in ('tuned', 'thawed', 'scratch')]
     assert max(losses[:2]) < losses[2]
     assert names['other'].evaluate()['accuracy'] == pytest.approx(names['best'].best)
+
+
+def test_the_page_on_looking_shows_what_it_prints_and_finds_the_faults(page):
+    names = page('looking', 'matplotlib')
+    sick = {row.name.strip() for row in names['sick'].check().attention}
+    assert {'training batch', 'loss', 'gradients', 'overfits a batch'} <= sick
+    assert not {'training batch', 'gradients', 'overfits a batch'} & {r.name for r in names['learn'].check().attention}
 
 
 def test_the_page_on_using_a_model_shows_what_it_prints_and_onnx_agrees(page):

@@ -10,6 +10,7 @@ from torch import nn
 
 from miniai import BatchTransformCB, DataLoaders, MaxBatchesCB, MetricsCB, MixUpCB, TrainCB
 from miniai.diagnosis.explain import LOOP
+from miniai.diagnosis.moment import change_text
 from miniai.learner import CancelBatchException, Learner, ProgressCB, SingleBatchCB, TrainLearner
 from miniai.sgd import BatchSchedCB
 from small import AROUND, WITHIN, Heard, TwoInputs, copied, equal, everything, learner, mlp, raising, two_inputs
@@ -128,8 +129,9 @@ def test_the_rows_are_plain_data_and_the_text_has_a_line_for_each_change():
     assert json.loads(json.dumps(explained.rows)) == explained.rows
     lines = repr(explained).split('\n')
     assert lines[0].split() == ['event', 'by', 'ms', 'what', 'changed']
-    shown = [r for r in explained.rows if r['given'] or r['changes']]
-    assert len(lines) == 1 + sum(max(len(r['changes']), 1) for r in shown)
+    shown = [dict(event=line.split()[0], callback=line.split()[1]) for line in lines[1:] if line[0] != ' ']
+    assert events(shown) == events(explained.rows)
+    assert all(any(change_text(c) in line for line in lines) for r in explained.rows for c in r['changes'])
     assert sum('BatchTransformCB' in line and 'batch[0]: float32 (6, 4) mean' in line for line in lines) == 2
 
 

@@ -27,7 +27,8 @@ def test_a_pass_that_is_shorter_ends_as_it_does():
 
 
 def test_the_first_batch_again_and_again_is_untouched_by_what_was_done_to_it():
-    seen = seen_by(FewBatchesCB(7, again=True), dls=DataLoaders(batches(3), []))
+    seen = seen_by(FewBatchesCB(7, 1, again=True), dls=DataLoaders(batches(3), batches(1)))
+    assert {n for training, n, _ in seen if training} == {7}
     seen = [x for training, _, x in seen if training]
     assert len(seen) == 14
     assert all(torch.equal(x, batches(1)[0][0]) for x in seen)

@@ -41,7 +41,7 @@ def test_what_needs_attention_in_a_batch(x, y, problem):
     assert bool(found) == bool(problem)
 
 
-@pytest.mark.parametrize(('x', 'problem'), [(X, ''), (X*2, ''), (X*4, 'another range'), (X/4, 'another range'),
+@pytest.mark.parametrize(('x', 'problem'), [(X, ''), (X*2, ''), (X*3.2, 'another range'), (X/4, 'another range'),
                                             (X + 3, 'another range'), (X.double(), 'other dtypes or shapes'),
                                             (X[:, :1], 'other dtypes or shapes')])
 def test_where_validation_differs_from_training(x, problem):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import wraps
+from itertools import groupby
 from time import perf_counter
 from typing import Any
 
@@ -30,7 +31,7 @@ class Explanation:
     rows: list[dict[str, Any]]
 
     def __str__(self) -> str:
-        rows = [r for r in self.rows if r['given'] or r['changes'] or r['raised']]
+        rows = [r for _, group in groupby(self.rows, lambda r: r['event']) for r in _shown([*group])]
         table = [('event', 'by', 'ms', 'what changed')]
         for r in rows:
             lines = [change_text(c) for c in r['changes']] + [f"raised {r['raised']}"]*bool(r['raised'])
@@ -41,6 +42,12 @@ class Explanation:
         return '\n'.join(f'{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d}'.rstrip() for a, b, c, d in table)
 
     __repr__ = __str__
+
+
+def _shown(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "The rows of one event without those that say nothing; one without a name if that would be all."
+    shown = [r for r in rows if r['given'] or r['changes'] or r['raised']]
+    return shown if any(r['callback'] != LOOP for r in shown) else [*shown, _row(rows[0]['event'], None, True)]
 
 
 def explain(self: Any, train: bool = True, valid: bool = False, cbs: Any = None,
@@ -62,7 +69,7 @@ class _ExplainCB(Callback):
 
     def __init__(self, learn: Any, cbs: list) -> None:
         self.learn, self.given, self.rows = learn, [*learn.cbs, *cbs], []
-        self._moment, self._heard, self._undo, self._replaced = Moment(learn), 0, ExitStack(), {}
+        self._moment, self._undo, self._replaced = Moment(learn), ExitStack(), {}
         for event in EVENTS: setattr(self, event, self._noting(event))
 
     def _noting(self, event: str) -> Callable:
@@ -70,9 +77,8 @@ class _ExplainCB(Callback):
             if event == 'before_fit': self._watch_phases()
             if event == 'cleanup_fit': self._undo.close()
             self._catch_up(event)
-            if not any(r['event'] == event and r['callback'] not in (LOOP, None) for r in self.rows[self._heard:]):
+            if not any(callable(getattr(cb, event, None)) for cb in learn.cbs if not isinstance(cb, _ExplainCB)):
                 self.rows.append(_row(event, None, True))
-            self._heard = len(self.rows)
         return note
 
     def wrap_listener(self, cb: Any, event: str, method: Callable) -> Callable:

@@ -9,7 +9,7 @@ from miniai.callbacks.wrapped import WrappedLoader
 from miniai.device import map_tensors
 from miniai.events import Callback
 
-__all__ = ['FewBatchesCB', 'check_repeatable']
+__all__ = ['check_repeatable']
 
 
 def check_repeatable(learn: Any, what: str) -> None:
@@ -22,12 +22,13 @@ def check_repeatable(learn: Any, what: str) -> None:
 
 
 class FewBatchesCB(Callback):
-    """Ends each training pass after `train` batches and each validation pass after `valid`, or with `again` gives the
-    first batch that often. The loader keeps its length, for which schedules are made. `waits` has the seconds that the
+    """Ends each training pass after `train` batches and each validation pass after `valid`; loaders keep their length,
+    for which schedules are made. Or with `again` gives the first batch that often. `waits` has the seconds that the
     loader took for each batch, by phase, and `given` when it gave the last one."""
     order, only_shows = -math.inf, True
     def __init__(self, train: int, valid: int = 0, again: bool = False) -> None:
         self.train, self.valid, self.again = train, valid, again
+        if again: self.order = -1.5e9  # after PartCB, which counts the samples of a pass
         self.waits, self.given = dict(train=[], valid=[]), 0.
 
     def before_epoch(self, learn: Any) -> None:
@@ -40,6 +41,8 @@ class _FewBatches(WrappedLoader):
     def __init__(self, dl: Iterable, few: FewBatchesCB, n: int, waits: list[float]) -> None:
         super().__init__(dl)
         self.few, self.n, self.waits = few, n, waits
+
+    def __len__(self) -> int: return self.n if self.few.again else len(self.dl)
 
     def __iter__(self) -> Iterator:
         if self.few.again: return map(_copied, repeat(next(iter(self.dl)), self.n))

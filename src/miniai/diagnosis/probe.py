@@ -19,7 +19,7 @@ from miniai.distributed.dtensor import is_dtensor
 from miniai.events import Callback, CancelFitException
 from miniai.metrics.batch import batch_size, n_inputs, target_slice
 
-__all__ = ['ProbeCB', 'OverfitCB']
+__all__ = []
 
 
 class ProbeCB(Callback):
