@@ -1,7 +1,5 @@
 "HealthCB: samples what a diagnosis needs while a model trains, and says in words what is wrong."
 import math
-import shutil
-import textwrap
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -19,7 +17,7 @@ from miniai.distributed.ranks import is_first
 from miniai.events import Callback, is_cancel
 from miniai.metrics.batch import batch_size
 from miniai.optim.groups import rate_of
-from miniai.show.displays import TerminalDisplay, best_display
+from miniai.show.displays import best_display
 
 __all__ = ['HealthCB']
 
@@ -175,10 +173,7 @@ class HealthCB(Callback):
         for v in new if shows and not self.quiet else (): self._show(learn, f'warning: {v.says}')
 
     def _show(self, learn: Any, line: str) -> None:
-        display = getattr(learn, 'display', None) or best_display()
-        in_terminal = isinstance(display, TerminalDisplay)  # which cuts long lines
-        columns = shutil.get_terminal_size().columns if in_terminal else len(line) + 1
-        for part in textwrap.wrap(line, max(columns, 20), subsequent_indent='  '): display.text(part)
+        (getattr(learn, 'display', None) or best_display()).text(line)
 
     def cleanup_fit(self, learn: Any) -> None:
         if not self._active: return
