@@ -70,14 +70,14 @@ def test_the_site_has_every_page_and_every_public_module():
     shown = {m for _, packages in conf['REFERENCE'].values() for p in packages for m in conf['public_modules'](p)}
     thin = {'datasets', 'conv', 'activations', 'init', 'sgd', 'training', 'resnet', 'augment', 'accel', 'proof'}
     public = {'.'.join(p.relative_to(SRC.parent).with_suffix('').parts) for p in SRC.rglob('*.py')
-              if '\n__all__' in p.read_text() and p.stem != '__init__'}
+              if re.search(r'^__all__ = \[.', p.read_text(), re.M) and p.stem != '__init__'}
     assert public - shown == {f'miniai.{nm}' for nm in thin}
 
 
 def test_every_page_runs_in_a_test():
     assert [p.stem for p in PAGES] == ['accelerated_sgd', 'checkpoints', 'data', 'distributed', 'fine_tuning',
-                                       'learner', 'looking', 'readable', 'rules', 'safe', 'tasks', 'tracking',
-                                       'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures',
+                                       'learner', 'looking', 'readable', 'rules', 'safe', 'sick_networks', 'tasks',
+                                       'tracking', 'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures',
                                        'your_table']
 
 
@@ -256,6 +256,26 @@ def test_the_page_on_using_a_model_shows_what_it_prints_and_onnx_agrees(page):
     want = names['predict'].probabilities([torch.from_numpy(names['pictures'][1500:1503])])
     assert torch.from_numpy(names['probabilities']) == pytest.approx(want, abs=1e-5)
     assert 'learn.fit(2)' in Path('train.py').read_text()
+
+
+def test_the_page_on_sick_networks_finds_each_fault_by_name_and_cures_it(page):
+    names = page('sick_networks', 'matplotlib')
+    plt.close('all')
+    text, sick, cured = (DOCS/'sick_networks.md').read_text(), names['sick'], names['cured']
+    assert len(sick) == len(re.findall(r'^## \d+\. ', text, re.M)) == 10
+    def verdicts(network): return {v.name for v in network[1].verdicts}
+    for name in sick:
+        assert name in verdicts(sick[name]), name
+        assert verdicts(cured[name]) == set(), name
+        assert re.search(rf'^```text\n(?:.+\n)*{name} \(\w+\)$', text, re.M), name
+    assert verdicts(names['healthy']) == set()
+    score, loss = names['score'], lambda network: network[0].evaluate()['loss']
+    for name in sick.keys() - {'overfitting', 'validation data in training'}:
+        assert score(cured[name][0]) > max(0.6, score(sick[name][0]) + 0.2), name
+    assert loss(cured['overfitting']) < loss(sick['overfitting']) - 0.1
+    excess = {nm: score(learn) - names['on_new'](learn) for nm, (learn, _) in
+              dict(sick=sick['validation data in training'], cured=cured['validation data in training']).items()}
+    assert excess['sick'] > 0.05 > abs(excess['cured'])
 
 
 def test_a_page_that_shows_what_is_not_printed_is_found(monkeypatch, tmp_path):

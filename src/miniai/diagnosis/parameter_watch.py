@@ -15,7 +15,7 @@ MOST = 1 << 16  # elements of a parameter that are copied
 
 
 class ParameterWatch:
-    """Norm, gradient norm and |update|/|weight| of the parameters that train, from a copy of a part of each before a
+    """Norm, gradient norm and `|update|/|weight|` of the parameters that train, from a copy of a part of each before a
     step and what is there after it: so for every optimizer. Sharded and lazy parameters are skipped. `noise_scale` is
     the simple noise scale: the batch size at which the noise of the gradient is as large as the gradient (McCandlish
     et al. 2018, appendix A.1), from the gradients of a batch and the next."""
