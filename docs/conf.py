@@ -1,8 +1,13 @@
 """The documentation site: `make docs` builds it from the pages in this folder, which run while it is built, from the
 docstrings of the library, and from the tables in bench/results."""
 import ast
+import logging
+import os
 import re
 from pathlib import Path
+
+import jupyter_client
+import traitlets
 
 from miniai import __version__
 
@@ -16,6 +21,7 @@ extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.viewcode']
 exclude_patterns = ['_build', '**.ipynb_checkpoints']
 html_theme, html_title = 'furo', f'miniai {__version__}'
 html_theme_options = dict(navigation_with_keys=True)
+html_static_path, html_css_files = ['_static'], ['site.css']
 default_role = 'code'  # docstrings write `names` as Markdown does
 autodoc_member_order, autodoc_typehints = 'bysource', 'signature'
 autodoc_default_options = {'members': True, 'undoc-members': False, 'show-inheritance': True,
@@ -26,6 +32,7 @@ myst_heading_anchors = 3
 nb_execution_mode, nb_execution_timeout = 'cache', 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+logging.getLogger('traitlets').setLevel(logging.WARNING)  # not a line for each page that runs
 
 REFERENCE = {  # the pages of the reference: title and packages or modules
     'learner': ('The loop', ['learner', 'events']),
@@ -85,7 +92,22 @@ def link_results(app, name, source):
     source[0] = re.sub(r'\]\(\.\./bench/results/', '](results/', source[0])
 
 
+def drop_shown_output(app, name, source):
+    "Pages show on GitHub what their code prints; here it stands below the code anyway, unless nothing runs."
+    if app.config.nb_execution_mode != 'off':
+        cell, shown = r'(^```\{code-cell\}[^\n]*\n.*?^```\n)', r'\n*^```text\n.*?^```\n'
+        source[0] = re.sub(cell + shown, r'\1', source[0], flags=re.M | re.S)
+
+
+class LocalKernelManager(jupyter_client.AsyncKernelManager):
+    "Talks to the kernel of a page over local sockets: TCP is open to others on the machine, and kernels warn of it."
+    @traitlets.default('transport')
+    def _local(self): return 'ipc' if os.name == 'posix' else 'tcp'
+
+
 def setup(app):
+    jupyter_client.AsyncKernelManager = LocalKernelManager  # what nbclient runs pages with
     app.connect('builder-inited', write_reference)
     app.connect('builder-inited', write_results)
     app.connect('source-read', link_results)
+    app.connect('source-read', drop_shown_output)
