@@ -153,7 +153,7 @@ def _learns(f: Facts) -> bool:
     return bool(right and counts) and mean_of(right) > max(counts.values())/sum(counts.values()) + 0.1
 
 
-@rule('rate too high', 0.1, 'of |update|/|weight|, where 1e-3 is usual (Karpathy, CS231n), and a loss that rises')
+@rule('rate too high', 0.02, 'of |update|/|weight|, where 1e-3 is usual (Karpathy, CS231n), and a loss that rises')
 def rate_too_high(f: Facts, limit: float) -> Found:
     ratios, losses = known(f.run.get('update', ())), known(f.losses)
     broke = len(losses) < len(f.losses)
@@ -166,7 +166,7 @@ def rate_too_high(f: Facts, limit: float) -> Found:
     return [dict(value=ratio, says=f"The loss rose to {peak:.3g} and is {'not finite' if broke else f'{end:.3g}'} now; "
                                    f"a step changes weights by up to {percent(ratio)} of their size.",
                  do="Lower the rate by 3 to 100 times; learn.lr_find() suggests one.",
-                 certain='sure' if ratio > 2*limit else 'likely')]
+                 certain='sure' if ratio > 10*limit else 'likely')]
 
 
 def _means_of_three(losses: list[float]) -> list[float]:
@@ -198,7 +198,7 @@ def warm_up_too_short(f: Facts, limit: float) -> Found:
                  says=f"The loss rose from {start:.3g} to {peak:.3g} in the first {n//10} batches, at full rate, with "
                       f"steps of up to {percent(ratio)} of the weights.",
                  do="Let the rate rise over the first few hundred batches: fit_one_cycle or warmup_cosine."
-                 )] if peak > limit*start and ratio > 0.1 and end is not None and end < start else []
+                 )] if peak > limit*start and ratio > 0.05 and end is not None and end < start else []
 
 
 @rule('clipping always', 0.9, 'of the steps; clipping should catch outliers (Pascanu et al. 2013)')
