@@ -49,3 +49,11 @@ def test_a_norm_of_zero_divides_as_it_does_on_tensors():
     trace = trace_rule(lambda p, g, *, lr: p - lr/norm(g)*g)
     (new_p,), _ = passes(trace, (torch.ones(3), torch.zeros(3)), dict(lr=.1))
     assert new_p.isnan().all()
+
+
+@pytest.mark.parametrize('name', ['x4', 'h1', 'factor'])
+def test_hyperparameters_may_have_names_that_traces_use(name):
+    def rule(p, g, *, lr, **factor):
+        return p - lr*g/norm(g)*norm(p*factor[name])
+    first, _ = cut(trace_rule(rule, ('p', 'g'), ('lr', name)))
+    assert len(first.sums) == 2

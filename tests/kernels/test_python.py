@@ -23,3 +23,12 @@ def test_new_scalars_are_among_the_hosts():
     hosts = host_function(trace)(t=1, lr=.1, beta1=.9, beta2=.99, eps=1e-8, momentum_decay=4e-3, mu_product=1.)
     place, = scalar_places(trace)
     assert hosts[place] == pytest.approx(.9*(1 - .5*.96**4e-3), rel=1e-15)
+
+
+def test_states_may_have_names_that_traces_use():
+    def rule(p, g, x1, x7, *, lr):
+        x1, x7 = x1 + g, x7 - g
+        return p - lr*x1*x7, x1, x7
+    trace, tensors = trace_rule(rule), [torch.randn(3, dtype=torch.float64) for _ in range(4)]
+    got = element_function(trace)(*tensors, *host_function(trace)(lr=.1))
+    assert all(map(torch.equal, got, rule(*tensors, lr=.1)))

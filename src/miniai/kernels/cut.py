@@ -6,7 +6,7 @@ from miniai.kernels.trace import Trace
 
 __all__ = ['cut']
 
-_NAMES = re.compile(r'\b(?:x\d+|h\d+|__\w+)\b')
+_ELEMENTWISE, _ONCE = re.compile(r'\b[xh]\d+\b'), re.compile(r'\b__\w+\b')  # names in lines; in hosts and steps
 
 
 def cut(trace: Trace) -> list[Trace]:
@@ -32,10 +32,12 @@ def _part(trace: Trace, hypers: tuple[str, ...], results: tuple[str, ...], scala
 
 def _needed(trace: Trace, names: Iterable[str]) -> set[str]:
     "These names, and all that they are computed from."
-    codes = {nm: code for table in (trace.steps, trace.hosts, trace.lines) for code, nm in table.items()}
+    lines = {nm: code for code, nm in trace.lines.items()}
+    numbers = {nm: code for table in (trace.steps, trace.hosts) for code, nm in table.items()}
     found, rest = set(), [*names]
     while rest:
         nm = rest.pop()
-        if nm not in found: rest += _NAMES.findall(codes.get(nm, ''))
-        found.add(nm)
+        if nm in found: continue
+        found.add(nm)  # numbers may use a hyperparameter of the user's named x1 or h1: it is no line and no host
+        rest += _ELEMENTWISE.findall(lines[nm]) if nm in lines else _ONCE.findall(numbers.get(nm, ''))
     return found

@@ -41,7 +41,7 @@ def element_function(trace: Trace) -> Callable:
     forgotten after the last line that uses it, so that its memory serves the next one."""
     body, last = [f'{name} = {code}' for code, name in trace.lines.items()], {}
     for i, code in enumerate(body):
-        for name in re.findall(r'\bx\d+', code): last[name] = i
+        for name in re.findall(r'\bx\d+\b', code): last[name] = i
     for name, i in last.items(): body[i] += '' if name in trace.results else f'; del {name}'
     return _compiled('lines', (*trace.arguments, *trace.hosts.values()), body, trace.results)
 
