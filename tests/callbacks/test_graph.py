@@ -35,6 +35,7 @@ from miniai.activations import ActivationStats
 from miniai.callbacks.freeze import FreezeCB
 from miniai.callbacks.train_loss import LabelSmoothingCB
 from miniai.device import tensors_in
+from miniai.diagnosis.health import HealthCB
 from miniai.learner import MomentumLearner
 from miniai.randomness import host_states, same_states, set_host_states
 from miniai.steps.sharpness import SAMCB
@@ -241,7 +242,8 @@ class NotCompiledCB(CompileCB):
 
 @pytest.mark.parametrize(('cb', 'message'), [
     (partial(AccumulateCB, 2), 'AccumulateCB adds up'), (MixUpCB, 'MixUpCB mixes'),
-    (StepInBackwardCB, 'StepInBackwardCB steps'), (ActivationStats, 'ActivationStats looks'),
+    (StepInBackwardCB, 'StepInBackwardCB steps'),
+    (ActivationStats, 'ActivationStats looks'), (HealthCB, 'HealthCB looks'),
     (partial(NotCompiledCB, mode='reduce-overhead'), 'CompileCB captures')])
 def test_callbacks_that_must_act_in_every_batch_are_refused_by_name(cb, message):
     with pytest.raises(ValueError, match=message): learner([cb(), OnCPU()]).fit(1)

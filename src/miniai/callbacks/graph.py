@@ -25,8 +25,8 @@ _PHASES = ('predict', 'get_loss', 'backward')
 _REFUSED = dict(
     AccumulateCB='adds up the gradients of several batches', MixUpCB='mixes the losses of each batch in its own way',
     CutMixCB='mixes the losses of each batch in its own way', StepInBackwardCB='steps in the backward pass',
-    HooksCallback='looks at each forward pass by hooks', ProfileCB='times each phase',
-    AccelerateCB='lets Accelerate run the backward pass')
+    HooksCallback='looks at each forward pass by hooks', HealthCB='looks at layers by hooks',
+    ProfileCB='times each phase', AccelerateCB='lets Accelerate run the backward pass')
 
 
 class GraphCB(Callback):
