@@ -70,7 +70,8 @@ def opened(browser, url, width, scheme):
     browser.call('Emulation.setDeviceMetricsOverride', session, **screen)
     browser.call('Emulation.setEmulatedMedia', session, features=[dict(name='prefers-color-scheme', value=scheme)])
     browser.events = []
-    browser.call('Page.navigate', session, url=url)
+    failed = browser.call('Page.navigate', session, url=url).get('errorText')
+    if failed: raise SystemExit(f'{url}: {failed}')
     browser.wait_for('Page.loadEventFired')
     return session
 

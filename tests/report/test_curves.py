@@ -3,7 +3,7 @@ import math
 import re
 
 from miniai.report.batches import thinned
-from miniai.report.curves import curves, loss_span
+from miniai.report.curves import curves, epochs_figure, loss_span
 from miniai.report.record import read_run
 from recorded import HISTORY, write_run
 
@@ -54,6 +54,14 @@ def test_a_few_exploding_losses_do_not_flatten_the_others():
     assert loss_span([1.]*99 + [1e9])[1] < 3
     assert loss_span([2., 1., .5])[1] > 2
     assert loss_span([math.nan, None]) == (0, 1)
+
+
+def test_losses_of_very_different_size_have_a_logarithmic_axis():
+    def marks(*losses):
+        svg = epochs_figure('loss', [('s1', 'a', [1, 2], list(losses))], 'x')['svg']
+        return re.findall('text-anchor="end">([^<]*)<', svg)
+    assert marks(.5, 500.) == ['1', '10', '100']
+    assert marks(.5, 1.) == ['0', '0.2', '0.4', '0.6', '0.8', '1']
 
 
 def test_metrics_that_are_missing_or_no_numbers_in_some_epochs_are_gaps(tmp_path):

@@ -11,7 +11,7 @@ from miniai.report.svg import Chart
 __all__ = ['curves', 'epochs_figure', 'loss_span']
 
 TRAIN, VALID = ('s1', 'training'), ('s2 dotted', 'validation')
-MOST_HOVERS, OPEN_ROWS = 160, 24
+MOST_HOVERS, OPEN_ROWS, FAR_APART = 160, 24, 30
 
 
 def curves(run: Run, name: str) -> Section:
@@ -92,15 +92,23 @@ def epochs_figure(metric: str, series: list[tuple], name: str) -> dict[str, Any]
     if not series: return None
     values = [v for *_, ys in series for v in ys]
     epochs = [x for *_, xs, _ in series for x in xs]
-    chart = Chart(Axis(min(epochs) - .2, max(epochs) + .2, 0, 0, 'epoch', whole=True),
-                  Axis(*(loss_span(values) if metric == 'loss' else span(values)), 0, 0))
+    chart = Chart(Axis(min(epochs) - .2, max(epochs) + .2, 0, 0, 'epoch', whole=True), _epochs_axis(metric, values))
     for kind, _, xs, ys in series: chart.line(xs, ys, kind)
     for kind, words, xs, ys in series:
         titles = [f'{words}, epoch {x}: {metric} {short(y, 4)}' for x, y in zip(xs, ys, strict=True)]
         chart.dots(xs, ys, kind.split()[0], titles, 3.5 if len(xs) <= 60 else 1.5)
     about = ' '.join(f'{_from_to(words, ys)}.' for _, words, _, ys in series)
-    return dict(title=metric[:1].upper() + metric[1:], about='after each epoch', legend=[s[:2] for s in series],
+    how = 'after each epoch' + ', logarithmic'*chart.y.log
+    return dict(title=metric[:1].upper() + metric[1:], about=how, legend=[s[:2] for s in series],
                 svg=chart.markup(name, f'{metric} over the epochs', about))
+
+
+def _epochs_axis(metric: str, values: list[float]) -> Axis:
+    "The axis of a metric; a logarithmic one for losses of very different size, as of runs of which one exploded."
+    found = finite(values)
+    if metric == 'loss' and found and min(found) > 0 and max(found) > FAR_APART*min(found):
+        return Axis(min(found)/1.2, max(found)*1.2, 0, 0, log=True)
+    return Axis(*(loss_span(values) if metric == 'loss' else span(values)), 0, 0)
 
 
 def _rates(run: Run, name: str) -> dict[str, Any]:

@@ -26,6 +26,9 @@ from miniai.report.svg import bar
 
 __all__ = ['best', 'figure', 'sections', 'seconds_of', 'sign']
 
+_FILES = dict(verdicts='health.json', curves='batches.json or metrics.jsonl', layers='health.json', data='data.json',
+              examples='results.json', time='profile.json or metrics.jsonl', model='model.json',
+              configuration='config.toml', environment='environment.json')
 MOST_CLASSES = 100
 SMALL = 0.005  # parts of an epoch with a smaller share of its time share a row
 
@@ -47,7 +50,8 @@ def sections(run: Run, name: str) -> list[Section]:
 def _safely(run: Run, name: str, title: str, build: Callable[[], Section]) -> Section:
     try: return build()
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
-        run.problems.append(f'the record of {title!r} has unexpected content: {type(e).__name__}: {e}')
+        file = _FILES.get(name, 'metrics.jsonl')
+        run.problems.append(f'{file} has unexpected content for {title!r}: {type(e).__name__}: {e}')
         return Section(name, title, [text('This part of the record is damaged.', 'warning')])
 
 
@@ -112,7 +116,8 @@ def _verdict(v: dict[str, Any]) -> dict[str, Any]:
     sure = v.get('certain')
     if isinstance(sure, int | float) and not isinstance(sure, bool): sure = f'certain to {sure:.0%}'
     return dict(name=v['name'], where=v.get('where'), says=v['says'], do=v.get('do'), source=v.get('source'),
-                details=[shown(x) for x in (since, sure) if x], value=v.get('value'), threshold=v.get('threshold'))
+                details=[shown(x) for x in (since, sure) if x], value=shown(v.get('value')),
+                threshold=shown(v.get('threshold')))
 
 
 def _time(run: Run) -> Section:
