@@ -67,7 +67,7 @@ def test_classes_confusion_time_data_model_and_options_are_those_of_the_run(run)
 def test_verdicts_say_everything_they_know(run, tmp_path):
     text = shown(run).text
     for words in ('dead layer', 'since batch 12', 'Most of 1 is zero.', 'Lower the rate.', 'likely',
-                  'Measured: 0.9. Threshold: 0.5 a paper.',
+                  'Measured: 0.9 . Threshold: 0.5 a paper.',
                   'Also checked: labels.'): assert words in text
     assert 'Nothing found. Checked: labels.' in shown(write_run(tmp_path/'b', health=HEALTH | dict(verdicts=[]))).text
 
