@@ -23,7 +23,7 @@ from miniai import (
     TrainLearner,
 )
 from miniai.distributed import DistributedCB
-from miniai.learner import CancelFitException
+from miniai.learner import CancelFitException, LRFinderCB
 from miniai.randomness import random_states, same_states
 from miniai.show.displays import TerminalDisplay
 from ranks import run_ranks
@@ -118,6 +118,12 @@ def test_a_dry_run_is_not_looked_at():
     before = health.as_dict()
     learn.summary()
     assert health.as_dict() == before
+
+
+def test_a_search_for_a_rate_is_not_judged():
+    health = HealthCB(every=1, quiet=True)
+    learner([health, LRFinderCB()]).fit(2)
+    assert (health.checked, health.records['batches']) == ([], [])
 
 
 class Dicts(nn.Module):

@@ -85,6 +85,12 @@ def test_a_rate_that_makes_the_loss_rise_is_too_high(opt_func, lr):
     assert 'rate too high' in names(check_up(lr=lr, opt_func=opt_func, raises=RuntimeError))
 
 
+def test_signs_may_move_weights_twice_as_far():
+    losses, run = [1.]*20 + [5.]*40, dict(update=[0.03]*3)
+    def found(family): return {v.name for v in judge(Facts(losses=losses, run=run, setup=dict(family=family)))[0]}
+    assert (found('adam'), found('sign')) == ({'rate too high'}, set())
+
+
 @pytest.mark.parametrize(('opt_func', 'lr'), [(SGD, 1e-4), (Adam, 1e-6)])
 def test_a_rate_that_barely_moves_weights_is_too_low(opt_func, lr):
     found = verdict(check_up(lr=lr, opt_func=opt_func), 'rate too low')

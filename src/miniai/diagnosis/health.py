@@ -3,6 +3,7 @@ import math
 from time import perf_counter, thread_time
 from typing import Any
 
+from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number, to_scalar
 from miniai.diagnosis import data_verdicts, verdicts  # noqa: F401 (they register their rules)
@@ -55,7 +56,8 @@ class HealthCB(Callback):
         return self._kept.as_dict(self.every)
 
     def before_fit(self, learn: Any) -> None:
-        self._active = is_first() and not getattr(learn, 'dry_run', False) and getattr(learn, 'trains', True)
+        searches = getattr(learn, 'dry_run', False) or any(isinstance(cb, LRFinderCB) for cb in learn.cbs)
+        self._active = is_first() and not searches and getattr(learn, 'trains', True)
         if not self._active: return
         self.verdicts, self.checked = [], []
         self._start()

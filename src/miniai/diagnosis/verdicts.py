@@ -153,7 +153,12 @@ def _learns(f: Facts) -> bool:
     return bool(right and counts) and mean_of(right) > max(counts.values())/sum(counts.values()) + 0.1
 
 
-@rule('rate too high', 0.02, 'of |update|/|weight|, where 1e-3 is usual (Karpathy, CS231n), and a loss that rises')
+def _usual_step(f: Facts) -> float:
+    "The usual |update|/|weight|: 1e-3 (Karpathy, CS231n); signs and orthogonal updates move every element alike."
+    return 2e-3 if f.setup.get('family') == 'sign' else 1e-3
+
+
+@rule('rate too high', 20., 'times the usual |update|/|weight|, and a loss that rises; Karpathy, CS231n')
 def rate_too_high(f: Facts, limit: float) -> Found:
     ratios, losses = known(f.run.get('update', ())), known(f.losses)
     broke = len(losses) < len(f.losses)
@@ -162,26 +167,24 @@ def rate_too_high(f: Facts, limit: float) -> Found:
     end = mean_of(losses[-max(5, len(losses)//5):])
     diverged = broke and max(losses[-3:]) > 3*max(min(losses), f.baseline or 0.)
     failed = peak > 1.15*start and end > 0.6*(f.baseline or start)
-    if not (diverged or failed) or ratio < limit: return []
-    return [dict(value=ratio, says=f"The loss rose to {peak:.3g} and is {'not finite' if broke else f'{end:.3g}'} now; "
-                                   f"a step changes weights by up to {percent(ratio)} of their size.",
+    if not (diverged or failed) or ratio < limit*_usual_step(f): return []
+    return [dict(value=ratio/_usual_step(f),
+                 says=f"The loss rose to {peak:.3g} and is {'not finite' if broke else f'{end:.3g}'} now; a step "
+                      f"changes weights by up to {percent(ratio)} of their size.",
                  do="Lower the rate by 3 to 100 times; learn.lr_find() suggests one.",
-                 certain='sure' if ratio > 10*limit else 'likely')]
+                 certain='sure' if ratio > 10*limit*_usual_step(f) else 'likely')]
 
 
 def _means_of_three(losses: list[float]) -> list[float]:
     return [sum(losses[i:i + 3])/3 for i in range(max(1, len(losses) - 2))]
 
 
-USUAL_LOW = dict(adam=2e-4, sgd=2e-4, sign=2e-4)
-
-
-@rule('rate too low', 0.5, 'times the first loss, with steps below 2e-4 of the weights; 1e-3 is usual (CS231n)')
+@rule('rate too low', 0.5, 'times the first loss, with steps a fifth of the usual ones or smaller; CS231n')
 def rate_too_low(f: Facts, limit: float) -> Found:
     ratios, end = known(f.run.get('update', ())), f.window(0.9, 1)
     if not f.is_late or not ratios or end is None: return None
     ratio, start = sorted(ratios)[len(ratios)*3//4], f.window(0, 0.05)
-    if not 0 < ratio < USUAL_LOW[f.setup.get('family', 'adam')] or end < limit*start: return []
+    if not 0 < ratio < _usual_step(f)/5 or end < limit*start: return []
     return [dict(value=ratio, says=f"A step changes weights by {percent(ratio)} of their size, and the loss fell from "
                                    f"{start:.3g} to {end:.3g} only.",
                  do="Raise the rate; learn.lr_find() suggests one.",
