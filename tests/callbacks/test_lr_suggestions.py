@@ -46,11 +46,11 @@ def test_the_spread_is_the_largest_rate_over_the_smallest():
     assert f'agree within a factor of {found.spread:.1f}.' in str(found)
 
 
-def test_a_loss_that_dips_early_by_chance_does_not_lower_the_rate_where_half_is_done():
+def test_a_loss_that_dips_early_by_chance_moves_no_suggestion():
     losses = sigmoid(1e-3)
-    before = suggestions(LRS, losses).half
+    before = suggestions(LRS, losses)
     losses[8:13] = 1.2
-    assert suggestions(LRS, losses).half == before
+    assert suggestions(LRS, losses)[:4] == before[:4]
 
 
 def test_a_curve_that_falls_and_rises_is_believed():

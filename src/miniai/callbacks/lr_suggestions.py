@@ -40,9 +40,8 @@ def suggestions(lrs: Sequence[float], losses: Sequence[float]) -> LRSuggestions:
     curve, lrs, losses = _curve(lrs, losses), list(map(float, lrs)), list(map(float, losses))
     if curve is None: return LRSuggestions(*[None]*6, _why_none(losses), lrs, losses)
     x, smooth, end, _ = curve
-    first = max(end - 1, 1)
-    steepest = int(np.gradient(smooth[:end], x[:end])[:first].argmin())
-    begins = int((x >= _done(curve, 0.05)).argmax())  # where the flat part ends
+    begins = int((x >= _done(curve, 0.05)).argmax())  # before, noise may be steeper
+    steepest = begins + int(np.gradient(smooth[:end], x[:end])[begins:].argmin())
     valley = begins + _within_the_longest_fall(smooth[begins:])
     places = (_done(curve, 0.5), x[steepest], x[valley], x[end - 1] - np.log(10))
     rates = [float(np.exp(p)) for p in places]
