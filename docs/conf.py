@@ -45,6 +45,7 @@ REFERENCE = {  # the pages of the reference: title and packages or modules
     'resume': ('Checkpoints and resume', ['resume', 'checkpoint']),
     'distributed': ('Several processes', ['distributed']),
     'kernels': ('Kernels', ['kernels']),
+    'racing': ('Races', ['racing']),
     'jobs': ('Jobs and the command line', ['jobs', 'cli']),
     'basics': ('Devices, images, randomness', ['device', 'environment', 'images', 'randomness', 'show']),
 }

@@ -43,6 +43,7 @@ from miniai.optim import RMSProp as RMSProp
 from miniai.optim import optimizer as optimizer
 from miniai.optim import plot_schedule as plot_schedule
 from miniai.optim import warmup_cosine as warmup_cosine
+from miniai.racing.race import race as race
 from miniai.randomness import set_seed as set_seed
 from miniai.resume.checkpoint import CheckpointCB as CheckpointCB
 from miniai.resume.restore import ResumeError as ResumeError
@@ -60,5 +61,5 @@ __all__ = [
     'Whole', 'ProgressCB', 'RecorderCB', 'BatchSchedCB', 'EpochSchedCB', 'PlateauCB', 'warmup_cosine', 'plot_schedule',
     'EarlyStoppingCB', 'BestCB', 'FreezeCB', 'MaxBatchesCB', 'AverageCB', 'StepInBackwardCB', 'SAMCB',
     'BatchTransformCB', 'MixUpCB', 'ActivationStats', 'HealthCB', 'ProfileCB', 'TrackCB', 'CheckpointCB', 'ResumeError',
-    'Predictor', 'load', 'build_model', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist',
+    'Predictor', 'load', 'build_model', 'race', 'DataLoaders', 'MemoryLoader', 'SeededSamples', 'fashion_mnist',
     'image_loaders', 'set_seed', 'SGD', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'optimizer']

@@ -28,6 +28,7 @@ from miniai.jobs.report import ReportConfig, report_runs
 from miniai.jobs.script import ScriptConfig, write_script
 from miniai.jobs.train import train
 from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig, evaluate_run, export_run, predict_run
+from miniai.racing.job import RaceConfig, run_race
 from miniai.resume.prove import ProofError
 from miniai.resume.restore import ResumeError
 
@@ -35,7 +36,8 @@ __all__ = ['main']
 
 JOBS = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume, VerifyConfig: verify_files,
         ShowConfig: show_file, GatherConfig: gather_model, EvaluateConfig: evaluate_run, PredictConfig: predict_run,
-        ExportConfig: export_run, ScriptConfig: write_script, ReportConfig: report_runs}
+        ExportConfig: export_run, ScriptConfig: write_script, ReportConfig: report_runs,
+        RaceConfig: run_race}
 # Their ValueErrors are about what the user gave:
 USES = (EvaluateConfig, PredictConfig, ExportConfig, ScriptConfig, ReportConfig)
 FAILURES = (NonFiniteLossError, DataError, PictureError, TableError, ResumeError, CheckpointError, FolderInUseError,

@@ -14,6 +14,7 @@ from miniai.jobs.config import JOBS, ConfigError, JobConfig, TrainConfig, check_
 from miniai.jobs.report import ReportConfig
 from miniai.jobs.script import ScriptConfig
 from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig
+from miniai.racing.job import RaceConfig, RaceOptions
 
 __all__ = ['completion', 'parse']
 
@@ -38,7 +39,7 @@ def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
     if os.environ.get('NO_COLOR'): tyro._experimental_options['ansi_codes'] = False
     defaults, given = {name: cls() for name, cls in JOBS.items()}, frozenset()
     command, *rest = args or ['--help']
-    if not command.startswith('-'): _check_word('command', command, [*JOBS, *USES, 'report', 'checkpoint'])
+    if not command.startswith('-'): _check_word('command', command, [*JOBS, *USES, 'report', 'race', 'checkpoint'])
     if command == 'checkpoint' and rest and not rest[0].startswith('-'):
         _check_word('checkpoint command', rest[0], CHECKPOINT_COMMANDS)
     if command in JOBS:
@@ -128,8 +129,8 @@ def _commands(defaults: dict[str, JobConfig]) -> Any:
     evaluate, predict, export, script = (Annotated[cls, tyro.conf.subcommand(name)] for name, cls in USES.items())
     checkpoint = Annotated[verify | show | gather, tyro.conf.subcommand('checkpoint', description=(
         'Verify checkpoints, show what is in one, or gather a sharded one.'))]
-    report = _report_command()
-    return train | lr_find | prove | evaluate | predict | export | script | report | checkpoint
+    report, race = _report_command(), _race_command()
+    return train | lr_find | prove | evaluate | predict | export | script | report | race | checkpoint
 
 
 def _report_command() -> Any:
@@ -140,3 +141,14 @@ def _report_command() -> Any:
                       out: Annotated[str, file] = '') -> ReportConfig: return ReportConfig(runs, out)
     return Annotated[ReportConfig, tyro.conf.subcommand('report', description=ReportConfig.__doc__,
                                                         constructor=report_config)]
+
+
+def _race_command() -> Any:
+    import tyro
+    names = tyro.conf.arg(metavar='[RULE ...]', help='Names of --optimizer, FILE.py:rule or module:rule. LABEL=RULE '
+                                                     'gives a rule another name.')
+    defaults = RaceOptions()
+    def race_config(rules: tyro.conf.Positional[Annotated[tuple[str, ...], names]] = (),
+                    options: Annotated[RaceOptions, tyro.conf.arg(name='')] = defaults) -> RaceConfig:
+        return RaceConfig(rules=rules, **vars(options))
+    return Annotated[RaceConfig, tyro.conf.subcommand('race', description=RaceConfig.__doc__, constructor=race_config)]

@@ -1,0 +1,159 @@
+"The answer of a race: from the record of its runs alone, the verdicts, ranks, costs and notes, as text and as data."
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from miniai.racing.verdict import compare_all, ranks, with_worst
+
+__all__ = ['Answer', 'best_configuration']
+
+
+def best_configuration(runs: Sequence[Mapping], task: str, steps: int, rule: str) -> dict[str, Any]:
+    "Of the runs that tuned, the configuration with the lowest figure; the first of equals, and if all failed."
+    tuned = [r for r in runs if r['tunes'] and (r['task'], r['steps'], r['rule']) == (task, steps, rule)]
+    return min(tuned, key=lambda r: math.inf if r['result']['final'] is None else r['result']['final'])['config']
+
+
+class Answer:
+    """The answer of a race, computed from `record`, what race.json holds. `comparisons` are dicts, one for each pair of
+    rules, task and length; `ranks` maps rules to their mean rank with an interval; `str(answer)` is race.md."""
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.record, p = record, record['protocol']
+        self.rules = [*p['entrants'], *p['baselines']]
+        pairs = [(a, b) for i, a in enumerate(p['entrants']) for b in self.rules[i + 1:]]
+        final = [r for r in record['runs'] if not r['tunes']]
+        self.cells = list(dict.fromkeys((r['task'], r['steps']) for r in final))
+        self.runs = {(cell, nm): [r for r in final if (r['task'], r['steps']) == cell and r['rule'] == nm]
+                     for cell in self.cells for nm in self.rules}
+        self.figures = {cell: with_worst({nm: [r['result']['final'] for r in self.runs[cell, nm]] for nm in self.rules},
+                                         [r['result']['start'] for nm in self.rules for r in self.runs[cell, nm]
+                                          if r['result']['start'] is not None]) for cell in self.cells}
+        self.comparisons = compare_all(self.figures, pairs, p['alpha'], p['power'])
+        self.ranks = ranks(self.figures)
+
+    @classmethod
+    def read(cls, path: str | Path) -> 'Answer':
+        "The answer of a race.json. ValueError if it is none."
+        record = json.loads(Path(path).read_text('utf-8'))
+        if not (isinstance(record, dict) and {'protocol', 'runs', 'rules', 'tasks'} <= record.keys()):
+            raise ValueError(f"{path} is not the race.json of a race")
+        return cls(record)
+
+    def table(self) -> str:
+        "Verdicts, figures and ranks: what is the same whenever and wherever the same runs are made."
+        tables = [_table(['rule', 'mean rank', '95 % interval'],
+                         [[nm, f'{r:.2f}', f'{low:.2f} to {high:.2f}'] for nm, (r, low, high) in
+                          sorted(self.ranks.items(), key=lambda item: item[1][0])]),
+                  _table(['task', 'steps', 'rule', 'test figure', 'spread', 'failed', 'tuned to'],
+                         [row for cell in self.cells for row in self._figure_rows(cell)]),
+                  _table(['task', 'steps', 'comparison', 'difference', '95 % interval', 'p', 'verdict'],
+                         [_comparison_row(c) for c in self.comparisons])]
+        return '\n\n'.join([*tables, *self.notes()])
+
+    def _figure_rows(self, cell: tuple[str, int]) -> list[list[str]]:
+        rows = []
+        for nm in self.rules:
+            xs, runs = self.figures[cell][nm], self.runs[cell, nm]
+            failed = sum(r['result']['final'] is None for r in runs)
+            tuned = ' '.join(f'{k}={_value(v)}' for k, v in runs[0]['config'].items())
+            rows.append([cell[0], str(cell[1]), nm, f'{mean(xs):.4g}', f'{stdev(xs):.2g}', f'{failed} of {len(runs)}',
+                         tuned])
+        return rows
+
+    def costs(self) -> str:
+        """What rules cost: milliseconds for each step, bytes of state, and the steps and seconds to a target, which is
+        the median final figure of the first baseline on the validation part; a dash if most runs never reach it."""
+        rows = []
+        for cell in self.cells:
+            target = self.target(cell)
+            for nm in self.rules:
+                results = [r['result'] for r in self.runs[cell, nm]]
+                reached = [_reached(r['curve'], target) for r in results]
+                times = [1000*r['curve'][-1][1]/r['curve'][-1][0] for r in results if r['curve']]
+                steps, seconds = (median(x[i] for x in reached) for i in (0, 1))
+                rows.append([cell[0], str(cell[1]), nm, _number(target), _number(steps), _number(seconds),
+                             f'{median(times):.3g}' if times else '-', f"{max(r['state_bytes'] for r in results):,}"])
+        return _table(['task', 'steps', 'rule', 'target', 'steps to it', 'seconds to it', 'ms a step', 'state bytes'],
+                      rows)
+
+    def target(self, cell: tuple[str, int]) -> float:
+        "The median final figure on the validation part of the first baseline, or of the first rule; infinite if none."
+        reference = (self.record['protocol']['baselines'] or self.rules)[0]
+        ends = [r['result']['curve'][-1][2] for r in self.runs[cell, reference] if r['result']['curve']]
+        return median([math.inf if x is None else x for x in ends]) if ends else math.inf
+
+    def notes(self) -> list[str]:
+        "What the numbers alone do not say: failures in tuning, spaces that are too small, and what was not tested."
+        p, notes = self.record['protocol'], []
+        for nm in self.rules:
+            tuned = [r for r in self.record['runs'] if r['tunes'] and r['rule'] == nm]
+            failed = [r for r in self.record['runs'] if r['rule'] == nm and r['result']['failed']]
+            if failed: notes.append(f"{nm}: {sum(r['tunes'] for r in failed)} of {len(tuned)} runs of tuning and "
+                                    f"{sum(not r['tunes'] for r in failed)} of the comparison failed, and count as the "
+                                    f"worst; the first: {failed[0]['result']['failed'].splitlines()[0]}")
+            notes += self._at_the_end(nm)
+        tasks = ''.join(f'the task {nm}, ' for nm in self.record.get('left_out', ()))
+        notes.append(f"not tested: {tasks}other schedules, batch sizes and lengths")
+        notes.append(f"each rule had {p['trials']} configurations for each task and length; a rule that was given a "
+                     f"better space has an advantage")
+        return notes
+
+    def _at_the_end(self, nm: str) -> list[str]:
+        "Where the best learning rate is the lowest or the highest that was tried."
+        places, notes = {}, []
+        for task, steps in self.cells:
+            tried = [r['config']['lr'] for r in self.record['runs']
+                     if r['tunes'] and (r['task'], r['steps'], r['rule']) == (task, steps, nm)]
+            best = self.runs[(task, steps), nm][0]['config']['lr']
+            for end, value in (('lowest', min(tried)), ('highest', max(tried))):
+                if best == value and len(set(tried)) > 2: places.setdefault(end, []).append(f'{task} at {steps} steps')
+        for end, cells in places.items():
+            notes.append(f"{nm}: the best lr is the {end} that was tried on {', '.join(cells)}: a space that reaches "
+                         f"further may be better")
+        return notes
+
+    def __str__(self) -> str:
+        p = self.record['protocol']
+        won = {v: sum(c['verdict'] == v for c in self.comparisons) for v in ('better', 'worse', 'cannot tell')}
+        return '\n\n'.join([
+            f"# Race: {', '.join(p['entrants'])}",
+            f"{len(self.comparisons)} comparisons with {p['seeds']} seeds: {won['better']} better, {won['worse']} "
+            f"worse, {won['cannot tell']} cannot be told apart. Lower figures are better.", self.table(), self.costs(),
+            PROTOCOL.format(**p)]) + '\n'
+
+
+PROTOCOL = """Protocol: for each task and length each rule tried {trials} configurations of its space, points of one
+Sobol sequence, with one tuning seed on the tuning part of the data. The best one ran with {seeds} other seeds, the same
+for all rules: initial weights and the order of batches are equal, so that differences are paired. Every run was tested
+once, at its end. All rules had the same schedule: the rate warms up for a tenth of the steps and falls along a cosine.
+p-values are corrected by Holm's method for all comparisons together: the chance of one or more false verdicts is at
+most {alpha:.0%}."""
+
+
+def _comparison_row(c: Mapping) -> list[str]:
+    low, high = c['interval']
+    verdict = c['verdict'] if c['verdict'] != 'cannot tell' else 'cannot be told apart' + (
+        f"; about {c['more_seeds']:,} more seeds, if this is the true difference" if 0 < c['more_seeds'] < 1000 else
+        f"; a difference of {c['detectable']:.2g} would be seen")
+    return [c['cell'][0], str(c['cell'][1]), f"{c['a']} - {c['b']}", f"{c['difference']:+.3g}",
+            f'{low:+.3g} to {high:+.3g}', f"{c['p']:.3g}", verdict]
+
+
+def _reached(curve: Sequence[Sequence], target: float) -> tuple[float, float]:
+    "Steps and seconds at which a curve is at most `target`; infinite if it never is."
+    return next(((step, s) for step, s, figure in curve if figure is not None and figure <= target < math.inf),
+                (math.inf, math.inf))
+
+
+def _value(x: Any) -> str: return f'{x:.3g}' if isinstance(x, float) else str(x)
+def _number(x: float) -> str: return f'{x:.4g}' if math.isfinite(x) else '-'
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    "A table of Markdown whose columns are aligned."
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ['-'*w for w in widths], *rows]
+    return '\n'.join('| ' + ' | '.join(x.ljust(w) for x, w in zip(line, widths, strict=True)) + ' |' for line in lines)

@@ -1,0 +1,131 @@
+"The rules of a race: found by name or in a file, with the space in which each is tuned, and the configurations tried."
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from miniai.jobs.registry import OPTIMIZERS
+from miniai.models.by_name import function_at
+from miniai.optim.optimizer import RuleOptimizer, optimizer
+from miniai.optim.spec import REQUIRED
+
+__all__ = ['BASELINES', 'Entrant', 'configurations', 'find_entrant']
+
+BASELINES = 'adamw', 'nesterov', 'muon'
+DECAYS = 1e-4, 0.3    # the space of the weight decay, for every rule that declares none
+RATES  = 1e-4, 1.     # of the learning rate, for a rule that is not in the registry and declares none
+MOST = 16             # hyperparameters in a space: the dimensions of the Sobol sequence
+
+Space = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A rule in a race: `build(params, lr, **hypers)` makes its optimizer. `space` maps hyperparameters to a pair
+    (low, high), searched on a log scale; to a list of values; or to one fixed value. `code` is its source text, or the
+    name of a rule of the library."""
+    name: str
+    build: Callable[..., Any]
+    space: Space
+    code: str
+
+    @property
+    def digest(self) -> str:
+        "Names the rule by its code."
+        return hashlib.sha256(self.code.encode()).hexdigest()[:16]
+
+
+def find_entrant(given: Any) -> Entrant:
+    """The entrant that `given` names: a rule of `miniai train`, 'FILE.py:rule' or 'module:rule', each perhaps with a
+    label, as in 'twin=adamw'; or a rule function or optimizer class. The rule's attribute `space` declares what is
+    tuned. ValueError if there is none, or for a space that does not fit it."""
+    if not isinstance(given, str): return _entrant(getattr(given, '__name__', str(given)), given)
+    label, equals, name = given.rpartition('=')
+    if equals and not label: raise ValueError(f"{given!r} has no label before '='")
+    if name in OPTIMIZERS:
+        low, high = (OPTIMIZERS[name].lrs['warmup-cosine']*factor for factor in (1/30, 3))
+        return Entrant(label or name, OPTIMIZERS[name].build, dict(lr=(low, high), wd=DECAYS), name)
+    if ':' not in name: raise ValueError(f"unknown rule {name!r}: choose from {', '.join(OPTIMIZERS)}, or give "
+                                         f"FILE.py:rule or module:rule")
+    return _entrant(label or name.rpartition(':')[2], _load(name))
+
+
+def _load(name: str) -> Any:
+    "The object at 'FILE.py:rule' or 'module:rule'."
+    file, _, rule = name.rpartition(':')
+    if not file.endswith('.py'): return function_at(name)
+    if not Path(file).is_file(): raise ValueError(f"no file {file}, which should hold the rule {rule}")
+    unique = hashlib.sha256(str(Path(file).resolve()).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f'{Path(file).stem}_{unique}', file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try: spec.loader.exec_module(module)
+    except Exception as e: raise ValueError(f"cannot import {file}: {type(e).__name__}: {e}") from e
+    if callable(found := getattr(module, rule, None)): return found
+    raise ValueError(f"{file} has no rule {rule}")
+
+
+def _entrant(name: str, rule: Any) -> Entrant:
+    if not callable(rule): raise ValueError(f"a rule must be a function, a class or a name, got {rule!r}")
+    space = getattr(rule, 'space', None) or dict(lr=RATES, wd=DECAYS)
+    _check_space(name, space)
+    is_rule = inspect.isfunction(rule) and [*inspect.signature(rule).parameters][:2] == ['p', 'g']
+    build = optimizer(rule) if is_rule else rule
+    if isinstance(build, type) and issubclass(build, RuleOptimizer): _check_hypers(name, build, space)
+    return Entrant(name, build if is_rule or hasattr(build, 'spec') else partial(_torch_names, build), space,
+                   _code(rule, name))
+
+
+def _code(rule: Any, name: str) -> str:
+    """The file that holds a rule, as text: functions that it calls count too. Its name if there is no file."""
+    try: return f'{getattr(rule, "__qualname__", name)}\n{Path(inspect.getsourcefile(rule)).read_text("utf-8")}'
+    except (TypeError, OSError): pass
+    try: return inspect.getsource(rule)
+    except (TypeError, OSError): return f'{getattr(rule, "__module__", "")}.{getattr(rule, "__qualname__", name)}'
+
+
+def _torch_names(build: Callable[..., Any], params: Any, lr: float, wd: float = 0., **hypers: Any) -> Any:
+    "An optimizer of torch, which calls the decay `weight_decay`."
+    return build(params, lr=lr, weight_decay=wd, **hypers)
+
+
+def _check_space(name: str, space: Any) -> None:
+    if not isinstance(space, Mapping) or 'lr' not in space:
+        raise ValueError(f"the space of {name} must be a dict with 'lr', such as dict(lr=(1e-4, 1)), got {space!r}")
+    if len(space) > MOST: raise ValueError(f"the space of {name} has {len(space)} hyperparameters, more than {MOST}")
+    for hyper, values in space.items():
+        if isinstance(values, tuple) and not (len(values) == 2 and 0 < values[0] < values[1]):
+            raise ValueError(f"the space of {name} has {hyper}={values!r}: give (low, high) above 0, a list of values "
+                             f"or one value")
+        if isinstance(values, list) and not values: raise ValueError(f"the space of {name} has no values for {hyper}")
+
+
+def _check_hypers(name: str, cls: type[RuleOptimizer], space: Space) -> None:
+    known = {nm: p.default for nm, p in cls.__signature__.parameters.items() if nm != 'params'}
+    unknown = [nm for nm in space if nm not in known]
+    if unknown: raise ValueError(f"the space of {name} has {', '.join(unknown)}, which the rule does not take: it has "
+                                 f"{', '.join(nm for nm in cls.spec.hypers)} and wd")
+    missing = [nm for nm, default in known.items() if default is REQUIRED and nm not in space]
+    if missing: raise ValueError(f"the space of {name} lacks {', '.join(missing)}, which has no default")
+
+
+def configurations(space: Space, n: int) -> list[dict[str, Any]]:
+    """The first `n` configurations of a space: the points of one scrambled Sobol sequence (Sobol 1967, Owen 1998), the
+    same for every rule; its first dimension is lr, its second wd. More configurations begin with the same ones."""
+    columns = sorted(space, key=lambda nm: (nm != 'lr', nm != 'wd', nm))
+    return [{nm: _placed(space[nm], u) for nm, u in zip(columns, point, strict=False)} for point in _sobol(n)]
+
+
+def _sobol(n: int) -> Sequence[Sequence[float]]:
+    from scipy.stats import qmc
+    return qmc.Sobol(MOST, scramble=True, rng=0).random_base2(max(n - 1, 1).bit_length())[:n].tolist()
+
+
+def _placed(values: Any, u: float) -> Any:
+    "The value at `u`, from 0 to 1."
+    if isinstance(values, tuple): return float(f'{values[0]*(values[1]/values[0])**u:.4g}')
+    return values[min(int(u*len(values)), len(values) - 1)] if isinstance(values, list) else values

@@ -1,0 +1,57 @@
+"The job that races rules, or gives the verdict of a race that is over."
+from dataclasses import dataclass
+from typing import Any
+
+from miniai.jobs.config import ConfigError, column_names
+from miniai.racing.answer import Answer
+from miniai.racing.race import LADDER, plan_race, race
+
+__all__ = ['RaceConfig', 'RaceOptions', 'run_race']
+
+
+@dataclass
+class RaceOptions:
+    "The options of a race."
+    baselines: str = 'adamw,nesterov,muon'
+    """The rules to race against, tuned in the same way. Separated by commas, or '' for none."""
+    task: str = ','.join(LADDER)
+    """The tasks: logistic, mlp, convnet, resnet, or module:function that returns a miniai.racing.tasks.Task."""
+    budget: str = '10m'
+    """How long the race may take on this machine: chooses tasks, trials and seeds."""
+    trials: int | None = None
+    """Configurations that each rule tries for each task and length. With --seeds, instead of --budget."""
+    seeds: int | None = None
+    """Seeds of the comparison. With --trials, instead of --budget."""
+    seed: int = 0
+    """Chooses the seeds."""
+    out: str = 'race'
+    """The folder of the race. A race that was interrupted resumes; several processes may share it."""
+    plan: bool = False
+    """Print the plan, from a few measured steps, and race nothing."""
+    verdict: str = ''
+    """Print the answer of this race.json again, computed from its runs."""
+
+
+@dataclass
+class RaceConfig(RaceOptions):
+    "Race update rules against tuned baselines: same tasks, same seeds, and a verdict that may be 'cannot tell'."
+    rules: tuple[str, ...] = ()
+    """Names of --optimizer, FILE.py:rule or module:rule. LABEL=RULE gives a rule another name."""
+
+
+def run_race(config: RaceConfig) -> None:
+    "Run the job. ConfigError for rules, tasks or numbers that are invalid, or a folder that holds another race."
+    try: _run(config)
+    except ValueError as e: raise ConfigError(str(e)) from e
+
+
+def _run(config: RaceConfig) -> None:
+    if config.verdict:
+        print(Answer.read(config.verdict))
+        return
+    options: dict[str, Any] = dict(tasks=column_names(config.task), baselines=column_names(config.baselines),
+                                   seed=config.seed, trials=config.trials, seeds=config.seeds, budget=config.budget)
+    if config.plan: print(plan_race(*config.rules, **options))
+    else:
+        print(race(*config.rules, **options, out=config.out, tell=lambda text: print(text, flush=True)))
+        print(f'race: {config.out}/race.md and {config.out}/race.json')

@@ -1,0 +1,140 @@
+"The plan of a race: what is run, how long it takes on this machine, what it can detect, and what fits a budget."
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from typing import Any
+
+from miniai.racing.entrants import Entrant, configurations
+from miniai.racing.tasks import Task
+from miniai.racing.trial import POINTS, run_trial
+from miniai.racing.verdict import detectable
+
+__all__ = ['Protocol', 'chosen', 'measured', 'plan_text', 'seconds_in', 'seconds_of', 'words_of']
+
+LEAST, MOST = 4, 900  # trials and seeds of a race that is chosen by its budget
+MARGIN = 0.9          # of a budget is planned for: machines are slower at times
+Times = Mapping[tuple[str, str], tuple[float, float]]  # by task and rule: seconds of a run, and of each step
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a race does: for each of `tasks` and each of `lengths`, shares of the task's steps, every rule tries
+    `trials` configurations on a tuning seed and then runs its best one on `seeds` other seeds, which follow from
+    `seed`. `entrants` are compared with one another and with `baselines`, which are tuned in the same way. ValueError
+    for numbers that are too small."""
+    entrants: tuple[str, ...]
+    baselines: tuple[str, ...]
+    tasks: tuple[str, ...]
+    trials: int
+    seeds: int
+    lengths: tuple[float, ...] = (0.25, 1.)
+    seed: int = 0
+    alpha: float = 0.05
+    power: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.trials < 1: raise ValueError(f"trials must be 1 or more, got {self.trials}")
+        if not 2 <= self.seeds <= MOST: raise ValueError(f"seeds must be from 2 to {MOST}, got {self.seeds}")
+        if not self.lengths or not all(0 < x <= 1 for x in self.lengths):
+            raise ValueError(f"lengths must be shares of a task's steps, from 0 to 1, got {self.lengths}")
+        if not (0 < self.alpha < 1 and 0 < self.power < 1):
+            raise ValueError(f"alpha and power must be between 0 and 1, got {self.alpha} and {self.power}")
+
+    @property
+    def rules(self) -> tuple[str, ...]: return self.entrants + self.baselines
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        "What is compared: each entrant with those after it and with the baselines."
+        return [(a, b) for i, a in enumerate(self.entrants) for b in self.rules[i + 1:]]
+
+    @property
+    def comparisons(self) -> int: return len(self.pairs)*len(self.tasks)*len(self.lengths)
+
+    @property
+    def runs(self) -> int: return len(self.tasks)*len(self.lengths)*len(self.rules)*(self.trials + self.seeds)
+
+    @property
+    def tuning_seed(self) -> int: return 1000*self.seed + 999
+
+    @property
+    def comparison_seeds(self) -> list[int]: return [1000*self.seed + i for i in range(self.seeds)]
+
+    def steps(self, task: Task) -> list[int]:
+        "The lengths of runs on a task."
+        return [max(1, round(task.steps*share)) for share in self.lengths]
+
+    def as_dict(self) -> dict[str, Any]:
+        "As JSON has it."
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def measured(tasks: Sequence[Task], entrants: Sequence[Entrant]) -> dict[tuple[str, str], tuple[float, float]]:
+    "Seconds that a run takes whatever its length, and those of each step, from three short runs of each rule."
+    times = {}
+    for task in tasks:
+        for entrant in entrants:
+            config, taken = configurations(entrant.space, 1)[0], []
+            for steps in (1, POINTS, 5*POINTS):  # the first compiles; the others validate equally often
+                started = time.perf_counter()
+                run_trial(task, entrant, config, 0, steps, tunes=False)
+                taken.append(time.perf_counter() - started)
+            step = max(0., taken[2] - taken[1])/(4*POINTS)
+            times[task.name, entrant.name] = max(0., taken[1] - POINTS*step), step
+    return times
+
+
+def seconds_of(protocol: Protocol, tasks: Mapping[str, Task], times: Times) -> float:
+    "The estimated duration of a race in one process."
+    return sum((protocol.trials + protocol.seeds)*(times[nm, rule][0] + steps*times[nm, rule][1])
+               for nm in protocol.tasks for rule in protocol.rules for steps in protocol.steps(tasks[nm]))
+
+
+def chosen(budget: float, facts: dict[str, Any], tasks: Mapping[str, Task], times: Times) -> Protocol:
+    """The largest race that fits into `budget` seconds: all tasks, or without the slowest if not even a small race on
+    all fits; then as many trials as seeds, and seeds for what is left. ValueError if nothing fits."""
+    def made(k: int, trials: int, seeds: int) -> Protocol:
+        return Protocol(**facts, tasks=tuple(nm for nm in tasks if nm in quickest[:k]), trials=trials, seeds=seeds)
+    def fits(*sizes: int) -> bool: return seconds_of(made(*sizes), tasks, times) <= MARGIN*budget
+    def alone(nm: str) -> float: return seconds_of(Protocol(**facts, tasks=(nm,), trials=1, seeds=2), tasks, times)
+    quickest = sorted(tasks, key=alone)
+    k = next((k for k in range(len(tasks), 0, -1) if fits(k, LEAST, LEAST)), None)
+    if k is None: raise ValueError(
+        f"a budget of {words_of(budget)} is too small: {LEAST} trials and {LEAST} seeds on {quickest[0]} alone take "
+        f"about {words_of(seconds_of(made(1, LEAST, LEAST), tasks, times))}")
+    trials = next(n for n in count(LEAST) if n == MOST or not fits(k, n + 1, n + 1))
+    seeds = next(n for n in count(trials) if n == MOST or not fits(k, trials, n + 1))
+    return made(k, trials, seeds)
+
+
+def plan_text(protocol: Protocol, tasks: Mapping[str, Task], seconds: float) -> str:
+    "What a race is going to do, in words."
+    p, lengths = protocol, {nm: ' and '.join(map(str, protocol.steps(tasks[nm]))) for nm in protocol.tasks}
+    seen = detectable(1., p.seeds, p.alpha/p.comparisons, p.power)
+    left_out = [nm for nm in tasks if nm not in p.tasks]
+    return '\n'.join([
+        f"{p.runs:,} runs, about {words_of(seconds)} in one process on this machine",
+        f"rules: {', '.join(p.entrants)} against {', '.join(p.baselines) or 'one another'}, each with {p.trials} "
+        f"configurations and {p.seeds} seeds",
+        f"tasks: {', '.join(f'{nm} ({steps} steps)' for nm, steps in lengths.items())}",
+        *([f"left out, to fit the budget: {', '.join(left_out)}"] if left_out else []),
+        f"{p.comparisons} comparisons, with a chance of at most {p.alpha:.0%} of one or more false verdicts in all",
+        f"a difference of {seen:.1f} times its standard deviation between seeds is detected with a chance of "
+        f"{p.power:.0%}"])
+
+
+def words_of(seconds: float) -> str:
+    "A duration in words."
+    if seconds < 100: return f'{seconds:.1f} seconds' if seconds < 10 else f'{seconds:.0f} seconds'
+    return f'{seconds/60:.0f} minutes' if seconds < 6000 else f'{seconds/3600:.1f} hours'
+
+
+def seconds_in(text: str | float) -> float:
+    "The seconds in '90s', '10m' or '2h'. ValueError for anything else."
+    found = re.fullmatch(r'(\d+(?:\.\d+)?)([smh])', str(text))
+    value = float(found[1])*dict(s=1, m=60, h=3600)[found[2]] if found else text
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf: return float(value)
+    raise ValueError(f"a budget must be a duration such as 90s, 10m or 2h, got {text!r}")

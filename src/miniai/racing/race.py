@@ -1,0 +1,132 @@
+"A race: plan, tuning, comparison, answer. All runs are in a folder, where other processes and later calls find them."
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from miniai.device import def_device
+from miniai.environment import machine_facts, version_of
+from miniai.racing.answer import Answer, best_configuration
+from miniai.racing.entrants import BASELINES, Entrant, configurations, find_entrant
+from miniai.racing.plan import Protocol, chosen, measured, plan_text, seconds_in, seconds_of
+from miniai.racing.store import Store
+from miniai.racing.tasks import TASKS, Task, code_of, find_task
+from miniai.racing.trial import run_trial
+
+__all__ = ['LADDER', 'plan_race', 'race']
+
+LADDER = 'logistic', 'mlp', 'convnet'
+
+
+def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[Any] = BASELINES,
+         trials: int | None = None, seeds: int | None = None, budget: str | float = '10m',
+         lengths: Sequence[float] = (0.25, 1.), seed: int = 0, out: str | Path = 'race',
+         tell: Callable[[str], Any] = print) -> Answer:
+    """Race `rules` against `baselines`: names as of `miniai train`, 'FILE.py:rule', rule functions or optimizer
+    classes. Without both `trials` and `seeds`, `budget` (seconds, or '10m') chooses them. Everything is kept in `out`:
+    call again to resume, or from several processes at once to share the work. Writes race.json, from which anyone can
+    recompute the verdict, and race.md. ValueError for what does not exist, or another race in `out`."""
+    tasks, entrants, facts = _found(rules, tasks, baselines, lengths, seed)
+    store = Store(out)
+    protocol = _protocol(store, tasks, entrants, facts, trials, seeds, budget, tell)
+    runs = _run_all(store, protocol, tasks, entrants, tell)
+    answer = Answer(dict(protocol=protocol.as_dict(), runs=runs, machine=machine_facts(def_device),
+                         rules={e.name: dict(space=dict(e.space), code=e.code) for e in entrants.values()},
+                         tasks={nm: _described(tasks[nm]) for nm in protocol.tasks},
+                         left_out=[nm for nm in TASKS if nm not in protocol.tasks]))
+    store.write('race.json', answer.record)
+    store.write('race.md', str(answer))
+    return answer
+
+
+def plan_race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[Any] = BASELINES,
+              trials: int | None = None, seeds: int | None = None, budget: str | float = '10m',
+              lengths: Sequence[float] = (0.25, 1.), seed: int = 0) -> str:
+    "What `race` would do with these arguments, and how long it would take, from a few measured steps."
+    tasks, entrants, facts = _found(rules, tasks, baselines, lengths, seed)
+    return _planned(tasks, entrants, facts, trials, seeds, budget)[1]
+
+
+def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterable[Any], lengths: Sequence[float],
+           seed: int) -> tuple[dict[str, Task], dict[str, Entrant], dict[str, Any]]:
+    "Tasks and rules by name, and the facts of the protocol that do not depend on the budget."
+    found = [find_task(task) if isinstance(task, str) else task for task in tasks]
+    entrants = [find_entrant(rule) for rule in rules]
+    named = [e.name for e in entrants]
+    others = [e for e in map(find_entrant, baselines) if e.name not in named]
+    names = [*named, *(e.name for e in others)]
+    for what, nms in (('rules', names), ('tasks', [t.name for t in found])):
+        twice = next((nm for nm in nms if nms.count(nm) > 1), None)
+        if twice: raise ValueError(f"two {what} are called {twice}; a rule may have a label, as in twin={twice}")
+    if not named: raise ValueError("a race needs a rule, such as my_rule.py:rule")
+    if len(names) < 2: raise ValueError(f"a race needs two rules or more, got {names[0]} alone")
+    if not found: raise ValueError("a race needs a task")
+    facts = dict(entrants=tuple(named), baselines=tuple(e.name for e in others), lengths=tuple(lengths), seed=seed)
+    return {t.name: t for t in found}, {e.name: e for e in (*entrants, *others)}, facts
+
+
+def _planned(tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[str, Any], trials: int | None,
+             seeds: int | None, budget: str | float) -> tuple[Protocol, str]:
+    "The protocol, and the plan in words."
+    if (trials is None) != (seeds is None): raise ValueError("give both trials and seeds, or a budget")
+    limit = seconds_in(budget)
+    given = None if trials is None else Protocol(**facts, tasks=tuple(tasks), trials=trials, seeds=seeds)
+    times = measured(list(tasks.values()), list(entrants.values()))
+    protocol = given or chosen(limit, facts, tasks, times)
+    return protocol, plan_text(protocol, tasks, seconds_of(protocol, tasks, times))
+
+
+def _protocol(store: Store, tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[str, Any],
+              trials: int | None, seeds: int | None, budget: str | float, tell: Callable) -> Protocol:
+    "The protocol of the race in the folder; the first process decides it. ValueError if the folder has another race."
+    asked = Protocol(**facts, tasks=tuple(tasks), trials=trials or 1, seeds=seeds or 2).as_dict()
+    asked |= dict(trials=trials, seeds=seeds, budget=None if trials else seconds_in(budget),
+                  codes={e.name: e.digest for e in entrants.values()}, tasks_code=[code_of(t) for t in tasks.values()])
+    with store.lock('plan.lock'):
+        kept = store.read('plan.json')
+        if not kept:
+            protocol, text = _planned(tasks, entrants, facts, trials, seeds, budget)
+            kept = dict(asked=asked, protocol=protocol.as_dict(), plan=text)
+            store.write('plan.json', kept)
+    for nm, value in asked.items():
+        if kept['asked'].get(nm) != value: raise ValueError(
+            f"{store.folder} holds a race with other {nm}, {kept['asked'].get(nm)!r} instead of {value!r}: choose "
+            f"another folder for this one")
+    tell(kept['plan'])
+    return Protocol(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept['protocol'].items()})
+
+
+def _run_all(store: Store, protocol: Protocol, tasks: dict[str, Task], entrants: dict[str, Entrant],
+             tell: Callable) -> list[dict]:
+    "The runs of tuning, then those of the comparison, each as plain data with its result."
+    cells = [(nm, steps, rule) for nm in protocol.tasks for steps in protocol.steps(tasks[nm])
+             for rule in protocol.rules]
+    tuning = [dict(task=nm, steps=steps, rule=rule, tunes=True, config=config, seed=protocol.tuning_seed)
+              for nm, steps, rule in cells for config in configurations(entrants[rule].space, protocol.trials)]
+    tuned = _results(store, tuning, tasks, entrants, partial(_progress, tell, 'tuning'))
+    comparison = [dict(task=nm, steps=steps, rule=rule, tunes=False, seed=seed,
+                       config=best_configuration(tuned, nm, steps, rule))
+                  for nm, steps, rule in cells for seed in protocol.comparison_seeds]
+    return tuned + _results(store, comparison, tasks, entrants, partial(_progress, tell, 'comparison'))
+
+
+def _results(store: Store, runs: list[dict], tasks: dict[str, Task], entrants: dict[str, Entrant],
+             tell: Callable) -> list[dict]:
+    def trial_of(run: dict) -> dict:
+        return run | dict(rule=entrants[run['rule']].digest, code=code_of(tasks[run['task']]),
+                          versions=[version_of('miniai-torch'), version_of('torch')])
+    by_digest = {e.digest: e for e in entrants.values()}
+    def execute(trial: dict) -> dict:
+        return run_trial(tasks[trial['task']], by_digest[trial['rule']], trial['config'], trial['seed'], trial['steps'],
+                         trial['tunes'])
+    results = store.results([trial_of(run) for run in runs], execute, tell)
+    return [run | dict(result=result) for run, result in zip(runs, results, strict=True)]
+
+
+def _progress(tell: Callable, stage: str, done: int, total: int) -> None:
+    "Say how far a stage is, ten times."
+    if done*10//total > (done - 1)*10//total: tell(f'{stage}: {done} of {total} runs')
+
+
+def _described(task: Task) -> dict[str, Any]:
+    return dict(steps=task.steps, figure=task.figure_name, about=task.about)

@@ -1,0 +1,84 @@
+"The folder of a race: a JSON file for each finished trial, and locks, so that several processes can share the work."
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from miniai.checkpoint.durable import temporary_name
+
+__all__ = ['Store', 'digest_of']
+
+POLL = 0.05  # seconds between looks at trials that other processes run
+
+
+def digest_of(facts: Mapping[str, Any]) -> str:
+    "A name for plain data, the same on every machine."
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+class Store:
+    """Results by what they are results of, in `folder`. A file is complete or not there. Locks are those of the
+    operating system: they end with the process that holds them, so a killed one leaves nothing to clean up."""
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            import filelock
+        except ImportError as e: raise ImportError("a race needs filelock: pip install 'miniai-torch[race]'") from e
+        self.folder, self._filelock = Path(folder), filelock
+        (self.folder/'trials').mkdir(parents=True, exist_ok=True)
+
+    def read(self, name: str) -> Any:
+        "The JSON file `name`, or None if there is none."
+        with suppress(FileNotFoundError): return json.loads((self.folder/name).read_text('utf-8'))
+
+    def write(self, name: str, value: Any) -> None:
+        "Write a file, JSON or text, complete or not at all."
+        text = value if isinstance(value, str) else json.dumps(value, indent=1, allow_nan=False) + '\n'
+        part = temporary_name(str(self.folder/name))
+        try:
+            Path(part).write_text(text, 'utf-8')
+            os.replace(part, self.folder/name)
+        finally: Path(part).unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self, name: str, wait: bool = True) -> Iterator[bool]:
+        "Hold the lock `name`: True within it, or False if another process holds it and this one is not to `wait`."
+        lock = self._filelock.FileLock(self.folder/name, timeout=-1 if wait else 0)
+        try: lock.acquire()
+        except self._filelock.Timeout:
+            yield False
+            return
+        try: yield True
+        finally:
+            with suppress(OSError): os.unlink(self.folder/name)  # whoever waits for it looks for the result first
+            lock.release()
+
+    def results(self, trials: Sequence[dict], run: Callable[[dict], dict],
+                tell: Callable[[int, int], Any] = lambda done, total: None) -> list[dict]:
+        """The result of each of `trials`, plain data that say what it is. Those in the folder are read, others are run,
+        each by one process; what others are running is waited for. `tell` hears how many are done, of how many."""
+        found, names = {}, {digest_of(trial): trial for trial in trials}
+        while len(found) < len(names):
+            before = len(found)
+            for name, trial in names.items():
+                if name in found: continue
+                result = self._result(name, trial, run)
+                if result is None: continue
+                found[name] = result
+                tell(len(found), len(names))
+            if len(found) == before: time.sleep(POLL)
+        return [found[digest_of(trial)] for trial in trials]
+
+    def _result(self, name: str, trial: dict, run: Callable[[dict], dict]) -> dict | None:
+        "The result of a trial; None if another process is running it."
+        file = f'trials/{name}.json'
+        kept = self.read(file)
+        if kept: return kept['result']
+        with self.lock(f'trials/{name}.lock', wait=False) as mine:
+            if not mine: return None
+            kept = self.read(file)  # it may have been finished before the lock was taken
+            if not kept: self.write(file, kept := dict(trial=trial, result=run(trial)))
+        return self.read(file)['result']

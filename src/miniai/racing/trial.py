@@ -1,0 +1,87 @@
+"One trial: a task trained by a rule with a configuration, a seed and a length, as plain data. Failures are results."
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+
+from miniai.callbacks.train import DeviceCB, NonFiniteLossError
+from miniai.data.loaders import DataLoaders
+from miniai.device import def_device
+from miniai.learner import TrainLearner
+from miniai.metrics.metrics import MetricsCB
+from miniai.metrics.whole import Whole
+from miniai.optim.schedules import warmup_cosine
+from miniai.racing.entrants import Entrant
+from miniai.racing.tasks import Parts, Task
+from miniai.randomness import random_states, set_random_states, set_seed
+from miniai.steps.schedule import BatchSchedCB
+
+__all__ = ['POINTS', 'run_trial']
+
+POINTS = 8  # of the curve of a run: validations that are evenly spaced, the last one at its end
+
+
+def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, steps: int, tunes: bool) -> dict:
+    """Train `task` for `steps`, with a rate that warms up and falls along a cosine, and return plain data: `final`, the
+    figure on the tuning part if `tunes`, else on the test part; `curve`, rows of (step, seconds of training, figure) on
+    the tuning or validation part; `start`, the figure before training; `seconds` of training; `state_bytes` of the
+    optimizer, `peak_bytes` of a GPU; and `failed`, why there is no final figure. Weights and order of batches depend on
+    `seed` alone. Global random numbers stay as they were."""
+    with _own_randomness(seed):
+        parts, model = task.dls(seed), task.model(seed).to(def_device)
+        held_out, every = parts.tuning if tunes else parts.valid, max(1, -(-steps//POINTS))
+        out = dict(start=_plain(_learner(task, model, parts, held_out).evaluate()['figure']), final=None, failed=None)
+        build = partial(entrant.build, **{nm: v for nm, v in config.items() if nm != 'lr'})
+        learn = _learner(task, model, parts, held_out, [BatchSchedCB(warmup_cosine())],
+                         lambda params, lr: build(params, lr=lr))
+        if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
+        _reseed(seed)
+        try:
+            learn.fit(steps=steps, valid_every=every, lr=config['lr'])
+            figure = learn.history[-1]['figure'] if tunes else learn.evaluate(parts.test)['figure']
+            out['final'] = _plain(figure)
+            if out['final'] is None: out['failed'] = f'diverged: the final figure is {figure}'
+        except NonFiniteLossError as e: out['failed'] = f'diverged: {e}'
+        except Exception as e: out['failed'] = f'{type(e).__name__}: {e}'
+        return out | _costs(learn, steps, every)
+
+
+def _learner(task: Task, model: nn.Module, parts: Parts, held_out: Any, cbs: list | None = None,
+             opt_func: Any = None) -> TrainLearner:
+    metrics = MetricsCB(figure=Whole(task.figure or task.loss))
+    metrics._log = lambda row: None
+    return TrainLearner(model, DataLoaders(parts.train, held_out), task.loss, None, [DeviceCB(), metrics, *(cbs or ())],
+                        opt_func)
+
+
+def _costs(learn: TrainLearner, steps: int, every: int) -> dict[str, Any]:
+    "What the run took. A run that failed has the part of its curve that it came to."
+    rows = {phase: [row for row in learn.history if row['phase'] == phase] for phase in ('train', 'eval')}
+    seconds = accumulate(row['seconds'] for row in rows['train'])
+    curve = [[min((i + 1)*every, steps), round(s, 4), _plain(row['figure'])]
+             for i, (s, row) in enumerate(zip(seconds, rows['eval'], strict=False))]
+    states = [x for s in getattr(learn.opt, 'state', {}).values() for x in s.values() if isinstance(x, torch.Tensor)]
+    return dict(curve=curve, seconds=curve[-1][1] if curve else None, state_bytes=sum(t.nbytes for t in states),
+                peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None)
+
+
+def _plain(figure: Any) -> float | None:
+    "A finite number; None for others."
+    return float(figure) if math.isfinite(float(figure)) else None
+
+
+def _reseed(seed: int) -> None: set_seed(seed, torch.are_deterministic_algorithms_enabled())
+
+
+@contextmanager
+def _own_randomness(seed: int) -> Iterator[None]:
+    before = random_states()
+    try:
+        _reseed(seed)
+        yield
+    finally: set_random_states(before)

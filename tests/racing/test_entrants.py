@@ -1,0 +1,81 @@
+"Rules are found by name, in files and as functions; their configurations are one Sobol sequence in their own spaces."
+import math
+
+import pytest
+import torch
+
+import races
+from miniai.optim import AdamW, Muon
+from miniai.racing.entrants import BASELINES, configurations, find_entrant
+
+RULE = '''
+def factor(): return 1
+
+def mine(p, g, *, lr, k=1.): return p - k*factor()*lr*g
+mine.space = dict(lr=(1e-3, 10.), k=[1., 2., 4.])
+'''
+
+
+def test_names_labels_functions_and_classes_are_entrants():
+    assert find_entrant('adamw').build is AdamW
+    assert (find_entrant('twin=muon').name, find_entrant('twin=muon').build) == ('twin', Muon)
+    assert find_entrant(races.descent).name == 'descent'
+    assert find_entrant('races:descent').space == dict(lr=(1e-2, 1.))
+    assert find_entrant(torch.optim.SGD).name == 'SGD'
+    assert {*BASELINES} == {'adamw', 'nesterov', 'muon'}
+
+
+def test_a_rule_in_a_file_has_its_space_and_is_named_by_all_the_code_there(tmp_path):
+    file = tmp_path/'rule.py'
+    file.write_text(RULE)
+    first = find_entrant(f'{file}:mine')
+    assert first.space == dict(lr=(1e-3, 10.), k=[1., 2., 4.])
+    assert find_entrant(f'other={file}:mine').digest == first.digest
+    file.write_text(RULE.replace('return 1', 'return 2'))
+    assert find_entrant(f'{file}:mine').digest != first.digest
+
+
+def test_all_rules_try_the_same_points_of_their_spaces_and_more_trials_begin_with_the_same():
+    a, b = (configurations(dict(lr=(low, 100*low), wd=(1e-3, 1e-1)), 8) for low in (1e-4, 1.))
+    assert [c['lr']*1e4 for c in a] == pytest.approx([c['lr'] for c in b], rel=1e-3)
+    assert [c['wd'] for c in a] == [c['wd'] for c in b]
+    for n in (1, 3, 8): assert configurations(dict(lr=(1e-4, 1e-2), wd=(1e-3, 1e-1)), n) == a[:n]
+    wider = configurations(dict(lr=(1e-4, 1e-2), wd=(1e-3, 1e-1), eps=[1, 2]), 8)
+    assert [c['lr'] for c in wider] == [c['lr'] for c in a]
+
+
+def test_configurations_fill_the_space_evenly_on_a_log_scale():
+    found = configurations(dict(lr=(1e-4, 1.), k=['a', 'b'], fixed=7), 16)
+    quarters = [int(-math.log10(c['lr'])) for c in found]
+    assert [quarters.count(i) for i in range(4)] == [4]*4
+    assert [sum(c['k'] == k for c in found) for k in 'ab'] == [8, 8]
+    assert {c['fixed'] for c in found} == {7}
+
+
+@pytest.mark.parametrize(('given', 'said'), [
+    ('adamv', "unknown rule 'adamv'"), ('none.py:rule', 'no file none.py'), ('races:none', 'cannot import'),
+    ('=adamw', 'no label'), (3, 'must be a function')])
+def test_a_rule_that_does_not_exist_is_an_error(given, said):
+    with pytest.raises(ValueError, match=said): find_entrant(given)
+
+
+def test_a_file_that_fails_or_lacks_the_rule_is_an_error(tmp_path):
+    (tmp_path/'bad.py').write_text('import nothing_of_this_name')
+    (tmp_path/'empty.py').write_text('')
+    with pytest.raises(ValueError, match='ModuleNotFoundError'): find_entrant(f'{tmp_path}/bad.py:rule')
+    with pytest.raises(ValueError, match='has no rule rule'): find_entrant(f'{tmp_path}/empty.py:rule')
+
+
+@pytest.mark.parametrize(('space', 'said'), [
+    ([1], 'must be a dict'), (dict(wd=1), "with 'lr'"), (dict(lr=(1., .1)), 'above 0'), (dict(lr=(0., 1.)), 'above 0'),
+    (dict(lr=[]), 'no values for lr'), (dict(lr=1., k=2.), 'k, which the rule does not take'),
+    (dict(lr=1.) | {f'h{i}': 1 for i in range(16)}, 'more than 16')])
+def test_a_space_that_does_not_fit_is_an_error(space, said):
+    def rule(p, g, *, lr): return p - lr*g
+    rule.space = space
+    with pytest.raises(ValueError, match=said): find_entrant(rule)
+
+
+def test_a_hyperparameter_without_a_default_must_be_in_the_space():
+    def rule(p, g, *, lr, k): return p - k*lr*g
+    with pytest.raises(ValueError, match='lacks k'): find_entrant(rule)

@@ -1,0 +1,36 @@
+"The command: a race, its plan, and its verdict from race.json."
+import pytest
+
+from miniai.cli.arguments import parse
+from miniai.jobs.config import ConfigError
+from miniai.racing.job import RaceConfig, run_race
+
+OPTIONS = dict(rules=('races:descent',), task='races:tiny', baselines='nesterov', trials=2, seeds=3)
+
+
+def test_the_arguments_are_the_options():
+    config = parse(['race', 'a.py:mine', 'adamw', '--task', 'mlp,logistic', '--budget', '2h', '--plan'])
+    assert config == RaceConfig(rules=('a.py:mine', 'adamw'), task='mlp,logistic', budget='2h', plan=True)
+    assert parse(['race', 'lion', '--trials', '4', '--seeds', '9']) == RaceConfig(rules=('lion',), trials=4, seeds=9)
+
+
+def test_a_race_prints_its_plan_and_answer_and_its_verdict_is_printed_again(tmp_path, capsys):
+    run_race(RaceConfig(**OPTIONS, out=str(tmp_path)))
+    out = capsys.readouterr().out
+    assert out.startswith('20 runs, about ')
+    assert 'comparison: 12 of 12 runs' in out
+    assert out.endswith(f'race: {tmp_path}/race.md and {tmp_path}/race.json\n')
+    run_race(RaceConfig(verdict=str(tmp_path/'race.json')))
+    assert capsys.readouterr().out.strip() in out
+
+
+def test_a_plan_runs_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_race(RaceConfig(**OPTIONS, plan=True))
+    assert capsys.readouterr().out.startswith('20 runs')
+    assert not [*tmp_path.iterdir()]
+
+
+def test_an_invalid_option_is_an_error_of_the_options():
+    with pytest.raises(ConfigError, match='a race needs a rule'): run_race(RaceConfig())
+    with pytest.raises(ConfigError, match='a duration such as'): run_race(RaceConfig(rules=('lion',), budget='soon'))

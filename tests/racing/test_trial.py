@@ -1,0 +1,93 @@
+"A trial is a function of what it is: weights and batches of a seed are the same for all rules, and failures are data."
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import races
+from miniai.optim import SGD
+from miniai.racing.entrants import find_entrant
+from miniai.racing.trial import run_trial
+
+TINY = races.tiny()
+
+
+def trial(rule, lr=.1, seed=1, steps=16, tunes=False, **config):
+    return run_trial(TINY, find_entrant(rule), dict(lr=lr, **config), seed, steps, tunes)
+
+
+def by_hand(seed, lr, steps):
+    "Gradient descent with the same weights, batches and schedule, written out: figures on each part."
+    model, parts = TINY.model(seed), TINY.dls(seed)
+    warm, done = round(.1*steps), 0
+    while done < steps:
+        for x, y in parts.train:
+            if done == steps: break
+            rate = (done + 1)/(warm + 1) if done < warm else (1 + math.cos(math.pi*(done - warm)/(steps - warm)))/2
+            loss = F.mse_loss(model(x), y)
+            for p, g in zip(model.parameters(), torch.autograd.grad(loss, [*model.parameters()]), strict=True):
+                p.data -= lr*rate*g
+            done += 1
+    with torch.no_grad(): return {nm: F.mse_loss(*both([(model(x), y) for x, y in dl])).item()
+                                  for nm, dl in parts._asdict().items()}
+
+
+def both(pairs): return [torch.cat(ts) for ts in zip(*pairs, strict=True)]
+
+
+def test_a_trial_is_the_plain_loop_and_its_figure_is_that_of_the_right_part():
+    figures = by_hand(1, .1, 16)
+    compared, tuned = trial(races.descent), trial(races.descent, tunes=True)
+    assert compared['final'] == pytest.approx(figures['test'], rel=1e-4)
+    assert compared['curve'][-1][2] == pytest.approx(figures['valid'], rel=1e-4)
+    assert tuned['final'] == tuned['curve'][-1][2] == pytest.approx(figures['tuning'], rel=1e-4)
+    assert len({round(x, 6) for x in figures.values()}) == 4
+
+
+def test_the_curve_is_evenly_spaced_and_ends_at_the_end():
+    assert [row[0] for row in trial(races.descent)['curve']] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert [row[0] for row in trial(races.descent, steps=10)['curve']] == [2, 4, 6, 8, 10]
+    seconds = [row[1] for row in trial(races.descent)['curve']]
+    assert seconds == sorted(seconds)
+
+
+def test_the_same_trial_gives_the_same_numbers_and_leaves_the_users_random_numbers_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    first = trial('adamw', wd=.01)
+    assert torch.equal(torch.rand(3), expected)
+    again = trial('adamw', wd=.01)
+    assert [first[k] for k in ('start', 'final')] == [again[k] for k in ('start', 'final')]
+    assert trial('adamw', wd=.01, seed=2)['final'] != first['final']
+    assert first['start'] == trial('nesterov')['start'] != trial('nesterov', seed=2)['start']
+
+
+def test_state_bytes_are_those_of_the_optimizer():
+    assert trial('adamw')['state_bytes'] == 4*2*4  # 4 parameters, two states, float32
+    assert trial(races.descent)['state_bytes'] == 0
+
+
+@pytest.mark.parametrize(('rule', 'lr', 'said'), [(races.raises, .1, 'RuntimeError: this rule is broken'),
+                                                  (races.nan, .1, 'diverged'), (races.descent, 1e30, 'diverged')])
+def test_a_failure_is_said_and_there_is_no_final_figure(rule, lr, said):
+    out = trial(rule, lr)
+    assert out['final'] is None
+    assert said in out['failed']
+    assert math.isfinite(out['start'])
+
+
+def test_an_optimizer_that_cannot_be_made_is_a_failure_of_the_rule():
+    def unmakeable(params, lr): raise TypeError('no such optimizer')
+    assert trial(unmakeable)['failed'] == 'TypeError: no such optimizer'
+
+
+def test_torchs_optimizers_race_too():
+    ours = trial(SGD, wd=.01)['final']
+    assert trial(torch.optim.SGD, wd=.01)['final'] == pytest.approx(ours, rel=1e-3)
+
+
+def test_an_error_of_the_task_is_not_blamed_on_the_rule():
+    broken = races.Task('broken', races.model, lambda seed: 1/0, F.mse_loss, 4)
+    with pytest.raises(ZeroDivisionError): run_trial(broken, find_entrant('adamw'), dict(lr=.1), 0, 4, True)

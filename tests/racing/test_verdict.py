@@ -1,0 +1,99 @@
+"Verdicts are calibrated: equal rules are told apart no more often than stated, known differences as often as stated."
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from miniai.racing.verdict import compare, compare_all, detectable, holm, ranks, seeds_needed, with_worst
+
+RACES = 200
+
+
+def simulated(rng, seeds, effect=0., cells=2, spread=1., noise=None):
+    "Figures of two rules: what a seed does to both, and what it does to each; a lower by `effect`."
+    noise = noise or rng.normal
+    def figures(shift): return shared + spread/2**.5*noise(size=seeds) - shift
+    out = {}
+    for cell in range(cells):
+        shared = 3*rng.normal(size=seeds)
+        out[cell] = dict(a=figures(effect), b=figures(0.))
+    return out
+
+
+@pytest.mark.parametrize('seeds', [5, 12])
+@pytest.mark.parametrize('kind', ['normal', 'exponential', 'standard_cauchy'])
+def test_a_rule_against_itself_is_told_apart_in_no_more_races_than_stated(seeds, kind):
+    rng = np.random.default_rng(seeds)
+    noise = getattr(rng, kind)
+    false = sum(any(row['verdict'] != 'cannot tell' for row in
+                    compare_all(simulated(rng, seeds, noise=noise), [('a', 'b')])) for _ in range(RACES))
+    assert false <= stats.binom.ppf(.999, RACES, .05)
+
+
+@pytest.mark.parametrize('seeds', [5, 9])
+def test_the_difference_that_a_plan_calls_detectable_is_detected_with_the_stated_power(seeds):
+    rng = np.random.default_rng(seeds)
+    effect = detectable(1., seeds, .05/2, .8)
+    found = [compare_all(simulated(rng, seeds, effect), [('a', 'b')])[0]['verdict'] for _ in range(RACES)]
+    assert found.count('better') >= stats.binom.ppf(.001, RACES, .8)
+    assert found.count('worse') == 0
+
+
+def test_with_the_seeds_that_are_said_to_be_needed_a_difference_is_detected():
+    rng = np.random.default_rng(0)
+    n = seeds_needed(.8, 1., .05, .8)
+    found = [compare_all(simulated(rng, n, .8, cells=1), [('a', 'b')])[0]['verdict'] for _ in range(RACES)]
+    assert stats.binom.ppf(.001, RACES, .8) <= found.count('better') <= 190
+    few = [compare_all(simulated(rng, n//2, .8, cells=1), [('a', 'b')])[0]['verdict'] for _ in range(RACES)]
+    assert few.count('better') < found.count('better')
+
+
+@pytest.mark.parametrize('seeds', [6, 25])
+def test_an_interval_of_95_percent_holds_the_true_difference_that_often(seeds):
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(RACES):
+        low, high = compare(rng.normal(.3, 1, seeds), np.zeros(seeds))['interval']
+        inside += low <= .3 <= high
+    assert stats.binom.ppf(.001, RACES, .93) <= inside
+
+
+def test_the_sign_flip_test_counts_all_flips():
+    d = np.array([.3, -.1, .4, .25, .6, .2, .15, .05])
+    means = [abs(np.dot(s, d)) for s in product((1, -1), repeat=8)]
+    row = compare(d, np.zeros(8))
+    assert row['test'] == 'sign flips'
+    assert row['p_alone'] == np.mean(np.array(means) >= d.sum() - 1e-12)
+
+
+def test_with_too_few_seeds_for_flips_the_test_is_students():
+    d = np.array([.3, .1, .4, .25])
+    row = compare(d, np.zeros(4))
+    assert (row['test'], row['p_alone']) == ('Student', pytest.approx(stats.ttest_1samp(d, 0).pvalue))
+
+
+def test_equal_differences_are_not_proof_and_none_at_all_is_no_difference():
+    assert compare([1, 1, 1], [2, 2, 2])['p_alone'] == .25  # 2 of 8 flips
+    row, = compare_all(dict(cell=dict(a=[1.]*30, b=[1.]*30)), [('a', 'b')])
+    assert (row['verdict'], row['difference'], row['p']) == ('cannot tell', 0, 1)
+
+
+def test_holm_multiplies_by_the_number_of_those_that_are_left_and_keeps_the_order():
+    assert holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02])
+    assert holm([.5, .9]) == [1, 1]
+
+
+def test_a_failed_run_counts_as_the_worst_figure_or_as_no_training():
+    assert with_worst(dict(a=[1., None], b=[5., 2.]), [3.]) == dict(a=[1, 5], b=[5, 2])
+    assert with_worst(dict(a=[1., None]), [7.]) == dict(a=[1, 7])
+
+
+def test_ranks_share_ties_and_their_intervals_hold_them():
+    found = ranks(dict(x=dict(a=[1, 1, 5], b=[2, 1, 4], c=[3, 3, 3])))
+    assert [found[nm][0] for nm in 'abc'] == pytest.approx([(1 + 1.5 + 3)/3, (2 + 1.5 + 2)/3, (3 + 3 + 1)/3])
+    assert all(low <= mean <= high for mean, low, high in found.values())
+
+
+def test_one_seed_is_no_comparison():
+    with pytest.raises(ValueError, match='2 or more seeds, got 1'): compare([1.], [2.])
