@@ -135,9 +135,12 @@ most {alpha:.0%}."""
 
 def _comparison_row(c: Mapping) -> list[str]:
     low, high = c['interval']
-    verdict = c['verdict'] if c['verdict'] != 'cannot tell' else 'cannot be told apart' + (
-        f"; about {c['more_seeds']:,} more seeds, if this is the true difference" if 0 < c['more_seeds'] < 1000 else
-        f"; a difference of {c['detectable']:.2g} would be seen")
+    verdict = c['verdict']
+    if verdict == 'cannot tell':
+        verdict = 'cannot be told apart; ' + (
+            'the same at every seed' if not c['difference'] and not c['spread'] else
+            f"about {c['more_seeds']:,} more seeds, if this is the true difference" if 0 < c['more_seeds'] < 1000 else
+            f"a difference of {c['detectable']:.2g} would be seen")
     return [c['cell'][0], str(c['cell'][1]), f"{c['a']} - {c['b']}", f"{c['difference']:+.3g}",
             f'{low:+.3g} to {high:+.3g}', f"{c['p']:.3g}", verdict]
 

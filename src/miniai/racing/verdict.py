@@ -8,7 +8,7 @@ import numpy as np
 
 __all__ = ['compare', 'compare_all', 'detectable', 'holm', 'ranks', 'seeds_needed', 'with_worst']
 
-RESAMPLES = 10_000
+RESAMPLES = 4000
 FLIPS = 14     # up to so many seeds all 2**n sign flips are counted
 FEW = 10       # with fewer seeds the interval is Student's: a bootstrap of so few is too narrow
 UNKNOWN = 10**4  # no more seeds than this are worth naming
@@ -89,8 +89,8 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 def detectable(spread: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
     "The true difference that `n` seeds detect with probability `power`, if differences vary by `spread`."
-    from scipy.stats import t
-    return float((t.ppf(1 - alpha/2, n - 1) + t.ppf(power, n - 1))*spread/n**.5)
+    from scipy.special import stdtrit
+    return float((stdtrit(n - 1, 1 - alpha/2) + stdtrit(n - 1, power))*spread/n**.5)
 
 
 def seeds_needed(difference: float, spread: float, alpha: float = 0.05, power: float = 0.8) -> int:
