@@ -76,16 +76,18 @@ def _entrant(name: str, rule: Any) -> Entrant:
     is_rule = inspect.isfunction(rule) and [*inspect.signature(rule).parameters][:2] == ['p', 'g']
     build = optimizer(rule) if is_rule else rule
     if isinstance(build, type) and issubclass(build, RuleOptimizer): _check_hypers(name, build, space)
-    return Entrant(name, build if is_rule or hasattr(build, 'spec') else partial(_torch_names, build), space,
-                   _code(rule, name))
+    if isinstance(build, type) and not hasattr(build, 'spec'): build = partial(_torch_names, build)
+    return Entrant(name, build, space, _code(rule, name))
 
 
 def _code(rule: Any, name: str) -> str:
-    """The file that holds a rule, as text: functions that it calls count too. Its name if there is no file."""
+    "The file that holds a rule, as text, as functions that it calls count too; without a file its own code."
     try: return f'{getattr(rule, "__qualname__", name)}\n{Path(inspect.getsourcefile(rule)).read_text("utf-8")}'
     except (TypeError, OSError): pass
     try: return inspect.getsource(rule)
-    except (TypeError, OSError): return f'{getattr(rule, "__module__", "")}.{getattr(rule, "__qualname__", name)}'
+    except (TypeError, OSError): pass
+    code = getattr(rule, '__code__', None)  # of a function that was not in a file
+    return f'{getattr(rule, "__qualname__", name)} {code and (code.co_code.hex(), code.co_names, code.co_consts)}'
 
 
 def _torch_names(build: Callable[..., Any], params: Any, lr: float, wd: float = 0., **hypers: Any) -> Any:
