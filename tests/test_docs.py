@@ -75,7 +75,7 @@ def test_the_site_has_every_page_and_every_public_module():
 
 
 def test_every_page_runs_in_a_test():
-    assert [p.stem for p in PAGES] == ['accelerated_sgd', 'checkpoints', 'data', 'distributed', 'fine_tuning',
+    assert [p.stem for p in PAGES] == ['accelerated_sgd', 'checkpoints', 'data', 'distributed', 'fast', 'fine_tuning',
                                        'learner', 'looking', 'readable', 'rules', 'safe', 'sick_networks', 'tasks',
                                        'tracking', 'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures',
                                        'your_table']
@@ -99,6 +99,14 @@ def test_the_page_on_reading_shows_a_rule_on_floats_and_compiled_with_the_same_n
     steps = re.findall(r'step \d: p = ([\d.]+)', capsys.readouterr().out)
     assert len(steps) == 6
     assert steps[:3] == steps[3:]
+
+
+def test_the_page_on_speed_compiles_a_rule_that_equals_the_steps_by_hand():
+    names = {}
+    run('fast', names)
+    assert names['opt'].path.startswith('fused: 16 parameters')
+    avg, g = torch.zeros(()), torch.tensor(-2.)
+    assert names['signum'](torch.tensor(1.), g, avg, lr=.5)[0] == 1.5
 
 
 def test_the_page_on_safety_resumes_with_the_same_bits(capsys):
