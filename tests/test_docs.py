@@ -76,9 +76,9 @@ def test_the_site_has_every_page_and_every_public_module():
 
 def test_every_page_runs_in_a_test():
     assert [p.stem for p in PAGES] == ['accelerated_sgd', 'checkpoints', 'data', 'distributed', 'fast', 'fine_tuning',
-                                       'learner', 'looking', 'readable', 'rules', 'safe', 'sick_networks', 'tasks',
-                                       'tracking', 'using_a_model', 'wrong_inputs', 'your_own_rule', 'your_pictures',
-                                       'your_table']
+                                       'learner', 'looking', 'race', 'readable', 'rules', 'safe', 'sick_networks',
+                                       'tasks', 'tracking', 'using_a_model', 'wrong_inputs', 'your_own_rule',
+                                       'your_pictures', 'your_table']
 
 
 def test_the_story_of_accelerated_sgd_ends_lower_than_it_begins():
@@ -180,6 +180,17 @@ def test_the_page_on_rules_has_a_row_for_each_optimizer_with_its_state_and_the_m
     assert set(costs) == set(classes)
     assert {nm: int(row[1]) for nm, row in costs.items()} == {nm: round(state_bytes(c)) for nm, c in classes.items()}
     assert {nm: row[2] for nm, row in costs.items()} == dict.fromkeys(costs, '-') | measured_times()
+
+
+def test_the_page_on_races_tells_a_bad_rule_from_tuned_baselines(page):
+    names = page('race', 'scipy filelock')
+    verdicts = {(c['b'], c['verdict']) for c in names['answer'].comparisons}
+    assert verdicts == {('adamw', 'worse'), ('nesterov', 'worse')}
+    assert str(names['again']) == str(names['answer'])
+    assert 'descent: the best lr is the highest that was tried' in str(names['answer'])
+    unfair, fair = (names[nm].figures['linear', 120] for nm in ('answer', 'tuned'))
+    assert max(fair['descent']) < min(unfair['descent'])/5
+    assert fair['adamw'] == unfair['adamw']
 
 
 def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):
