@@ -1,6 +1,7 @@
 "Every callback of the library in a user's own Learner that has only the attributes of the first lessons."
 import inspect
 import pkgutil
+import tempfile
 from functools import partial
 from importlib import import_module
 
@@ -20,14 +21,16 @@ from miniai.optim import SGD
 from miniai.steps.average import AverageCB
 from resuming import Quiet
 
-# Base classes, those that the fit of a Learner of miniai adds, those that need other models, and those tested below.
+# Base classes, those that methods of a Learner of miniai add, those that need other models, and those tested below.
 LEFT_OUT = {'Callback', 'BaseSchedCB', 'TrainLossCB', 'HFCB', 'AccelerateCB', 'CompileCB', 'ClosureCB', 'StepsCB',
-            'ResumedPassCB', 'FirstBatchCB', 'AverageCB', 'AccumulateCB', 'CheckpointCB'}
+            'ResumedPassCB', 'FirstBatchCB', 'AverageCB', 'AccumulateCB', 'CheckpointCB',
+            'FewBatchesCB', 'OverfitCB', 'ProbeCB'}
 ARGUMENTS = dict(
     MetricsCB=lambda C: Quiet(acc=accuracy), BatchTransformCB=lambda C: C(lambda b: b),
     BatchSchedCB=lambda C: C(partial(StepLR, step_size=1)), EpochSchedCB=lambda C: C(partial(StepLR, step_size=1)),
     RecorderCB=lambda C: C(lr=lambda cb: cb.pg['lr'], loss=lambda learn: learn.loss),
-    HooksCallback=lambda C: C(lambda *args: None), ActivationStats=lambda C: C(), FreezeCB=lambda C: C('0', 1))
+    HooksCallback=lambda C: C(lambda *args: None), ActivationStats=lambda C: C(),
+    TrackCB=lambda C: C('csv', tempfile.mkdtemp()), FreezeCB=lambda C: C('0', 1))
 NEEDS_METRICS = {'BestCB', 'EarlyStoppingCB', 'PlateauCB'}
 
 

@@ -80,7 +80,8 @@ class TrackCB(Callback):
 
     def cleanup_epoch(self, learn: Any) -> None:
         if not self.active: return
-        row, phase = learn.history[-1] if learn.history else {}, 'train' if learn.model.training else 'eval'
+        history, phase = getattr(learn, 'history', ()), 'train' if learn.model.training else 'eval'
+        row = history[-1] if history else {}
         if (row.get('epoch'), row.get('phase')) == (learn.epoch, phase): self._rows.append((self.step, _figures(row)))
         self._write(learn)
 

@@ -65,7 +65,8 @@ def _train(config: TrainConfig, lines: JSONLines) -> Learner:
     tracking, status = Tracking(folder, column_names(config.track), asdict(config)), Status(folder, config.epochs)
     accepted = AcceptedCB(write_options)
     if not old: accepted.accept()
-    cbs = [*recording.cbs, *tracking.cbs, lines, CheckpointCB(folder.path/'checkpoints', minutes=10), accepted]
+    cbs = [*recording.cbs, *tracking.cbs, *[lines]*config.json, CheckpointCB(folder.path/'checkpoints', minutes=10),
+           accepted]
     learn = build_learner(config, dls, cbs, model, opt_func)
     size = sum(p.numel() for p in model.parameters())
     lines.start(folder.path, dict(config=asdict(config), parameters=size, device=device, batches=len(dls.train)))
