@@ -1,5 +1,6 @@
 "What records a run: its callbacks, and what they save."
 import json
+import warnings
 
 import pytest
 from torch import nn
@@ -78,3 +79,27 @@ def test_the_activations_of_every_batch_are_drawn_under_the_name_of_their_module
     (name, counts), = drawn[0].items()
     assert name == '1 GeneralRelu'
     assert counts.sum(0).tolist() == pytest.approx([6*8]*4)  # 6 samples of 8 activations in each of 4 batches
+
+
+def test_a_full_disk_ends_no_run_and_every_missing_record_is_a_warning(folder, monkeypatch):
+    def full(*args): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(RunFolder, '_replace', full)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        recording, learn = recorded(folder, epochs=2)
+        recording.save(learn)
+    assert [row['epoch'] for row in learn.history if row['phase'] == 'train'] == [0]  # of the last fit
+    assert {str(w.message).split()[0] for w in said} == {*RECORDS, 'curves.png', 'activations.png'}
+    assert files(folder.path) == ['model.safetensors']
+
+
+def test_a_model_that_cannot_be_saved_hides_no_earlier_error_and_leaves_the_pictures(folder, monkeypatch):
+    recording, learn = recorded(folder)
+    def full(path): raise OSError(28, 'No space left on device')
+    learn.save_model = full
+    with pytest.raises(OSError, match='No space left'): recording.save(learn)
+    assert (folder.path/'curves.png').exists()
+    def ending():
+        try: raise ValueError('the first one')
+        finally: recording.save(learn)
+    with pytest.warns(UserWarning, match='No space left'), pytest.raises(ValueError, match='the first one'): ending()

@@ -87,4 +87,4 @@ def test_a_run_that_goes_on_has_a_report_that_is_not_written_too_often(folder, s
 def test_a_report_that_cannot_be_written_is_a_warning(folder, monkeypatch):
     def full(*args): raise OSError('no space')
     monkeypatch.setattr(records, 'write_report', full)
-    with pytest.warns(UserWarning, match='report.html was not written: no space'): write_page(folder)
+    with pytest.warns(UserWarning, match='report.html was not written: OSError: no space'): write_page(folder)

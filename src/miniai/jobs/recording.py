@@ -1,4 +1,6 @@
 "Records a run and saves what was recorded in its folder."
+import sys
+import warnings
 from typing import Any
 
 from torch import nn
@@ -10,7 +12,7 @@ from miniai.events import Callback
 from miniai.inference.model_file import MODEL_FILE
 from miniai.inference.validated import ValidatedCB
 from miniai.jobs.records import RecordsCB, ReportCB
-from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
+from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json, recorded
 from miniai.learner import ProgressCB
 from miniai.models.layers import GeneralRelu
 from miniai.optim.groups import rate_of
@@ -36,15 +38,27 @@ class Recording:
 
     def save(self, learn: Any) -> None:
         """Save the model, and the pictures if at least one batch was trained; print and save the profile. Every process
-        must call it, and the first one saves."""
-        learn.save_model(self.folder.path/MODEL_FILE)
+        must call it, and the first one saves. If the model cannot be saved, the rest is; after an error of the run,
+        that one is raised, and this one is a warning."""
+        ends_by = sys.exception()
+        try: learn.save_model(self.folder.path/MODEL_FILE)
+        except OSError as e:
+            if ends_by is None: raise
+            warnings.warn(str(e), stacklevel=2)
+        finally: self._save_pictures(learn)
+
+    def _save_pictures(self, learn: Any) -> None:
         if self.progress.losses:
             self.records.write_batches()
-            rates = self.rates.recs['lr']
-            figure = curves_figure(learn.history, self.progress.losses, rates, len(learn.dls.train))
-            self.folder.picture('curves.png', figure)
-            if self.stats: self.folder.picture('activations.png', activations_figure(self._histograms(learn.model)))
+            losses, rates = self.progress.losses, self.rates.recs['lr']
+            with recorded('curves.png'):
+                self.folder.picture('curves.png', curves_figure(learn.history, losses, rates, len(learn.dls.train)))
+            if self.stats: self._save_activations(learn.model)
         if self.profile and self.profile.rows: self._save_profile()
+
+    def _save_activations(self, model: nn.Module) -> None:
+        with recorded('activations.png'):
+            self.folder.picture('activations.png', activations_figure(self._histograms(model)))
 
     def _histograms(self, model: nn.Module) -> dict[str, Any]:
         names = [f'{name} {type(m).__name__}' for name, m in model.named_modules() if _is_activation(m)]
@@ -53,10 +67,12 @@ class Recording:
     def _save_profile(self) -> None:
         from matplotlib.figure import Figure
         print(f'\n{self.profile.table()}\n')
-        self.folder.write('profile.json', as_json(self.profile.rows, indent=1) + '\n')
-        figure = Figure(figsize=(12, 4.5), layout='constrained')
-        self.profile.plot(figure)
-        self.folder.picture('profile.png', figure)
+        with recorded('profile.json'):
+            self.folder.write('profile.json', as_json(self.profile.rows, indent=1) + '\n')
+        with recorded('profile.png'):
+            figure = Figure(figsize=(12, 4.5), layout='constrained')
+            self.profile.plot(figure)
+            self.folder.picture('profile.png', figure)
 
 
 class HealthFileCB(Callback):
@@ -68,7 +84,7 @@ class HealthFileCB(Callback):
 
     def _write(self, learn: Any) -> None:
         if getattr(learn, 'dry_run', False) or not self._health.checked: return
-        self._folder.write('health.json', as_json(self._health.as_dict()) + '\n')
+        with recorded('health.json'): self._folder.write('health.json', as_json(self._health.as_dict()) + '\n')
 
 
 def has_activations(model: nn.Module) -> bool:

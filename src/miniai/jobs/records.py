@@ -3,7 +3,7 @@ import os
 import socket
 import sys
 import time
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from miniai.distributed.ranks import is_first
 from miniai.events import Callback
 from miniai.inference.facts import data_facts, model_facts
 from miniai.inference.validated import ValidatedCB
-from miniai.jobs.run_folder import RunFolder, as_json
+from miniai.jobs.run_folder import RunFolder, as_json, recorded
 from miniai.learner import ProgressCB
 from miniai.report.batches import thinned
 from miniai.report.page import REPORT_FILE, write_report
@@ -34,23 +34,23 @@ class RecordsCB(Callback):
 
     def before_epoch(self, learn: Any) -> None:
         if self._started or getattr(learn, 'dry_run', False): return  # here, as a resume may be refused before it
-        self.write('data', data_facts(learn.dls))
-        self.write('model', model_facts(learn))
+        self.write('data', lambda: data_facts(learn.dls))
+        self.write('model', lambda: model_facts(learn))
         self._started = True
 
     def after_epoch(self, learn: Any) -> None:
         if getattr(learn, 'dry_run', False): return
         if learn.model.training: self.ends.append(len(self.progress.losses))
         self.write_batches()
-        if not learn.model.training and self.seen.record: self.write('results', self.seen.record)
+        if not learn.model.training and self.seen.record: self.write('results', lambda: self.seen.record)
 
     def write_batches(self) -> None:
         "Write the losses and rates so far."
-        self.write('batches', thinned(self.progress.losses, self.rates.recs['lr'], self.ends))
+        self.write('batches', lambda: thinned(self.progress.losses, self.rates.recs['lr'], self.ends))
 
-    def write(self, name: str, found: Any) -> None:
-        "Write plain values to a file of the run folder."
-        self.folder.write(f'{name}.json', as_json(found) + '\n')
+    def write(self, name: str, found: Callable[[], Any]) -> None:
+        "Write the plain values that `found` returns to a file of the run folder."
+        with recorded(f'{name}.json'): self.folder.write(f'{name}.json', as_json(found()) + '\n')
 
     def state_dict(self) -> dict[str, Any]:
         "The number of batches at the end of each epoch so far."
@@ -77,7 +77,8 @@ class Status:
         self.found |= dict(state=state, error=error, ended=_now(), seconds=time.perf_counter() - self._start)
         self._write()
 
-    def _write(self) -> None: self.folder.write('status.json', as_json(self.found, indent=1) + '\n')
+    def _write(self) -> None:
+        with recorded('status.json'): self.folder.write('status.json', as_json(self.found, indent=1) + '\n')
 
 
 def _now() -> str: return time.strftime('%Y-%m-%d %H:%M:%S %z')
@@ -109,5 +110,4 @@ class ReportCB(Callback):
 def write_page(folder: RunFolder) -> None:
     "Write the report of a run. A warning if it cannot be written: the run itself is complete."
     if not is_first(): return
-    try: write_report([folder.path], folder.path/REPORT_FILE)
-    except (ImportError, OSError) as e: warnings.warn(f'{REPORT_FILE} was not written: {e}', stacklevel=2)
+    with recorded(REPORT_FILE): write_report([folder.path], folder.path/REPORT_FILE)

@@ -4,8 +4,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from miniai.environment import machine_facts
 from miniai.events import Callback
 from miniai.report.record import as_json
 
-__all__ = ['RunFolder', 'HistoryFileCB', 'as_json', 'samples_of']
+__all__ = ['RunFolder', 'HistoryFileCB', 'as_json', 'recorded', 'samples_of']
 
 TIME_FORMAT, TIME_PATTERN = '%Y-%m-%d_%H%M%S', r'(\d{4}-\d\d-\d\d_\d{6})'
 
@@ -66,6 +67,14 @@ class RunFolder:
         self.write(f'environment-{n}.json' if n > 1 else 'environment.json', as_json(environment, indent=1) + '\n')
 
 
+@contextmanager
+def recorded(name: str) -> Iterator[None]:
+    "What a run records must not end it: an error in the block, as of a full disk, is a warning that names the file."
+    try: yield
+    except Exception as e:
+        warnings.warn(f"{name} was not written: {type(e).__name__}: {e}. The run goes on without it", stacklevel=3)
+
+
 def samples_of(dls: Any) -> dict[str, int | None]:
     "The number of samples for training and for validation; None where it is not known."
     return {nm: getattr(getattr(dls, nm), 'n', None) for nm in ('train', 'valid')}
@@ -104,4 +113,4 @@ class HistoryFileCB(Callback):
     def __init__(self, folder: RunFolder, name: str = 'metrics.jsonl') -> None: self.folder, self.name = folder, name
     def after_epoch(self, learn: Any) -> None:
         if getattr(learn, 'dry_run', False): return  # as in capture_preds: the rows are not the run's
-        self.folder.write(self.name, ''.join(as_json(row) + '\n' for row in learn.history))
+        with recorded(self.name): self.folder.write(self.name, ''.join(as_json(r) + '\n' for r in learn.history))

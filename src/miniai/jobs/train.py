@@ -80,10 +80,12 @@ def _train(config: TrainConfig, lines: JSONLines) -> Learner:
         signalled = isinstance(sys.exception(), SystemExit)  # SIGTERM or SIGINT: all processes stop, with a checkpoint
         if accepted.done:
             status.end(how, how_it_ended())
-            if world() == 1 or how == 'finished' or signalled: recording.save(learn)
-            tracking.finish()
-            write_page(folder)
-            print(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
+            try:
+                if world() == 1 or how == 'finished' or signalled: recording.save(learn)
+            finally:
+                tracking.finish()
+                write_page(folder)
+                print(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
         if signalled and is_first(): print(f'to continue: {_resuming(config, folder.path)}', file=sys.stderr)
     return learn
 
