@@ -188,3 +188,15 @@ def test_an_fsdp_model_is_checked_explained_and_restored_on_each_rank():
     for same, judged, events in run_ranks(checked_in_parts, 2):
         assert (same, judged) == (True, [True, True])
         assert {'predict', 'backward', 'step', 'after_fit'} <= events
+
+
+def test_sparse_gradients_are_checked_and_explained():
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows = nn.EmbeddingBag(9, 3, sparse=True)
+        def forward(self, x): return self.rows(x)
+    dls = [(torch.arange(8).reshape(4, 2), torch.tensor([0, 1, 2, 0]))]*2
+    learn = TrainLearner(Sums(), DataLoaders(dls, dls), F.cross_entropy, 0.1, opt_func=torch.optim.SGD)
+    assert learn.check(steps=2).values['gradients'] == dict(n=1, missing=[], not_finite=[], zero=[])
+    assert any(c['name'] == 'gradients' for row in learn.explain().rows for c in row['changes'])

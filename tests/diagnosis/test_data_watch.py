@@ -59,3 +59,39 @@ def test_neighbours_are_right_about_clusters_and_wrong_about_shuffled_labels():
     shuffled = neighbours(x, y[torch.randperm(200, generator=g)], 'classes')
     assert abs(shuffled['score'] - shuffled['chance']) < 0.12
     assert neighbours(x, x[:, :1].squeeze(), 'numbers')['score'] > 0.7
+
+
+def test_classes_in_the_last_dimension_as_language_models_have_them():
+    p, y = torch.randn(4, 6, 9), torch.randint(0, 9, (4, 6))
+    y[0, 0] = 8
+    now, watch = state((y, y), p, F.cross_entropy(p.flatten(0, 1), y.flatten())), DataWatch()
+    watch.look_at_batch(now)
+    assert [watch.facts[nm] for nm in ('task', 'outputs', 'classes', 'high')] == ['classes', 9, 9, 8]
+    assert watch.right_share(now) == pytest.approx((p.argmax(-1) == y).float().mean().item())
+
+
+@pytest.mark.parametrize('y', [torch.randint(0, 2, (4, 8, 8)), torch.randint(0, 2, (4, 5))], ids=['resized', 'shorter'])
+def test_predictions_of_another_size_than_the_targets_are_no_classes(y):
+    p, watch = torch.randn(4, 3, 7, 7)[(...,) + (0,)*(3 - y.ndim)], DataWatch()
+    watch.look_at_batch(state((p, y), p, p.sum()))
+    assert not {'task', 'classes'} & {*watch.facts}
+
+
+def test_labels_that_the_loss_leaves_out_or_takes_otherwise_are_not_out_of_range():
+    p, y, one = torch.randn(8, 3), torch.tensor([0, 1, 2, 255]*2), torch.randn(8, 1)
+    watch = DataWatch()
+    watch.look_at_batch(state((p, y), p, F.cross_entropy(p, y, ignore_index=255)))
+    assert (watch.facts['low'], watch.facts['high']) == (0, 2)
+    watch.look_at_labels(state((p, y), p), failed=True)
+    assert watch.facts['high'] == 255
+    watch = DataWatch()
+    watch.look_at_batch(state((one, y), one, one.sum()))
+    assert 'classes' not in watch.facts
+
+
+def test_inputs_without_plain_memory_and_empty_ones_are_left_out():
+    nested = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=torch.jagged)
+    for x in (nested, torch.eye(5).to_sparse(), torch.randn(0, 5)):
+        watch = DataWatch()
+        watch.look_at_rows(state((x, None)))
+        assert watch.summary()['repeats']['seen'] == 0

@@ -245,3 +245,36 @@ def test_long_verdicts_are_wrapped_in_a_terminal(monkeypatch):
     lines = file.getvalue().split('\n')
     assert max(map(len, lines)) <= 40
     assert ' '.join(file.getvalue().split()) == 'warning: ' + ' '.join(['word']*20)
+
+
+class Mapped(nn.Module):
+    "A model in a transform of torch.func, with a complex parameter and a batch norm that is called by keyword."
+    def __init__(self):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(4, 3), nn.BatchNorm1d(3)
+        self.turn = nn.Parameter(torch.ones(3, dtype=torch.cfloat))
+
+    def forward(self, x): return self.norm(input=(torch.func.vmap(self.layer)(x)*self.turn).real)
+
+
+def test_models_with_transforms_complex_parameters_and_keywords_work():
+    health = HealthCB(every=1, quiet=True)
+    learner([health], model=Mapped(), opt_func=torch.optim.Adam).fit(1)
+    assert health.records['parameters']['turn']['gradient'][0] > 0
+    assert health.checked
+
+
+@pytest.mark.parametrize('where', ['layers', 'parameters', 'data'])
+def test_an_error_while_looking_ends_the_looking_and_not_the_fit(monkeypatch, where):
+    def fail(*args): raise RuntimeError('odd')
+    method = dict(layers='layer_watch.LayerWatch._find_zeros', data='data_watch.DataWatch.look_at_batch',
+                  parameters='parameter_watch.ParameterWatch.look_at_step')[where]
+    learn, plain = learner([HealthCB(every=1)]), learner()
+    plain.model.load_state_dict(learn.model.state_dict())
+    torch.manual_seed(1)
+    plain.fit(1)
+    monkeypatch.setattr(f'miniai.diagnosis.{method}', fail)
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match='HealthCB could not look.*RuntimeError: odd'): learn.fit(1)
+    assert same(weights(learn), weights(plain))
+    assert not hooks_on(learn.model)

@@ -14,7 +14,7 @@ from miniai.diagnosis.layer_watch import part_of, read
 from miniai.diagnosis.verdict import mean_of
 from miniai.metrics.batch import batch_size, n_inputs, target_slice
 
-__all__ = ['DataWatch', 'find_task', 'neighbours', 'targets_of']
+__all__ = ['DataWatch', 'find_task', 'neighbours', 'scores_of', 'targets_of']
 
 COLUMNS, NEIGHBOURS, ROWS, MOST_ROWS = 128, 512, 256, 1 << 17  # ROWS of a batch are compared with others
 CODES = torch.randint(-2**62, 2**62, (COLUMNS,), generator=torch.Generator().manual_seed(1))
@@ -31,7 +31,7 @@ class DataWatch:
     def look_at_rows(self, learn: Any) -> None:
         "Before anything transforms it: the codes of a batch's rows, equal for equal rows."
         x = _inputs_of(learn)
-        if x is None or x.ndim < 2 or x.is_complex() or x[0].numel() < 4: return
+        if x is None or x.ndim < 2 or x.is_complex() or not len(x) or x[0].numel() < 4: return
         codes = _codes(x[:ROWS])
         if not learn.model.training:
             if len(self._valid) < MOST_ROWS: self._valid.update(codes)
@@ -59,12 +59,14 @@ class DataWatch:
         self._add_to_baseline(targets)
         if x is not None and targets.ndim <= 2: self._keep(x, targets)
 
-    def look_at_labels(self, learn: Any) -> None:
+    def look_at_labels(self, learn: Any, failed: bool = False) -> None:
         "The range of the labels of classes, and how many classes the predictions have."
         if learn.preds is None or not isinstance(learn.batch, tuple | list): return
         y, p = targets_of(learn)
-        if y is None or p is None or y.dtype != torch.int64 or p.ndim != y.ndim + 1: return
-        y = y[y != -100]
+        p = scores_of(p, y)
+        if p is None or y.dtype != torch.int64: return
+        y = y[(y != -100) & (y != _ignored(learn))]
+        if not failed: y = y[y < p.shape[1]]  # a loss that takes a label without a score leaves it out
         if not y.numel(): return
         facts, (low, high) = self.facts, read([y.min(), y.max()])
         facts['low'], facts['high'] = min(low, facts.get('low', low)), max(high, facts.get('high', high))
@@ -90,7 +92,8 @@ class DataWatch:
     def right_share(self, learn: Any) -> float | None:
         "The share of right classes in this batch."
         y, p = targets_of(learn) if self.facts.get('task') == 'classes' else (None, None)
-        return None if y is None or p.ndim != y.ndim + 1 else (p.argmax(1) == y).float().mean().item()
+        p = scores_of(p, y)
+        return None if p is None else (p.argmax(1) == y).float().mean().item()
 
     def _look_at_inputs(self, x: Tensor) -> None:
         piece = part_of(x, 1 << 14).float()
@@ -137,15 +140,32 @@ def _codes(x: Tensor) -> list[int]:
     return (x.long()*CODES[:x.shape[1]].to(x.device)).sum(1).tolist()
 
 
+def _ignored(learn: Any) -> int:
+    "The label that the loss leaves out."
+    f = getattr(learn, 'loss_func', None)
+    return getattr(f, 'ignore_index', getattr(f, 'keywords', {}).get('ignore_index', -100))
+
+
 def _inputs_of(learn: Any) -> Tensor | None:
-    return first_tensor(learn.batch[:n_inputs(learn)] if isinstance(learn.batch, tuple | list) else learn.batch)
+    "The first input that is a tensor. Sparse and nested ones are left out."
+    x = first_tensor(learn.batch[:n_inputs(learn)] if isinstance(learn.batch, tuple | list) else learn.batch)
+    return None if x is None or x.layout is not torch.strided or x.is_nested else x
 
 
 def targets_of(learn: Any) -> tuple[Tensor | None, Tensor | None]:
     "The first target that is a tensor, and the first tensor of the predictions."
     targets = first_tensor(learn.batch[target_slice(learn)]) if isinstance(learn.batch, tuple | list) else None
     if targets is not None and not targets.numel(): targets = None
-    return targets, first_tensor(learn.preds)
+    preds = first_tensor(learn.preds)
+    return targets, None if preds is None or preds.is_complex() else preds
+
+
+def scores_of(p: Tensor | None, y: Tensor | None) -> Tensor | None:
+    """The scores of two or more classes in dimension 1, from predictions that have them there, as cross-entropy takes
+    them, or in the last dimension, as language models do; None if the shapes fit neither."""
+    if p is None or y is None or p.ndim != y.ndim + 1 or p.device != y.device: return None
+    if (p.shape[0], *p.shape[2:]) != y.shape: p = p.movedim(-1, 1) if p.shape[:-1] == y.shape else None
+    return p if p is not None and p.shape[1] > 1 else None
 
 
 def find_task(learn: Any) -> dict[str, Any]:
@@ -155,10 +175,12 @@ def find_task(learn: Any) -> dict[str, Any]:
     if y is None or p is None or not is_number(learn.loss): return {}
     if any(isinstance(cb, MixUpCB | CutMixCB) for cb in learn.cbs): return {}
     p, y = p.detach().float(), y.detach()
-    if y.dtype in (torch.int64, torch.uint8) and p.ndim == y.ndim + 1:
+    if y.dtype in (torch.int64, torch.uint8):
+        p, y = scores_of(p, y), y.long()
+        if p is None: return {}
         ok = bool(((y >= 0) & (y < p.shape[1])).any())
         found = [('classes', F.cross_entropy(p, y.where((y >= 0) & (y < p.shape[1]), -100)), 0.1)] if ok else []
-    elif p.shape == y.shape and y.is_floating_point():
+    elif p.shape == y.shape and y.is_floating_point() and p.device == y.device:
         y = y.float()
         found = [('numbers', F.mse_loss(p, y), 0.01)]
         if y.min() >= 0 and y.max() <= 1: found += [('labels', F.binary_cross_entropy_with_logits(p, y), 0.01)]

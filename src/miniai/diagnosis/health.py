@@ -1,5 +1,8 @@
 "HealthCB: samples what a diagnosis needs while a model trains, and says in words what is wrong."
 import math
+import warnings
+from collections.abc import Callable
+from functools import wraps
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -26,6 +29,15 @@ SHARE, ALLOWANCE = 0.01, 0.07  # of the time that samples may take: a share, and
 SECONDS = 10.  # between two judgements within an epoch
 
 
+def _without_harm(look: Callable) -> Callable:
+    "An error while looking ends the looking, with a warning, and not the fit."
+    @wraps(look)
+    def looked(self: 'HealthCB', learn: Any) -> None:
+        try: look(self, learn)
+        except Exception as e: self._give_up(e)
+    return looked
+
+
 class HealthCB(Callback):
     """Looks at activations, gradients, steps, losses and data of some training batches, and says what is wrong: new
     verdicts as they come, and all of them, with what to do, after the fit, unless `quiet`. `every`: sample every so
@@ -33,7 +45,7 @@ class HealthCB(Callback):
 
     `verdicts` are up to date after each epoch; `checked` names the rules that could be evaluated; `records` holds the
     numbers. Training is not changed. Of several processes the first one looks, at its own part of the data and at
-    parameters that are not sharded. Layers of compiled models are not watched."""
+    parameters that are not sharded. Layers of compiled models are not watched. If looking fails, it warns and stops."""
     order, only_shows = -1e7, True  # before transforms change batches and clipping changes gradients
 
     def __init__(self, every: int | None = None, quiet: bool = False) -> None:
@@ -62,12 +74,14 @@ class HealthCB(Callback):
         self.verdicts, self.checked = [], []
         self._start()
 
+    @_without_harm
     def before_epoch(self, learn: Any) -> None:
         if not self._active: return
         self._sums, self._valid_left, self._end = DeferredScalars(), 8, None
         self._first = len(self._kept.losses)  # batch of this pass
         if learn.model.training: self._kept.planned = (getattr(learn, 'n_epochs', 1) or 1)*(length_of(learn.dl) or 0)
 
+    @_without_harm
     def before_batch(self, learn: Any) -> None:
         if not self._active: return
         if not learn.model.training: return self._look_at_valid_rows(learn)
@@ -96,9 +110,11 @@ class HealthCB(Callback):
             self._parameters.start()
             if self._layers: self._layers.start(self._clock)
 
+    @_without_harm
     def after_predict(self, learn: Any) -> None:
         if self._active and self._in_sample and self._layers: self._layers.stop()
 
+    @_without_harm
     def after_loss(self, learn: Any) -> None:
         if not self._active or not is_number(learn.loss): return
         if not learn.model.training: return self._sums.append(learn.loss)
@@ -123,6 +139,7 @@ class HealthCB(Callback):
         where, what = origin_of_nonfinite(learn)
         self._kept.facts.nonfinite = dict(batch=self._batch, where=where, what=what)
 
+    @_without_harm
     def after_backward(self, learn: Any) -> None:
         if not self._active: return
         if self._sample is not None:
@@ -131,10 +148,12 @@ class HealthCB(Callback):
             with self._clock: self._kept.add_noise(self._parameters.look_at_noise(batch_size(learn.batch)))
             self._noise_due = False
 
+    @_without_harm
     def after_step(self, learn: Any) -> None:
         if not self._active or self._sample is None: return
         with self._clock: self._parameters.look_at_step()
 
+    @_without_harm
     def cleanup_batch(self, learn: Any) -> None:
         if not self._active or not learn.model.training or self._batch < 0: return
         if self._in_sample and self._layers: self._layers.stop()
@@ -147,6 +166,7 @@ class HealthCB(Callback):
     def _finish(self, learn: Any) -> None:
         with self._clock:
             if self._layers: self._layers.unscale(scale_of(learn))
+            if self._layers and self._layers.failure: raise self._layers.failure
             self._kept.add(self._sample, self._layers, self._parameters)
             self._sample, self._noise_due = None, getattr(learn, 'ended_by', None) is None
         if perf_counter() - self._judged > SECONDS: self._judge(learn)
@@ -154,10 +174,11 @@ class HealthCB(Callback):
 
     def _look_at_failure(self, learn: Any) -> None:
         "An error in a batch may come from its labels, or from values on an accelerator that were read late."
-        self._data.look_at_labels(learn)
+        self._data.look_at_labels(learn, failed=True)
         if type(learn.ended_by).__name__ == 'NonFiniteLossError' and self._kept.facts.nonfinite is None:
             self._find(learn)
 
+    @_without_harm
     def cleanup_epoch(self, learn: Any) -> None:
         if not self._active: return
         training = learn.model.training
@@ -174,9 +195,16 @@ class HealthCB(Callback):
         self._said |= {(v.name, v.where) for v in new}
         for v in new if shows and not self.quiet else (): self._show(learn, f'warning: {v.says}')
 
+    def _give_up(self, e: Exception) -> None:
+        if self._layers: self._layers.stop()
+        self._active, self._layers, self._parameters = False, None, None
+        warnings.warn(f"HealthCB could not look at this model or its data, and looks no more in this fit, which goes "
+                      f"on: {type(e).__name__}: {e}", stacklevel=3)
+
     def _show(self, learn: Any, line: str) -> None:
         (getattr(learn, 'display', None) or best_display()).text(line)
 
+    @_without_harm
     def cleanup_fit(self, learn: Any) -> None:
         if not self._active: return
         self._active, self._layers, self._parameters = False, None, None

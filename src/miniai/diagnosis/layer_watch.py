@@ -1,10 +1,12 @@
 "What the outputs of layers and their gradients are like in one batch, measured on a part of it."
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
@@ -48,13 +50,14 @@ class LayerWatch:
         self.layers = dict(found[::every])
         self.kinds = {nm: type(m).__name__ for nm, m in self.layers.items()}
         self._channels_first = any(isinstance(m, nn.Conv1d | nn.ConvTranspose1d) for m in model.modules())
-        self._hooks, self._silent, self.values, self.clock = None, {}, {}, None
+        self._hooks, self._silent, self.values, self.clock, self.failure = None, {}, {}, None, None
 
     def start(self, clock: Any) -> None:
         "Listen; time is added to `clock`, a context manager."
         self.values, self.clock = {}, clock
         names = {m: nm for nm, m in self.layers.items()}
-        self._hooks = Hooks(self.layers.values(), lambda hook, mod, inp, outp: self._look(names[mod], mod, inp, outp))
+        self._hooks = Hooks(self.layers.values(), lambda hook, mod, inp, outp: self._without_harm(
+            self._look, names[mod], mod, inp, outp))
 
     def stop(self) -> None:
         "Listen no more. Gradients that arrive later still count."
@@ -66,18 +69,23 @@ class LayerWatch:
         for v in self.values.values() if scale != 1 else ():
             if 'gradient' in v: v['gradient'] = v['gradient']/scale
 
+    def _without_harm(self, look: Callable, *args: Any) -> None:
+        "An error in here would end the forward or backward pass of the user's model: it is kept as `failure`."
+        try: look(*args)
+        except Exception as e: self.failure = e
+
     def _look(self, name: str, mod: nn.Module, inp: Any, outp: Any) -> None:
         x = first_tensor(outp)
-        if name in self.values or x is None or not x.numel() or not (x.is_floating_point()): return
+        if name in self.values or x is None or not _has_numbers(x): return
         with self.clock:
             v = self.values[name] = {}
-            if isinstance(mod, _BatchNorm): return self._compare(v, mod, inp[0])
+            if isinstance(mod, _BatchNorm): return self._compare(v, mod, first_tensor(inp))
             piece = part_of(x)
             v['mean'], v['std'], histogram = tally(piece)
             if isinstance(mod, ZEROING): self._find_zeros(name, mod, v, part_of(x, MOST_FOR_UNITS))
             else: v['near_zero'] = histogram[0]/piece.numel()
             if type(mod) in BOUNDS: v['saturated'] = _at_bounds(piece, *BOUNDS[type(mod)])
-            if x.requires_grad: x.register_hook(partial(self._gradient, v))
+            if x.requires_grad: x.register_hook(partial(self._without_harm, self._gradient, v))
 
     def _gradient(self, v: dict, g: Tensor) -> None:
         if 'gradient' in v: return
@@ -97,7 +105,7 @@ class LayerWatch:
         self._silent[name] = looks
 
     def _compare(self, v: dict, norm: _BatchNorm, x: Tensor) -> None:
-        if norm.running_mean is None or not norm.training: return
+        if x is None or norm.running_mean is None or not norm.training: return
         piece = part_of(x, MOST//2).float()
         axes = [i for i in range(piece.ndim) if i != 1]
         if piece.numel() <= piece.shape[1]: return
@@ -105,6 +113,12 @@ class LayerWatch:
         deviation = norm.running_var.clamp(min=1e-12).sqrt()
         v['shift'] = ((mean - norm.running_mean).abs()/(deviation + var.sqrt())).mean()
         v['stretch'] = (var.clamp(min=1e-12)/norm.running_var.clamp(min=1e-12)).log().abs().median()
+
+
+def _has_numbers(x: Tensor) -> bool:
+    "Whether it holds floats in memory: not so nested tensors, and those within a transform of torch.func."
+    return (x.is_floating_point() and x.layout is torch.strided and not x.is_nested and x.numel() > 0
+            and not is_functorch_wrapped_tensor(x))
 
 
 def _at_bounds(x: Tensor, low: float, high: float) -> Tensor:

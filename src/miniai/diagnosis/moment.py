@@ -51,7 +51,9 @@ def _leaves(name: str, x: Any) -> Iterator[tuple[str, Any]]:
         for field in fields(x): yield from _leaves(f'{name}.{field.name}', getattr(x, field.name))
 
 
-def _copied(x: Tensor) -> Tensor: return local(x.detach()).clone()
+def _copied(x: Tensor) -> Tensor:
+    x = local(x.detach())
+    return x.to_dense() if x.is_sparse else x.clone()
 
 
 def _hyperparameters(opt: Any) -> dict[str, Any]:

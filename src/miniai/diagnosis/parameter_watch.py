@@ -71,7 +71,10 @@ class ParameterWatch:
         return batch_size*noise/signal if signal > 0 and noise > 0 else None
 
 
-def _piece(x: Tensor) -> Tensor: return x.detach().flatten()[:MOST]
+def _piece(x: Tensor) -> Tensor:
+    "Up to MOST of its numbers in a row; a complex one is two."
+    x = x.detach().flatten()[:MOST]
+    return torch.view_as_real(x.resolve_conj()).flatten() if x.is_complex() else x
 
 
 def _norms(xs: Any) -> list[Tensor]:

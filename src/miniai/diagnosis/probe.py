@@ -73,7 +73,8 @@ def _parts(learn: Any) -> tuple[Any, Any]:
 
 def _about_gradients(grads: dict[str, Tensor | None]) -> dict[str, Any]:
     "Names of parameters whose gradient is missing, not finite, or zero everywhere; of a DTensor this is not known."
-    there = {nm: g for nm, g in grads.items() if g is not None and not is_dtensor(g)}
+    there = {nm: g.coalesce().values() if g.is_sparse else g for nm, g in grads.items()
+             if g is not None and not is_dtensor(g)}
     return dict(n=len(grads), missing=[nm for nm, g in grads.items() if g is None],
                 not_finite=[nm for nm, g in there.items() if not bool(g.isfinite().all())],
                 zero=[nm for nm, g in there.items() if g.numel() and not bool(g.any())])

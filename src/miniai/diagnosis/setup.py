@@ -44,7 +44,7 @@ def setup_of(learn: Any) -> dict[str, Any]:
 
 def _groups(learn: Any) -> list[dict]:
     "The groups of all optimizers that the Learner or a callback holds."
-    held = [x for o in (learn, *learn.cbs) for x in getattr(o, '__dict__', {}).values()]
+    held = [x for o in (learn, *learn.cbs) for x in getattr(o, '__dict__', {}).values() if hasattr(type(x), 'step')]
     opts = {id(o): o for o in map(inner_optimizer, held) if hasattr(o, 'param_groups')}
     return [g for o in opts.values() for g in o.param_groups]
 
