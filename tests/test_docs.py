@@ -177,6 +177,7 @@ def test_the_page_on_rules_has_a_row_for_each_optimizer_with_its_state_and_the_m
     assert 'def adamw(p, g, avg, sqr_avg' in capsys.readouterr().out
     classes, costs = {row.build.__name__: row.build for row in OPTIMIZERS.values()}, rows_of('when to use it')
     assert [*rows_of('step')] == [*costs]
+    assert all(re.search(r'\d{4}', row[-1]) or 'fast.ai' in row[-1] for row in rows_of('step').values())
     assert set(costs) == set(classes)
     assert {nm: int(row[1]) for nm, row in costs.items()} == {nm: round(state_bytes(c)) for nm, c in classes.items()}
     assert {nm: row[2] for nm, row in costs.items()} == dict.fromkeys(costs, '-') | measured_times()
