@@ -7,11 +7,12 @@ import torch
 import torch.distributed as dist
 
 from miniai.optim import SGD, Prodigy, optimizer, rules, starts, totals
-from opts import eager, params, run, same
+from opts import eager, params, path, run, same
 from ranks import run_ranks
 
 SHAPES = (3, 4), (5,), (), (2, 3, 3, 3)
-assert eager  # a fixture
+assert eager  # fixtures
+assert path
 
 
 def papers(xs, targets, lrs, wds, steps, gone, beta1=.9, beta2=.999, eps=1e-8):
@@ -117,6 +118,18 @@ def test_a_rule_of_your_own_changes_its_rate_by_clipped_gradients_as_it_sees_the
         opt.step()
         rate /= 1 + moved
         assert [g['lr'] for g in opt.param_groups] == pytest.approx([rate, 1.], rel=1e-12)
+
+
+@totals(lambda lr, size: dict(lr=lr/(1 + size)), size=lambda lr: 2*lr)
+def shrinking(p, g, *, lr): return p - lr*g
+
+
+def test_a_number_is_summed_over_all_elements(path):
+    p, q = params((3,), (2, 2), dtype=torch.float64)
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    opt = optimizer(shrinking)([p, q], lr=.5)
+    opt.step()
+    assert opt.param_groups[0]['lr'] == pytest.approx(.5/(1 + 7*2*.5), rel=1e-12)
 
 
 def in_parts(kind):

@@ -44,4 +44,5 @@ def _sums(s: Slot, functions: Iterable[Callable], hypers: dict[str, float]) -> l
     g = local(placed_as(wide(s.p.grad), placement(s.p)))
     p, g = prepared(s.program.spec, s.program.stages, p, g, hypers)
     values = hypers | dict(zip(s.program.states, states, strict=True)) | dict(p=p, g=g)
-    return torch.stack([by_names(f, values).sum() for f in functions]).tolist()
+    found = (torch.as_tensor(by_names(f, values), device=p.device) for f in functions)  # numbers, if of hyperparameters
+    return torch.stack([x.expand(p.shape).sum() for x in found]).tolist()
