@@ -75,7 +75,8 @@ def test_targets_that_the_loss_ignores_count_nowhere():
 
 
 @pytest.mark.parametrize(('preds', 'why'), [(torch.zeros(6, 3, 5), 'one class or number for each sample'),
-                                            (dict(a=1), 'returned a dict')])
+                                            (dict(a=1), 'returned a dict'),
+                                            (torch.zeros(6, 100_000), '100,000 x 100,000 classes')])
 def test_what_has_no_classes_or_numbers_says_why_and_the_fit_goes_on(preds, why):
     cb = ValidatedCB()
     learn = learner(cb)
@@ -102,3 +103,14 @@ def test_looking_elsewhere_leaves_the_record_of_the_fit():
 def test_large_pictures_become_small_and_keep_their_shape():
     image = pixels(thumbnail(torch.rand(3, 300, 150)))
     assert image.shape == (64, 32, 3)
+
+
+def test_an_error_while_predictions_are_recorded_does_not_end_the_fit(monkeypatch):
+    def broken(*_): raise RuntimeError('no memory')
+    for name in ('compared', 'confusion_of'):
+        monkeypatch.setattr(f'miniai.inference.validated.{name}', broken)
+        cb = ValidatedCB()
+        learner(cb).fit(1)
+        assert cb.record['kind'] is None
+        assert 'no memory' in cb.record['why']
+        monkeypatch.undo()

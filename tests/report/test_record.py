@@ -44,3 +44,9 @@ def test_a_run_of_before_reports_is_read_and_what_it_lacks_is_named(tmp_path):
 
 def test_json_has_null_where_a_number_is_not_finite():
     assert as_json([math.nan, dict(a=math.inf), 1.5]) == '[null, {"a": null}, 1.5]'
+
+
+def test_numbers_that_json_lacks_are_null_at_any_depth():
+    nan, inf = float('nan'), float('inf')
+    assert as_json(dict(a=nan, b=[inf, 1.], c=(nan, dict(d=-inf)))) == \
+           '{"a": null, "b": [null, 1.0], "c": [null, {"d": null}]}'

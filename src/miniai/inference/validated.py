@@ -23,6 +23,7 @@ from miniai.metrics.batch import inputs_of, n_inputs
 __all__ = ['ValidatedCB', 'thumbnail']
 
 SAMPLES, PIXELS, MOST_CONFUSED, MOST_CLASSES, MOST_POINTS = 12, 64, 20, 40, 500
+MOST_COUNTED = 4000  # classes: the counts of all pairs take 128 MB
 
 
 class ValidatedCB(Callback):
@@ -40,7 +41,7 @@ class ValidatedCB(Callback):
     def after_batch(self, learn: Any) -> None:
         if learn.model.training or self._why or not getattr(learn, 'counts', True): return
         try: self._add(learn)
-        except (TypeError, ValueError) as e: self._why = f'No predictions were recorded: {e}'
+        except Exception as e: self._why = f'No predictions were recorded: {e}'  # which must not end the fit
 
     def _add(self, learn: Any) -> None:
         n, recipe = n_inputs(learn), getattr(learn.dls, 'recipe', None)
@@ -76,12 +77,17 @@ class ValidatedCB(Callback):
 
     def after_epoch(self, learn: Any) -> None:
         if learn.model.training: return
-        if self._why or not self._parts: self.record = dict(kind=None, why=self._why or 'There was no validation data.')
-        else:
-            parts = [torch.cat(p).cpu() for p in zip(*self._parts, strict=True)]
-            made = _numbers(*parts) if len(parts) == 2 else self._of_classes(*parts)
-            self.record = dict(made, epoch=learn.epoch, samples=len(parts[0]))
+        try: self.record = self._made(learn.epoch) if self._parts and not self._why else None
+        except Exception as e: self.record, self._why = None, f'No predictions were recorded: {type(e).__name__}: {e}'
+        self.record = self.record or dict(kind=None, why=self._why or 'There was no validation data.')
         self._parts, self._first, self._worst = [], [], None
+
+    def _made(self, epoch: int) -> dict[str, Any]:
+        parts = [torch.cat(p).cpu() for p in zip(*self._parts, strict=True)]
+        if len(parts) == 3 and self._classes > MOST_COUNTED:
+            raise ValueError(f'a table of {self._classes:,} x {self._classes:,} classes would be too large')
+        made = _numbers(*parts) if len(parts) == 2 else self._of_classes(*parts)
+        return dict(made, epoch=epoch, samples=len(parts[0]))
 
     def _of_classes(self, targets: Tensor, predicted: Tensor, confidence: Tensor) -> dict[str, Any]:
         names = class_names(self._recipe, self._classes)

@@ -25,7 +25,7 @@ def as_json(x: Any, **kwargs: Any) -> str:
 
 def _finite(x: Any) -> Any:
     if isinstance(x, dict): return {k: _finite(v) for k, v in x.items()}
-    if isinstance(x, list): return [_finite(v) for v in x]
+    if isinstance(x, list | tuple): return [_finite(v) for v in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
