@@ -48,3 +48,13 @@ def test_state_is_counted_and_an_object_without_one_is_unknown():
 @pytest.mark.parametrize(('n', 'text'), [(0, '0 bytes'), (999, '999 bytes'), (1000, '1 kB'), (3140, '3.1 kB'),
                                          (123_456, '123 kB'), (2.5e9, '2.5 GB'), (7e15, '7000 TB')])
 def test_bytes_as_text(n, text): assert in_bytes(n) == text
+
+
+def test_what_is_kept_in_transforms_and_sparse_tensors_is_passed_over():
+    w = torch.ones(3, 2, requires_grad=True)
+    with kept_for_backward() as kept:
+        a = torch.func.vmap(lambda x: (x@w).square())(torch.ones(4, 3))
+        b = torch.sparse.mm(torch.eye(3).to_sparse(), w)
+    (a.sum() + b.sum()).backward()
+    assert w.grad.shape == w.shape
+    assert kept[0] >= 0

@@ -77,3 +77,11 @@ def test_gradients_that_are_missing_zero_or_not_finite_are_named():
     assert text == '0 of 6 parameters have one'
     assert about_gradients(fine | dict(zero=['w']))[0] == 'only zeros: w'
     assert about_gradients(fine | dict(not_finite=['w']))[0] == 'not finite: w'
+
+
+def test_numbers_of_sparse_and_nested_tensors_are_those_they_hold():
+    dense = torch.tensor([[0., 2., 0.], [4., 0., 6.]])
+    nested = torch.nested.nested_tensor([torch.tensor([2.]), torch.tensor([4., 6.])], layout=torch.jagged)
+    for x in (dense.to_sparse(), nested):
+        found = kind_of(x)
+        assert (found['low'], found['high'], found['mean']) == (2, 6, 4)

@@ -76,7 +76,8 @@ def _tensors(module: nn.Module, weights: bool) -> Undo:
 
 def _kept_optimizers(learn: Any, attributes: list) -> list:
     "The optimizers that the next fit keeps using: not `learn.opt` if there is an `opt_func` to make a new one."
-    found = {id(o): o for o in attributes if hasattr(o, 'param_groups') and hasattr(o, 'state_dict')}
+    found = {id(o): o for o in attributes
+             if hasattr(type(o), 'step') and hasattr(o, 'param_groups') and hasattr(o, 'state_dict')}
     if learn.opt_func is None and hasattr(learn.opt, 'state_dict'): found[id(learn.opt)] = learn.opt
     else: found.pop(id(learn.opt), None)
     return list(found.values())

@@ -13,14 +13,17 @@ __all__ = ['kept_for_backward', 'bytes_of', 'state_bytes', 'in_bytes']
 
 @contextmanager
 def kept_for_backward() -> Iterator[list[int]]:
-    """Within it, sum the bytes that autograd keeps for the backward pass, each memory once, without parameters. The sum
-    is the only item of the list that it gives."""
+    """Within it, sum the bytes that autograd keeps for the backward pass, each memory once, without parameters and
+    sparse tensors. The sum is the only item of the list that it gives."""
     total, seen = [0], set()
     def pack(x: Tensor) -> Tensor:
-        memory = local(x).untyped_storage()
+        memory = local(x).untyped_storage() if x.layout is torch.strided else None
+        try: place = memory and memory.data_ptr()
+        except RuntimeError: place = None
+        if place is None: return x.detach()  # sparse, nested, or within a transform of torch.func
         is_parameter = isinstance(x if x._base is None else x._base, nn.Parameter)
-        if not is_parameter and memory.data_ptr() not in seen: total[0] += memory.nbytes()
-        seen.add(memory.data_ptr())
+        if not is_parameter and place not in seen: total[0] += memory.nbytes()
+        seen.add(place)
         return x.detach()  # itself would be kept by what it is kept for
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): yield total
 

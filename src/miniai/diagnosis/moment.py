@@ -53,6 +53,7 @@ def _leaves(name: str, x: Any) -> Iterator[tuple[str, Any]]:
 
 def _copied(x: Tensor) -> Tensor:
     x = local(x.detach())
+    if x.is_nested: x = torch.cat([part.flatten() for part in x.unbind()])
     return x.to_dense() if x.is_sparse else x.clone()
 
 

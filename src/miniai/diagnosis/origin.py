@@ -42,7 +42,7 @@ def _first_broken_output(learn: Any) -> str | None:
     names, found = {m: nm.removeprefix('module.') for nm, m in learn.model.named_modules()}, []
     def look(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
         if not found and any(map(_is_broken, tensors_in(outp))): found.append(names[mod])
-    leaves = [m for m in names if not any(True for _ in m.children())]
+    leaves = [m for m in names if not any(True for _ in m.children()) and not isinstance(m, torch.jit.ScriptModule)]
     try:  # on copies of buffers: backward may still need theirs as they are
         for m, nm, b in buffers: m._buffers[nm] = b.clone()
         with Hooks([*leaves, *([learn.model] if learn.model not in leaves else [])], look): learn.predict()

@@ -3,6 +3,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from miniai.device import tensors_in
 
@@ -16,7 +17,7 @@ def kind_of(x: Any) -> dict[str, Any]:
     "Figures of the tensors in a nest, taken together, and `text`: dtype, shape, range, mean and standard deviation."
     xs = [t.detach() for t in tensors_in(x)]
     shapes = ' and '.join(f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in xs)
-    values = torch.cat([t.flatten().double().cpu() for t in xs if t.numel() and not t.is_complex()] or [torch.empty(0)])
+    values = torch.cat([_numbers(t) for t in xs if t.numel() and not t.is_complex()] or [torch.empty(0)])
     found = dict(kinds=[(str(t.dtype), tuple(t.shape[1:])) for t in xs], text=shapes or type(x).__name__)
     if not len(values): return found
     ok = values[values.isfinite()]
@@ -26,6 +27,13 @@ def kind_of(x: Any) -> dict[str, Any]:
     text = f"{shapes} from {found['low']:.3g} to {found['high']:.3g}"
     if found['floats']: text += f", mean {found['mean']:.3g}, std {found['std']:.3g}"
     return found | dict(text=text)
+
+
+def _numbers(x: Tensor) -> Tensor:
+    "Those of a tensor in a row; of a sparse one those that it stores."
+    if x.is_sparse: x = x.coalesce().values()
+    elif x.is_nested: x = torch.cat([t.flatten() for t in x.unbind()])
+    return x.flatten().double().cpu()
 
 
 def about_data(seen: dict, train: dict | None) -> str:
