@@ -18,7 +18,7 @@ def kept_for_backward() -> Iterator[list[int]]:
     total, seen = [0], set()
     def pack(x: Tensor) -> Tensor:
         memory = local(x).untyped_storage() if x.layout is torch.strided else None
-        try: place = memory and memory.data_ptr()
+        try: place = None if memory is None else memory.data_ptr()
         except RuntimeError: place = None
         if place is None: return x.detach()  # sparse, nested, or within a transform of torch.func
         is_parameter = isinstance(x if x._base is None else x._base, nn.Parameter)
