@@ -74,3 +74,11 @@ def test_rows_of_a_learner_without_metrics_are_no_lines():
     learn = SimpleNamespace(history=[], epoch=0, cbs=[], model=SimpleNamespace(training=True))
     JSONLines(file).cleanup_epoch(learn)
     assert file.getvalue() == ''
+
+
+def test_of_several_processes_only_the_first_one_prints(monkeypatch, capsys):
+    for rank in (0, 1):
+        monkeypatch.setattr('miniai.jobs.json_lines.launched', lambda rank=rank: (rank, 2))
+        with json_lines(True): print('progress')
+        out, err = capsys.readouterr()
+        assert ('progress' in err, 'progress' in out) == ((True, False) if rank == 0 else (False, True))

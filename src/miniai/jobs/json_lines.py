@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from miniai.distributed.ranks import is_first
+from miniai.distributed.torchrun import launched
 from miniai.events import Callback
 from miniai.jobs.run_folder import as_json
 
@@ -59,7 +60,9 @@ class JSONLines(Callback):
 
 @contextmanager
 def json_lines(on: bool) -> Iterator[JSONLines]:
-    "If `on`, JSON lines go to stdout, and what the block prints to stderr. Otherwise all is as it was."
+    """If `on`, JSON lines go to stdout, and what the block prints to stderr. Otherwise, and in other processes than
+    the first, all is as it was."""
+    on = on and (launched() or (0, 1))[0] == 0
     lines = JSONLines(sys.stdout if on else None)
     if not on:
         yield lines
