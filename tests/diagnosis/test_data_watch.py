@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from miniai.diagnosis import data_verdicts  # noqa: F401 (it registers its rules)
 from miniai.diagnosis.data_watch import DataWatch, find_task, neighbours
+from miniai.diagnosis.verdict import Facts, judge
 
 
 def state(batch, preds=None, loss=None, training=True, epoch=0, n=4):
@@ -95,3 +97,12 @@ def test_inputs_without_plain_memory_and_empty_ones_are_left_out():
         watch = DataWatch()
         watch.look_at_rows(state((x, None)))
         assert watch.summary()['repeats']['seen'] == 0
+
+
+@pytest.mark.parametrize(('shape', 'names'), [((90,), ['unbalanced labels']), ((9, 10), [])])
+def test_letters_of_a_text_are_not_unbalanced_labels(shape, names):
+    y, watch = torch.tensor([0]*85 + [1]*5).reshape(shape), DataWatch()
+    p = torch.zeros(*shape, 2)
+    watch.look_at_batch(state((y, y), p, F.cross_entropy(p.flatten(0, -2), y.flatten())))
+    found, _ = judge(Facts(data=watch.summary()))
+    assert [v.name for v in found if v.name == 'unbalanced labels'] == names

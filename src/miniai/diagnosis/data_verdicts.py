@@ -77,6 +77,7 @@ def validation_data_in_training(f: Facts, limit: float) -> Found:
 def unbalanced_labels(f: Facts, limit: float) -> Found:
     counts, c = f.data.get('counts'), f.data.get('outputs', 0)
     if not counts or f.data.get('task') != 'classes' or not 2 <= c <= 100: return None
+    if f.data.get('sequences'): return None  # letters of a text are never balanced
     n = [counts.get(i, 0) for i in range(c)]
     if sum(n) < 20*c or (f.variety or 1.) < 0.7: return None  # sorted: what was seen is not all
     ratio = max(n)/max(min(n), 1)

@@ -56,6 +56,7 @@ class DataWatch:
         if x is not None and x.is_floating_point() and x.numel() > 1: self._look_at_inputs(x)
         self.look_at_labels(learn)
         if targets is None or 'task' not in self.facts: return
+        self.facts['sequences'] = targets.ndim == 2
         self._add_to_baseline(targets)
         if x is not None and targets.ndim <= 2: self._keep(x, targets)
 
