@@ -1,14 +1,16 @@
 "Which metric to watch: wrong directions and missing metrics are refused before training."
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
 from miniai import Callback, CheckpointCB, EarlyStoppingCB, PlateauCB
 from miniai.checkpoint import load
-from miniai.metrics.direction import check_metric, direction, improves, no_metric
+from miniai.metrics.direction import check_metric, direction, improves, no_metric, row_of_pass
 from miniai.training import accuracy
 from resuming import Quiet
 from small import learner, same, weights
@@ -96,3 +98,14 @@ def test_a_fit_without_validation_has_no_metric_to_watch(cb, tmp_path):
 def test_the_advice_for_the_loss_is_not_itself_refused():
     assert 'add MetricsCB() to cbs' in str(no_metric('-loss', 'it', []))
     assert 'add MetricsCB(f1=…) to cbs' in str(no_metric('f1', 'it', []))
+
+
+def test_the_row_of_a_pass_is_the_latest_one_if_it_is_of_this_epoch_and_phase():
+    learn = SimpleNamespace(model=nn.Linear(1, 1), epoch=1)
+    assert row_of_pass(learn) == {}
+    learn.history = [dict(epoch=1, phase='eval', loss=2.), dict(epoch=1, phase='train', loss=1.)]
+    assert row_of_pass(learn) is learn.history[1]
+    learn.model.eval()
+    assert row_of_pass(learn) == {}
+    learn.epoch, learn.history = 2, learn.history[:1]
+    assert row_of_pass(learn) == {}

@@ -13,12 +13,18 @@ from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number
 from miniai.distributed.ranks import is_first
 from miniai.events import Callback, is_cancel
+from miniai.metrics.direction import row_of_pass
 from miniai.optim.groups import rate_of
 from miniai.trackers import TRACKERS
 
-__all__ = ['TrackCB']
+__all__ = ['TrackCB', 'verdicts_of']
 
 MOST_POINTS = 1000  # of a figure that is recorded by batch, in one fit
+
+
+def verdicts_of(learn: Any) -> list[Any]:
+    "The verdicts so far of the Learner's callbacks, such as HealthCB."
+    return [v for cb in learn.cbs for v in getattr(cb, 'verdicts', ()) if hasattr(v, 'says')]
 
 
 class TrackCB(Callback):
@@ -80,9 +86,7 @@ class TrackCB(Callback):
 
     def cleanup_epoch(self, learn: Any) -> None:
         if not self.active: return
-        history, phase = getattr(learn, 'history', ()), 'train' if learn.model.training else 'eval'
-        row = history[-1] if history else {}
-        if (row.get('epoch'), row.get('phase')) == (learn.epoch, phase): self._rows.append((self.step, _figures(row)))
+        if row := row_of_pass(learn): self._rows.append((self.step, _figures(row)))
         self._write(learn)
 
     def cleanup_fit(self, learn: Any) -> None:
@@ -111,7 +115,7 @@ class TrackCB(Callback):
         rows, self._points, self._losses = by_batch + self._rows, [], DeferredScalars()
         self._rows, self._next_write = [], time.perf_counter() + 1
         if rows: self._tell('figures', rows)
-        for verdict in [v for cb in learn.cbs for v in getattr(cb, 'verdicts', ()) if hasattr(v, 'says')]:
+        for verdict in verdicts_of(learn):
             title = f'{verdict.name} {verdict.where}'.strip()
             if title in self.told: continue
             self.told.append(title)

@@ -198,8 +198,8 @@ class HealthCB(Callback):
     def _give_up(self, e: Exception) -> None:
         if self._layers: self._layers.stop()
         self._active, self._layers, self._parameters = False, None, None
-        warnings.warn(f"HealthCB could not look at this model or its data, and looks no more in this fit, which goes "
-                      f"on: {type(e).__name__}: {e}", stacklevel=3)
+        warnings.warn(f"HealthCB could not look at this model or its data, and stops looking. The fit continues. "
+                      f"The error was {type(e).__name__}: {e}", stacklevel=3)
 
     def _show(self, learn: Any, line: str) -> None:
         (getattr(learn, 'display', None) or best_display()).text(line)

@@ -6,10 +6,12 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+from miniai.callbacks.track import verdicts_of
 from miniai.distributed.ranks import is_first
 from miniai.distributed.torchrun import launched
 from miniai.events import Callback
 from miniai.jobs.run_folder import as_json
+from miniai.metrics.direction import row_of_pass
 
 __all__ = ['JSONLines', 'json_lines']
 
@@ -36,14 +38,14 @@ class JSONLines(Callback):
     def after_batch(self, learn: Any) -> None: self._write_verdicts(learn)
 
     def cleanup_epoch(self, learn: Any) -> None:
-        row, phase = learn.history[-1] if learn.history else {}, 'train' if learn.model.training else 'eval'
-        if (row.get('epoch'), row.get('phase')) == (learn.epoch, phase) and row != self.result:
+        row = row_of_pass(learn)
+        if row and row != self.result:
             self.result = dict(row)
             self.write('epoch', row)
         self._write_verdicts(learn)
 
     def _write_verdicts(self, learn: Any) -> None:
-        for verdict in [v for cb in learn.cbs for v in getattr(cb, 'verdicts', ()) if hasattr(v, 'says')]:
+        for verdict in verdicts_of(learn):
             if (verdict.name, verdict.where) in self._told: continue
             self._told.add((verdict.name, verdict.where))
             self.write('verdict', verdict._asdict())

@@ -72,7 +72,7 @@ def recorded(name: str) -> Iterator[None]:
     "What a run records must not end it: an error in the block, as of a full disk, is a warning that names the file."
     try: yield
     except Exception as e:
-        warnings.warn(f"{name} was not written: {type(e).__name__}: {e}. The run goes on without it", stacklevel=3)
+        warnings.warn(f"{name} was not written: {type(e).__name__}: {e}. The run continues without it", stacklevel=3)
 
 
 def samples_of(dls: Any) -> dict[str, int | None]:

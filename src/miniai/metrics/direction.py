@@ -44,6 +44,12 @@ def last_row(learn: Any) -> dict[str, Any]:
     return history[-1] if history else {}
 
 
+def row_of_pass(learn: Any) -> dict[str, Any]:
+    "The row of this epoch and phase in the Learner's history; empty if it has none yet."
+    row, phase = last_row(learn), 'train' if learn.model.training else 'eval'
+    return row if (row.get('epoch'), row.get('phase')) == (learn.epoch, phase) else {}
+
+
 def check_metric(learn: Any, metric: str, who: str) -> None:
     """ValueError, before the fit, if no callback can supply `metric`, or if its direction is wrong. A user's own
     callback may supply any."""
