@@ -8,14 +8,15 @@ from miniai.device import def_device
 from miniai.environment import machine_facts, version_of
 from miniai.racing.answer import Answer, best_configuration
 from miniai.racing.entrants import BASELINES, Entrant, configurations, find_entrant
+from miniai.racing.ladder import TASKS, find_task
 from miniai.racing.plan import Protocol, chosen, measured, plan_text, seconds_in, seconds_of
 from miniai.racing.store import Store
-from miniai.racing.tasks import TASKS, Task, code_of, find_task
+from miniai.racing.tasks import Task, code_of
 from miniai.racing.trial import run_trial
 
 __all__ = ['LADDER', 'plan_race', 'race']
 
-LADDER = 'logistic', 'mlp', 'convnet'
+LADDER = tuple(TASKS)
 
 
 def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[Any] = BASELINES,
