@@ -73,6 +73,12 @@ def test_with_too_few_seeds_for_flips_the_test_is_students():
     assert (row['test'], row['p_alone']) == ('Student', pytest.approx(stats.ttest_1samp(d, 0).pvalue))
 
 
+def test_with_many_comparisons_a_clear_difference_is_still_decided():
+    rng = np.random.default_rng(0)
+    row = compare(rng.normal(size=20), rng.normal(5, size=20), .05, m=4000)
+    assert row['p_alone'] <= .05/4000
+
+
 def test_equal_differences_are_not_proof_and_none_at_all_is_no_difference():
     assert compare([1, 1, 1], [2, 2, 2])['p_alone'] == .25  # 2 of 8 flips
     row, = compare_all(dict(cell=dict(a=[1.]*30, b=[1.]*30)), [('a', 'b')])

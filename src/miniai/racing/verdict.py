@@ -9,7 +9,8 @@ import numpy as np
 __all__ = ['compare', 'compare_all', 'detectable', 'holm', 'ranks', 'seeds_needed', 'with_worst']
 
 RESAMPLES = 4000
-FLIPS = 14     # up to so many seeds all 2**n sign flips are counted
+FLIPS = 14     # up to so many seeds all 2**n sign flips are counted, with more seeds a fixed sample of them
+SAMPLED = 10*RESAMPLES
 FEW = 10       # with fewer seeds the interval is Student's: a bootstrap of so few is too narrow
 UNKNOWN = 10**4  # no more seeds than this are worth naming
 
@@ -47,18 +48,23 @@ def compare(a: Sequence[float], b: Sequence[float], alpha: float = 0.05, m: int 
     d = np.asarray(a, float) - np.asarray(b, float)
     if len(d) < 2: raise ValueError(f"a comparison needs 2 or more seeds, got {len(d)}")
     spread = float(d.std(ddof=1))
-    exact = 2/2**len(d) <= alpha/m or spread <= 1e-12*abs(d).max()
+    exact = _least_p(len(d)) <= alpha/m or spread <= 1e-12*abs(d).max()
     p = _sign_flip(d) if exact else _student(d)
     return dict(difference=float(d.mean()), spread=spread, interval=_interval(d), p_alone=p, seeds=len(d),
                 test='sign flips' if exact else 'Student')
 
 
+def _least_p(n: int) -> float:
+    "The smallest p-value that sign flips of `n` differences can give."
+    return 2/2**n if n <= FLIPS else 1/(1 + SAMPLED)
+
+
 def _sign_flip(d: np.ndarray) -> float:
-    "The share of sign flips whose mean is at least as far from 0; with many seeds of a fixed sample of them."
+    "The share of sign flips whose mean is at least as far from 0."
     if len(d) <= FLIPS:
         signs = np.array(list(product((1, -1), repeat=len(d))))
         return float((abs(signs @ d) >= abs(d.sum())*(1 - 1e-9)).mean())
-    signs = np.random.default_rng(0).choice((1, -1), (10*RESAMPLES, len(d)))
+    signs = np.random.default_rng(0).choice((1, -1), (SAMPLED, len(d)))
     return float((1 + (abs(signs @ d) >= abs(d.sum())*(1 - 1e-9)).sum())/(1 + len(signs)))
 
 
