@@ -34,7 +34,7 @@ def shown(text):
 def masked(output):
     "The lines of an output, with numbers, devices and spaces that may differ made equal."
     output = re.sub(r'[0-9a-f]{12}…', '#', re.sub(r'\b(cuda|mps)\b', 'cpu', output))
-    return [' '.join(re.sub(r'\d[\d,.]*(e-\d+)?(?!\w)', '#', line).split()) for line in output.split('\n')]
+    return [' '.join(re.sub(r'\d[\d,.]*(e[-+]\d+)?(?!\w)', '#', line).split()) for line in output.split('\n')]
 
 
 def is_printed(page, captured):
