@@ -6,7 +6,7 @@ READY   = $(VENV)/.ready
 PEERS   = $(VENV)-bench/.ready
 SITE    = $(VENV)/.docs
 
-.PHONY: help setup train test bench docs clean
+.PHONY: help setup train test bench race docs clean
 help:       ## list what there is to make
 	@grep -E "^[a-z]+: .*##" $(MAKEFILE_LIST) | sed "s/:.*##/ -/"
 
@@ -45,6 +45,9 @@ $(PEERS): bench/requirements.txt constraints.txt pyproject.toml
 	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check --no-deps torchvision==0.28.0
 	$(VENV)-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r bench/requirements.txt -e .
 	@touch $@
+
+race: $(READY)  ## all optimizers against AdamW on two small tasks, a few minutes; bench/league.py runs the whole league
+	$(BIN)/python bench/league.py --quick
 
 clean:      ## remove the virtual environment and caches
 	rm -rf $(VENV) $(VENV)-bench .pytest_cache .hypothesis .ruff_cache .coverage

@@ -71,6 +71,14 @@ def test_the_best_configuration_is_the_lowest_and_failures_come_last():
     assert best_configuration(runs[:1], 't', 2, 'a') == dict(lr=.1)
 
 
+def test_only_what_the_protocol_compares_is_compared_and_a_record_that_does_not_say_compares_all():
+    given = record(dict(a=[.1, .2], b=[.3, .5], old=[.5, .7]), entrants=('a', 'b'))
+    assert [(c['a'], c['b']) for c in Answer(given).comparisons] == [('a', 'b'), ('a', 'old'), ('b', 'old')]
+    given['protocol']['compare'] = 'baselines'
+    assert [(c['a'], c['b']) for c in Answer(given).comparisons] == [('a', 'old'), ('b', 'old')]
+    assert 'a - b' not in Answer(given).table()
+
+
 def test_another_file_is_no_race(tmp_path):
     (tmp_path/'a.json').write_text('[]')
     with pytest.raises(ValueError, match='is not the race'): Answer.read(tmp_path/'a.json')

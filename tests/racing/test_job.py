@@ -11,7 +11,8 @@ OPTIONS = dict(rules=('races:descent',), task='races:tiny', baselines='nesterov'
 def test_the_arguments_are_the_options():
     config = parse(['race', 'a.py:mine', 'adamw', '--task', 'mlp,logistic', '--budget', '2h', '--plan'])
     assert config == RaceConfig(rules=('a.py:mine', 'adamw'), task='mlp,logistic', budget='2h', plan=True)
-    assert parse(['race', 'lion', '--trials', '4', '--seeds', '9']) == RaceConfig(rules=('lion',), trials=4, seeds=9)
+    assert parse(['race', 'lion', '--trials', '4', '--seeds', '9', '--compare', 'baselines']) == \
+        RaceConfig(rules=('lion',), trials=4, seeds=9, compare='baselines')
 
 
 def test_a_race_prints_its_plan_and_answer_and_its_verdict_is_printed_again(tmp_path, capsys):

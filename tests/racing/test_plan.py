@@ -20,6 +20,9 @@ def test_runs_and_comparisons_are_counted():
     assert p.pairs == [('a', 'd'), ('a', 'b'), ('a', 'c'), ('d', 'b'), ('d', 'c')]
     assert p.comparisons == 5*2*2
     assert p.runs == 2*2*4*9
+    p = protocol(entrants=('a', 'd'), compare='baselines')
+    assert p.pairs == [('a', 'b'), ('a', 'c'), ('d', 'b'), ('d', 'c')]
+    assert (p.comparisons, p.runs) == (4*2*2, 2*2*4*9)
 
 
 def test_seconds_are_those_of_each_run_and_step():
@@ -56,7 +59,9 @@ def test_a_measured_run_has_a_fixed_part_and_one_for_each_step():
 
 
 @pytest.mark.parametrize(('options', 'said'), [(dict(trials=0), 'trials must be'), (dict(seeds=1), 'seeds must be'),
-                                               (dict(lengths=(2.,)), 'lengths must be'), (dict(alpha=0), 'alpha and')])
+                                               (dict(lengths=(2.,)), 'lengths must be'), (dict(alpha=0), 'alpha and'),
+                                               (dict(compare='none'), 'compare must be all or baselines'),
+                                               (dict(compare='baselines', baselines=()), 'no baselines to')])
 def test_numbers_that_are_too_small_are_an_error(options, said):
     with pytest.raises(ValueError, match=said): protocol(**options)
 

@@ -1,11 +1,11 @@
 "Verdicts are calibrated: equal rules are told apart no more often than stated, known differences as often as stated."
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from miniai.racing.verdict import compare, compare_all, detectable, holm, ranks, seeds_needed, with_worst
+from miniai.racing.verdict import compare, compare_all, detectable, holm, pairs_of, ranks, seeds_needed, with_worst
 
 RACES = 200
 
@@ -88,6 +88,15 @@ def test_equal_differences_are_not_proof_and_none_at_all_is_no_difference():
 def test_holm_multiplies_by_the_number_of_those_that_are_left_and_keeps_the_order():
     assert holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02])
     assert holm([.5, .9]) == [1, 1]
+
+
+def test_with_baselines_alone_fewer_pairs_are_corrected_for():
+    assert pairs_of('abc', 'xy') == [(a, b) for a, b in combinations('abcxy', 2) if a in 'abc']
+    assert pairs_of('abc', 'xy', 'baselines') == [*product('abc', 'xy')]
+    cells = dict(cell=dict(a=[1., 2., 3., 4.], b=[2., 4., 7., 6.], x=[1.1, 2.3, 3.2, 4.4]))
+    p = {kind: {(r['a'], r['b']): r['p'] for r in compare_all(cells, pairs_of('ab', 'x', kind))}
+         for kind in ('all', 'baselines')}
+    assert p['all']['a', 'x'] == pytest.approx(3/2*p['baselines']['a', 'x'])
 
 
 def test_a_failed_run_counts_as_the_worst_figure_or_as_no_training():

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from miniai.racing.verdict import compare_all, ranks, with_worst
+from miniai.racing.verdict import compare_all, pairs_of, ranks, with_worst
 
 __all__ = ['Answer', 'best_configuration']
 
@@ -23,7 +23,7 @@ class Answer:
     def __init__(self, record: dict[str, Any]) -> None:
         self.record, p = record, record['protocol']
         self.rules = [*p['entrants'], *p['baselines']]
-        pairs = [(a, b) for i, a in enumerate(p['entrants']) for b in self.rules[i + 1:]]
+        pairs = pairs_of(p['entrants'], p['baselines'], p.get('compare', 'all'))
         final = [r for r in record['runs'] if not r['tunes']]
         self.cells = list(dict.fromkeys((r['task'], r['steps']) for r in final))
         self.runs = {(cell, nm): [r for r in final if (r['task'], r['steps']) == cell and r['rule'] == nm]

@@ -1,6 +1,6 @@
 "The job that races rules, or gives the verdict of a race that is over."
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from miniai.jobs.config import ConfigError, column_names
 from miniai.racing.answer import Answer
@@ -18,6 +18,8 @@ class RaceOptions:
     """The tasks, of those that are the default, or module:function that returns a miniai.racing.tasks.Task."""
     budget: str = '10m'
     """How long the race may take on this machine: chooses tasks, trials and seeds."""
+    compare: Literal['all', 'baselines'] = 'all'
+    """With 'baselines' the rules are not compared with one another: with many, fewer comparisons tell more."""
     trials: int | None = None
     """Configurations that each rule tries for each task and length. With --seeds, instead of --budget."""
     seeds: int | None = None
@@ -50,7 +52,8 @@ def _run(config: RaceConfig) -> None:
         print(Answer.read(config.verdict))
         return
     options: dict[str, Any] = dict(tasks=column_names(config.task), baselines=column_names(config.baselines),
-                                   seed=config.seed, trials=config.trials, seeds=config.seeds, budget=config.budget)
+                                   seed=config.seed, trials=config.trials, seeds=config.seeds, budget=config.budget,
+                                   compare=config.compare)
     if config.plan: print(plan_race(*config.rules, **options))
     else:
         print(race(*config.rules, **options, out=config.out, tell=lambda text: print(text, flush=True)))

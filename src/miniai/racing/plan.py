@@ -10,7 +10,7 @@ from typing import Any
 from miniai.racing.entrants import Entrant, configurations
 from miniai.racing.tasks import Task
 from miniai.racing.trial import POINTS, run_trial
-from miniai.racing.verdict import detectable
+from miniai.racing.verdict import COMPARE, detectable, pairs_of
 
 __all__ = ['Protocol', 'chosen', 'measured', 'plan_text', 'seconds_in', 'seconds_of', 'words_of']
 
@@ -23,8 +23,8 @@ Times = Mapping[tuple[str, str], tuple[float, float]]  # by task and rule: secon
 class Protocol:
     """What a race does: for each of `tasks` and each of `lengths`, shares of the task's steps, every rule tries
     `trials` configurations on a tuning seed and then runs its best one on `seeds` other seeds, which follow from
-    `seed`. `entrants` are compared with one another and with `baselines`, which are tuned in the same way. ValueError
-    for numbers that are too small."""
+    `seed`. `entrants` are compared with `baselines`, which are tuned in the same way, and if `compare` is 'all' with
+    one another. ValueError for numbers that are too small."""
     entrants: tuple[str, ...]
     baselines: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -34,12 +34,16 @@ class Protocol:
     seed: int = 0
     alpha: float = 0.05
     power: float = 0.8
+    compare: str = 'all'
 
     def __post_init__(self) -> None:
         if self.trials < 1: raise ValueError(f"trials must be 1 or more, got {self.trials}")
         if not 2 <= self.seeds <= MOST: raise ValueError(f"seeds must be from 2 to {MOST}, got {self.seeds}")
         if not self.lengths or not all(0 < x <= 1 for x in self.lengths):
             raise ValueError(f"lengths must be shares of a task's steps, from 0 to 1, got {self.lengths}")
+        if self.compare not in COMPARE:
+            raise ValueError(f"compare must be {' or '.join(COMPARE)}, got {self.compare!r}")
+        if not self.pairs: raise ValueError("there are no baselines to compare with: give some, or compare all")
         if not (0 < self.alpha < 1 and 0 < self.power < 1):
             raise ValueError(f"alpha and power must be between 0 and 1, got {self.alpha} and {self.power}")
 
@@ -48,8 +52,8 @@ class Protocol:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        "What is compared: each entrant with those after it and with the baselines."
-        return [(a, b) for i, a in enumerate(self.entrants) for b in self.rules[i + 1:]]
+        "What is compared."
+        return pairs_of(self.entrants, self.baselines, self.compare)
 
     @property
     def comparisons(self) -> int: return len(self.pairs)*len(self.tasks)*len(self.lengths)

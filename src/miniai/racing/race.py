@@ -21,13 +21,14 @@ LADDER = tuple(TASKS)
 
 def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[Any] = BASELINES,
          trials: int | None = None, seeds: int | None = None, budget: str | float = '10m',
-         lengths: Sequence[float] = (0.25, 1.), seed: int = 0, out: str | Path = 'race',
+         lengths: Sequence[float] = (0.25, 1.), seed: int = 0, compare: str = 'all', out: str | Path = 'race',
          tell: Callable[[str], Any] = print) -> Answer:
     """Race `rules` against `baselines`: names as of `miniai train`, 'FILE.py:rule', rule functions or optimizer
-    classes. Without both `trials` and `seeds`, `budget` (seconds, or '10m') chooses them. Everything is kept in `out`:
-    call again to resume, or from several processes at once to share the work. Writes race.json, from which anyone can
+    classes. `compare='baselines'` does not compare `rules` with one another: with many, fewer comparisons tell more.
+    Without both `trials` and `seeds`, `budget` (seconds, or '10m') chooses them. Everything is kept in `out`: call
+    again to resume, or from several processes at once to share the work. Writes race.json, from which anyone can
     recompute the verdict, and race.md. ValueError for what does not exist, or another race in `out`."""
-    tasks, entrants, facts = _found(rules, tasks, baselines, lengths, seed)
+    tasks, entrants, facts = _found(rules, tasks, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
     store = Store(out)
     protocol = _protocol(store, tasks, entrants, facts, trials, seeds, budget, tell)
     runs = _run_all(store, protocol, tasks, entrants, tell)
@@ -42,14 +43,14 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
 
 def plan_race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[Any] = BASELINES,
               trials: int | None = None, seeds: int | None = None, budget: str | float = '10m',
-              lengths: Sequence[float] = (0.25, 1.), seed: int = 0) -> str:
+              lengths: Sequence[float] = (0.25, 1.), seed: int = 0, compare: str = 'all') -> str:
     "What `race` would do with these arguments, and how long it would take, from a few measured steps."
-    tasks, entrants, facts = _found(rules, tasks, baselines, lengths, seed)
+    tasks, entrants, facts = _found(rules, tasks, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
     return _planned(tasks, entrants, facts, trials, seeds, budget)[1]
 
 
-def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterable[Any], lengths: Sequence[float],
-           seed: int) -> tuple[dict[str, Task], dict[str, Entrant], dict[str, Any]]:
+def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterable[Any],
+           options: dict[str, Any]) -> tuple[dict[str, Task], dict[str, Entrant], dict[str, Any]]:
     "Tasks and rules by name, and the facts of the protocol that do not depend on the budget."
     found = [find_task(task) if isinstance(task, str) else task for task in tasks]
     entrants = [find_entrant(rule) for rule in rules]
@@ -62,7 +63,7 @@ def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterabl
     if not named: raise ValueError("a race needs a rule, such as my_rule.py:rule")
     if len(names) < 2: raise ValueError(f"a race needs two rules or more, got {names[0]} alone")
     if not found: raise ValueError("a race needs a task")
-    facts = dict(entrants=tuple(named), baselines=tuple(e.name for e in others), lengths=tuple(lengths), seed=seed)
+    facts = dict(entrants=tuple(named), baselines=tuple(e.name for e in others)) | options
     return {t.name: t for t in found}, {e.name: e for e in (*entrants, *others)}, facts
 
 

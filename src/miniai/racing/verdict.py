@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ['compare', 'compare_all', 'detectable', 'holm', 'ranks', 'seeds_needed', 'with_worst']
+__all__ = ['COMPARE', 'compare', 'compare_all', 'detectable', 'holm', 'pairs_of', 'ranks', 'seeds_needed', 'with_worst']
 
+COMPARE = 'all', 'baselines'  # what each rule of a race is compared with
 RESAMPLES = 4000
 FLIPS = 14     # up to so many seeds all 2**n sign flips are counted, with more seeds a fixed sample of them
 SAMPLED = 10*RESAMPLES
@@ -21,6 +22,13 @@ def with_worst(figures: Mapping[str, Sequence[float | None]], starts: Sequence[f
     finite = [x for xs in figures.values() for x in xs if x is not None]
     worst = max([*finite, *starts], default=math.inf)
     return {nm: [worst if x is None else x for x in xs] for nm, xs in figures.items()}
+
+
+def pairs_of(entrants: Sequence[str], baselines: Sequence[str], compare: str = 'all') -> list[tuple[str, str]]:
+    """The pairs of rules that a race compares: each entrant with the baselines and, if `compare` is 'all', with the
+    entrants after it. Fewer comparisons need fewer seeds."""
+    return [(a, b) for i, a in enumerate(entrants)
+            for b in ([*entrants[i + 1:], *baselines] if compare == 'all' else baselines)]
 
 
 def compare_all(cells: Mapping[Any, Mapping[str, Sequence[float]]], pairs: Sequence[tuple[str, str]],
