@@ -4,18 +4,20 @@
 
 Twenty synthetic tasks, regressions on a linear or nonlinear teacher with inputs of equal or very different scale, and
 ten on real data; several optimizers. On four more there is nothing to learn. Each library's finder runs as its defaults
-say: miniai from 1e-5, 1.3 times per batch; fastai 100 batches from 1e-7 to 10, Lightning from 1e-8 to 1, both with a
-loss smoothed by 0.98 that stops the search at four times its best. Their suggestions are computed by their own
-functions, of fastai and lightning if they can be imported. Then the model trains at each constant rate, and at rates
-from 1e-5 to 10. The regret is (loss - best)/(start - best), with the held-out loss before training and the lowest at
-any of these rates; it is at most 1, which a run that diverges gets.
+say: miniai from 1e-5, 1.3 times per batch; fastai 100 batches from 1e-7 to 10, with a loss smoothed by 0.98 that stops
+the search at four times its best, and suggestions by fastai's own functions; Lightning by its own Trainer and Tuner,
+100 batches from 1e-8 to 1. Libraries that cannot be imported are left out. Then the model trains at each constant rate,
+and at rates from 1e-5 to 10. The regret is (loss - best)/(start - best), with the held-out loss before training and the
+lowest at any of these rates; it is at most 1, which a run that diverges gets.
 """
 import argparse
 import contextlib
 import io
 import itertools
+import logging
 import math
 import statistics
+import tempfile
 import warnings
 from functools import partial
 
@@ -155,11 +157,27 @@ def of_fastai(task, seed):
 
 
 def of_lightning(task, seed):
-    from lightning.pytorch.tuner.lr_finder import _LRFinder
-    finder = _LRFinder('exponential', 1e-8, 1, 100)
-    rates, losses = smoothed(task, seed, 1e-8, 1)
-    finder.results = dict(lr=rates, loss=losses)
-    return {LIGHTNING: finder.suggestion()}
+    "By Lightning's own Trainer and Tuner."
+    import lightning.pytorch as pl
+    from lightning.pytorch.tuner import Tuner
+    model, loss_func, opt_func, train, _ = task(seed)
+
+    class Module(pl.LightningModule):
+        lr = 1e-3
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def configure_optimizers(self): return opt_func(self.parameters(), lr=self.lr)
+        def training_step(self, batch, _): return loss_func(self.model(batch[0]), batch[1])
+
+    loader = torch.utils.data.DataLoader(list(batches(train, seed, 100)), batch_size=None)
+    for name in ('lightning.pytorch', 'lightning.fabric'): logging.getLogger(name).setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        trainer = pl.Trainer(accelerator='cpu', default_root_dir=folder, logger=False, enable_checkpointing=False,
+                             enable_progress_bar=False, enable_model_summary=False)
+        found = Tuner(trainer).lr_find(Module(), train_dataloaders=loader)
+    return {LIGHTNING: found.suggestion()}
 
 
 def suggested(task, seed):
@@ -209,10 +227,21 @@ def totals(name, runs, names):
     for nm in names:
         regrets = [run[1][nm] for run in runs if nm in run[1]]
         known = [x for x in regrets if x is not None]
+        if not known: continue
         lost = sum(x > .1 for x in known)
         rows.append(f'| {name} | {nm} | {mean(known):.3f} | {statistics.median(known):.3f} | {max(known):.2f} | '
                     f'{lost}/{len(known)} | {len(regrets) - len(known)} |')
     return rows
+
+
+def doubts(believed, doubted, nothing):
+    "How often a doubt was right, as sentences: the regret at miniai's first suggestion was above 0.1."
+    def bad(runs): return f'{sum(run[1]["miniai half"] > .1 for run in runs)} of {len(runs)}'
+    given = [run for run in doubted if run[1]['miniai half'] is not None]
+    return [f'Of the curves that miniai doubts, `half` trained badly (regret above 0.1) in {bad(given)}; of those that '
+            f'it does not doubt in {bad(believed)}.',
+            f'It gave no rate for {len(doubted) - len(given)} curves of tasks that can be learned. Where there is '
+            f'nothing to learn it doubted {sum(bool(run[2]) for run in nothing)} of {len(nothing)} curves.']
 
 
 def main():
@@ -234,8 +263,10 @@ def main():
     learnable = {kind: [run for runs in kinds[kind].values() for run in runs] for kind in ('synthetic', 'real')}
     for kind, runs in learnable.items(): out += totals(kind, runs, names)
     everything = [run for runs in learnable.values() for run in runs]
-    believed = [run for run in everything if not run[2]]
+    believed, doubted = ([run for run in everything if bool(run[2]) == doubt] for doubt in (False, True))
     out += totals('all', everything, names) + totals('all that miniai does not doubt', believed, names)
+    out += totals('all that miniai doubts', doubted, names)
+    out += ['', *doubts(believed, doubted, [run for runs in kinds['nothing'].values() for run in runs])]
     out += ['', 'Held-out loss after training, mean over seeds', '',
             '| task | start | best rate | ' + ' | '.join(names) + ' | doubted |', '|--|' + '--:|'*(len(names) + 3)]
     for kind, tasks in kinds.items():

@@ -261,6 +261,24 @@ def test_one_unlucky_batch_does_not_end_the_search():
     assert first.ended_early
 
 
+def test_one_batch_with_hardly_any_loss_does_not_end_the_search():
+    def tiny(learn):
+        noisy(learn)
+        if learn.iter == 8: learn.loss = learn.loss*0 + 1e-6  # such as the last batch of an epoch, of one sample
+    learn, first = learner(Heard({'after_loss': tiny}), dls=many()), LRFinderCB()
+    learn.fit(1, valid=False, cbs=first, lr=1e-5)
+    assert len(first.losses) == 10
+    found = learn.lr_find(full=True)
+    assert found.lrs[-1] > 1
+    assert found.half == pytest.approx(1e-2, rel=.5)
+
+
+def test_the_best_loss_is_a_mean_of_as_many_losses_as_it_says():
+    losses = [4., 2, 1, 3, 2.9, 3.1, 3.2, 9, 9]
+    assert len(find(lambda i: losses[i], max_mult=3, average=1).losses) == 6  # the best is 1
+    assert len(find(lambda i: losses[i], max_mult=3, average=3).losses) == 8  # the best is (2 + 1 + 3)/3
+
+
 def test_a_doubt_is_printed(capsys):
     rate = learner(Losses(lambda i: 3 - i/50), dls=many()).lr_find(max_epochs=1)
     said = capsys.readouterr().out

@@ -63,7 +63,7 @@ DOUBTFUL = {
     'never fell clearly': (LRS, 1 + .1*g.standard_normal(80)),
     'only 4 finite losses': (LRS[:6], [3., 2., 1., 1., np.nan, np.nan]),
     'only 8 losses': (LRS[:8], [5., 4., 3., 2., 1., .5, .4, 3.]),
-    'times its noise': (LRS, sigmoid(1e-2) + .65*g.standard_normal(80)),
+    'times its noise': (LRS, sigmoid(1e-2) + np.random.default_rng(4).standard_normal(80)),
     'from the first rates on': (LRS[:40], np.r_[8., 3., 1.2, .9, .6, .5, .4, .3, np.full(31, .3), 2.]),
     'still fell at the last rate': (LRS[:60], np.linspace(3, 1, 60)),
     'differ by a factor of': (LRS, np.r_[np.linspace(2, 1, 20), np.linspace(1, .95, 55), 3, 3, 3, 3, 3])}

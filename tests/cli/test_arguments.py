@@ -46,6 +46,16 @@ def test_the_help_of_a_job_has_every_option_with_a_text_and_its_default(capsys, 
     assert min(len(text) for _, text, _ in found) > 10
 
 
+@pytest.mark.parametrize('command', JOBS)
+def test_no_text_of_an_option_breaks_within_a_sentence(capsys, monkeypatch, command):
+    monkeypatch.setenv('COLUMNS', '2000')
+    with pytest.raises(SystemExit, match='0'): parse([command, '--help'])
+    lines = [line.strip('│| ') for line in capsys.readouterr().out.splitlines()]
+    texts = [line for line in lines if re.search('[a-z] [a-z]', line)][2:]  # after usage and description
+    assert len(texts) > 20
+    for line in texts: assert '(default: ' in line or line.endswith('exit'), line
+
+
 def test_the_choices_and_their_texts_are_in_the_help(capsys):
     said = help_of(capsys, 'train', '--help').replace(', ', ',')
     assert ','.join(OPTIMIZERS) in said

@@ -80,6 +80,25 @@ def test_a_run_exits_with_0_and_prints_a_line_per_epoch_and_phase(here, capsys):
     assert files(folder) == RUN_FILES
 
 
+@pytest.mark.parametrize(('args', 'error'), [
+    (['--epochs', '0'], 'ConfigError: epochs must be 1 or more, got 0'),
+    (['--bogus', '1'], 'ConfigError: miniai train has no option --bogus; see miniai train --help'),
+    (['surplus'], 'ConfigError: invalid options'), (['--data', 'nowhere'], "ConfigError: no data at 'nowhere'")])
+def test_json_says_that_options_are_invalid(here, capsys, args, error):
+    code = run('train', *args, '--json')
+    out, err = capsys.readouterr()
+    last, = map(json.loads, out.splitlines())
+    assert (last['event'], last['status'], last['folder']) == ('end', 'failed', None)
+    assert last['error'].startswith(error)
+    assert code == 2
+    assert err
+
+
+def test_json_and_help_is_the_help(here, capsys):
+    assert run('train', '--json', '--help') == 0
+    assert '"event"' not in capsys.readouterr().out
+
+
 def test_json_lines_are_all_that_a_program_reads_and_say_what_metrics_jsonl_says(here, capsys):
     assert run('train', '--epochs', '2', *QUICK[2:], '--json', '--track', 'csv') == 0
     out, err = capsys.readouterr()

@@ -14,16 +14,17 @@ __all__ = ['LRFinderCB', 'LRSuggestions', 'lr_find', 'suggest_lr']
 
 class LRFinderCB(Callback):
     """Multiplies the learning rate of every group by `gamma` after each batch that steps, and records `lrs` and
-    `losses`. Stops the fit at a loss that is NaN or `max_mult` times the best, then plots loss over learning rate;
-    `suggestion` is the suggested constant rate, and `peak` the suggested highest rate of a schedule that reaches it
-    only briefly, such as one-cycle or cosine. `suggestions` holds others as well, how far they agree, and when to
-    believe none: an LRSuggestions. The fit is a dry run: no checkpoints are saved."""
+    `losses`. Stops the fit at a loss that is NaN or `max_mult` times the best, which is the lowest mean of `average`
+    losses in a row, then plots loss over learning rate; `suggestion` is the suggested constant rate, and `peak` the
+    suggested highest rate of a schedule that reaches it only briefly, such as one-cycle or cosine. `suggestions` holds
+    others as well, how far they agree, and when to believe none: an LRSuggestions. The fit is a dry run: no checkpoints
+    are saved."""
     plots = True
     _was_dry_run: bool | None = None  # None outside a fit
 
-    def __init__(self, gamma: float = 1.3, max_mult: float = 3) -> None:
+    def __init__(self, gamma: float = 1.3, max_mult: float = 3, average: int = 1) -> None:
         if gamma <= 1: raise ValueError(f"LRFinderCB: gamma must be above 1, so that the rate rises, got {gamma}")
-        self.gamma, self.max_mult, self.suggestions, self.ax = gamma, max_mult, None, None
+        self.gamma, self.max_mult, self.average, self.suggestions, self.ax = gamma, max_mult, average, None, None
         self.lrs, self.losses, self.sched = [], [], None
 
     suggestion = property(lambda self: self.suggestions and self.suggestions.half, doc="The suggested constant rate.")
@@ -33,6 +34,10 @@ class LRFinderCB(Callback):
     def ended_early(self) -> bool:
         "Did a high loss end the search before its suggestions could be believed?"
         return bool(self.suggestions and self.suggestions.doubt) and self._too_high(self.losses[-1])
+
+    def more_patient(self) -> 'LRFinderCB':
+        "A finder that a high loss, or a batch with a low one, ends less easily."
+        return LRFinderCB(self.gamma, 4*self.max_mult, average=5)
 
     def _too_high(self, loss: float) -> bool: return loss > self.best + (self.max_mult - 1)*abs(self.best)
 
@@ -51,7 +56,7 @@ class LRFinderCB(Callback):
         if getattr(learn, 'hold_step', False) and math.isfinite(loss): return
         self.lrs.append(float(learn.opt.param_groups[0]['lr']))
         self.losses.append(loss)
-        self.best = min(self.best, loss)
+        self.best = min(self.best, sum(self.losses[-self.average:])/len(self.losses[-self.average:]))
         if not math.isfinite(loss) or self._too_high(loss): raise CancelFitException()
         self.sched.step()
 
@@ -80,12 +85,12 @@ class LRFinderCB(Callback):
 def lr_find(self: Any, gamma: float = 1.3, max_mult: float = 3, start_lr: float = 1e-5,
             max_epochs: int = 10, full: bool = False) -> float | LRSuggestions | None:
     """Train from `start_lr` on, multiplying the learning rate by `gamma` after each batch, until the loss explodes or
-    `max_epochs` are over. If a single high loss ends that too early, search once more, to four times `max_mult`. Plots
+    `max_epochs` are over. If a single loss ends that too early, search once more, to four times `max_mult`. Plots
     loss over learning rate and returns the suggested rate, None if the loss never fell. With `full` it returns an
     LRSuggestions: several suggestions, how far they agree, and the curve as data. Prints the reason if none should be
     believed. Schedules are left out. Afterwards model and optimizer are as they were."""
     finder = _search(self, LRFinderCB(gamma, max_mult), start_lr, max_epochs)
-    if finder.ended_early: finder = _search(self, LRFinderCB(gamma, 4*max_mult), start_lr, max_epochs)
+    if finder.ended_early: finder = _search(self, finder.more_patient(), start_lr, max_epochs)
     if finder.losses: finder.plot()
     found = finder.suggestions or suggestions([], [])  # a fit without batches
     if is_first() and found.half is None:

@@ -6,7 +6,7 @@ import numpy as np
 
 __all__ = ['LRSuggestions', 'suggest_lr', 'suggestions']
 
-FEWEST, FAR_APART, CLEAR_FALL, EARLY = 10, 100, 4, 3
+FEWEST, FAR_APART, FALL, CLEAR_FALL, EARLY, BEGINS = 10, 100, 2, 2.3, 3, 0.1
 
 
 class LRSuggestions(NamedTuple):
@@ -39,8 +39,8 @@ def suggestions(lrs: Sequence[float], losses: Sequence[float]) -> LRSuggestions:
     "All suggestions of a curve."
     curve, lrs, losses = _curve(lrs, losses), list(map(float, lrs)), list(map(float, losses))
     if curve is None: return LRSuggestions(*[None]*6, _why_none(losses), lrs, losses)
-    x, smooth, end, _ = curve
-    begins = int((x >= _done(curve, 0.05)).argmax())  # before, noise may be steeper
+    x, smooth, _, end, _ = curve
+    begins = int((x >= _done(curve, BEGINS)).argmax())  # before, noise may be steeper
     steepest = begins + int(np.gradient(smooth[:end], x[:end])[begins:].argmin())
     valley = begins + _within_the_longest_fall(smooth[begins:])
     places = (_done(curve, 0.5), x[steepest], x[valley], x[end - 1] - np.log(10))
@@ -58,22 +58,29 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], part: float = 0.5)
 
 
 def _curve(lrs: Sequence[float], losses: Sequence[float]) -> tuple | None:
-    "Logarithms of the rates, smoothed losses, how many there are up to the lowest, and noise; None without a fall."
+    """Logarithms of the rates, smoothed losses, the level they fall from, how many there are up to the lowest, and
+    their noise. None without a fall. The level is the median of the first quarter, as single losses are up to chance,
+    or the first loss if it falls at once."""
     ok = np.isfinite(losses)
     x, raw = np.log(np.asarray(lrs)[ok]), np.asarray(losses)[ok]
     if len(raw) < 5: return None
     smooth = np.convolve(np.pad(raw, 2, mode='edge'), np.ones(5)/5, mode='valid')
     end = int(smooth.argmin()) + 1
+    start = smooth[0] if _falls_at_once(smooth, end) else np.median(raw[:min(max(end//4, 5), end)])
     noise = np.std((raw - smooth)[:end])
-    if end < 3 or smooth[0] - smooth[end - 1] <= 2*noise: return None
-    return x, smooth, end, noise
+    if end < 3 or start - smooth[end - 1] <= FALL*noise: return None
+    return x, smooth, start, end, noise
+
+
+def _falls_at_once(smooth: np.ndarray, end: int) -> bool: return smooth[EARLY] < (smooth[0] + smooth[end - 1])/2
 
 
 def _done(curve: tuple, part: float) -> float:
     "The logarithm of the rate from which on, up to the lowest loss, at least `part` of the fall is done."
-    x, smooth, end, _ = curve
-    fall = smooth[0] - smooth[:end]
-    return x[np.flatnonzero(fall < part*fall[-1])[-1] + 1]
+    x, smooth, start, end, _ = curve
+    fall = start - smooth[:end]
+    before = np.flatnonzero(fall < part*fall[-1])
+    return x[before[-1] + 1 if len(before) else 0]
 
 
 def _within_the_longest_fall(losses: np.ndarray) -> int:
@@ -96,12 +103,12 @@ def _why_none(losses: Sequence[float]) -> str:
 
 def _doubt(curve: tuple, spread: float, losses: Sequence[float]) -> str:
     "The first reason not to believe a curve, as a sentence; '' if there is none."
-    x, smooth, end, noise = curve
-    fall, half = smooth[0] - smooth[end - 1], int(np.searchsorted(x, _done(curve, 0.5)))
+    x, smooth, start, end, noise = curve
+    fall = start - smooth[end - 1]
     if len(x) < FEWEST: return f'only {len(x)} losses were recorded; use a smaller gamma or a lower start rate'
     if fall < CLEAR_FALL*noise: return (
         f'the loss fell by {fall:.3g}, only {fall/noise:.1f} times its noise; use larger batches or a smaller gamma')
-    if half < EARLY: return 'the loss fell from the first rates on; start at a lower rate'
+    if _falls_at_once(smooth, end): return 'the loss fell from the first rates on; start at a lower rate'
     if end >= len(x) - 1 and len(x) == len(losses): return (
         'the loss still fell at the last rate; allow more epochs, so that the search ends where it rises')
     if spread > FAR_APART: return f'the suggestions differ by a factor of {spread:.0f}; look at the curve'

@@ -22,6 +22,7 @@ from miniai.inference.export import ExportError
 from miniai.inference.model_file import ModelFileError
 from miniai.jobs.checkpoint import GatherConfig, ShowConfig, VerifyConfig, gather_model, show_file, verify_files
 from miniai.jobs.config import ConfigError, FolderConfig, JobConfig, LRFindConfig, ProveConfig, TrainConfig
+from miniai.jobs.json_lines import JSONLines
 from miniai.jobs.lr_find import lr_find_job
 from miniai.jobs.prove import prove_resume
 from miniai.jobs.report import ReportConfig, report_runs
@@ -99,6 +100,10 @@ def _parse(args: list[str]) -> JobConfig | VerifyConfig | ShowConfig:
     said = StringIO()
     try:
         with redirect_stderr(said) if launched() else nullcontext(): return parse(args)
+    except (ConfigError, SystemExit) as e:
+        refused = ConfigError('invalid options') if isinstance(e, SystemExit) else e
+        if '--json' in args and args[0] == 'train' and getattr(e, 'code', 2): JSONLines(sys.stdout).end(refused)
+        raise
     finally:
         if said.getvalue() and is_first_to_fail(): sys.stderr.write(said.getvalue())
 

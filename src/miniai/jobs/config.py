@@ -27,8 +27,8 @@ class ConfigError(ValueError):
     "An invalid option: an unknown name, a wrong type, or a value out of range."
 
 
-def _option(default: str, about: str, rows: Mapping[str, Any]) -> Any:
-    "A field with a help text that lists the rows of a registry table."
+def _option(default: Any, about: str, rows: Mapping[str, Any] = {}) -> Any:
+    "A field with a help text, longer than a line, or one that lists the rows of a registry table."
     lines = [f'{name}: {row.about}.' if hasattr(row, 'about') else f'{name},' for name, row in rows.items()]
     return field(default=default, metadata=dict(help=' '.join([about, *lines]).rstrip(',')))
 
@@ -42,9 +42,9 @@ class JobConfig:
                                 'hub:NAME, module:function that returns DataLoaders, or one of these.', DATA)
     target: str = ''
     """The column of a table to predict."""
-    valid: float | str = 0.2
-    """What is held out for validation: a share of data that have no part for that; a column that says which rows,
-    another table or folder, or a split of the hub."""
+    valid: float | str = _option(0.2, 'What is held out for validation: a share of the data, if they have no part for '
+                                      'it; the name of a column that says which rows; another table or folder; or a '
+                                      'split of the hub.')
     cat: str = ''
     """Columns of a table that are categories, such as town,kind. Default: those of text."""
     cont: str = ''
@@ -127,9 +127,9 @@ class FolderConfig:
     "The options of a job that writes a run folder."
     out: str = 'runs/{time}-{job}'
     """The run folder. It must be new or empty."""
-    distributed: Literal['auto', 'ddp', 'fsdp'] = 'auto'
-    """How the processes that torchrun started train together: ddp, each with the whole model, or fsdp, each with a part
-    of its weights. auto: ddp, or one process without torchrun."""
+    distributed: Literal['auto', 'ddp', 'fsdp'] = _option(
+        'auto', 'How the processes that torchrun started train together: ddp, each with the whole model, or fsdp, each '
+                'with a part of its weights. auto: ddp, or one process without torchrun.')
 
 
 @dataclass(kw_only=True)
@@ -152,20 +152,18 @@ class TrainConfig(FolderConfig, TrainingConfig):
     "Train a model on pictures or a table, and save the results in a run folder."
     stats: bool = True
     """Record activation statistics for activations.png, which makes training about 6 % slower."""
-    health: bool = True
-    """Say what is wrong with the run, such as a dead layer or a rate that is too high: prints verdicts, saves
-    health.json."""
+    health: bool = _option(True, 'Say what is wrong with the run, such as a dead layer or a learning rate that is too '
+                                 'high: prints verdicts, saves health.json.')
     profile: bool = False
     """Measure where the time goes: prints a table, saves profile.json and profile.png."""
-    track: str = ''
-    """Trackers for the run, such as tensorboard,csv: tensorboard, trackio, wandb, mlflow, csv. Their stores are in the
-    run folder, unless a tracker's own settings name another place. May be repeated."""
-    json: bool = False
-    """Print one JSON object per line to stdout: the start, each epoch and phase, verdicts, and the end with the result.
-    Everything else goes to stderr."""
-    resume: bool = False
-    """Resume the run in --out, or the latest run, with its own options. Only --epochs may change,
-    and only with the constant schedule: the others depend on the number of epochs."""
+    track: str = _option('', 'Trackers for the run, such as tensorboard,csv. Choose from tensorboard, trackio, wandb, '
+                             "mlflow and csv. Their stores are in the run folder, unless a tracker's own settings "
+                             'name another place. May be repeated.')
+    json: bool = _option(False, 'Print one JSON object per line to stdout: the start, each epoch and phase, verdicts, '
+                                'and the end with the result. Everything else goes to stderr.')
+    resume: bool = _option(False, 'Resume the run in --out, or the latest run, with its own options. Only --epochs '
+                                  'may change, and only with the constant schedule: the others depend on the number '
+                                  'of epochs.')
 
     def __new__(cls, **given: Any) -> Self:
         config = super().__new__(cls)

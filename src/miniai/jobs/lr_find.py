@@ -26,7 +26,7 @@ def lr_find_job(config: LRFindConfig) -> float | None:
     learn = Learner(build_model(config, dls), dls, build_task(dls)[0], cbs=cbs, opt_func=build_optimizer(config))
     auto = auto_lr(config.optimizer, config.schedule)
     finder = _searched(learn, LRFinderCB(), folder, auto)
-    if finder.ended_early: finder = _searched(learn, LRFinderCB(max_mult=4*finder.max_mult), folder, auto)
+    if finder.ended_early: finder = _searched(learn, finder.more_patient(), folder, auto)
     print(_report(config, finder.suggestions, auto))
     print(f'curve: {folder.path}/lr_find.png')
     return finder.suggestion

@@ -44,7 +44,7 @@ def _constant(opt: Optimizer, lr: float, steps: int) -> Any: return lr_scheduler
 DATA = {  # others are named by a folder, a file, hub:NAME or module:function
     'auto':   DataRow(fashion_mnist, "Fashion-MNIST: the folder in MINIAI_DATA, else Debian's package, else sample"),
     'hub':    DataRow(partial(fashion_mnist, source='hub'), 'Fashion-MNIST from the Hugging Face hub'),
-    'sample': DataRow(partial(fashion_mnist, source='sample'), '10,000 training images inside miniai'),
+    'sample': DataRow(partial(fashion_mnist, source='sample'), '10 thousand training images inside miniai'),
 }
 DATA['fashion-mnist'] = DATA['auto']._replace(about='the same as auto')
 OPTIMIZERS = {  # rates tuned on held-out training images, with the simple model and batches of 128
