@@ -20,9 +20,22 @@ def test_a_race_prints_its_plan_and_answer_and_its_verdict_is_printed_again(tmp_
     out = capsys.readouterr().out
     assert out.startswith('20 runs, about ')
     assert 'comparison: 12 of 12 runs' in out
-    assert out.endswith(f'race: {tmp_path}/race.md and {tmp_path}/race.json\n')
+    assert out.endswith(f'race: {tmp_path}/race.html, race.md and race.json\n')
     run_race(RaceConfig(verdict=str(tmp_path/'race.json')))
     assert capsys.readouterr().out.strip() in out
+
+
+def test_the_page_of_a_verdict_is_written_to_a_file_or_folder_but_over_no_other_file(tmp_path, capsys):
+    run_race(RaceConfig(**OPTIONS, out=str(tmp_path/'race')))
+    again = lambda html: run_race(RaceConfig(verdict=str(tmp_path/'race'/'race.json'), html=str(html)))  # noqa: E731
+    again(tmp_path)
+    assert capsys.readouterr().out.endswith(f'{tmp_path}/race.html\n')
+    again(tmp_path/'race.html')
+    without_date = [(tmp_path/nm).read_text().split('<footer>')[0] for nm in ('race.html', 'race/race.html')]
+    assert without_date[0] == without_date[1]
+    (tmp_path/'mine.html').write_text('mine')
+    with pytest.raises(ConfigError, match=r'choose another file with --html'): again(tmp_path/'mine.html')
+    with pytest.raises(ConfigError, match='--html needs --verdict'): run_race(RaceConfig(rules=('lion',), html='a'))
 
 
 def test_a_plan_runs_nothing(tmp_path, capsys, monkeypatch):

@@ -136,4 +136,13 @@ def test_a_plan_is_printed_without_a_folder(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+def test_without_jinja2_the_race_ends_and_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'jinja2', None)
+    told = []
+    run(descent, out=tmp_path, tell=told.append)
+    assert told[-1] == "race.html was not written: the report needs Jinja2: pip install 'miniai-torch[report]'"
+    assert (tmp_path/'race.md').is_file()
+    assert not (tmp_path/'race.html').exists()
+
+
 def test_the_public_name_is_the_function(): assert miniai.race is race

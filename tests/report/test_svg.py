@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniai.report.scales import Axis
-from miniai.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, bar, escaped, sparkline
+from miniai.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, bar, escaped, interval, sparkline
 
 
 def chart(): return Chart(Axis(0, 10, 0, 0, 'batch'), Axis(0, 1, 0, 0))
@@ -42,6 +42,25 @@ def test_dots_and_columns_have_titles_and_columns_cover_the_axis():
     assert abs(columns[1][1] + columns[1][2] - (WIDTH - RIGHT)) < .2
 
 
+def test_many_points_are_one_element_and_those_without_a_value_are_left_out():
+    c = chart()
+    c.points([0, 5, 10], [0, None, 1], 's1')
+    c.points([5], [.5], 's2', crossed=True)
+    c.points([1], [None], 's3')
+    svg = c.markup('a', 't', 'd')
+    assert paths(svg, 'points s1') == [f'M{LEFT}.0 {HEIGHT - BOTTOM}.0h0M{WIDTH - RIGHT}.0 {TOP}.0h0']
+    assert len(paths(svg, 'crosses s2')) == 1
+    assert 's3' not in svg
+
+
+def test_an_interval_is_drawn_from_end_to_end_with_its_value_and_a_mark():
+    svg = interval(.5, 0., .75, Axis(-1, 1, 0, 0), 0., 'better')
+    assert paths(svg, 'line') == ['M48.0 7H81.8']  # of 90 units, which start at 3
+    assert paths(svg, 'axis') == ['M48.0 0V14']
+    assert 'cx="70.5"' in svg
+    assert 'class="axis"' not in interval(.5, 0., .75, Axis(0, 1, 0, 0))
+
+
 @given(st.text(st.characters(exclude_categories=('Cs', 'Cc'), exclude_characters='\ufffe\uffff')))
 def test_all_text_is_escaped(text):
     c = Chart(Axis(0, 10, 0, 0, text), Axis(0, 1, 0, 0))
@@ -54,7 +73,8 @@ def test_all_text_is_escaped(text):
 
 
 def test_small_drawings_are_hidden_from_screen_readers_as_the_text_beside_them_says_it():
-    for svg in (sparkline([1, 2, 3], [1., None, 2.]), bar(.5), bar(None)): assert 'aria-hidden="true"' in svg
+    drawn = sparkline([1, 2, 3], [1., None, 2.]), bar(.5), bar(None), interval(1, 0, 2, Axis(0, 3, 0, 0))
+    for svg in drawn: assert 'aria-hidden="true"' in svg
     assert sparkline([1, 2], [None, None]) == sparkline([1], [0.], log=True) == ''
     assert 'class="part" width="32.0"' in bar(.5)
     assert 'class="part" width="64.0"' in bar(7.)

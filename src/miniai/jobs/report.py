@@ -7,7 +7,7 @@ from miniai.jobs.config import ConfigError, TrainConfig
 from miniai.jobs.run_folder import RunFolder
 from miniai.report.page import REPORT_FILE, write_report
 
-__all__ = ['ReportConfig', 'report_runs']
+__all__ = ['ReportConfig', 'report_runs', 'to_write']
 
 _OURS = re.compile(rb'<meta name="generator" content="miniai">')
 
@@ -26,11 +26,16 @@ def report_runs(config: ReportConfig) -> None:
     no report and would be overwritten."""
     runs = config.runs or (RunFolder.find(TrainConfig().out, 'train').path,)
     path = Path(config.out or (runs[0] if len(runs) == 1 else Path())/REPORT_FILE)
-    if path.is_dir(): path = path/REPORT_FILE
-    if path.exists() and not _is_report(path):
-        raise ConfigError(f"{path} exists and is no report of miniai: choose another file with --out")
-    print(write_report(runs, path))
+    print(write_report(runs, to_write(path, REPORT_FILE, '--out')))
 
 
-def _is_report(path: Path) -> bool:
+def to_write(path: Path, name: str, option: str) -> Path:
+    "The file for a page: `path`, or `name` in it. ConfigError for a file that is no page of miniai."
+    if path.is_dir(): path = path/name
+    if path.exists() and not _is_ours(path):
+        raise ConfigError(f"{path} exists and is no report of miniai: choose another file with {option}")
+    return path
+
+
+def _is_ours(path: Path) -> bool:
     with path.open('rb') as f: return bool(_OURS.search(f.read(2000)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from miniai.racing.verdict import compare_all, pairs_of, ranks, with_worst
 
-__all__ = ['Answer', 'best_configuration']
+__all__ = ['PROTOCOL', 'Answer', 'best_configuration', 'verdict_of']
 
 
 def best_configuration(runs: Sequence[Mapping], task: str, steps: int, rule: str) -> dict[str, Any]:
@@ -24,10 +24,9 @@ class Answer:
         self.record, p = record, record['protocol']
         self.rules = [*p['entrants'], *p['baselines']]
         pairs = pairs_of(p['entrants'], p['baselines'], p.get('compare', 'all'))
-        final = [r for r in record['runs'] if not r['tunes']]
-        self.cells = list(dict.fromkeys((r['task'], r['steps']) for r in final))
-        self.runs = {(cell, nm): [r for r in final if (r['task'], r['steps']) == cell and r['rule'] == nm]
-                     for cell in self.cells for nm in self.rules}
+        self.cells = list(dict.fromkeys((r['task'], r['steps']) for r in record['runs'] if not r['tunes']))
+        self.runs, self.tuned = ({(cell, nm): [] for cell in self.cells for nm in self.rules} for _ in range(2))
+        for r in record['runs']: (self.tuned if r['tunes'] else self.runs)[(r['task'], r['steps']), r['rule']].append(r)
         self.figures = {cell: with_worst({nm: [r['result']['final'] for r in self.runs[cell, nm]] for nm in self.rules},
                                          [r['result']['start'] for nm in self.rules for r in self.runs[cell, nm]
                                           if r['result']['start'] is not None]) for cell in self.cells}
@@ -63,19 +62,27 @@ class Answer:
                          tuned])
         return rows
 
+    def cost(self, cell: tuple[str, int], nm: str) -> dict[str, float | None]:
+        """What a rule costs: `ms` for each step, bytes of state, `peak_bytes` of a GPU, and the steps and seconds to a
+        target, which is the median final figure of the first baseline on the validation part; infinite if most runs
+        never reach it."""
+        results, target = [r['result'] for r in self.runs[cell, nm]], self.target(cell)
+        reached = [_reached(r['curve'], target) for r in results]
+        times = [1000*r['curve'][-1][1]/r['curve'][-1][0] for r in results if r['curve']]
+        steps, seconds = (median(x[i] for x in reached) for i in (0, 1))
+        return dict(steps=steps, seconds=seconds, ms=median(times) if times else math.inf,
+                    state_bytes=max(r['state_bytes'] for r in results),
+                    peak_bytes=max((r.get('peak_bytes') or 0 for r in results), default=0) or None)
+
     def costs(self) -> str:
-        """What rules cost: milliseconds for each step, bytes of state, and the steps and seconds to a target, which is
-        the median final figure of the first baseline on the validation part; a dash if most runs never reach it."""
+        "What rules cost, with a dash for what was not reached."
         rows = []
         for cell in self.cells:
-            target = self.target(cell)
             for nm in self.rules:
-                results = [r['result'] for r in self.runs[cell, nm]]
-                reached = [_reached(r['curve'], target) for r in results]
-                times = [1000*r['curve'][-1][1]/r['curve'][-1][0] for r in results if r['curve']]
-                steps, seconds = (median(x[i] for x in reached) for i in (0, 1))
-                rows.append([cell[0], str(cell[1]), nm, _number(target), _number(steps), _number(seconds),
-                             f'{median(times):.3g}' if times else '-', f"{max(r['state_bytes'] for r in results):,}"])
+                c = self.cost(cell, nm)
+                rows.append([cell[0], str(cell[1]), nm, _number(self.target(cell)), _number(c['steps']),
+                             _number(c['seconds']), f"{c['ms']:.3g}" if c['ms'] < math.inf else '-',
+                             f"{c['state_bytes']:,}"])
         return _table(['task', 'steps', 'rule', 'target', 'steps to it', 'seconds to it', 'ms a step', 'state bytes'],
                       rows)
 
@@ -97,6 +104,9 @@ class Answer:
             notes += self._at_the_end(nm)
         tasks = ''.join(f'the task {nm}, ' for nm in self.record.get('left_out', ()))
         notes.append(f"not tested: {tasks}other schedules, batch sizes and lengths")
+        if any(0 < c['more_seeds'] < 1000 for c in self.comparisons):
+            notes.append("a number of more seeds assumes that the difference seen is the true one; make them a new "
+                         "race, with another --seed")
         notes.append(f"each rule had {p['trials']} configurations for each task and length; a rule that was given a "
                      f"better space has an advantage")
         return notes
@@ -105,8 +115,7 @@ class Answer:
         "Where the best learning rate is the lowest or the highest that was tried."
         places, notes = {}, []
         for task, steps in self.cells:
-            tried = [r['config']['lr'] for r in self.record['runs']
-                     if r['tunes'] and (r['task'], r['steps'], r['rule']) == (task, steps, nm)]
+            tried = [r['config']['lr'] for r in self.tuned[(task, steps), nm]]
             best = self.runs[(task, steps), nm][0]['config']['lr']
             for end, value in (('lowest', min(tried)), ('highest', max(tried))):
                 if best == value and len(set(tried)) > 2: places.setdefault(end, []).append(f'{task} at {steps} steps')
@@ -115,17 +124,20 @@ class Answer:
                          f"further may be better")
         return notes
 
+    def summary(self) -> str:
+        "The verdicts in one sentence."
+        won = {v: sum(c['verdict'] == v for c in self.comparisons) for v in ('better', 'worse', 'cannot tell')}
+        return (f"{len(self.comparisons):,} comparisons with {self.record['protocol']['seeds']} seeds: {won['better']} "
+                f"better, {won['worse']} worse, {won['cannot tell']} cannot be told apart. Lower figures are better.")
+
     def __str__(self) -> str:
         p = self.record['protocol']
-        won = {v: sum(c['verdict'] == v for c in self.comparisons) for v in ('better', 'worse', 'cannot tell')}
         return '\n\n'.join([
             f"# Race: {', '.join(p['entrants'])}",
-            f"{len(self.comparisons)} comparisons with {p['seeds']} seeds: {won['better']} better, {won['worse']} "
-            f"worse, {won['cannot tell']} cannot be told apart. Lower figures are better.", self.table(), self.costs(),
-            PROTOCOL.format(**p)]) + '\n'
+            self.summary(), self.table(), self.costs(), 'Protocol. ' + PROTOCOL.format(**p)]) + '\n'
 
 
-PROTOCOL = """Protocol: for each task and length each rule tried {trials} configurations of its space, points of one
+PROTOCOL = """For each task and length each rule tried {trials} configurations of its space, points of one
 Sobol sequence, with one tuning seed on the tuning part of the data. The best one ran with {seeds} other seeds, the same
 for all rules: initial weights and the order of batches are equal, so that differences are paired. Every run was tested
 once, at its end. All rules had the same schedule: the rate warms up for a tenth of the steps and falls along a cosine.
@@ -135,14 +147,18 @@ most {alpha:.0%}."""
 
 def _comparison_row(c: Mapping) -> list[str]:
     low, high = c['interval']
-    verdict = c['verdict']
-    if verdict == 'cannot tell':
-        verdict = 'cannot be told apart; ' + (
-            'the same at every seed' if not c['difference'] and not c['spread'] else
-            f"about {c['more_seeds']:,} more seeds, if this is the true difference" if 0 < c['more_seeds'] < 1000 else
-            f"a difference of {c['detectable']:.2g} would be seen")
+    verdict = '; '.join(filter(None, verdict_of(c)))
     return [c['cell'][0], str(c['cell'][1]), f"{c['a']} - {c['b']}", f"{c['difference']:+.3g}",
             f'{low:+.3g} to {high:+.3g}', f"{c['p']:.3g}", verdict]
+
+
+def verdict_of(c: Mapping) -> tuple[str, str]:
+    "The verdict of a comparison in words, and what would tell rules apart that it does not."
+    if c['verdict'] != 'cannot tell': return c['verdict'], ''
+    if not c['difference'] and not c['spread']: more = 'the same at every seed'
+    elif 0 < c['more_seeds'] < 1000: more = f"about {c['more_seeds']:,} more seeds"
+    else: more = f"a difference of {c['detectable']:.2g} would be seen"
+    return 'cannot be told apart', more
 
 
 def _reached(curve: Sequence[Sequence], target: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from miniai.models.by_name import function_at
 from miniai.optim.optimizer import RuleOptimizer, optimizer
 from miniai.optim.spec import REQUIRED
 
-__all__ = ['BASELINES', 'Entrant', 'configurations', 'find_entrant']
+__all__ = ['BASELINES', 'Entrant', 'Space', 'configurations', 'find_entrant']
 
 BASELINES = 'adamw', 'nesterov', 'muon'
 DECAYS = 1e-4, 0.3    # the space of the weight decay, for every rule that declares none

@@ -1,10 +1,14 @@
 "The job that races rules, or gives the verdict of a race that is over."
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from miniai.jobs.config import ConfigError, column_names
+from miniai.jobs.report import to_write
 from miniai.racing.answer import Answer
+from miniai.racing.page import RACE_PAGE, race_page
 from miniai.racing.race import LADDER, plan_race, race
+from miniai.report.page import write_page
 
 __all__ = ['RaceConfig', 'RaceOptions', 'run_race']
 
@@ -32,6 +36,8 @@ class RaceOptions:
     """Print the plan, from a few measured steps, and race nothing."""
     verdict: str = ''
     """Print the answer of this race.json again, computed from its runs."""
+    html: str = ''
+    """With --verdict, also write the answer as a page to this file."""
 
 
 @dataclass
@@ -49,12 +55,15 @@ def run_race(config: RaceConfig) -> None:
 
 def _run(config: RaceConfig) -> None:
     if config.verdict:
-        print(Answer.read(config.verdict))
+        answer = Answer.read(config.verdict)
+        print(answer)
+        if config.html: print(write_page(race_page(answer), to_write(Path(config.html), RACE_PAGE, '--html')))
         return
+    if config.html: raise ConfigError('--html needs --verdict: a race writes race.html in its folder')
     options: dict[str, Any] = dict(tasks=column_names(config.task), baselines=column_names(config.baselines),
                                    seed=config.seed, trials=config.trials, seeds=config.seeds, budget=config.budget,
                                    compare=config.compare)
     if config.plan: print(plan_race(*config.rules, **options))
     else:
         print(race(*config.rules, **options, out=config.out, tell=lambda text: print(text, flush=True)))
-        print(f'race: {config.out}/race.md and {config.out}/race.json')
+        print(f'race: {config.out}/race.html, race.md and race.json')

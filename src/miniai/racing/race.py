@@ -7,8 +7,9 @@ from typing import Any
 from miniai.device import def_device
 from miniai.environment import machine_facts, version_of
 from miniai.racing.answer import Answer, best_configuration
-from miniai.racing.entrants import BASELINES, Entrant, configurations, find_entrant
+from miniai.racing.entrants import BASELINES, Entrant, Space, configurations, find_entrant
 from miniai.racing.ladder import TASKS, find_task
+from miniai.racing.page import RACE_PAGE, race_page
 from miniai.racing.plan import Protocol, chosen, measured, plan_text, seconds_in, seconds_of
 from miniai.racing.store import Store
 from miniai.racing.tasks import Task, code_of
@@ -27,17 +28,19 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
     classes. `compare='baselines'` does not compare `rules` with one another: with many, fewer comparisons tell more.
     Without both `trials` and `seeds`, `budget` (seconds, or '10m') chooses them. Everything is kept in `out`: call
     again to resume, or from several processes at once to share the work. Writes race.json, from which anyone can
-    recompute the verdict, and race.md. ValueError for what does not exist, or another race in `out`."""
+    recompute the verdict, race.md and race.html. ValueError for what does not exist, or another race in `out`."""
     tasks, entrants, facts = _found(rules, tasks, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
     store = Store(out)
     protocol = _protocol(store, tasks, entrants, facts, trials, seeds, budget, tell)
     runs = _run_all(store, protocol, tasks, entrants, tell)
     answer = Answer(dict(protocol=protocol.as_dict(), runs=runs, machine=machine_facts(def_device),
-                         rules={e.name: dict(space=dict(e.space), code=e.code) for e in entrants.values()},
+                         rules={e.name: dict(space=_plain(e.space), code=e.code) for e in entrants.values()},
                          tasks={nm: _described(tasks[nm]) for nm in protocol.tasks},
                          left_out=[nm for nm in TASKS if nm not in protocol.tasks]))
     store.write('race.json', answer.record)
     store.write('race.md', str(answer))
+    try: store.write(RACE_PAGE, race_page(answer))
+    except ImportError as e: tell(f'{RACE_PAGE} was not written: {e}')
     return answer
 
 
@@ -128,6 +131,11 @@ def _results(store: Store, runs: list[dict], tasks: dict[str, Task], entrants: d
 def _progress(tell: Callable, stage: str, done: int, total: int) -> None:
     "Say how far a stage is, ten times."
     if done*10//total > (done - 1)*10//total: tell(f'{stage}: {done} of {total} runs')
+
+
+def _plain(space: Space) -> dict[str, Any]:
+    "A space as JSON has it, which knows no tuples."
+    return {nm: dict(low=v[0], high=v[1]) if isinstance(v, tuple) else v for nm, v in space.items()}
 
 
 def _described(task: Task) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from miniai.report.scales import short
 
-__all__ = ['Block', 'Cell', 'Section', 'commands', 'facts', 'figures', 'listed', 'number', 'percent', 'pictures',
-           'plural', 'shown', 'table', 'text', 'time_of']
+__all__ = ['Block', 'Cell', 'Section', 'commands', 'facts', 'figures', 'folded', 'listed', 'number', 'percent',
+           'pictures', 'plural', 'shown', 'table', 'text', 'time_of']
 
 
 @dataclass
@@ -66,9 +66,14 @@ def commands(items: Mapping[str, str]) -> Block:
     return Block('commands', dict(items=dict(items)))
 
 
-def listed(words: Iterable[str], kind: str = '') -> Block:
+def listed(words: Iterable[str]) -> Block:
     "A list of sentences."
-    return Block('listed', dict(words=list(words), kind=kind))
+    return Block('listed', dict(words=list(words)))
+
+
+def folded(line: str, blocks: Iterable[Block]) -> Block:
+    "Blocks behind a line, which opens them."
+    return Block('folded', dict(line=line, blocks=list(blocks)))
 
 
 def shown(value: Any) -> Cell:

@@ -9,12 +9,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from miniai.report.blocks import text
+from miniai.report.blocks import Section, text
 from miniai.report.compare import comparison
 from miniai.report.record import STATES, Run, read_run
 from miniai.report.story import sections
 
-__all__ = ['REPORT_FILE', 'page', 'write_report']
+__all__ = ['REPORT_FILE', 'fitting', 'page', 'write_page', 'write_report']
 
 REPORT_FILE, LARGEST = 'report.html', 2_000_000
 _LEFT_OUT = (), ('layers',), ('examples',), ('curves', 'time', 'data', 'model', 'environment')
@@ -27,7 +27,11 @@ _ABOUT = dict(running='It was running when this page was written.',
 def write_report(runs: Sequence[str | os.PathLike], path: str | os.PathLike) -> Path:
     """Read the folders of `runs` and write their report to the file `path`, completely or not at all. FileNotFoundError
     for a folder without a run, ImportError without Jinja2."""
-    html, path = page([read_run(run) for run in runs]), Path(path)
+    return write_page(page([read_run(run) for run in runs]), Path(path))
+
+
+def write_page(html: str, path: Path) -> Path:
+    "Write a page, completely or not at all."
     part = path.with_name(f'.{path.name}.part')
     try:
         part.write_text(html, 'utf-8', newline='\n')
@@ -41,12 +45,20 @@ def page(runs: Sequence[Run]) -> str:
     "The report of runs as HTML, below 2 MB: if it would be larger, sections of single runs are left out."
     title = runs[0].name if len(runs) == 1 else f'{len(runs)} runs'
     shown = [_shown(run, f'r{i}', run.name) for i, run in enumerate(runs, 1)]
-    about = dict(title=title, written=time.strftime('%Y-%m-%d %H:%M'), runs=shown,
-                 comparison=comparison(runs) if len(runs) > 1 else None)
-    for left_out in _LEFT_OUT:
-        for section in (section for run in shown for section in run['sections'] if section.name in left_out):
-            section.blocks = [text('Left out, so that this page stays below 2 MB. A report of this run alone has it.')]
-        html = _UNPRINTABLE.sub('\ufffd', _template().render(about))
+    about = dict(title=title, kind='report', brand='training report', lead='', runs=shown,
+                 sections=comparison(runs) if len(runs) > 1 else [])
+    return fitting(about, [section for run in shown for section in run['sections']], _LEFT_OUT,
+                   'A report of this run alone has it.')
+
+
+def fitting(about: dict[str, Any], sections: Sequence[Section], left_out: Sequence[Sequence[str]], where: str) -> str:
+    """A page as HTML, below 2 MB: as long as it is larger, those of `sections` that the next of `left_out` names are
+    left out; `where` says what has them."""
+    for names in left_out:
+        for section in (section for section in sections if section.name in names):
+            section.blocks = [text(f'Left out, so that this page stays below 2 MB. {where}')]
+        html = _template().render(about, written=time.strftime('%Y-%m-%d %H:%M'))
+        html = _UNPRINTABLE.sub('\ufffd', html)
         if len(html.encode()) < LARGEST: break
     return html
 

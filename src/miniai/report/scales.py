@@ -43,9 +43,11 @@ def linear_marks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_marks(low: float, high: float, most: int = 5) -> list[float]:
-    "Powers of ten from `low` to `high`, every second or third one if there are many; round values if there is one."
+    "Powers of ten from `low` to `high`, every second or third one if there are many; also 2 and 5 if there are few."
     first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    if last <= first: return [v for v in linear_marks(low, high) if v > 0]
+    if last <= first:
+        found = [m*10.**i for i in range(first - 1, last + 1) for m in (1, 2, 5) if low <= m*10.**i <= high]
+        return found if len(found) > 2 else [v for v in linear_marks(low, high) if v > 0]
     step = 1 + (last - first)//most
     return [10.**i for i in range(first, last + 1, step)]
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from miniai.report.scales import Axis, finite, short, span
 
-__all__ = ['Chart', 'bar', 'escaped', 'sparkline']
+__all__ = ['Chart', 'bar', 'escaped', 'interval', 'sparkline']
 
 WIDTH, HEIGHT = 420, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 14, 42
@@ -51,6 +51,12 @@ class Chart:
             if not finite([y]): continue
             place = f'cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="{radius:g}"'
             self.parts.append(f'<circle class="dot {kind}" {place}>{_title(title)}</circle>')
+
+    def points(self, xs: Sequence[float], ys: Sequence[float | None], kind: str, crossed: bool = False) -> None:
+        "Small dots, or crosses, in one element: many cost few bytes. They have no titles."
+        mark = 'm-3 -3l6 6m-6 0l6 -6' if crossed else 'h0'
+        at = [f'M{self.x(x):.1f} {self.y(y):.1f}{mark}' for x, y in zip(xs, ys, strict=True) if finite([y])]
+        if at: self.parts.append(f'<path class="{"crosses" if crossed else "points"} {kind}" d="{"".join(at)}"/>')
 
     def hover(self, xs: Sequence[float], titles: Sequence[str]) -> None:
         "Columns that cannot be seen, each with a title that shows on hover."
@@ -108,6 +114,15 @@ def bar(share: float | None, kind: str = '', width: int = 64, height: int = 10) 
     return (f'<svg class="bar {kind}" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
             f'aria-hidden="true"><rect class="whole" width="{width}" height="{height}" rx="2"/>'
             f'<rect class="part" width="{filled:.1f}" height="{height}" rx="2"/></svg>')
+
+
+def interval(value: float, low: float, high: float, of: Axis, mark: float | None = None, kind: str = '') -> str:
+    "A value with its interval, for a table cell that also has them as text, and a vertical line at `mark`."
+    of.start, of.end = 3, 93
+    at = '' if mark is None else f'<path class="axis" d="M{of(mark):.1f} 0V14"/>'
+    return (f'<svg class="interval {kind}" viewBox="0 0 96 14" width="96" height="14" aria-hidden="true">{at}'
+            f'<path class="line" d="M{of(low):.1f} 7H{of(high):.1f}"/>'
+            f'<circle class="dot" r="3.5" cx="{of(value):.1f}" cy="7"/></svg>')
 
 
 def _title(text: str) -> str: return f'<title>{escaped(text)}</title>' if text else ''

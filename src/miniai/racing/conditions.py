@@ -1,0 +1,92 @@
+"What a race was: its configurations, the code of its rules, its protocol and machine, and how to repeat it."
+import shlex
+from typing import Any
+
+from miniai.racing.answer import PROTOCOL, Answer
+from miniai.report.blocks import Block, Cell, Section, commands, facts, folded, number, plural, shown, table, text
+
+__all__ = ['configurations', 'machine', 'protocol', 'repeat', 'sources']
+
+MOST_CODE = 30_000  # characters of a file
+
+
+def configurations(answer: Answer) -> Section:
+    "A table for each rule: a row for each configuration, and what it came to on each task at each length."
+    n = sum(map(len, answer.tuned.values()))
+    return Section('configurations', 'Every configuration', [
+        text('What every configuration came to on the tuning part. ★ marks those that were compared.'),
+        folded(f'{plural(n, "run")} of tuning', (_tuned(answer, nm) for nm in answer.rules))])
+
+
+def _tuned(answer: Answer, nm: str) -> Block:
+    found, configs = {}, []
+    for where in answer.cells:
+        for r in answer.tuned[where, nm]:
+            if r['config'] not in configs: configs.append(r['config'])
+            found[where, configs.index(r['config'])] = r
+    hypers = list(dict.fromkeys(k for config in configs for k in config))
+    rows = [[str(i), *(shown(config.get(k)).text for k in hypers), *(_came_to(
+        found.get((where, i - 1)), config == answer.runs[where, nm][0]['config']) for where in answer.cells)]
+        for i, config in enumerate(configs, 1)]
+    return table(nm, ['no.', *hypers, *(f'{task}, {steps:,}' for task, steps in answer.cells)], rows)
+
+
+def _came_to(run: Any, best: bool) -> Cell:
+    if run is None: return Cell('—')
+    x = run['result']['final']
+    return Cell(('failed' if x is None else number(x).text) + '\u00a0★'*best)
+
+
+def sources(answer: Answer) -> Section:
+    "The code of the rules; those of the library have a name only."
+    files, named = {}, []
+    for nm, rule in answer.record['rules'].items():
+        title, _, code = rule['code'].partition('\n')
+        if code: files.setdefault(code, []).append(f'{nm} ({title})' if title != nm else nm)
+        else: named.append(f'{nm} ({title})' if title != nm else nm)
+    blocks = [folded(', '.join(names), [commands({plural(len(code), 'character'): _cut(code)})])
+              for code, names in files.items()]
+    if named: blocks.append(text(f"Rules of miniai {answer.record['machine']['versions'].get('miniai-torch')}, by "
+                                 f"name: {', '.join(named)}."))
+    return Section('rules', 'The code of the rules', blocks)
+
+
+def _cut(code: str) -> str:
+    return code if len(code) <= MOST_CODE else f'{code[:MOST_CODE]}\n… race.json has the rest'
+
+
+def protocol(answer: Answer) -> Section:
+    "What was done, on which tasks, with which spaces."
+    p, rules = answer.record['protocol'], answer.record['rules']
+    hypers = list(dict.fromkeys(k for rule in rules.values() for k in rule['space']))
+    return Section('protocol', 'Protocol', [
+        text(PROTOCOL.format(**p)),
+        facts({'configurations of each rule': p['trials'], 'seeds of the comparison': p['seeds'],
+               'lengths, as shares of the steps': p['lengths'], 'seed': p['seed'],
+               'chance of one or more false verdicts': p['alpha'], 'chance to see a true difference': p['power']}),
+        table('Tasks', ['task', 'steps', 'figure', 'what it is'],
+              [[nm, t['steps'], t['figure'], t['about'] or '—'] for nm, t in answer.record['tasks'].items()]),
+        table('Spaces that were tuned', ['rule', *hypers],
+              [[nm, *(_space(rule['space'].get(k)) for k in hypers)] for nm, rule in rules.items()])])
+
+
+def _space(values: Any) -> Cell:
+    "A range, values to choose from, or one value."
+    if not isinstance(values, dict): return shown(values)
+    return Cell(f"{number(values['low'], 3).text} to {number(values['high'], 3).text}")
+
+
+def machine(answer: Answer) -> Section:
+    "Where the race ran, and with which versions."
+    m = answer.record['machine']
+    return Section('machine', 'Machine and versions', [
+        facts({k: v for k, v in m.items() if k != 'versions'} | m['versions'])])
+
+
+def repeat(answer: Answer) -> Section:
+    "Commands that repeat the race, or its verdict."
+    p = answer.record['protocol']
+    return Section('repeat', 'Repeat it', [commands({
+        'The verdict again, from the runs alone': 'miniai race --verdict race.json', 'The same race again': shlex.join([
+            'miniai', 'race', *p['entrants'], '--baselines', ','.join(p['baselines']), '--task', ','.join(p['tasks']),
+            '--trials', str(p['trials']), '--seeds', str(p['seeds']), '--seed', str(p['seed'])])})])
