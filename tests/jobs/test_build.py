@@ -68,6 +68,9 @@ def test_auto_is_the_rate_in_the_registry_and_a_number_is_itself():
     assert learning_rate(adam, PICTURES) == auto_lr('adam', 'cosine') == 2e-2
     assert learning_rate(TrainConfig(optimizer='lion', lr=0.123), PICTURES) == 0.123
     assert learning_rate(TrainConfig(), table(['no', 'yes']*100)) == 1e-2
+    sgd = [TrainConfig(optimizer='sgd', schedule=nm) for nm in ('onecycle', 'constant')]
+    assert [learning_rate(config, table(['no', 'yes']*100)) for config in sgd] == [0.2, 0.025]
+    assert learning_rate(sgd[0], PICTURES) == 0.8
     with pytest.raises(ConfigError, match=r'no learning rate is known for torch\.optim:SGD: give one with --lr'):
         learning_rate(TrainConfig(optimizer='torch.optim:SGD'), PICTURES)
 
