@@ -95,6 +95,33 @@ def test_a_slow_loader_needs_attention_and_the_fit_is_estimated(monkeypatch):
     assert rows(found)['time of the fit'].text == 'about 1.2 s for 10 epochs of 3 batches'
 
 
+def test_a_wait_that_is_short_needs_no_attention(monkeypatch):
+    seen = dict(train=[9., .001, .001], valid=[.001])
+    monkeypatch.setattr(module.ProbeCB, 'cleanup_fit', lambda self, learn: (
+        self.seconds.update(seen), self.few.waits.update(train=[5., .0015, .0015], valid=[1., .001])), raising=False)
+    assert healthy().check().ok
+
+
+class Slopes(nn.Module):
+    "A model that takes gradients within its forward pass, around which torch allows no hooks."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        slopes = torch.func.vmap(torch.func.grad(lambda v: self.a(v).tanh().sum()))(x)
+        return self.b(self.a(x).relu()) + slopes[:, :3]
+
+
+def test_a_model_with_gradients_in_forward_is_checked_without_the_memory_of_activations():
+    learn = healthy(model=Slopes())
+    before, found = everything(learn), learn.check()
+    assert equal(before, everything(learn))
+    assert found.values['memory']['activations'] is None
+    assert rows(found)['memory of a step'].text.endswith('; not activations, because of torch.func.grad in forward')
+    assert 'estimate' in found.values
+
+
 @pytest.mark.parametrize(('seconds', 'text'), [(.123, '0.12 s'), (99, '99 s'), (300, '5 min'), (9000, '2.5 h')])
 def test_durations(seconds, text): assert module._duration(seconds) == text
 

@@ -1,4 +1,6 @@
 "The model summary, compared with independent counts."
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -216,3 +218,32 @@ def test_lazy_layers_and_models_that_a_callback_moves_are_measured_as_they_then_
         def before_batch(self, learn): learn.batch = (learn.batch[0].double(), learn.batch[1])
     s = learner(MoveCB(), model=nn.Sequential(nn.LazyLinear(3))).summary()
     assert (s.params, s.memory['activations']) == (15, 8*6*4)
+
+
+class Slopes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x): return self.b(self.a(x) + torch.func.vmap(torch.func.grad(lambda v: self.a(v).sum()))(x))
+
+
+class Nested(Slopes):
+    def forward(self, x):
+        x = self.a(torch.nested.nested_tensor([*x[:, None]], layout=torch.jagged))
+        return self.b(torch.cat(x.unbind()))
+
+
+@pytest.mark.parametrize('kind', [Slopes, Nested])
+def test_what_torch_cannot_measure_is_left_out_and_said(kind):
+    s = learner(model=kind()).summary()
+    assert [(r.input is None, r.output is None, r.params) for r in s.rows] == [(False, False, 20), (False, False, 15)]
+    assert (s.memory['activations'], math.isnan(s.mflops), s.rows[0].cells()[-1]) == (None, True, '')
+    assert 'and activations, which torch cannot measure' in str(s)
+
+
+@pytest.mark.filterwarnings('ignore:`torch.jit:DeprecationWarning')
+def test_modules_of_torchscript_have_a_row_without_shapes():
+    s = learner(model=nn.Sequential(torch.jit.script(nn.Linear(4, 8)), nn.Linear(8, 3))).summary()
+    assert [(r.input is None, r.params) for r in s.rows] == [(True, 40), (False, 27)]
+    assert learner(model=torch.jit.script(nn.Sequential(nn.Linear(4, 3)))).summary().params == 15

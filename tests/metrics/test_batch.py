@@ -10,11 +10,16 @@ from miniai.metrics.batch import batch_size, checked, inputs_of, n_inputs, targe
 from small import Heard, learner
 
 
+class Items:
+    "Its items are its attributes."
+    def __getattr__(self, name): return dict(__name__='items')[name]
+
+
 @pytest.mark.parametrize(('batch', 'size'), [
     ((torch.ones(5, 2), torch.ones(7)), 5), (torch.ones(3), 3), ([{'a': torch.ones(4, 1)}, torch.ones(2)], 4),
     ((torch.tensor(1.), torch.ones(2)), 1), ((), 1), ('text', 1),
     ((pack_sequence([torch.ones(4), torch.ones(3), torch.ones(1)]), torch.ones(3)), 3),
-    ((SimpleNamespace(num_graphs=6), torch.ones(6)), 6), (SimpleNamespace(num_graphs=2), 2)])
+    ((SimpleNamespace(num_graphs=6), torch.ones(6)), 6), (SimpleNamespace(num_graphs=2), 2), (Items(), 1)])
 def test_a_batch_has_as_many_samples_as_its_first_tensor_is_long_sequences_and_graphs_as_many_as_there_are(batch, size):
     assert batch_size(batch) == size
 

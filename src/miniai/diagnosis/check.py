@@ -20,7 +20,7 @@ from miniai.events import as_list
 __all__ = ['Check', 'CheckRow', 'check']
 
 PROBED, VALIDATED = 6, 2
-FELL, USES_INPUTS, WAITS = 0.5, 0.9, 0.3
+FELL, USES_INPUTS, WAITS, LEAST_WAIT = 0.5, 0.9, 0.3, 2e-3  # seconds, as in HealthCB's rule
 
 
 class CheckRow(NamedTuple):
@@ -63,16 +63,26 @@ def check(self: Any, epochs: int = 1, steps: int = 50, lr: float | None = None, 
     those of the fit. For one batch schedules, MixUp, CutMix and accumulation are left out. Afterwards everything is as
     it was. ValueError for a loader that can be used only once."""
     check_repeatable(self, 'check')
-    few, valid = FewBatchesCB(PROBED, VALIDATED), getattr(self.dls, 'valid', None)
-    found, probe = Check(), ProbeCB(few)
-    with _untouched(self):
-        self.fit(1, valid=valid is not None and length_of(valid) != 0, lr=lr, cbs=[few, *as_list(cbs), probe])
+    found = Check()
+    try: probe = _probed(self, lr, as_list(cbs))
+    except RuntimeError as e:
+        if 'saved tensor hooks' not in str(e): raise
+        probe = _probed(self, lr, as_list(cbs), keeps=False)  # torch.func.grad in forward takes no hooks around it
     _add_batches(found, self, probe)
     if math.isfinite(probe.seen['train'].get('loss', math.nan)):
         _add_overfit(found, self, probe, steps, lr, as_list(cbs))
     _add_costs(found, probe, epochs)
     if is_first(): print(found)
     return found
+
+
+def _probed(learn: Any, lr: float | None, cbs: list, keeps: bool = True) -> ProbeCB:
+    "A look at the first batches of both loaders."
+    few, valid = FewBatchesCB(PROBED, VALIDATED), getattr(learn.dls, 'valid', None)
+    probe = ProbeCB(few, keeps)
+    with _untouched(learn):
+        learn.fit(1, valid=valid is not None and length_of(valid) != 0, lr=lr, cbs=[few, *cbs, probe])
+    return probe
 
 
 @contextmanager
@@ -141,10 +151,11 @@ def _add_costs(found: Check, probe: ProbeCB, epochs: int) -> None:
     if 'train' in times:
         share = waits['train']/(waits['train'] + times['train'])
         problem = f'{share:.0%} of the time goes to waiting for data: use workers, or keep the data in memory'
-        found.add('time of a step', problem if share > WAITS else '',
+        found.add('time of a step', problem if share > WAITS and waits['train'] > LEAST_WAIT else '',
                   f"{1000*times['train']:.3g} ms, and {1000*waits['train']:.3g} ms to wait for its data")
     known = {nm: n for nm, n in probe.memory.items() if n is not None}
-    parts = ', '.join(f'{nm} {in_bytes(n)}' for nm, n in known.items())
+    parts = ', '.join(f'{nm} {in_bytes(n)}' for nm, n in known.items()) + (
+        '' if probe.keeps else '; not activations, because of torch.func.grad in forward')
     if known: found.add('memory of a step', '', f'{in_bytes(sum(known.values()))}: {parts}', judged=False)
     found.add('time of the fit', '', _estimated(found, probe, epochs), judged=False)
 

@@ -1,7 +1,7 @@
 "Callbacks of a check before training: one looks at a few batches, the other learns one batch by heart."
 import math
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -24,11 +24,12 @@ __all__ = []
 
 class ProbeCB(Callback):
     """Looks at the first batch of each phase and at the gradients, measures the memory of the first training batch, and
-    times the others. `seen`, `seconds` and `lengths` are figures by phase, 'train' and 'valid'."""
+    times the others. `seen`, `seconds` and `lengths` are figures by phase, 'train' and 'valid'. Without `keeps` the
+    memory for the backward pass is not measured."""
     order, only_shows = math.inf, True
 
-    def __init__(self, few: FewBatchesCB) -> None:
-        self.few, self.seen, self.lengths, self.memory, self.gradients = few, {}, {}, {}, None
+    def __init__(self, few: FewBatchesCB, keeps: bool = True) -> None:
+        self.few, self.keeps, self.seen, self.lengths, self.memory, self.gradients = few, keeps, {}, {}, {}, None
         self.seconds, self.inputs_known = dict(train=[], valid=[]), False
         self._undo, self._phase, self._first = ExitStack(), '', False
 
@@ -43,7 +44,8 @@ class ProbeCB(Callback):
         inputs, targets = _parts(learn) if self.inputs_known else (learn.batch, ())
         found = self.seen[self._phase] = dict(n=batch_size(learn.batch), inputs=kind_of(inputs))
         found['targets'] = kind_of(targets) if targets else {}
-        if self._phase == 'train': self._kept = self._undo.enter_context(kept_for_backward())
+        if self._phase == 'train':
+            self._kept = self._undo.enter_context(kept_for_backward() if self.keeps else nullcontext([None]))
 
     def after_loss(self, learn: Any) -> None:
         self._undo.close()

@@ -1,4 +1,5 @@
 "A summary of a model as a table: modules, shapes, parameters and multiply-adds, what trains, and memory."
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -33,7 +34,7 @@ class SummaryRow:
     def cells(self) -> list[str]:
         "The row as text."
         shapes = ['' if shape is None else str(shape) for shape in (self.input, self.output)]
-        return [self.module, *shapes, f'{self.params:,}', f'{self.mflops:.1f}']
+        return [self.module, *shapes, f'{self.params:,}', '' if math.isnan(self.mflops) else f'{self.mflops:.1f}']
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Summary:
     """A table of modules for terminals and notebooks. `params` and `mflops` are the totals, and `trained` is how many
     of the parameters train. `memory` has the bytes that a step with a batch of `batch_size` takes on this process:
     parameters, gradients, optimizer (its state; None if it cannot be known before the first step), and activations,
-    which the forward pass keeps for the backward."""
+    which the forward pass keeps for the backward. With torch.func.grad or nested tensors in forward torch cannot tell
+    activations, None, nor `mflops`, NaN."""
     rows: list[SummaryRow]
     params: int
     mflops: float
@@ -64,7 +66,9 @@ class Summary:
         if self.trained is None: return []
         known = {nm: n for nm, n in self.memory.items() if n is not None}
         parts = [f'{nm} {in_bytes(n)}' for nm, n in known.items()]
-        unknown = ''.join(f', and the {nm}, after its first step' for nm, n in self.memory.items() if n is None)
+        reasons = dict(optimizer='the optimizer, after its first step', activations='activations, which torch cannot '
+                       'measure, nor count MFLOPS, with torch.func.grad or nested tensors in forward')
+        unknown = ''.join(f', and {reasons[nm]}' for nm, n in self.memory.items() if n is None)
         return [f'{self.trained:,} of {self.params:,} parameters train.',
                 f'Memory of a step with {self.batch_size} samples: {in_bytes(sum(known.values()))} '
                 f'({", ".join(parts)}){unknown}.']
@@ -81,21 +85,40 @@ def summary(self: Any) -> Summary:
     whether they are frozen, and MFLOPS: million multiply-adds per sample, half of what torch's FlopCounterMode counts,
     so those of matrix products, convolutions and attention. Below, what trains and the memory of a step. Trains
     nothing. On several processes all must call it: each shows its own part of the batch, and the whole model."""
-    children, shapes, counted = list(self.model.children()) or [self.model], {}, _MultiplyAdds(self.model)
+    try: batch, shapes, adds, total, kept = _look(self)
+    except (RuntimeError, TypeError) as e:  # of torch, around torch.func.grad, and for nested tensors
+        if not any(s in str(e) for s in ('saved tensor hooks', 'FlopCounterMode')): raise
+        batch, shapes, adds, total, kept = _look(self, shapes_only=True)
+    children = list(self.model.children()) or [self.model]
+    n, params = batch_size(batch), [p for p in self.model.parameters() if not is_lazy(p)]
+    trained = [p for p in params if p.requires_grad]
+    memory = dict(parameters=bytes_of(params), gradients=bytes_of(trained), optimizer=_state_bytes(self),
+                  activations=kept)
+    rows = [SummaryRow(_named(m), *shapes.get(m, (None, None)), _num(m.parameters()), adds.get(m, math.nan)/n/1e6)
+            for m in children]
+    return Summary(rows, _num(params), total/n/1e6, _num(trained), n, memory)
+
+
+def _look(learn: Any, shapes_only: bool = False) -> tuple[Any, dict, dict, float, int | None]:
+    """The first training batch; shapes and multiply-adds of each module; their total; and the bytes kept for backward.
+    Of the last three nothing is known with `shapes_only`."""
+    shapes, counted = {}, _MultiplyAdds(learn.model)
 
     def record(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
         i, o = first_tensor(inp), first_tensor(outp)
         shapes[mod] = tuple(None if t is None else tuple(t.shape) for t in (i, o))
 
-    with Hooks(self.model.modules(), record), counted, kept_for_backward() as kept:
-        batch = first_train_batch(self, 'after_predict', [])
-    n, params = batch_size(batch), [p for p in self.model.parameters() if not is_lazy(p)]
-    trained = [p for p in params if p.requires_grad]
-    memory = dict(parameters=bytes_of(params), gradients=bytes_of(trained), optimizer=_state_bytes(self),
-                  activations=kept[0])
-    rows = [SummaryRow(_named(m), *shapes.get(m, (None, None)), _num(m.parameters()), counted.of[m]/n/1e6)
-            for m in children]
-    return Summary(rows, _num(params), counted.total/n/1e6, _num(trained), n, memory)
+    with ExitStack() as around:
+        around.enter_context(Hooks(_hookable(learn.model), record))
+        if not shapes_only: kept = around.enter_context(counted) or around.enter_context(kept_for_backward())
+        batch = first_train_batch(learn, 'after_predict', [])
+    if shapes_only: return batch, shapes, {}, math.nan, None
+    return batch, shapes, counted.of, counted.total, kept[0]
+
+
+def _hookable(model: nn.Module) -> list[nn.Module]:
+    "Its modules without those of TorchScript, which take no hooks."
+    return [m for m in model.modules() if not isinstance(m, torch.jit.RecursiveScriptModule)]
 
 
 class _MultiplyAdds:
@@ -111,7 +134,7 @@ class _MultiplyAdds:
         def before(mod: nn.Module, inp: Any) -> None: started.append(counter.get_total_flops())
         def after(mod: nn.Module, inp: Any, outp: Any) -> None:
             self.of[mod] += (counter.get_total_flops() - started.pop())/2
-        for m in self.model.modules():
+        for m in _hookable(self.model):
             self._undo.callback(m.register_forward_pre_hook(before).remove)
             self._undo.callback(m.register_forward_hook(after).remove)
         self._undo.callback(lambda: setattr(self, 'total', counter.get_total_flops()/2))

@@ -1,4 +1,5 @@
 "What a batch holds: inputs, targets, and how many samples."
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -45,5 +46,5 @@ def batch_size(x: Any) -> int:
     first = first_tensor(x)
     while isinstance(x, tuple | list) and x and not isinstance(x, PackedSequence): x = x[0]
     if isinstance(x, PackedSequence): return int(x.batch_sizes[0])
-    if hasattr(x, 'num_graphs'): return x.num_graphs
+    with suppress(AttributeError, KeyError): return x.num_graphs  # KeyError: of objects whose items are attributes
     return len(first) if first is not None and first.ndim else 1
