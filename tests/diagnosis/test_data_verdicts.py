@@ -52,6 +52,23 @@ def test_validation_samples_in_training_are_found_also_when_only_some_are():
     assert 'validation data in training' not in names(check_up())
 
 
+def test_leaked_samples_are_found_also_if_training_repeats_samples():
+    rows, y = X[:80].repeat(4, 1)/2, Y[:80].repeat(4)
+    order = torch.randperm(320, generator=torch.Generator().manual_seed(1))
+    leaked = in_batches(X[:32], Y[:32])
+    found = check_up(dls=loaders(rows[order], y[order], valid=[*leaked, *in_batches(*blobs(96, seed=5))]))
+    assert verdict(found, 'validation data in training').value == pytest.approx(0.25)
+
+
+def test_samples_that_are_often_equal_by_chance_are_no_leak():
+    g = torch.Generator().manual_seed(1)
+    x = torch.randint(0, 2, (448, 6), generator=g).float().repeat(1, 2)  # 64 different ones
+    y = x[:, :6].sum(1).long() % 4
+    found = check_up(dls=loaders(x[:320], y[:320], valid=[(2*a, b) for a, b in in_batches(x[320:], y[320:])]))
+    assert 'validation data in training' in found.checked
+    assert 'validation data in training' not in names(found)
+
+
 def test_a_class_that_is_most_of_the_data_is_unbalanced():
     keep = (Y > 0) | (torch.arange(len(Y)) % 16 == 0)
     n = keep.sum()//32*32
@@ -88,6 +105,18 @@ def test_a_model_that_stands_still_below_its_nearest_neighbours_underfits():
     assert 'underfitting' in names(check_up(narrow, epochs=40, lr=0.03))
 
 
+@pytest.mark.parametrize(('valid', 'found'), [(1.5, True), (0.5, False)], ids=['poor', 'better without dropout'])
+def test_a_model_that_is_better_in_validation_does_not_underfit(valid, found):
+    facts = Facts(losses=[2.3]*10 + [1.5]*190, done=1., epochs=[dict(epoch=0, batch=200, train=1.5, valid=valid)],
+                  data=dict(baseline=2.3, neighbours=dict(score=0.8, chance=0.1, rows=512)))
+    assert ('underfitting' in {v.name for v in judge(facts)[0]}) is found
+
+
+def test_a_fit_that_diverges_does_not_overfit():
+    epochs = [dict(epoch=i, batch=i, train=a, valid=b) for i, (a, b) in enumerate([(1., 1.), (0.5, 0.5), (67., 1730.)])]
+    assert not judge(Facts(epochs=epochs, losses=[1.], data=dict(baseline=1.)))[0]
+
+
 def test_a_loader_that_takes_most_of_the_time_is_slow():
     class Slow(list):
         def __iter__(self):
@@ -95,8 +124,12 @@ def test_a_loader_that_takes_most_of_the_time_is_slow():
                 time.sleep(0.02)
                 yield b
     dls = loaders()
-    assert 'slow data loading' in names(check_up(dls=DataLoaders(Slow(dls.train), dls.valid), epochs=2))
-    assert 'slow data loading' not in names(check_up(epochs=2))
+    found = check_up(dls=DataLoaders(Slow(dls.train), dls.valid), epochs=2)._kept.current().data
+    assert found['waited'] >= 18*0.02  # the first wait of a pass is not counted
+    def judged(waited): return judge(Facts(losses=[1.]*20, data=dict(waited=waited, worked=0.3)))[0]
+    assert [v.name for v in judged(0.4)] == ['slow data loading']
+    assert not judged(0.2)
+    assert not judge(Facts(losses=[1.]*20, data=dict(waited=0.03, worked=0.001)))[0]  # less than 2 ms a batch
 
 
 def test_rules_without_facts_do_not_judge():

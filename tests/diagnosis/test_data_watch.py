@@ -21,7 +21,8 @@ def test_equal_rows_are_counted_in_training_and_found_in_validation():
     watch.look_at_rows(state((torch.cat([x, x[:3]]), None)))
     watch.look_at_rows(state((torch.cat([x[5:], torch.randn(5, 300)]), None), training=False))
     found = watch.summary()
-    assert found['repeats'] == dict(pairs=3, seen=13)
+    assert found['repeats'] == dict(pairs=3, seen=13, different=10)
+    assert found['valid_repeats'] == dict(pairs=0, seen=10, different=10)
     assert found['overlap'] == dict(shared=5, train=10, valid=10)
     assert found['rows'] == 4*13
 
@@ -30,7 +31,7 @@ def test_equal_rows_are_counted_in_training_and_found_in_validation():
 def test_rows_of_any_type_have_codes(kind):
     watch, x = DataWatch(), torch.arange(40).reshape(5, 8).to(kind)
     watch.look_at_rows(state((x.repeat(2, 1),)))
-    assert watch.summary()['repeats'] == dict(pairs=5, seen=10)
+    assert watch.summary()['repeats'] == dict(pairs=5, seen=10, different=5)
 
 
 def test_the_task_is_what_the_loss_equals():

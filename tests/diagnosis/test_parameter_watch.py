@@ -44,6 +44,7 @@ def test_frozen_parameters_and_missing_gradients_are_left_out():
 def test_the_noise_scale_is_the_variance_of_a_samples_gradient_over_the_squared_mean():
     net, g = nn.Linear(1, 1, bias=False), torch.Generator().manual_seed(1)
     watch, bs = ParameterWatch(net), 50
+    watch.copy()
     for _ in range(400):
         for look in (watch.look_at_gradients, partial(watch.look_at_noise, bs)):
             net.zero_grad()

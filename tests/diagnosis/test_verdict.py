@@ -1,18 +1,18 @@
 "Verdicts and facts: sorted, counted, and only judged where enough is known."
-from miniai.diagnosis.verdict import NAMES, Facts, judge, last, mean_of, median_of, percent, since_when
-from miniai.diagnosis.verdicts import Verdict
+from miniai.diagnosis import data_verdicts, verdicts  # noqa: F401 (they register their rules)
+from miniai.diagnosis.verdict import NAMES, Facts, Verdict, judge, last, mean_of, median_of, percent, since_when
 
 
-def test_verdicts_come_in_order_of_certainty_then_of_severity():
+def test_verdicts_come_with_causes_first_and_what_is_only_possible_last():
     x = dict(mean=500., std=1., low=0., high=1., spread=1., rows=9)
     data = dict(inputs=[x], low=0., high=7., classes=3, sizes=[2])
-    facts = Facts(data=data, setup=dict(batch_norms=['1'], left_out=['w']), losses=[1.])
-    verdicts, checked = judge(facts)
-    assert [(v.certain, v.name) for v in verdicts] == [
-        ('sure', 'labels out of range'), ('sure', 'parameter in no group'),
-        ('likely', 'batch too small for batch norm'), ('likely', 'inputs not normalised')]
-    assert set(checked) == {v.name for v in verdicts} | {'non-finite values', 'constant inputs'}
-    assert all(isinstance(v, Verdict) for v in verdicts)
+    setup = dict(batch_norms=['1'], left_out=['w'], has_norms=True, decayed_norms={'1.weight': 1.})
+    found, checked = judge(Facts(data=data, setup=setup, losses=[1.]*9, rate=0.1, done=1.))
+    assert [(v.certain, v.name) for v in found] == [
+        ('sure', 'labels out of range'), ('likely', 'inputs not normalised'), ('sure', 'parameter in no group'),
+        ('likely', 'batch too small for batch norm'), ('possible', 'decay on norms')]
+    assert set(checked) == {v.name for v in found} | {'non-finite values', 'constant inputs'}
+    assert all(isinstance(v, Verdict) for v in found)
 
 
 def test_there_are_26_rules_with_names():

@@ -1,12 +1,13 @@
 "Each rule about training finds its fault in a small network, and is silent about the healthy twin."
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from miniai import SGD, Adam, AdamW, BatchSchedCB, Callback, TrainLearner
-from miniai.diagnosis.verdict import Facts
-from miniai.diagnosis.verdicts import NAMES, Verdict, judge
+from miniai import SGD, Adam, AdamW, BatchSchedCB, Callback, DataLoaders, TrainLearner
+from miniai.diagnosis.verdict import NAMES, Facts, Verdict, judge
 from wards import N, blobs, check_up, in_batches, loaders, names, net, verdict
 
 
@@ -205,11 +206,78 @@ def test_a_missing_value_in_the_data_is_no_rate_too_high():
     assert names_of(1., 0.9, 8., float('nan')) == {'non-finite values', 'rate too high'}
 
 
-@pytest.mark.parametrize(('rates', 'found'), [([1e-2]*3, True), ([1e-3]*3, False), ([1e-2, 1e-4, 1e-4], False)])
-def test_decay_of_norms_counts_by_what_it_takes_in_the_fit(rates, found):
-    facts = Facts(losses=[1.]*300, run=dict(lr=rates), batches=[0, 10, 290], done=1.,
-                  setup=dict(has_norms=True, decayed_norms={'1.weight': 0.1}))
+@pytest.mark.parametrize(('rate', 'found'), [(1e-2, True), (1e-3, False)])
+def test_decay_of_norms_counts_by_what_it_takes_in_the_fit(rate, found):
+    facts = Facts(losses=[1.]*300, rate=rate, done=1., setup=dict(has_norms=True, decayed_norms={'1.weight': 0.1}))
     assert ('decay on norms' in {v.name for v in judge(facts)[0]}) is found
+
+
+@pytest.mark.parametrize('every', [1, 7])
+def test_what_decay_takes_is_that_of_all_batches_whichever_are_looked_at(every):
+    cosine = BatchSchedCB(lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 60))
+    health = check_up(net(norm=nn.BatchNorm1d), cbs=[cosine], every=every,
+                      opt_func=lambda params, lr: AdamW(params, lr, wd=1.))
+    rates = [0.01*(1 + math.cos(math.pi*t/60))/2 for t in range(60)]
+    assert verdict(health, 'decay on norms').value == pytest.approx(1 - math.exp(-sum(rates)), rel=1e-6)
+
+
+def judged(**facts): return {v.name for v in judge(Facts(**facts))[0]}
+
+
+def test_gradients_that_are_tiny_at_a_loss_of_0_do_not_explode_and_those_with_the_loss_do():
+    norms, n = [1., 1e-3, 1e-6, 1e-9, 1e-5, 1e-9], 60
+    run = dict(gradient_norm=norms, clipped_norm=norms)
+    learned = [2.3/(1 + i)**6 for i in range(n)]
+    assert not judged(losses=learned, run=run, batches=[0, 10, 20, 30, 40, 50])
+    jump = [1., 1., 1., 1., 2e3, 1.]
+    run = dict(gradient_norm=jump, clipped_norm=jump)
+    for after in (9., math.inf, math.nan):
+        broken = [1.]*41 + [after]*19
+        assert 'exploding gradients' in judged(losses=broken, run=run, batches=[0, 10, 20, 30, 40, 50])
+    assert not judged(losses=learned, run=run, batches=[0, 10, 20, 30, 40, 50])
+
+
+def test_weights_in_bfloat16_that_stand_still_are_no_rate_of_0():
+    data = [(x.bfloat16(), y) for x, y in in_batches(*blobs())]
+    found = verdict(check_up(net().bfloat16(), DataLoaders(data, data), lr=1e-4, opt_func=SGD), 'parameter never moves')
+    assert 'gradients arrive, but steps are 0 or rounded away in bfloat16' in found.says
+    assert "float32 and add MixedPrecision(), use an optimizer with rounding='stochastic'" in found.do
+    stochastic = check_up(net().bfloat16(), DataLoaders(data, data), lr=1e-4,
+                          opt_func=lambda params, lr: SGD(params, lr, rounding='stochastic'))
+    assert 'parameter never moves' not in names(stochastic)
+
+
+def test_a_parameter_that_is_unfrozen_later_without_the_optimizer_is_in_no_group():
+    class UnfreezeCB(Callback):
+        def before_epoch(self, learn): learn.model[0].requires_grad_(learn.epoch > 0)
+    model = net()
+    model[0].requires_grad_(False)
+    def trained(params, lr): return Adam([p for p in params if p.requires_grad], lr)
+    health = check_up(model, cbs=[UnfreezeCB()], opt_func=trained)
+    assert verdict(health, 'parameter in no group').says == 'The optimizer does not have 0.weight, 0.bias.'
+    assert health.records['parameters']['0.weight']['norm'][0] is None
+    assert health.records['parameters']['0.weight']['gradient'][-1] > 0
+
+
+def test_parameters_of_lazy_layers_are_watched():
+    health = check_up(nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(4)), opt_func=torch.optim.Adam)
+    assert set(health.records['parameters']) == {'0.weight', '0.bias', '2.weight', '2.bias'}
+    assert health.records['layers']['0']['kind'] == 'Linear'
+    assert not names(health)
+
+
+@pytest.mark.parametrize(('start', 'found'), [(3.5, False), (6., True)])
+def test_a_regression_may_begin_with_a_few_times_the_variance(start, found):
+    assert ('wrong initial loss' in judged(losses=[start], data=dict(task='numbers', baseline=1.))) is found
+
+
+def test_causes_come_before_what_they_bring_about():
+    order = [NAMES.index(nm) for nm in ('inputs not normalised', 'rate too high', 'dead layer', 'vanishing gradients',
+                                        'parameter never moves', 'stuck at chance')]
+    assert order == sorted(order)
+    health = check_up(lr=100., raises=RuntimeError)
+    assert health.verdicts[0].name == 'rate too high'
+    assert len(health.verdicts) > 1
 
 
 def test_a_verdict_has_the_fields_that_reports_read():

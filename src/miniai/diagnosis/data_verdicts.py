@@ -62,10 +62,12 @@ def repeated_inputs(f: Facts, limit: float) -> Found:
 
 @rule('validation data in training', 0.05, 'of the validation samples')
 def validation_data_in_training(f: Facts, limit: float) -> Found:
-    o, r, n = f.data.get('overlap'), f.data.get('repeats'), f.data.get('rows')
-    if not o or not o['train'] or not o['valid'] or not r['seen']: return None
-    seen = min(1., o['train']/n) if n else 1.
-    share, usual = min(1., o['shared']/o['valid']/seen), 2*r['pairs']/r['seen']
+    o, n = f.data.get('overlap'), f.data.get('rows')
+    repeats = [f.data.get(nm) for nm in ('repeats', 'valid_repeats')]
+    if not o or not o['train'] or not o['valid'] or not all(r and r['seen'] for r in repeats): return None
+    seen = min(1., o['train']*repeats[0]['seen']/repeats[0]['different']/n) if n else 1.
+    share = min(1., o['shared']/o['valid']/seen)
+    usual = repeats[0]['seen']*min(2*r['pairs']/r['seen']**2 for r in repeats)  # chance repeats rows of both loaders
     return [dict(value=share, certain='sure' if share > 0.2 else 'likely', since=0,
                  says=f"About {percent(share)} of the validation samples are training samples too: {o['shared']} of "
                       f"{o['valid']} that were compared with {o['train']}.",
@@ -113,26 +115,27 @@ def overfitting(f: Facts, limit: float) -> Found:
     epochs = [e for e in f.epochs if known([e.get('valid')]) and e.get('train') is not None]
     if len(epochs) < 3: return None
     best, end = min(epochs, key=lambda e: e['valid']), epochs[-1]
-    recent, unit = min(e['valid'] for e in epochs[-2:]), f.baseline or best['valid']
+    recent, unit = min(e['valid'] for e in epochs[-2:]), f.scale or best['valid']
     rises = recent - best['valid'] > limit*unit and recent > 1.15*best['valid'] and 2*end['train'] < end['valid']
     knows_all = end['train'] < 0.1*end['valid'] and end['valid'] - end['train'] > 1.2*limit*unit
-    rise = end['valid']/max(best['valid'], 1e-12)
+    diverged, rise = end['train'] > max(best['train'], 0.1*unit), end['valid']/max(best['valid'], 1e-12)
     return [dict(value=rise, since=best['batch'], certain='sure' if rise > 1.5 else 'likely',
                  says=f"The validation loss was {best['valid']:.3g} after epoch {best['epoch'] + 1} and is "
                       f"{end['valid']:.3g} now; that of training is {end['train']:.3g}.",
                  do="Use more data or augmentation, weight decay, dropout, a smaller model, or stop there "
-                    "(EarlyStoppingCB).")] if rises or knows_all else []
+                    "(EarlyStoppingCB).")] if (rises or knows_all) and not diverged else []
 
 
-@rule('underfitting', 0.2, 'is how much more nearest neighbours explain than the model; Cover & Hart 1967')
+@rule('underfitting', 0.15, 'is how much more nearest neighbours explain than the model; Cover & Hart 1967')
 def underfitting(f: Facts, limit: float) -> Found:
     k, earlier, end = f.data.get('neighbours'), f.window(0.4, 0.6), f.window(0.8, 1)
     if not k or not f.is_late or len(f.losses) < 100 or end is None or not f.baseline: return None
-    explained, stands = 1 - end/f.baseline, end > 0.85*earlier
+    best = min([end, *known(e.get('valid') for e in f.epochs[-1:])])  # dropout makes training harder
+    explained, stands = 1 - best/f.baseline, end > 0.9*earlier
     return [dict(value=explained, certain='likely',
-                 says=f"The training loss hardly falls any more and is {end:.3g}, {percent(max(explained, 0.))} below "
-                      f"that of a constant prediction; nearest neighbours among {k['rows']} samples are right for "
-                      f"{percent(k['score'])}.",
+                 says=f"The training loss hardly falls any more and is {end:.3g}; at best the loss is "
+                      f"{percent(max(explained, 0.))} below that of a constant prediction, and nearest neighbours "
+                      f"among {k['rows']} samples are right for {percent(k['score'])}.",
                  do="Use a wider or deeper model, less decay, dropout and augmentation, or another rate."
                  )] if stands and k['score'] > explained + limit and end < 0.97*f.baseline else []
 

@@ -24,9 +24,9 @@ class DataWatch:
     "Collects what a sample of batches holds. `facts` is that as plain numbers."
     def __init__(self) -> None:
         self.facts: dict[str, Any] = dict(counts=Counter(), sizes=[])
-        self._rows, self._valid, self._first_pass, self._seen, self._pairs = set(), set(), Counter(), 0, 0
+        self._rows, self._valid, self._repeats, self._valid_repeats = set(), set(), _Repeats(), _Repeats()
         self._inputs, self._targets, self._kept, self._variety = [], [], 0, []
-        self._sums = torch.zeros(3, dtype=torch.float64)
+        self._sums, self._validated = torch.zeros(3, dtype=torch.float64), False
 
     def look_at_rows(self, learn: Any) -> None:
         "Before anything transforms it: the codes of a batch's rows, equal for equal rows."
@@ -34,7 +34,9 @@ class DataWatch:
         if x is None or x.ndim < 2 or x.is_complex() or not len(x) or x[0].numel() < 4: return
         codes = _codes(x[:ROWS])
         if not learn.model.training:
-            if len(self._valid) < MOST_ROWS: self._valid.update(codes)
+            if len(self._valid) >= MOST_ROWS: return
+            self._valid.update(codes)
+            if not self._validated: self._valid_repeats.add(codes)
         elif len(self._rows) < MOST_ROWS:
             self._rows.update(codes)
             self._count_repeats(codes, len(x), length_of(learn.dls.train), learn)
@@ -42,10 +44,7 @@ class DataWatch:
     def _count_repeats(self, codes: list[int], batch_size: int, n: int | None, learn: Any) -> None:
         "In the first of the loader's passes, of `n` batches. An epoch of `fit(steps=…)` may take several."
         if n is None or learn.epoch or learn.iter >= n: return
-        for code in codes:
-            self._pairs += self._first_pass[code]
-            self._first_pass[code] += 1
-        self._seen += len(codes)
+        self._repeats.add(codes)
         self.facts['rows'] = n*batch_size
 
     def look_at_batch(self, learn: Any) -> None:
@@ -110,9 +109,10 @@ class DataWatch:
         self._targets.append(targets.detach().reshape(len(targets), -1)[:, 0].cpu())
         self._kept += len(x)
 
-    def finish_pass(self) -> None:
-        "At the end of a training pass: what nearest neighbours say about rows seen so far."
-        if self._kept < 64 or 'neighbours' in self.facts: return
+    def finish_pass(self, training: bool) -> None:
+        "At the end of a pass over training data: what nearest neighbours say about rows seen so far."
+        if not training: self._validated = True
+        if not training or self._kept < 64 or 'neighbours' in self.facts: return
         shapes = {x.shape[1] for x in self._inputs}
         if len(shapes) > 1 or self.facts.get('task') not in ('classes', 'numbers'): return
         x, y = torch.cat(self._inputs)[:NEIGHBOURS], torch.cat(self._targets)[:NEIGHBOURS]
@@ -125,7 +125,19 @@ class DataWatch:
         overlap = dict(shared=shared, train=len(self._rows), valid=len(self._valid))
         facts, variety = self.facts, mean_of(self._variety)
         if variety is not None and facts.get('baseline'): facts['variety'] = variety/facts['baseline']
-        return facts | dict(repeats=dict(pairs=self._pairs, seen=self._seen), overlap=overlap)
+        return facts | dict(repeats=self._repeats.found(), valid_repeats=self._valid_repeats.found(), overlap=overlap)
+
+
+class _Repeats:
+    "How many pairs of equal rows there are among those seen."
+    def __init__(self) -> None: self.counts, self.pairs, self.seen = Counter(), 0, 0
+    def found(self) -> dict[str, int]: return dict(pairs=self.pairs, seen=self.seen, different=len(self.counts))
+
+    def add(self, codes: list[int]) -> None:
+        for code in codes:
+            self.pairs += self.counts[code]
+            self.counts[code] += 1
+        self.seen += len(codes)
 
 
 def _entropy(counts: Counter) -> float:

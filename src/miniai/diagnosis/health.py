@@ -25,7 +25,7 @@ from miniai.show.displays import best_display
 
 __all__ = ['HealthCB']
 
-SHARE, ALLOWANCE = 0.01, 0.07  # of the time that samples may take: a share, and seconds at the start of a fit
+SHARE, ALLOWANCE = 0.01, 0.03  # of the time that samples may take: a share, and seconds at the start of a fit
 SECONDS = 10.  # between two judgements within an epoch
 
 
@@ -121,17 +121,16 @@ class HealthCB(Callback):
         if self._heard: return  # a closure evaluates the batch again
         loss, self._heard = to_scalar(learn.loss), True
         self._kept.losses.append(loss)
+        self._kept.add_rate(getattr(learn.opt, 'param_groups', ()))
         if isinstance(loss, float) and not math.isfinite(loss) and self._kept.facts.nonfinite is None: self._find(learn)
         if self._in_sample: self._look(learn)
 
     def _look(self, learn: Any) -> None:
         with self._clock:
-            if not self._kept.facts.setup and getattr(learn.opt, 'param_groups', None):
-                self._kept.facts.setup = setup_of(learn)
+            changed, groups = self._parameters.copy(), getattr(learn.opt, 'param_groups', None)
+            if groups and (changed or not self._kept.facts.setup): self._kept.facts.setup = setup_of(learn)
             self._data.look_at_batch(learn)
-            self._parameters.copy()
-            group = next(iter(getattr(learn.opt, 'param_groups', ())), None)
-            self._sample |= dict(loss=learn.loss, lr=rate_of(group) if group else None,
+            self._sample |= dict(loss=learn.loss, lr=rate_of(groups[0]) if groups else None,
                                  right=self._data.right_share(learn))
 
     def _find(self, learn: Any) -> None:
@@ -182,7 +181,7 @@ class HealthCB(Callback):
     def cleanup_epoch(self, learn: Any) -> None:
         if not self._active: return
         training = learn.model.training
-        if training: self._data.finish_pass()
+        self._data.finish_pass(training)
         losses = self._kept.losses.values[self._first:] if training else self._sums.values
         self._kept.add_pass(losses, training, learn.epoch)
         self._judge(learn)

@@ -11,6 +11,7 @@ from miniai.device import DeferredScalars
 from miniai.diagnosis.layer_watch import LayerWatch, read
 from miniai.diagnosis.parameter_watch import ParameterWatch
 from miniai.diagnosis.verdict import Facts, mean_of, median_of
+from miniai.optim.groups import rate_of
 
 __all__ = ['HealthRecords']
 
@@ -24,7 +25,7 @@ class HealthRecords:
     "Samples, losses and means of passes. Long fits are thinned out: every other sample goes when there are too many."
     def __init__(self) -> None:
         self.samples: list[dict[str, Any]] = []
-        self.losses, self.facts, self.passes = DeferredScalars(), Facts(), []
+        self.losses, self.rates, self.facts, self.passes = DeferredScalars(), [], Facts(), []
         self.waited = self.worked = 0.
         self.planned, self.ended, self.kinds = 0, False, {}
 
@@ -42,6 +43,11 @@ class HealthRecords:
         if len(self.samples) > max(32, min(MOST_SAMPLES, MOST_NUMBERS//numbers)):
             self.samples = self.samples[:FIRST_SAMPLES] + self.samples[FIRST_SAMPLES::2]
 
+    def add_rate(self, groups: Sequence[dict[str, Any]]) -> None:
+        "The rate of a batch, unless it is on an accelerator, which would have to be waited for."
+        lr = groups[0]['lr'] if groups else None
+        if lr is not None and getattr(lr, 'is_cpu', True): self.rates.append(rate_of(groups[0]))
+
     def add_noise(self, scale: float | None) -> None:
         "The gradient noise scale, which the batch after the last sample has shown."
         if self.samples: self.samples[-1]['noise_scale'] = scale
@@ -57,7 +63,7 @@ class HealthRecords:
         data = self.facts.data | dict(waited=self.waited, worked=self.worked)
         return replace(self.facts, batches=[s['batch'] for s in self.samples], layers=self._layers(),
                        parameters=self._parameters(), run=self._run(), losses=self.losses.values,
-                       epochs=self.passes, data=data, done=done)
+                       epochs=self.passes, data=data, rate=mean_of(self.rates), done=done)
 
     def _run(self) -> dict[str, list]:
         names = 'loss', 'gradient_norm', 'clipped_norm', 'weight_norm', 'noise_scale', 'lr', 'update', 'right'

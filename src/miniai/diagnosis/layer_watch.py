@@ -48,9 +48,13 @@ class LayerWatch:
         found = [(nm.removeprefix('module.'), m) for nm, m in model.named_modules() if isinstance(m, WATCHED)]
         every = math.ceil(len(found)/MOST_LAYERS) or 1
         self.layers = dict(found[::every])
-        self.kinds = {nm: type(m).__name__ for nm, m in self.layers.items()}
         self._channels_first = any(isinstance(m, nn.Conv1d | nn.ConvTranspose1d) for m in model.modules())
         self._hooks, self._silent, self.values, self.clock, self.failure = None, {}, {}, None, None
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        "The types of the layers: those of lazy ones change in their first forward pass."
+        return {nm: type(m).__name__ for nm, m in self.layers.items()}
 
     def start(self, clock: Any) -> None:
         "Listen; time is added to `clock`, a context manager."

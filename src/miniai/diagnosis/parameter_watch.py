@@ -16,12 +16,11 @@ MOST = 1 << 16  # elements of a parameter that are copied
 
 class ParameterWatch:
     """Norm, gradient norm and `|update|/|weight|` of the parameters that train, from a copy of a part of each before a
-    step and what is there after it: so for every optimizer. Sharded and lazy parameters are skipped. `noise_scale` is
-    the simple noise scale: the batch size at which the noise of the gradient is as large as the gradient (McCandlish
-    et al. 2018, appendix A.1), from the gradients of a batch and the next."""
+    step and what is there after it: so for every optimizer, and for parameters that are made or unfrozen in a fit.
+    Sharded ones are skipped. `noise_scale` is the simple noise scale: the batch size at which the noise of the gradient
+    is as large as the gradient (McCandlish et al. 2018, appendix A.1), from the gradients of a batch and the next."""
     def __init__(self, model: torch.nn.Module) -> None:
-        named = unwrapped(model).named_parameters()
-        self.params = {nm: p for nm, p in named if p.requires_grad and not is_lazy(p) and not is_dtensor(p)}
+        self.model, self.params = unwrapped(model), {}
         self.values, self._before, self._last_gradient, self._noise = {}, None, None, (0., 0.)
 
     def start(self) -> None:
@@ -29,14 +28,18 @@ class ParameterWatch:
         self.values, self._before = {}, None
 
     @torch.no_grad()
-    def copy(self) -> None:
-        "Keep what the parameters are before the step."
-        if self._before is None: self._before = [_piece(p).clone() for p in self.params.values()]
+    def copy(self) -> bool:
+        "Keep what the parameters are before the step. Returns whether others train than at the last look."
+        if self._before is not None: return False
+        names, self.params = [*self.params], {nm: p for nm, p in self.model.named_parameters()
+                                              if p.requires_grad and not is_lazy(p) and not is_dtensor(p)}
+        self._before = [_piece(p).clone() for p in self.params.values()]
+        return names != [*self.params]
 
     @torch.no_grad()
     def look_at_gradients(self) -> None:
         "Norms of the gradients of this batch."
-        if self.values: return
+        if self.values or self._before is None: return
         names = [nm for nm, p in self.params.items() if p.grad is not None and not p.grad.is_sparse]
         self.values = {nm: dict(norm=n) for nm, n in zip(self.params, _norms(self.params.values()), strict=True)}
         for nm, n in zip(names, _norms([self.params[nm].grad for nm in names]), strict=True):

@@ -1,9 +1,11 @@
 "What is fixed when a fit begins: the optimizer's family and groups, norms in the model, clipping."
 from typing import Any
 
+import torch
 from torch import nn
 from torch.amp import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.compile import CompileCB
 from miniai.distributed.dtensor import fsdp_modules
@@ -31,10 +33,12 @@ def setup_of(learn: Any) -> dict[str, Any]:
     leaves = [m for m in modules.values() if not any(True for _ in m.children())]
     decays = {p: float(g.get('weight_decay', 0.)) for g in _groups(learn) for p in g['params']}
     norms = {f'{nm}.{of}': p for nm, m in modules.items() if isinstance(m, NORMS) for of, p in m.named_parameters()}
-    named = [(nm, p) for nm, p in model.named_parameters() if p.requires_grad]
+    named = [(nm, p) for nm, p in model.named_parameters() if p.requires_grad and not is_lazy(p)]
     known = decays and not fsdp_modules(model)
     return dict(optimizer=type(opt).__name__, family=family_of(opt), clip_norm=getattr(opt, 'clip_norm', None),
                 parameters=len(named), elements=sum(p.numel() for _, p in named),
+                short_floats={nm: str(p.dtype).removeprefix('torch.') for nm, p in named
+                              if p.dtype in (torch.bfloat16, torch.float16)},
                 left_out=[nm for nm, p in named if p not in decays] if known else None,
                 decayed_norms={nm: decays[p] for nm, p in norms.items() if decays.get(p)} if known else None,
                 batch_norms=[nm for nm, m in modules.items() if isinstance(m, _BatchNorm) and m.training],

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 __all__ = ['NAMES', 'Facts', 'Verdict', 'judge', 'known', 'last', 'mean_of', 'median_of', 'percent', 'rule',
            'since_when']
 
-NAMES = ('non-finite values', 'labels out of range', 'validation data in training', 'parameter in no group',
-         'parameter never moves', 'constant inputs', 'dead layer', 'exploding gradients', 'vanishing gradients',
-         'rate too high', 'shuffled labels', 'stuck at chance', 'saturated layer', 'batch norm differs between modes',
-         'batch too small for batch norm', 'inputs not normalised', 'repeated inputs', 'wrong initial loss',
-         'rate too low', 'warm-up too short', 'clipping always', 'overfitting', 'underfitting', 'unbalanced labels',
-         'slow data loading', 'decay on norms')  # the most severe first
-CERTAINTIES = 'sure', 'likely', 'possible'
+NAMES = ('non-finite values', 'labels out of range', 'validation data in training', 'constant inputs',
+         'repeated inputs', 'unbalanced labels', 'shuffled labels', 'inputs not normalised', 'parameter in no group',
+         'batch too small for batch norm', 'rate too high', 'warm-up too short', 'exploding gradients',
+         'wrong initial loss', 'saturated layer', 'dead layer', 'vanishing gradients', 'parameter never moves',
+         'clipping always', 'rate too low', 'stuck at chance', 'batch norm differs between modes', 'overfitting',
+         'underfitting', 'slow data loading', 'decay on norms')  # causes before what they bring about
 
 
 class Verdict(NamedTuple):
@@ -34,7 +33,8 @@ class Verdict(NamedTuple):
 class Facts:
     """Recorded numbers, as rules see them. `batches` are the sampled ones; `layers` and `parameters` hold a dict of
     lists by name, and `run` such lists, with a value for each of `batches`; None where nothing was measured. `losses`
-    has each training batch, `epochs` the mean losses of each pass. `done` is the share of the fit that is done."""
+    has each training batch, `epochs` the mean losses of each pass. `rate` is the mean learning rate of all batches, and
+    `done` the share of the fit that is done."""
     batches: list[int] = field(default_factory=list)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     parameters: dict[str, dict[str, list]] = field(default_factory=dict)
@@ -44,12 +44,18 @@ class Facts:
     setup: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     nonfinite: dict[str, Any] | None = None
+    rate: float | None = None
     done: float = 0.
 
     @property
     def baseline(self) -> float | None:
         "The loss of the best prediction that does not look at the inputs; None if the kind of loss is not known."
         return self.data.get('baseline')
+
+    @property
+    def scale(self) -> float:
+        "What a loss is compared with: the baseline, or the first loss if there is none."
+        return self.baseline or abs(next(iter(self.losses), 0.))
 
     @property
     def variety(self) -> float | None:
@@ -91,10 +97,10 @@ def _few(found: list[Verdict]) -> list[Verdict]:
 
 
 def judge(facts: Facts) -> tuple[list[Verdict], list[str]]:
-    "The verdicts, the most certain and most severe first, and the names of the rules that could be evaluated."
+    "The verdicts, causes first and those that are only possible last, and the rules that could be evaluated."
     results = {name: _RULES[name](facts) for name in NAMES if name in _RULES}
     verdicts = [v for found in results.values() for v in found or ()]
-    verdicts.sort(key=lambda v: (CERTAINTIES.index(v.certain), NAMES.index(v.name)))
+    verdicts.sort(key=lambda v: (v.certain == 'possible', NAMES.index(v.name)))
     return verdicts, [name for name, found in results.items() if found is not None]
 
 

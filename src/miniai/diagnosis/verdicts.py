@@ -2,21 +2,9 @@
 import math
 from typing import Any
 
-from miniai.diagnosis.verdict import (
-    NAMES,
-    Facts,
-    Verdict,
-    judge,
-    known,
-    last,
-    mean_of,
-    median_of,
-    percent,
-    rule,
-    since_when,
-)
+from miniai.diagnosis.verdict import Facts, known, last, mean_of, median_of, percent, rule, since_when
 
-__all__ = ['NAMES', 'Verdict', 'judge']
+__all__: list[str] = []
 
 Found = list[dict[str, Any]] | None
 
@@ -99,12 +87,12 @@ def exploding_gradients(f: Facts, limit: float) -> Found:
         return [dict(where=growth[1], value=growth[0], since=0, do=do,
                      says=f"Activations grow {growth[0]:.0f} times from {growth[2]} to {growth[1]}, and gradients with "
                           f"them.")]
-    if len(norms) < 3: return []
-    jump = max(norms)/median_of(norms) if median_of(norms) else 1.
-    at = f.batches[f.run['gradient_norm'].index(max(norms))]
+    i = norms.index(max(norms)) if norms else 0
+    jump, at = norms[i]/median_of(norms[:i]) if i > 1 and median_of(norms[:i]) else 1., f.batches[i]
+    failed = any(not x < f.scale for x in f.losses[at:at + 10])  # or NaN; near a loss of 0 all gradients are tiny
     return [dict(value=jump, since=at, certain='possible', do=do,
-                 says=f"The gradient norm was {max(norms):.2g} in batch {at}, {jump:.0f} times its median.")
-            ] if jump > 20*limit else []
+                 says=f"The gradient norm was {norms[i]:.2g} in batch {at}, {jump:.0f} times its median before.")
+            ] if jump > 20*limit and failed else []
 
 
 def _growth(f: Facts) -> tuple[float, str, str] | None:
@@ -116,7 +104,7 @@ def _growth(f: Facts) -> tuple[float, str, str] | None:
     return found[top]/found[names[0]], top, names[0]
 
 
-@rule('wrong initial loss', 2.5, 'times the loss of a constant prediction, ln C; Karpathy 2019, recipe')
+@rule('wrong initial loss', 2.5, 'times the loss of a constant prediction, in a regression 5 times; Karpathy 2019')
 def wrong_initial_loss(f: Facts, limit: float) -> Found:
     task, start = f.data.get('task'), mean_of(f.losses[:1])
     if start is None or not task: return None
@@ -125,10 +113,11 @@ def wrong_initial_loss(f: Facts, limit: float) -> Found:
     if not usual: return None
     what = f'ln {c} = {usual:.2f}' if task == 'classes' else f'{usual:.3g}, the variance of the targets' \
         if task == 'numbers' else 'ln 2 = 0.69'
+    most = 2*limit*usual if task == 'numbers' else limit*usual + 0.5
     return [dict(value=start, since=0, certain='sure' if start > 3*limit*usual else 'likely',
                  says=f"The first loss is {start:.3g}; knowing nothing gives {what}.",
                  do="Make the last layer's initial weights smaller, and its bias the mean of the targets; or normalise "
-                    "inputs and targets.")] if start > limit*usual + 0.5*(task != 'numbers') else []
+                    "inputs and targets.")] if start > most else []
 
 
 @rule('stuck at chance', 0.97, 'of the loss of a constant prediction; Karpathy 2019, recipe')
@@ -166,7 +155,8 @@ def rate_too_high(f: Facts, limit: float) -> Found:
     ratio, start, peak = max(ratios), max(losses[0], f.baseline or 0.), max(_means_of_three(losses))
     end = mean_of(losses[-max(5, len(losses)//5):])
     diverged = broke and max(losses[-3:]) > 3*max(min(losses), f.baseline or 0.)
-    failed = peak > 1.15*start and end > 0.6*(f.baseline or start)
+    rose = peak > (1.03 if ratio > 10*limit*_usual_step(f) else 1.15)*start
+    failed = rose and end > 0.6*(f.baseline or start)
     if not (diverged or failed) or ratio < limit*_usual_step(f): return []
     return [dict(value=ratio/_usual_step(f),
                  says=f"The loss rose to {peak:.3g} and is {'not finite' if broke else f'{end:.3g}'} now; a step "
@@ -185,9 +175,10 @@ def rate_too_low(f: Facts, limit: float) -> Found:
     if not f.is_late or not ratios or end is None: return None
     ratio, start = sorted(ratios)[len(ratios)*3//4], f.window(0, 0.05)
     if not 0 < ratio < _usual_step(f)/5 or end < limit*start: return []
+    kind = next(iter(f.setup.get('short_floats', {}).values()), None)
     return [dict(value=ratio, says=f"A step changes weights by {percent(ratio)} of their size, and the loss fell from "
                                    f"{start:.3g} to {end:.3g} only.",
-                 do="Raise the rate; learn.lr_find() suggests one.",
+                 do=_keep_bits(kind) if kind else "Raise the rate; learn.lr_find() suggests one.",
                  certain='sure' if ratio < 2e-5 else 'likely')]
 
 
@@ -226,11 +217,21 @@ def parameter_never_moves(f: Facts, limit: float) -> Found:
              and nm not in (f.setup.get('left_out') or ())]
     if not still: return []
     names = ', '.join(still[:4]) + f' and {len(still) - 4} more'*(len(still) > 4)
+    pushed, kind = any(known(moves[still[0]]['gradient'])), f.setup.get('short_floats', {}).get(still[0])
+    why = f"gradients arrive, but steps are 0{f' or rounded away in {kind}' if kind else ''}" if pushed \
+        else "no gradient arrives"
     return [dict(where=still[0], value=0., since=0, certain='sure',
-                 says=f"{names} {'does' if len(still) == 1 else 'do'} not move: "
-                      + ("their rate is 0." if any(known(moves[still[0]]['gradient'])) else "no gradient arrives."),
-                 do="Use it in forward, give its group a rate, remove a detach(), no_grad() or dead layer behind it, "
-                    "or freeze it with requires_grad_(False).")]
+                 says=f"{names} {'does' if len(still) == 1 else 'do'} not move: {why}.",
+                 do=_keep_bits(kind) if pushed and kind else
+                 "Use it in forward, give its group a rate, remove a detach(), no_grad() or dead layer behind it, "
+                 "or freeze it with requires_grad_(False).")]
+
+
+def _keep_bits(kind: str) -> str:
+    "What to do about steps of less than half of the last bit of weights in this short type."
+    lost, also = (2e-3, "use an optimizer with rounding='stochastic', ") if kind == 'bfloat16' else (2e-4, '')
+    return (f"In {kind} steps below {lost:g} of a weight are lost. Keep weights in float32 and add MixedPrecision(), "
+            f"{also}or raise the rate.")
 
 
 def _steepness(v: dict[str, list]) -> float:
@@ -250,21 +251,14 @@ def parameter_in_no_group(f: Facts, limit: float) -> Found:
 
 @rule('decay on norms', 0.2, 'of themselves is what scales lose in the fit; He et al. 2019, Bag of Tricks')
 def decay_on_norms(f: Facts, limit: float) -> Found:
-    norms, rate, n = f.setup.get('decayed_norms'), _mean_rate(f), len(f.losses)
-    if norms is None or not f.setup.get('has_norms') or rate is None or not f.done: return None
+    norms, n = f.setup.get('decayed_norms'), len(f.losses)
+    if norms is None or not f.setup.get('has_norms') or f.rate is None or not f.done: return None
     name = max(norms, key=norms.get, default='')
-    lost = 1 - math.exp(-rate*norms.get(name, 0.)*n/f.done)
+    lost = 1 - math.exp(-f.rate*norms.get(name, 0.)*n/f.done)
     return [dict(where=name, value=lost, since=0, certain='possible',
                  says=f"Weight decay {norms[name]:g} alone takes {percent(lost)} of the {len(norms)} scales and biases "
                       f"of norms in this fit.",
                  do="Leave norms out of it: no_decay_groups(model, wd).")] if lost >= limit else []
-
-
-def _mean_rate(f: Facts) -> float | None:
-    "The mean learning rate over the batches so far: samples are denser at the start."
-    n, rates = len(f.losses), f.run.get('lr', ())
-    spans = zip(rates, f.batches, [*f.batches[1:], n], strict=True) if rates and None not in rates else ()
-    return sum(rate*(end - start) for rate, start, end in spans)/n if n and spans else None
 
 
 @rule('batch norm differs between modes', 0.05, 'of the loss of a constant prediction; Wu & Johnson 2021')
@@ -279,7 +273,7 @@ def batch_norm_differs(f: Facts, limit: float) -> Found:
     off = {nm: max(median_of(last(v['stretch'], 3)), 5*median_of(last(v['shift'], 3))) for nm, v in norms.items()}
     worst, e = max(off, key=off.get), epochs[-1]
     gap = e['valid'] - e['train']
-    if off[worst] < 1 or e['valid'] < 1.5*e['train'] or gap < limit*(f.baseline or e['train']): return []
+    if off[worst] < 1 or e['valid'] < 1.5*e['train'] or gap < limit*f.scale: return []
     stretch, shift = (median_of(last(norms[worst][nm], 3)) for nm in ('stretch', 'shift'))
     return [dict(where=worst, value=gap, certain='likely',
                  says=f"{worst}: the running statistics that eval mode uses are off those of a batch, the mean by "
