@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from miniai.callbacks.compile import CompileCB
 from miniai.datasets import DataLoaders
-from miniai.inference.facts import data_facts, device_of, model_facts, name_of
+from miniai.inference.facts import data_facts, device_of, model_facts, name_of, step_facts
 from miniai.optim import AdamW
-from small import learner, loaders
+from small import copied, equal, learner, loaders
 
 
 def test_the_data_their_shape_and_the_samples_of_each_class():
@@ -41,6 +42,25 @@ def test_the_model_its_parameters_and_what_trains_it():
 def test_layers_without_a_shape_yet_are_left_out():
     found = model_facts(learner(model=nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 3))))
     assert (found['parameters'], [m['name'] for m in found['modules']]) == (27, ['1'])
+
+
+def test_a_step_takes_what_a_summary_counts_and_changes_nothing():
+    learn = learner(model=nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), opt_func=AdamW, lr=.1)
+    learn.fit(1)
+    before, history = copied(learn.model), list(learn.history)
+    found = step_facts(learn)['step']
+    assert found['mflops']*1e6 == 4*8 + 8*3
+    assert found['memory'] | dict(activations=0) == dict(parameters=67*4, gradients=67*4, optimizer=2*67*4, activations=0)
+    assert found['samples'] == len(next(iter(learn.dls.train))[0])
+    assert equal(before, copied(learn.model))
+    assert learn.history == history
+
+
+def test_a_model_that_cannot_be_counted_or_would_be_compiled_again_has_no_step():
+    class Shy(nn.Linear):
+        def forward(self, x): raise RuntimeError('not now')
+    assert step_facts(learner(model=Shy(4, 3))) == {}
+    assert step_facts(learner(CompileCB())) == {}
 
 
 def test_names_and_devices():

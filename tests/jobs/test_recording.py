@@ -38,7 +38,7 @@ def test_statistics_and_profile_are_recorded_where_asked_for(folder):
 def test_a_run_without_a_batch_leaves_the_model_alone(folder, capsys):
     recording, learn = recorded(folder, epochs=0, profile=True)
     recording.save(learn)
-    assert files(folder.path) == ['model.safetensors']
+    assert files(folder.path) == ['model.json', 'model.safetensors']
     assert capsys.readouterr().out == ''
 
 
@@ -50,6 +50,16 @@ def test_curves_activations_and_profile_are_saved_and_the_profile_is_printed(fol
     assert files(folder.path) == sorted([*pictures, *RECORDS, 'model.safetensors', 'profile.json'])
     assert all(colours(folder.path/name) > 10 for name in pictures)
     assert 'train: 4 batches, ' in capsys.readouterr().out
+
+
+def test_a_run_that_finished_says_what_a_step_takes_and_one_that_fails_does_not_count_it(folder):
+    recording, learn = recorded(folder)
+    assert 'step' not in json.loads((folder.path/'model.json').read_text())
+    try: raise ValueError('oh')
+    except ValueError: recording.save(learn)
+    assert 'step' not in json.loads((folder.path/'model.json').read_text())
+    recording.save(learn)
+    assert json.loads((folder.path/'model.json').read_text())['step']['mflops']*1e6 == 4*8 + 8*3
 
 
 def test_without_statistics_there_is_no_picture_of_activations(folder):

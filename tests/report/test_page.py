@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from miniai.report.page import page, write_report
 from miniai.report.record import read_run
-from recorded import CLASSES, HEALTH, HISTORY, Page, write_run
+from recorded import CLASSES, HEALTH, HISTORY, Page, record, write_run
 
 RECORDS = 'status', 'batches', 'results', 'data', 'model', 'environment', 'health', 'profile'
 
@@ -62,6 +62,16 @@ def test_classes_confusion_time_data_model_and_options_are_those_of_the_run(run)
     assert found.tables['Parts of training'][1:] == [['forward', 3., 250., .75]]
     assert found.tables['Layers with parameters'][1:] == [['0', 'Linear', '8 x 4', 40]]
     assert (found.facts['training samples'], found.facts['batch size'], found.facts['torch']) == (40, 10, '2.10')
+
+
+def test_the_model_says_what_a_step_takes_where_it_was_counted(tmp_path):
+    memory = dict(parameters=1e6, gradients=1e6, optimizer=None, activations=5e5)
+    model = record()['model'] | dict(step=dict(mflops=.75, samples=10, memory=memory))
+    found = shown(write_run(tmp_path/'run', model=model))
+    assert found.facts['multiply-adds per sample'] == .75
+    assert '2.5 MB (parameters 1 MB, gradients 1 MB, activations 0.5 MB)' in found.text.replace('\xa0', ' ')
+    assert 'memory of a step with 10 samples' in found.facts
+    assert 'multiply-adds per sample' not in shown(write_run(tmp_path/'other')).facts
 
 
 def test_verdicts_say_everything_they_know(run, tmp_path):

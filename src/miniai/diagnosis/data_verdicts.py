@@ -32,7 +32,7 @@ def constant_inputs(f: Facts, limit: float) -> Found:
     if not x or x['rows'] < 2: return None
     size = max(abs(x['mean']), x['std'], 1e-12)
     return [dict(value=x['spread']/size, since=0, certain='sure',
-                 says=f"The samples of a batch differ by {percent(x['spread']/size)} of their size only.",
+                 says=f"The samples of a batch differ by only {percent(x['spread']/size)} of their size.",
                  do="Look at a batch (learn.show_image_batch()): the loader or a transform gives the same input again "
                     "and again.")] if x['spread'] < limit*size else []
 
@@ -54,7 +54,7 @@ def repeated_inputs(f: Facts, limit: float) -> Found:
     if not r or not n or r['seen'] < 64: return None
     times = 1 + 2*r['pairs']*n/r['seen']**2
     return [dict(value=times, since=0, certain='likely',
-                 says=f"A sample comes about {times:.0f} times in a pass: {r['pairs']} equal pairs in "
+                 says=f"Each sample appears about {times:.0f} times in a pass: {r['pairs']} equal pairs in "
                       f"{r['seen']} rows.",
                  do="Check the dataset's index and the sampler, and that the data were not joined with themselves."
                  )] if times >= limit and r['pairs'] >= 10 else []
@@ -71,7 +71,7 @@ def validation_data_in_training(f: Facts, limit: float) -> Found:
     return [dict(value=share, certain='sure' if share > 0.2 else 'likely', since=0,
                  says=f"About {percent(share)} of the validation samples are training samples too: {o['shared']} of "
                       f"{o['valid']} that were compared with {o['train']}.",
-                 do="Split again, without samples in both parts: validation figures are too good."
+                 do="Split again, so that no sample is in both parts: the validation figures are too good."
                  )] if share >= limit and o['shared'] >= 3 and share > 3*usual else []
 
 
@@ -86,7 +86,7 @@ def unbalanced_labels(f: Facts, limit: float) -> Found:
     return [dict(value=ratio, since=0, certain='sure',
                  says=f"Class {n.index(max(n))} is {percent(max(n)/sum(n))} of the samples, class {n.index(min(n))} "
                       f"{percent(min(n)/sum(n))}.",
-                 do="Weigh the classes (cross_entropy's weight), sample them equally, and look at figures per class."
+                 do="Weight the classes (cross_entropy's weight), sample them equally, and look at figures per class."
                  )] if ratio >= limit else []
 
 
@@ -98,9 +98,9 @@ def shuffled_labels(f: Facts, limit: float) -> Found:
     above = (k['score'] - k['chance'])/max(error, 1e-9)
     learned = _learned(valid, f.baseline) if valid else (f.window(0.75, 1) or 0) < 0.9*f.baseline
     return [dict(value=above, since=0, certain='likely',
-                 says=f"Samples that are alike have labels as different as any: nearest neighbours are right for "
-                      f"{percent(max(k['score'], 0))}, chance is {percent(k['chance'])}; nor does the model learn "
-                      f"what holds for validation.",
+                 says=f"Similar samples do not have similar labels: nearest neighbours predict "
+                      f"{percent(max(k['score'], 0))}, and chance {percent(k['chance'])}. What the model learns in "
+                      f"training does not help in validation.",
                  do="Check that inputs and labels are in the same order: show a batch with its labels."
                  )] if above < limit and not learned else []
 
@@ -121,7 +121,7 @@ def overfitting(f: Facts, limit: float) -> Found:
     diverged, rise = end['train'] > max(best['train'], 0.1*unit), end['valid']/max(best['valid'], 1e-12)
     return [dict(value=rise, since=best['batch'], certain='sure' if rise > 1.5 else 'likely',
                  says=f"The validation loss was {best['valid']:.3g} after epoch {best['epoch'] + 1} and is "
-                      f"{end['valid']:.3g} now; that of training is {end['train']:.3g}.",
+                      f"{end['valid']:.3g} now; the training loss is {end['train']:.3g}.",
                  do="Use more data or augmentation, weight decay, dropout, a smaller model, or stop there "
                     "(EarlyStoppingCB).")] if (rises or knows_all) and not diverged else []
 
@@ -136,8 +136,8 @@ def underfitting(f: Facts, limit: float) -> Found:
                  says=f"The training loss hardly falls any more and is {end:.3g}; at best the loss is "
                       f"{percent(max(explained, 0.))} below that of a constant prediction, and nearest neighbours "
                       f"among {k['rows']} samples are right for {percent(k['score'])}.",
-                 do="Use a wider or deeper model, less decay, dropout and augmentation, or another rate."
-                 )] if stands and k['score'] > explained + limit and end < 0.97*f.baseline else []
+                 do="Use a wider or deeper model, less weight decay, dropout and augmentation, or a different "
+                    "learning rate.")] if stands and k['score'] > explained + limit and end < 0.97*f.baseline else []
 
 
 @rule('slow data loading', 0.5, 'of the time of training is waiting for data')
@@ -146,6 +146,6 @@ def slow_data_loading(f: Facts, limit: float) -> Found:
     if n < 10 or not worked: return None
     share, each = waited/(waited + worked), waited/n
     return [dict(value=share, certain='sure' if share > 0.7 else 'likely',
-                 says=f"{percent(share)} of the time is waiting for data, {1000*each:.0f} ms a batch.",
+                 says=f"{percent(share)} of the time is spent waiting for data, {1000*each:.0f} ms per batch.",
                  do="Use num_workers, a MemoryLoader, smaller files, or transforms on the device."
                  )] if share > limit and each > 2e-3 else []

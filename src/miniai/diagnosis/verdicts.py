@@ -115,7 +115,7 @@ def wrong_initial_loss(f: Facts, limit: float) -> Found:
         if task == 'numbers' else 'ln 2 = 0.69'
     most = 2*limit*usual if task == 'numbers' else limit*usual + 0.5
     return [dict(value=start, since=0, certain='sure' if start > 3*limit*usual else 'likely',
-                 says=f"The first loss is {start:.3g}; knowing nothing gives {what}.",
+                 says=f"The first loss is {start:.3g}; guessing gives {what}.",
                  do="Make the last layer's initial weights smaller, and its bias the mean of the targets; or normalise "
                     "inputs and targets.")] if start > most else []
 
@@ -127,8 +127,8 @@ def stuck_at_chance(f: Facts, limit: float) -> Found:
     if end is None or min(end, _best_window(f)) < limit*f.baseline or _learns(f): return []
     return [dict(value=end, since=0, certain='sure' if len(f.losses) > 200 else 'likely',
                  says=f"The training loss is {end:.3g}; predicting the same for all inputs gives {f.baseline:.3g}.",
-                 do="Check that labels belong to inputs, that gradients reach all layers, and the rate: "
-                    "learn.lr_find() and fitting one batch (learn.check()) tell.")]
+                 do="Check that the labels belong to the inputs, that gradients reach all layers, and that the rate is "
+                    "right: learn.check() and learn.lr_find() help.")]
 
 
 def _best_window(f: Facts) -> float:
@@ -176,8 +176,8 @@ def rate_too_low(f: Facts, limit: float) -> Found:
     ratio, start = sorted(ratios)[len(ratios)*3//4], f.window(0, 0.05)
     if not 0 < ratio < _usual_step(f)/5 or end < limit*start: return []
     kind = next(iter(f.setup.get('short_floats', {}).values()), None)
-    return [dict(value=ratio, says=f"A step changes weights by {percent(ratio)} of their size, and the loss fell from "
-                                   f"{start:.3g} to {end:.3g} only.",
+    return [dict(value=ratio, says=f"A step changes weights by only {percent(ratio)} of their size, and the loss went "
+                                   f"from {start:.3g} to {end:.3g}.",
                  do=_keep_bits(kind) if kind else "Raise the rate; learn.lr_find() suggests one.",
                  certain='sure' if ratio < 2e-5 else 'likely')]
 
@@ -244,7 +244,7 @@ def parameter_in_no_group(f: Facts, limit: float) -> Found:
     if left_out is None: return None
     names = ', '.join(left_out[:4]) + f' and {len(left_out) - 4} more'*(len(left_out) > 4)
     return [dict(where=left_out[0], value=float(len(left_out)), since=0, certain='sure',
-                 says=f"The optimizer does not have {names}.",
+                 says=f"The optimizer was not given {names}.",
                  do="Give it all of model.parameters(), or freeze these with requires_grad_(False)."
                  )] if left_out else []
 
@@ -256,9 +256,9 @@ def decay_on_norms(f: Facts, limit: float) -> Found:
     name = max(norms, key=norms.get, default='')
     lost = 1 - math.exp(-f.rate*norms.get(name, 0.)*n/f.done)
     return [dict(where=name, value=lost, since=0, certain='possible',
-                 says=f"Weight decay {norms[name]:g} alone takes {percent(lost)} of the {len(norms)} scales and biases "
-                      f"of norms in this fit.",
-                 do="Leave norms out of it: no_decay_groups(model, wd).")] if lost >= limit else []
+                 says=f"Weight decay of {norms[name]:g} alone shrinks the {len(norms)} scales and biases of norms by "
+                      f"{percent(lost)} in this fit.",
+                 do="Exclude norms from weight decay: no_decay_groups(model, wd).")] if lost >= limit else []
 
 
 @rule('batch norm differs between modes', 0.05, 'of the loss of a constant prediction; Wu & Johnson 2021')
@@ -276,10 +276,10 @@ def batch_norm_differs(f: Facts, limit: float) -> Found:
     if off[worst] < 1 or e['valid'] < 1.5*e['train'] or gap < limit*f.scale: return []
     stretch, shift = (median_of(last(norms[worst][nm], 3)) for nm in ('stretch', 'shift'))
     return [dict(where=worst, value=gap, certain='likely',
-                 says=f"{worst}: the running statistics that eval mode uses are off those of a batch, the mean by "
-                      f"{shift:.2g} deviations and the variance {math.exp(stretch):.1f} times; the loss is "
-                      f"{e['train']:.3g} in training and {e['valid']:.3g} in validation.",
-                 do="Use momentum=0.1, train for more batches, or take the same data and transforms in both modes.")]
+                 says=f"{worst}: the running statistics that eval mode uses differ from those of a batch, the mean by "
+                      f"{shift:.2g} standard deviations, the variance by a factor of {math.exp(stretch):.1f}; the loss "
+                      f"is {e['train']:.3g} in training and {e['valid']:.3g} in validation.",
+                 do="Use momentum=0.1, train for more batches, or use the same data and transforms in both modes.")]
 
 
 @rule('batch too small for batch norm', 8., 'samples; Wu & He 2018, Group Normalization')
@@ -288,5 +288,5 @@ def batch_too_small(f: Facts, limit: float) -> Found:
     if not names or not sizes: return None
     n = median_of(sizes)
     return [dict(where=names[0], value=n, since=0, certain='likely',
-                 says=f"{len(names)} batch norm(s) compute statistics of {n:.0f} samples.",
+                 says=f"BatchNorm computes statistics from only {n:.0f} samples, in {len(names)} of the layers.",
                  do="Use larger batches, or GroupNorm.")] if n < limit else []

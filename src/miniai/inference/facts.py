@@ -1,4 +1,5 @@
 "What a report says about the data and the model of a Learner, as plain values."
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,10 +8,13 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from miniai.callbacks.compile import CompileCB
 from miniai.data.memory import MemoryLoader
+from miniai.diagnosis.summary import summary
+from miniai.distributed.ranks import world
 from miniai.distributed.wrap import class_of
 
-__all__ = ['data_facts', 'device_of', 'model_facts', 'name_of']
+__all__ = ['data_facts', 'device_of', 'model_facts', 'name_of', 'step_facts']
 
 MOST_MODULES = 400
 
@@ -61,6 +65,17 @@ def _module(name: str, m: nn.Module) -> dict[str, Any] | None:
     own = [p for p in m.parameters(recurse=False) if not is_lazy(p)]
     if not own: return None
     return dict(name=name, type=class_of(m).__name__, shape=list(own[0].shape), parameters=sum(p.numel() for p in own))
+
+
+def step_facts(learn: Any) -> dict[str, Any]:
+    """What one training step takes, from `summary`: million multiply-adds per sample, and bytes of memory for a batch.
+    Nothing for models that cannot be counted, for several processes, as all would have to ask, and for compiled
+    models, which would be compiled again."""
+    if world() > 1 or any(isinstance(cb, CompileCB) for cb in learn.cbs): return {}
+    try:
+        with warnings.catch_warnings(action='ignore'): found = summary(learn)
+    except Exception: return {}
+    return dict(step=dict(mflops=found.mflops, samples=found.batch_size, memory=found.memory))
 
 
 def device_of(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from miniai.diagnosis.health import HealthCB
 from miniai.diagnosis.profile import ProfileCB
 from miniai.distributed.ranks import is_first, world
 from miniai.environment import machine_facts
-from miniai.inference.facts import data_facts, device_of, model_facts, name_of
+from miniai.inference.facts import data_facts, device_of, model_facts, name_of, step_facts
 from miniai.inference.validated import ValidatedCB
 from miniai.report.batches import thinned
 from miniai.report.page import REPORT_FILE, write_report
@@ -45,7 +45,8 @@ _UNASKED = dict(kind=None, why='Nothing was predicted: the report was written wi
 
 def _record(learn: Any, results: bool) -> dict[str, str]:
     "The files of a run's record, by name."
-    found = dict(status=_status(learn), batches=_batches(learn), data=data_facts(learn.dls), model=model_facts(learn),
+    found = dict(status=_status(learn), batches=_batches(learn), data=data_facts(learn.dls),
+                 model=model_facts(learn) | (step_facts(learn) if results else {}),
                  environment=machine_facts(device_of(learn.model)) | dict(processes=world()),
                  results=_results(learn) if results and learn.history else _UNASKED,
                  profile=next((cb.rows for cb in learn.cbs if isinstance(cb, ProfileCB)), None),

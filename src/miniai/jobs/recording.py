@@ -9,6 +9,7 @@ from miniai.activations import ActivationStats, get_hist
 from miniai.diagnosis.health import HealthCB
 from miniai.diagnosis.profile import ProfileCB
 from miniai.events import Callback
+from miniai.inference.facts import model_facts, step_facts
 from miniai.inference.model_file import MODEL_FILE
 from miniai.inference.validated import ValidatedCB
 from miniai.jobs.records import RecordsCB, ReportCB
@@ -46,6 +47,7 @@ class Recording:
             if ends_by is None: raise
             warnings.warn(str(e), stacklevel=2)
         finally: self._save_pictures(learn)
+        if ends_by is None: self.records.write('model', lambda: model_facts(learn) | step_facts(learn))
 
     def _save_pictures(self, learn: Any) -> None:
         if self.progress.losses:

@@ -169,13 +169,27 @@ def _model(run: Run) -> Section:
     m = run.model
     if not m: return Section('model', 'Model', [text('Nothing was recorded about the model.')])
     blocks = [facts({'network': m.get('name'), 'class': m.get('class'), 'parameters': m.get('parameters'),
-                     'of them trained': m.get('trained'), 'optimizer': m.get('optimizer'), 'loss': m.get('loss')})]
+                     'of them trained': m.get('trained'), 'optimizer': m.get('optimizer'), 'loss': m.get('loss'),
+                     **_step(m.get('step') or {})})]
     if rows := m.get('modules'):
         cells = [[r['name'] or '(the model)', r['type'], ' x '.join(map(str, r['shape'])), number(r['parameters'])]
                  for r in rows]
         folded = f'All {len(rows)} layers with parameters' if len(rows) > 16 else ''
         blocks.append(table('Layers with parameters', ['name', 'layer', 'weight', 'parameters'], cells, folded))
     return Section('model', 'Model', blocks)
+
+
+def _step(step: dict[str, Any]) -> dict[str, Any]:
+    "What one training step takes, as facts."
+    parts = {nm: n for nm, n in (step.get('memory') or {}).items() if n is not None}
+    memory = ', '.join(f'{nm} {_megabytes(n).text}' for nm, n in parts.items())
+    mflops = step.get('mflops')
+    return {'multiply-adds per sample': None if mflops is None else number(mflops, unit='million'),
+            f"memory of a step with {step.get('samples')} samples": Cell(
+                f'{_megabytes(sum(parts.values())).text} ({memory})') if parts else None}
+
+
+def _megabytes(n: float) -> Cell: return number(n/1e6, 3, unit='MB')
 
 
 def _configuration(run: Run) -> Section:
