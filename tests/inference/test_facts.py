@@ -8,6 +8,7 @@ from torch import nn
 from miniai.callbacks.compile import CompileCB
 from miniai.datasets import DataLoaders
 from miniai.inference.facts import data_facts, device_of, model_facts, name_of, step_facts
+from miniai.learner import MetricsCB, ProgressCB
 from miniai.optim import AdamW
 from small import copied, equal, learner, loaders
 
@@ -50,10 +51,21 @@ def test_a_step_takes_what_a_summary_counts_and_changes_nothing():
     before, history = copied(learn.model), list(learn.history)
     found = step_facts(learn)['step']
     assert found['mflops']*1e6 == 4*8 + 8*3
-    assert found['memory'] | dict(activations=0) == dict(parameters=67*4, gradients=67*4, optimizer=2*67*4, activations=0)
+    n = 67*4  # bytes of all parameters
+    assert found['memory'] | dict(activations=0) == dict(parameters=n, gradients=n, optimizer=2*n, activations=0)
     assert found['samples'] == len(next(iter(learn.dls.train))[0])
     assert equal(before, copied(learn.model))
     assert learn.history == history
+
+
+def test_counting_a_step_shows_no_bar(capsys):
+    learn = learner([MetricsCB(), ProgressCB()])
+    learn.fit(1)
+    capsys.readouterr()
+    cbs = list(learn.cbs)
+    assert step_facts(learn)['step']['samples']
+    assert capsys.readouterr() == ('', '')
+    assert list(learn.cbs) == cbs
 
 
 def test_a_model_that_cannot_be_counted_or_would_be_compiled_again_has_no_step():

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from miniai.callbacks.compile import CompileCB
+from miniai.callbacks.progress import ProgressCB
 from miniai.data.memory import MemoryLoader
 from miniai.diagnosis.summary import summary
 from miniai.distributed.ranks import world
@@ -72,9 +73,11 @@ def step_facts(learn: Any) -> dict[str, Any]:
     Nothing for models that cannot be counted, for several processes, as all would have to ask, and for compiled
     models, which would be compiled again."""
     if world() > 1 or any(isinstance(cb, CompileCB) for cb in learn.cbs): return {}
+    cbs, learn.cbs = learn.cbs, [cb for cb in learn.cbs if not isinstance(cb, ProgressCB)]  # no bar for this batch
     try:
         with warnings.catch_warnings(action='ignore'): found = summary(learn)
     except Exception: return {}
+    finally: learn.cbs = cbs
     return dict(step=dict(mflops=found.mflops, samples=found.batch_size, memory=found.memory))
 
 
