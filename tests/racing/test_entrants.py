@@ -1,5 +1,6 @@
 "Rules are found by name, in files and as functions; their configurations are one Sobol sequence in their own spaces."
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +43,13 @@ def test_all_rules_try_the_same_points_of_their_spaces_and_more_trials_begin_wit
     for n in (1, 3, 8): assert configurations(dict(lr=(1e-4, 1e-2), wd=(1e-3, 1e-1)), n) == a[:n]
     wider = configurations(dict(lr=(1e-4, 1e-2), wd=(1e-3, 1e-1), eps=[1, 2]), 8)
     assert [c['lr'] for c in wider] == [c['lr'] for c in a]
+
+
+def test_prodigy_finds_the_rate_of_a_task_itself_and_others_get_its_factor():
+    task = replace(races.tiny(), lr_factor=4.)
+    for name, factor in (('prodigy', 1), ('adamw', 4), ('sgd', 4)):
+        space = find_entrant(name).space
+        assert find_entrant(name).space_on(task) == dict(space, lr=tuple(factor*lr for lr in space['lr']))
 
 
 def test_configurations_fill_the_space_evenly_on_a_log_scale():

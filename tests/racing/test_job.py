@@ -1,6 +1,7 @@
 "The command: a race, its plan, and its verdict from race.json."
 import pytest
 
+from miniai.cli import main
 from miniai.cli.arguments import parse
 from miniai.jobs.config import ConfigError
 from miniai.racing.job import RaceConfig, run_race
@@ -45,6 +46,13 @@ def test_a_plan_runs_nothing(tmp_path, capsys, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+def test_what_a_task_raises_is_a_failure_and_no_invalid_option(tmp_path, capsys):
+    arguments = ['races:descent', '--task', 'races:fails', '--trials', '1', '--seeds', '2', '--out', str(tmp_path)]
+    with pytest.raises(SystemExit, match='1'): main(['race', *arguments])
+    assert 'miniai: error: the task tiny fails before training: ' in capsys.readouterr().err
+
+
 def test_an_invalid_option_is_an_error_of_the_options():
     with pytest.raises(ConfigError, match='a race needs a rule'): run_race(RaceConfig())
+    with pytest.raises(ConfigError, match='without arguments'): run_race(RaceConfig(rules=('lion',), task='races:data'))
     with pytest.raises(ConfigError, match='a duration such as'): run_race(RaceConfig(rules=('lion',), budget='soon'))

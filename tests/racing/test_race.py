@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 import miniai
 import races
+from miniai.racing import budget
 from miniai.racing import race as module
 from miniai.racing.answer import Answer
 from miniai.racing.race import plan_race, race
@@ -98,15 +101,17 @@ def test_two_processes_one_of_them_killed_make_the_same_table_together(whole, tm
 
 
 def test_rules_that_raise_give_nan_or_need_a_huge_rate_are_counted_and_the_race_ends(tmp_path):
-    answer = run(races.raises, races.nan, needs_1000, out=tmp_path, trials=3)
+    answer = run(races.raises, races.nan, races.FailsLater, needs_1000, out=tmp_path, trials=3)
     text = str(answer)
     assert 'raises: 6 of 6 runs of tuning and 6 of the comparison failed' in text
     assert 'RuntimeError: this rule is broken' in text
     assert 'nan: 6 of 6 runs of tuning and 6 of the comparison failed' in text
+    assert 'FailsLater: 3 of 6 runs of tuning and 3 of the comparison failed' in text  # the short ones have 4 steps
+    assert 'ValueError: not at step 5' in text
     assert re.search(r'needs_1000: the best lr is the highest that was tried on tiny at 4 steps, tiny at 16', text)
     worst = max(answer.figures['tiny', 16].values())
     assert answer.figures['tiny', 16]['raises'] == answer.figures['tiny', 16]['nan'] == worst
-    assert answer.ranks['nesterov'][0] == 1
+    assert min(answer.ranks, key=answer.ranks.get) == 'nesterov'
 
 
 def test_a_rule_against_itself_is_never_told_apart_and_its_runs_are_shared(tmp_path):
@@ -143,6 +148,56 @@ def test_without_jinja2_the_race_ends_and_one_line_says_what_to_install(tmp_path
     assert told[-1] == "race.html was not written: the report needs Jinja2: pip install 'miniai-torch[report]'"
     assert (tmp_path/'race.md').is_file()
     assert not (tmp_path/'race.html').exists()
+
+
+@pytest.fixture
+def budgeted(monkeypatch, tmp_path):
+    "Runs a race of 40 seconds whose runs claim to take half a second each; it stops before run `stop`."
+    real = module.run_trial
+    def race(stop=None, wall=.5, **options):
+        done = []
+        def timed(*args, **kwargs):
+            if len(done) == stop: raise KeyboardInterrupt
+            done.append(args)
+            return real(*args, **kwargs) | dict(wall_seconds=wall)
+        for m in (module, budget): monkeypatch.setattr(m, 'run_trial', timed)
+        return run(descent, out=tmp_path, trials=None, seeds=None, budget='40s', **options)
+    return race
+
+
+def test_a_race_with_a_budget_has_the_seeds_that_its_recorded_seconds_leave(tmp_path, budgeted):
+    "However often it is interrupted, and however quick its last runs are."
+    for stop, wall in ((10, .5), (10, .7)):
+        with pytest.raises(KeyboardInterrupt): budgeted(stop, wall)
+    answer = budgeted(None, .6)
+    plan, p, walls = json.loads((tmp_path/'plan.json').read_text()), answer.record['protocol'], {}
+    for r in answer.record['runs']:
+        if r['tunes']: walls.setdefault((r['rule'], r['steps']), []).append(r['result']['wall_seconds'])
+    assert {w for found in walls.values() for w in found} == {.5, .6, .7}
+    left = .92*40 - plan['measuring_seconds'] - sum(map(sum, walls.values()))
+    assert p['seeds'] == max(4, int(left/sum(map(median, walls.values()))))
+    assert p['trials'] == plan['protocol']['trials'] >= 4
+    before = finished(tmp_path)
+    assert budgeted(None, 9.).table() == answer.table()
+    assert finished(tmp_path) == before
+
+
+def test_a_race_says_its_plan_and_that_it_is_at_its_end(budgeted):
+    said = []
+    budgeted(tell=said.append)
+    assert any('follows from how long tuning takes' in text for text in said[:2])
+    assert re.fullmatch(r'comparison: (\d+) of \1 runs', said[-1])
+
+
+def test_rates_are_multiplied_by_the_factor_of_a_task_but_for_declared_ones(tmp_path):
+    options = dict(baselines=['nesterov'], trials=4, seeds=2, lengths=[1.])
+    plain, times_10 = (run(descent, **options, out=tmp_path/nm, tasks=[replace(races.tiny(), lr_factor=factor)])
+                       for nm, factor in (('a', 1.), ('b', 10.)))
+    def rates(answer, rule):
+        return [r['config']['lr'] for r in answer.record['runs'] if r['tunes'] and r['rule'] == rule]
+    assert rates(times_10, 'nesterov') == pytest.approx([10*lr for lr in rates(plain, 'nesterov')], rel=1e-3)
+    assert rates(times_10, 'descent') == rates(plain, 'descent')
+    assert times_10.record['tasks']['tiny']['lr_factor'] == 10
 
 
 def test_the_public_name_is_the_function(): assert miniai.race is race

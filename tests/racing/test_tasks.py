@@ -1,10 +1,13 @@
 "Tasks: parts that share no row, whose order depends on the seed alone, and the code that names them."
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 import races
 from miniai.racing.ladder import TASKS
-from miniai.racing.tasks import code_of, error_rate, parts_of
+from miniai.racing.tasks import error_rate, parts_of, task_digest
 
 
 def rows(dl): return [r for x, _ in dl for r in x[:, 0].tolist()]
@@ -35,9 +38,15 @@ def test_shares_that_leave_a_part_empty_or_missing_are_an_error(shares):
     with pytest.raises(ValueError, match='shares must be'): parts_of(x, x, shares, 4, 0)
 
 
-def test_the_code_of_a_task_is_its_file_and_those_of_the_library_have_none():
-    assert {code_of(task) for task in TASKS.values()} == {''}
-    assert len(code_of(races.tiny())) == 16
+def test_a_task_is_named_by_the_code_of_all_its_functions_and_of_what_they_are_given():
+    assert len({task_digest(task) for task in TASKS.values()}) > 4
+    def other(x): return x + 1
+    tiny = races.tiny()
+    changed = [replace(tiny, **{nm: other}) for nm in ('model', 'dls', 'loss', 'figure')]
+    given = [replace(tiny, model=partial(map, f)) for f in (other, races.nan)]
+    digests = [task_digest(task) for task in (tiny, *changed, *given)]
+    assert len({*digests}) == len(digests)
+    assert task_digest(races.tiny()) == digests[0]
 
 
 def test_the_error_rate_is_the_share_of_wrong_classes():

@@ -1,5 +1,6 @@
 "A trial is a function of what it is: weights and batches of a seed are the same for all rules, and failures are data."
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 import races
 from miniai.optim import SGD
 from miniai.racing.entrants import find_entrant
+from miniai.racing.tasks import TaskError
 from miniai.racing.trial import run_trial
 
 TINY = races.tiny()
@@ -69,8 +71,9 @@ def test_state_bytes_are_those_of_the_optimizer():
     assert trial(races.descent)['state_bytes'] == 0
 
 
-@pytest.mark.parametrize(('rule', 'lr', 'said'), [(races.raises, .1, 'RuntimeError: this rule is broken'),
-                                                  (races.nan, .1, 'diverged'), (races.descent, 1e30, 'diverged')])
+@pytest.mark.parametrize(('rule', 'lr', 'said'), [
+    (races.raises, .1, 'RuntimeError: this rule is broken'), (races.nan, .1, 'diverged'),
+    (races.FailsLater, .1, 'ValueError: not at step 5'), (races.descent, 1e30, 'diverged')])
 def test_a_failure_is_said_and_there_is_no_final_figure(rule, lr, said):
     out = trial(rule, lr)
     assert out['final'] is None
@@ -88,6 +91,13 @@ def test_torchs_optimizers_race_too():
     assert trial(torch.optim.SGD, wd=.01)['final'] == pytest.approx(ours, rel=1e-3)
 
 
-def test_an_error_of_the_task_is_not_blamed_on_the_rule():
-    broken = races.Task('broken', races.model, lambda seed: 1/0, F.mse_loss, 4)
-    with pytest.raises(ZeroDivisionError): run_trial(broken, find_entrant('adamw'), dict(lr=.1), 0, 4, True)
+@pytest.mark.parametrize('part', ['model', 'dls', 'loss', 'figure'])
+def test_an_error_of_the_task_is_not_blamed_on_the_rule(part):
+    broken = replace(TINY, **{part: lambda *args: 1/0})
+    with pytest.raises(TaskError, match='the task tiny fails before training: ZeroDivisionError'):
+        run_trial(broken, find_entrant('adamw'), dict(lr=.1), 0, 4, True)
+
+
+def test_the_seconds_of_a_whole_trial_are_more_than_those_of_training():
+    out = trial(races.descent)
+    assert 0 < out['seconds'] < out['wall_seconds'] < 60

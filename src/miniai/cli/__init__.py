@@ -30,6 +30,7 @@ from miniai.jobs.script import ScriptConfig, write_script
 from miniai.jobs.train import train
 from miniai.jobs.use import EvaluateConfig, ExportConfig, PredictConfig, evaluate_run, export_run, predict_run
 from miniai.racing.job import RaceConfig, run_race
+from miniai.racing.tasks import TaskError
 from miniai.resume.prove import ProofError
 from miniai.resume.restore import ResumeError
 
@@ -42,7 +43,7 @@ JOBS = {TrainConfig: train, LRFindConfig: lr_find_job, ProveConfig: prove_resume
 # Their ValueErrors are about what the user gave:
 USES = (EvaluateConfig, PredictConfig, ExportConfig, ScriptConfig, ReportConfig)
 FAILURES = (NonFiniteLossError, DataError, PictureError, TableError, ResumeError, CheckpointError, FolderInUseError,
-            ProofError, ExportError, ModelFileError, OSError, ImportError)
+            ProofError, ExportError, ModelFileError, TaskError, OSError, ImportError)
 
 
 def main(args: Sequence[str] | None = None) -> None:

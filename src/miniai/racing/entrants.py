@@ -13,12 +13,15 @@ from miniai.jobs.registry import OPTIMIZERS
 from miniai.models.by_name import function_at
 from miniai.optim.optimizer import RuleOptimizer, optimizer
 from miniai.optim.spec import REQUIRED
+from miniai.racing.code import code_of, imported_files
+from miniai.racing.tasks import Task
 
 __all__ = ['BASELINES', 'Entrant', 'Space', 'configurations', 'find_entrant']
 
 BASELINES = 'adamw', 'nesterov', 'muon'
 DECAYS = 1e-4, 0.3    # the space of the weight decay, for every rule that declares none
 RATES  = 1e-4, 1.     # of the learning rate, for a rule that is not in the registry and declares none
+OWN_RATE = ('prodigy',)  # they find the rate that a task needs, and lr multiplies it
 MOST = 16             # hyperparameters in a space: the dimensions of the Sobol sequence
 
 Space = Mapping[str, Any]
@@ -27,12 +30,19 @@ Space = Mapping[str, Any]
 @dataclass(frozen=True)
 class Entrant:
     """A rule in a race: `build(params, lr, **hypers)` makes its optimizer. `space` maps hyperparameters to a pair
-    (low, high), searched on a log scale; to a list of values; or to one fixed value. `code` is its source text, or the
-    name of a rule of the library."""
+    (low, high), searched on a log scale; to a list of values; or to one fixed value. `code` is its source text, with
+    the user's modules that it imports, or the name of a rule of the library. `by_task`: its rates are multiplied by the
+    `lr_factor` of a task."""
     name: str
     build: Callable[..., Any]
     space: Space
     code: str
+    by_task: bool = False
+
+    def space_on(self, task: Task) -> Space:
+        "The space on a task."
+        if not self.by_task: return self.space
+        return dict(self.space) | dict(lr=tuple(lr*task.lr_factor for lr in self.space['lr']))
 
     @property
     def digest(self) -> str:
@@ -49,19 +59,24 @@ def find_entrant(given: Any) -> Entrant:
     if equals and not label: raise ValueError(f"{given!r} has no label before '='")
     if name in OPTIMIZERS:
         low, high = (OPTIMIZERS[name].lrs['warmup-cosine']*factor for factor in (1/30, 3))
-        return Entrant(label or name, OPTIMIZERS[name].build, dict(lr=(low, high), wd=DECAYS), name)
+        return Entrant(label or name, OPTIMIZERS[name].build, dict(lr=(low, high), wd=DECAYS), name,
+                       by_task=name not in OWN_RATE)
     if ':' not in name: raise ValueError(f"unknown rule {name!r}: choose from {', '.join(OPTIMIZERS)}, or give "
                                          f"FILE.py:rule or module:rule")
     return _entrant(label or name.rpartition(':')[2], _load(name))
 
 
 def _load(name: str) -> Any:
-    "The object at 'FILE.py:rule' or 'module:rule'."
+    "The object at 'FILE.py:rule' or 'module:rule'. A file is read again at each call, with what it imports beside it."
     file, _, rule = name.rpartition(':')
     if not file.endswith('.py'): return function_at(name)
-    if not Path(file).is_file(): raise ValueError(f"no file {file}, which should hold the rule {rule}")
-    unique = hashlib.sha256(str(Path(file).resolve()).encode()).hexdigest()[:8]
-    spec = importlib.util.spec_from_file_location(f'{Path(file).stem}_{unique}', file)
+    path = Path(file).resolve()
+    if not path.is_file(): raise ValueError(f"no file {file}, which should hold the rule {rule}")
+    if str(path.parent) not in sys.path: sys.path.append(str(path.parent))  # as `python FILE.py` does
+    beside = {str(f) for f in imported_files(path)}
+    for nm in [nm for nm, m in sys.modules.items() if getattr(m, '__file__', None) in beside]: del sys.modules[nm]
+    unique = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f'{path.stem}_{unique}', path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try: spec.loader.exec_module(module)
     except Exception as e: raise ValueError(f"cannot import {file}: {type(e).__name__}: {e}") from e
@@ -77,17 +92,7 @@ def _entrant(name: str, rule: Any) -> Entrant:
     build = optimizer(rule) if is_rule else rule
     if isinstance(build, type) and issubclass(build, RuleOptimizer): _check_hypers(name, build, space)
     if isinstance(build, type) and not hasattr(build, 'spec'): build = partial(_torch_names, build)
-    return Entrant(name, build, space, _code(rule, name))
-
-
-def _code(rule: Any, name: str) -> str:
-    "The file that holds a rule, as text, as functions that it calls count too; without a file its own code."
-    try: return f'{getattr(rule, "__qualname__", name)}\n{Path(inspect.getsourcefile(rule)).read_text("utf-8")}'
-    except (TypeError, OSError): pass
-    try: return inspect.getsource(rule)
-    except (TypeError, OSError): pass
-    code = getattr(rule, '__code__', None)  # of a function that was not in a file
-    return f'{getattr(rule, "__qualname__", name)} {code and (code.co_code.hex(), code.co_names, code.co_consts)}'
+    return Entrant(name, build, space, code_of(rule, name))
 
 
 def _torch_names(build: Callable[..., Any], params: Any, lr: float, wd: float = 0., **hypers: Any) -> Any:

@@ -1,5 +1,6 @@
 "The job that races rules, or gives the verdict of a race that is over."
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +64,8 @@ def _run(config: RaceConfig) -> None:
     options: dict[str, Any] = dict(tasks=column_names(config.task), baselines=column_names(config.baselines),
                                    seed=config.seed, trials=config.trials, seeds=config.seeds, budget=config.budget,
                                    compare=config.compare)
-    if config.plan: print(plan_race(*config.rules, **options))
+    tell = partial(print, flush=True)
+    if config.plan: print(plan_race(*config.rules, **options, tell=tell))
     else:
-        print(race(*config.rules, **options, out=config.out, tell=lambda text: print(text, flush=True)))
+        print(race(*config.rules, **options, out=config.out, tell=tell))
         print(f'race: {config.out}/race.html, race.md and race.json')

@@ -1,22 +1,16 @@
-"The plan of a race: what is run, how long it takes on this machine, what it can detect, and what fits a budget."
+"The plan of a race: what is run, what it can detect, and durations in words."
 import math
 import re
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import count
-from typing import Any
+from typing import Any, Self
 
-from miniai.racing.entrants import Entrant, configurations
 from miniai.racing.tasks import Task
-from miniai.racing.trial import POINTS, run_trial
 from miniai.racing.verdict import COMPARE, detectable, pairs_of
 
-__all__ = ['Protocol', 'chosen', 'measured', 'plan_text', 'seconds_in', 'seconds_of', 'words_of']
+__all__ = ['MOST', 'Protocol', 'plan_text', 'seconds_in', 'words_of']
 
-LEAST, MOST = 4, 900  # trials and seeds of a race that is chosen by its budget
-MARGIN = 0.9          # of a budget is planned for: machines are slower at times
-Times = Mapping[tuple[str, str], tuple[float, float]]  # by task and rule: seconds of a run, and of each step
+MOST = 900  # seeds
 
 
 @dataclass(frozen=True)
@@ -75,54 +69,22 @@ class Protocol:
         "As JSON has it."
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
-
-def measured(tasks: Sequence[Task], entrants: Sequence[Entrant]) -> dict[tuple[str, str], tuple[float, float]]:
-    "Seconds that a run takes whatever its length, and those of each step, from three short runs of each rule."
-    times = {}
-    for task in tasks:
-        for entrant in entrants:
-            config, taken = configurations(entrant.space, 1)[0], []
-            for steps in (1, POINTS, 5*POINTS):  # the first compiles; the others validate equally often
-                started = time.perf_counter()
-                run_trial(task, entrant, config, 0, steps, tunes=False)
-                taken.append(time.perf_counter() - started)
-            step = max(0., taken[2] - taken[1])/(4*POINTS)
-            times[task.name, entrant.name] = max(0., taken[1] - POINTS*step), step
-    return times
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Self:
+        "The protocol that `as_dict` gave."
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
-def seconds_of(protocol: Protocol, tasks: Mapping[str, Task], times: Times) -> float:
-    "The estimated duration of a race in one process."
-    return sum((protocol.trials + protocol.seeds)*(times[nm, rule][0] + steps*times[nm, rule][1])
-               for nm in protocol.tasks for rule in protocol.rules for steps in protocol.steps(tasks[nm]))
-
-
-def chosen(budget: float, facts: dict[str, Any], tasks: Mapping[str, Task], times: Times) -> Protocol:
-    """The largest race that fits into `budget` seconds: all tasks, or without the slowest if not even a small race on
-    all fits; then as many trials as seeds, and seeds for what is left. ValueError if nothing fits."""
-    def made(k: int, trials: int, seeds: int) -> Protocol:
-        return Protocol(**facts, tasks=tuple(nm for nm in tasks if nm in quickest[:k]), trials=trials, seeds=seeds)
-    def fits(*sizes: int) -> bool: return seconds_of(made(*sizes), tasks, times) <= MARGIN*budget
-    def alone(nm: str) -> float: return seconds_of(Protocol(**facts, tasks=(nm,), trials=1, seeds=2), tasks, times)
-    quickest = sorted(tasks, key=alone)
-    k = next((k for k in range(len(tasks), 0, -1) if fits(k, LEAST, LEAST)), None)
-    if k is None: raise ValueError(
-        f"a budget of {words_of(budget)} is too small: {LEAST} trials and {LEAST} seeds on {quickest[0]} alone take "
-        f"about {words_of(seconds_of(made(1, LEAST, LEAST), tasks, times))}")
-    trials = next(n for n in count(LEAST) if n == MOST or not fits(k, n + 1, n + 1))
-    seeds = next(n for n in count(trials) if n == MOST or not fits(k, trials, n + 1))
-    return made(k, trials, seeds)
-
-
-def plan_text(protocol: Protocol, tasks: Mapping[str, Task], seconds: float) -> str:
-    "What a race is going to do, in words."
+def plan_text(protocol: Protocol, tasks: Mapping[str, Task], seconds: float, exact: bool = True) -> str:
+    "What a race is going to do, in words. Not `exact`: tuning will show how many seeds there are."
     p, lengths = protocol, {nm: ' and '.join(map(str, protocol.steps(tasks[nm]))) for nm in protocol.tasks}
     seen = detectable(1., p.seeds, p.alpha/p.comparisons, p.power)
     left_out = [nm for nm in tasks if nm not in p.tasks]
     return '\n'.join([
-        f"{p.runs:,} runs, about {words_of(seconds)} in one process on this machine",
+        f"{'' if exact else 'about '}{p.runs:,} runs, about {words_of(seconds)} in one process on this machine",
         f"rules: {', '.join(p.entrants)} against {', '.join(p.baselines) or 'one another'}, each with {p.trials} "
-        f"configurations and {p.seeds} seeds",
+        f"configurations and {p.seeds if exact else f'about {p.seeds}'} seeds",
+        *([] if exact else ["the exact number of seeds follows from how long tuning takes"]),
         f"tasks: {', '.join(f'{nm} ({steps} steps)' for nm, steps in lengths.items())}",
         *([f"left out, to fit the budget: {', '.join(left_out)}"] if left_out else []),
         f"{p.comparisons} comparisons, with a chance of at most {p.alpha:.0%} of one or more false verdicts in all",

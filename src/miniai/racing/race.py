@@ -1,18 +1,23 @@
 "A race: plan, tuning, comparison, answer. All runs are in a folder, where other processes and later calls find them."
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from miniai.device import def_device
 from miniai.environment import machine_facts, version_of
 from miniai.racing.answer import Answer, best_configuration
+from miniai.racing.budget import chosen, measured, seconds_of, seeds_that_fit, typical_seconds
 from miniai.racing.entrants import BASELINES, Entrant, Space, configurations, find_entrant
 from miniai.racing.ladder import TASKS, find_task
 from miniai.racing.page import RACE_PAGE, race_page
-from miniai.racing.plan import Protocol, chosen, measured, plan_text, seconds_in, seconds_of
-from miniai.racing.store import Store
-from miniai.racing.tasks import Task, code_of
+from miniai.racing.plan import Protocol, plan_text, seconds_in
+from miniai.racing.progress import Progress
+from miniai.racing.store import Store, digest_of
+from miniai.racing.tasks import Task, task_digest
 from miniai.racing.trial import run_trial
 
 __all__ = ['LADDER', 'plan_race', 'race']
@@ -31,8 +36,9 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
     recompute the verdict, race.md and race.html. ValueError for what does not exist, or another race in `out`."""
     tasks, entrants, facts = _found(rules, tasks, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
     store = Store(out)
-    protocol = _protocol(store, tasks, entrants, facts, trials, seeds, budget, tell)
-    runs = _run_all(store, protocol, tasks, entrants, tell)
+    plan = _plan(store, tasks, entrants, facts, trials, seeds, budget, tell)
+    tell(plan['text'])
+    protocol, runs = _run_all(store, plan, tasks, entrants, tell)
     answer = Answer(dict(protocol=protocol.as_dict(), runs=runs, machine=machine_facts(def_device),
                          rules={e.name: dict(space=_plain(e.space), code=e.code) for e in entrants.values()},
                          tasks={nm: _described(tasks[nm]) for nm in protocol.tasks},
@@ -46,10 +52,11 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
 
 def plan_race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[Any] = BASELINES,
               trials: int | None = None, seeds: int | None = None, budget: str | float = '10m',
-              lengths: Sequence[float] = (0.25, 1.), seed: int = 0, compare: str = 'all') -> str:
+              lengths: Sequence[float] = (0.25, 1.), seed: int = 0, compare: str = 'all',
+              tell: Callable[[str], Any] = print) -> str:
     "What `race` would do with these arguments, and how long it would take, from a few measured steps."
     tasks, entrants, facts = _found(rules, tasks, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
-    return _planned(tasks, entrants, facts, trials, seeds, budget)[1]
+    return _planned(tasks, entrants, facts, trials, seeds, budget, tell, math.inf)['text']
 
 
 def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterable[Any],
@@ -71,66 +78,73 @@ def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterabl
 
 
 def _planned(tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[str, Any], trials: int | None,
-             seeds: int | None, budget: str | float) -> tuple[Protocol, str]:
-    "The protocol, and the plan in words."
+             seeds: int | None, budget: str | float, tell: Callable, measure: float) -> dict[str, Any]:
+    """The plan as plain data: the protocol, in words too, how long runs take, and how long it took to find out. With
+    `trials` and `seeds` tasks that take longer than `measure` seconds are measured with one rule alone."""
     if (trials is None) != (seeds is None): raise ValueError("give both trials and seeds, or a budget")
-    limit = seconds_in(budget)
-    given = None if trials is None else Protocol(**facts, tasks=tuple(tasks), trials=trials, seeds=seeds)
-    times = measured(list(tasks.values()), list(entrants.values()))
-    protocol = given or chosen(limit, facts, tasks, times)
-    return protocol, plan_text(protocol, tasks, seconds_of(protocol, tasks, times))
+    limit, exact, started = seconds_in(budget), trials is not None, time.monotonic()
+    protocol = Protocol(**facts, tasks=tuple(tasks), trials=trials, seeds=seeds) if exact else None
+    times = measured(tasks, entrants, facts, measure if exact else limit, tell)
+    measuring = time.monotonic() - started
+    protocol = protocol or chosen(limit, facts, tasks, times, measuring)
+    text = plan_text(protocol, tasks, seconds_of(protocol, tasks, times), exact)
+    return dict(protocol=protocol.as_dict(), text=text, measuring_seconds=measuring,
+                times=[[*key, *value] for key, value in times.items()])
 
 
-def _protocol(store: Store, tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[str, Any],
-              trials: int | None, seeds: int | None, budget: str | float, tell: Callable) -> Protocol:
-    "The protocol of the race in the folder; the first process decides it. ValueError if the folder has another race."
+def _plan(store: Store, tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[str, Any],
+          trials: int | None, seeds: int | None, budget: str | float, tell: Callable) -> dict[str, Any]:
+    "The plan of the race in the folder; the first process makes it. ValueError if the folder has another race."
     asked = Protocol(**facts, tasks=tuple(tasks), trials=trials or 1, seeds=seeds or 2).as_dict()
     asked |= dict(trials=trials, seeds=seeds, budget=None if trials else seconds_in(budget),
-                  codes={e.name: e.digest for e in entrants.values()}, tasks_code=[code_of(t) for t in tasks.values()])
+                  codes={e.name: e.digest for e in entrants.values()},
+                  tasks_code=[task_digest(t) for t in tasks.values()])
     with store.lock('plan.lock'):
-        kept = store.read('plan.json')
-        if not kept:
-            protocol, text = _planned(tasks, entrants, facts, trials, seeds, budget)
-            kept = dict(asked=asked, protocol=protocol.as_dict(), plan=text)
-            store.write('plan.json', kept)
+        plan = store.read('plan.json')
+        if not plan:
+            plan = _planned(tasks, entrants, facts, trials, seeds, budget, tell, 0.) | dict(asked=asked)
+            store.write('plan.json', plan)
     for nm, value in asked.items():
-        if kept['asked'].get(nm) != value: raise ValueError(
-            f"{store.folder} holds a race with other {nm}, {kept['asked'].get(nm)!r} instead of {value!r}: choose "
+        if plan['asked'].get(nm) != value: raise ValueError(
+            f"{store.folder} holds a race with other {nm}, {plan['asked'].get(nm)!r} instead of {value!r}: choose "
             f"another folder for this one")
-    tell(kept['plan'])
-    return Protocol(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept['protocol'].items()})
+    return plan
 
 
-def _run_all(store: Store, protocol: Protocol, tasks: dict[str, Task], entrants: dict[str, Entrant],
-             tell: Callable) -> list[dict]:
-    "The runs of tuning, then those of the comparison, each as plain data with its result."
+def _run_all(store: Store, plan: dict[str, Any], tasks: dict[str, Task], entrants: dict[str, Entrant],
+             tell: Callable) -> tuple[Protocol, list[dict]]:
+    "The runs of tuning, then those of the comparison, each as plain data with its result; and how many seeds it had."
+    protocol, budget = Protocol.from_dict(plan['protocol']), plan['asked']['budget']
     cells = [(nm, steps, rule) for nm in protocol.tasks for steps in protocol.steps(tasks[nm])
              for rule in protocol.rules]
     tuning = [dict(task=nm, steps=steps, rule=rule, tunes=True, config=config, seed=protocol.tuning_seed)
-              for nm, steps, rule in cells for config in configurations(entrants[rule].space, protocol.trials)]
-    tuned = _results(store, tuning, tasks, entrants, partial(_progress, tell, 'tuning'))
+              for nm, steps, rule in cells
+              for config in configurations(entrants[rule].space_on(tasks[nm]), protocol.trials)]
+    times = {(nm, rule): (fixed, step) for nm, rule, fixed, step in plan['times']}
+    expected = {(nm, steps, rule): times[nm, rule][0] + steps*times[nm, rule][1] for nm, steps, rule in cells}
+    tuned = _results(store, tuning, tasks, entrants, 'tuning', expected, tell)
+    if budget: protocol = replace(protocol, seeds=seeds_that_fit(budget, plan['measuring_seconds'], tuned))
     comparison = [dict(task=nm, steps=steps, rule=rule, tunes=False, seed=seed,
                        config=best_configuration(tuned, nm, steps, rule))
                   for nm, steps, rule in cells for seed in protocol.comparison_seeds]
-    return tuned + _results(store, comparison, tasks, entrants, partial(_progress, tell, 'comparison'))
+    return protocol, tuned + _results(store, comparison, tasks, entrants, 'comparison', typical_seconds(tuned), tell)
 
 
-def _results(store: Store, runs: list[dict], tasks: dict[str, Task], entrants: dict[str, Entrant],
-             tell: Callable) -> list[dict]:
-    def trial_of(run: dict) -> dict:
-        return run | dict(rule=entrants[run['rule']].digest, code=code_of(tasks[run['task']]),
-                          versions=[version_of('miniai-torch'), version_of('torch')])
+def _results(store: Store, runs: list[dict], tasks: dict[str, Task], entrants: dict[str, Entrant], stage: str,
+             expected: Mapping[tuple, float], tell: Callable) -> list[dict]:
+    "The runs with their results. `expected` has their expected seconds by task, steps and rule."
+    versions = [version_of('miniai-torch'), version_of('torch'), platform.python_version()]
+    codes = {nm: task_digest(tasks[nm]) for nm in {run['task'] for run in runs}}
+    digests = {e.name: e.digest for e in entrants.values()}
+    trials = [run | dict(rule=digests[run['rule']], code=codes[run['task']], versions=versions) for run in runs]
     by_digest = {e.digest: e for e in entrants.values()}
     def execute(trial: dict) -> dict:
         return run_trial(tasks[trial['task']], by_digest[trial['rule']], trial['config'], trial['seed'], trial['steps'],
                          trial['tunes'])
-    results = store.results([trial_of(run) for run in runs], execute, tell)
+    seconds = {digest_of(trial): expected[run['task'], run['steps'], run['rule']]
+               for run, trial in zip(runs, trials, strict=True)}
+    results = store.results(trials, execute, Progress(stage, seconds, tell))
     return [run | dict(result=result) for run, result in zip(runs, results, strict=True)]
-
-
-def _progress(tell: Callable, stage: str, done: int, total: int) -> None:
-    "Say how far a stage is, ten times."
-    if done*10//total > (done - 1)*10//total: tell(f'{stage}: {done} of {total} runs')
 
 
 def _plain(space: Space) -> dict[str, Any]:
@@ -139,4 +153,4 @@ def _plain(space: Space) -> dict[str, Any]:
 
 
 def _described(task: Task) -> dict[str, Any]:
-    return dict(steps=task.steps, figure=task.figure_name, about=task.about)
+    return dict(steps=task.steps, figure=task.figure_name, about=task.about, lr_factor=task.lr_factor)

@@ -57,10 +57,13 @@ class Store:
             lock.release()
 
     def results(self, trials: Sequence[dict], run: Callable[[dict], dict],
-                tell: Callable[[int, int], Any] = lambda done, total: None) -> list[dict]:
+                tell: Callable[[Mapping], Any] = lambda done: None) -> list[dict]:
         """The result of each of `trials`, plain data that say what it is. Those in the folder are read, others are run,
-        each by one process; what others are running is waited for. `tell` hears how many are done, of how many."""
-        found, names = {}, {digest_of(trial): trial for trial in trials}
+        each by one process; what others are running is waited for. `tell` hears what is done, by name: first what was
+        in the folder, then each time there is more."""
+        names = {digest_of(trial): trial for trial in trials}
+        found = {name: kept['result'] for name in names if (kept := self.read(f'trials/{name}.json'))}
+        tell(found)
         while len(found) < len(names):
             before = len(found)
             for name, trial in names.items():
@@ -68,7 +71,7 @@ class Store:
                 result = self._result(name, trial, run)
                 if result is None: continue
                 found[name] = result
-                tell(len(found), len(names))
+                tell(found)
             if len(found) == before: time.sleep(POLL)
         return [found[digest_of(trial)] for trial in trials]
 

@@ -1,17 +1,18 @@
 "What a task of a race is: a model, data in four parts, a loss, a length and a figure of merit."
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from miniai.data.memory import MemoryLoader, permutation
 from miniai.metrics.accuracy import accuracy
+from miniai.racing.code import code_of
 
-__all__ = ['Parts', 'Task', 'code_of', 'error_rate', 'parts_of']
+__all__ = ['Parts', 'Task', 'TaskError', 'error_rate', 'parts_of', 'task_digest']
 
 
 class Parts(NamedTuple):
@@ -28,7 +29,7 @@ class Task:
     """`model(seed)` returns a model with initial weights from `seed`; `dls(seed)` its data, with an order of training
     batches from `seed`. `steps` is the longest run. `figure(preds, targets)`, by default the loss, is computed over a
     whole part: lower is better. A race compares rules at the same seeds, so both functions must depend on the seed
-    alone."""
+    alone. `lr_factor` multiplies the learning rates that are tried, but for rules that declare their own."""
     name: str
     model: Callable[[int], nn.Module]
     dls: Callable[[int], Parts]
@@ -37,6 +38,11 @@ class Task:
     figure: Callable[[Tensor, Tensor], Any] | None = None
     figure_name: str = 'loss'
     about: str = ''
+    lr_factor: float = 1.
+
+
+class TaskError(RuntimeError):
+    "A task fails before any rule has done a step, so that no rule is to blame."
 
 
 def error_rate(preds: Tensor, targets: Tensor) -> float:
@@ -44,13 +50,18 @@ def error_rate(preds: Tensor, targets: Tensor) -> float:
     return 1 - accuracy(preds, targets).item()
 
 
-def code_of(task: Task) -> str:
-    "A digest of the file that a task comes from; '' for those of the library, which the version of miniai names."
-    made_by = inspect.unwrap(getattr(task.model, 'func', task.model))
-    if getattr(made_by, '__module__', '').startswith('miniai.'): return ''
-    try: text = Path(inspect.getsourcefile(made_by)).read_text('utf-8')
-    except (TypeError, OSError): text = task.name
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def task_digest(task: Task) -> str:
+    "Names a task by the code of its functions and, for what they are given, of the functions among it."
+    codes = {code_of(f, task.name) for made_by in (task.model, task.dls, task.loss, task.figure)
+             for f in _functions(made_by)}
+    return hashlib.sha256('\n'.join(sorted(codes)).encode()).hexdigest()[:16]
+
+
+def _functions(given: Any) -> Iterator[Callable]:
+    "The functions in a function that may be partial."
+    if isinstance(given, partial):
+        for part in (given.func, *given.args, *given.keywords.values()): yield from _functions(part)
+    elif callable(given): yield inspect.unwrap(given)
 
 
 def parts_of(x: Tensor, y: Tensor, shares: Sequence[float], bs: int, seed: int, test: tuple | None = None,

@@ -1,5 +1,6 @@
 "One trial: a task trained by a rule with a configuration, a seed and a length, as plain data. Failures are results."
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,7 +18,7 @@ from miniai.metrics.metrics import MetricsCB
 from miniai.metrics.whole import Whole
 from miniai.optim.schedules import warmup_cosine
 from miniai.racing.entrants import Entrant
-from miniai.racing.tasks import Parts, Task
+from miniai.racing.tasks import Parts, Task, TaskError
 from miniai.randomness import random_states, set_random_states, set_seed
 from miniai.steps.schedule import BatchSchedCB
 
@@ -30,12 +31,13 @@ def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, s
     """Train `task` for `steps`, with a rate that warms up and falls along a cosine, and return plain data: `final`, the
     figure on the tuning part if `tunes`, else on the test part; `curve`, rows of (step, seconds of training, figure) on
     the tuning or validation part; `start`, the figure before training; `seconds` of training; `state_bytes` of the
-    optimizer, `peak_bytes` of a GPU; and `failed`, why there is no final figure. Weights and order of batches depend on
-    `seed` alone. Global random numbers stay as they were."""
+    optimizer, `peak_bytes` of a GPU; `wall_seconds` of all of it; and `failed`, why there is no final figure. Weights
+    and order of batches depend on `seed` alone. Global random numbers stay as they were. TaskError if the task fails
+    before the rule has done anything."""
     with _own_randomness(seed):
-        parts, model = task.dls(seed), task.model(seed).to(def_device)
-        held_out, every = parts.tuning if tunes else parts.valid, max(1, -(-steps//POINTS))
-        out = dict(start=_plain(_learner(task, model, parts, held_out).evaluate()['figure']), final=None, failed=None)
+        started, every = time.perf_counter(), max(1, -(-steps//POINTS))
+        parts, model, held_out, start = _begun(task, seed, tunes)
+        out = dict(start=start, final=None, failed=None)
         build = partial(entrant.build, **{nm: v for nm, v in config.items() if nm != 'lr'})
         learn = _learner(task, model, parts, held_out, [BatchSchedCB(warmup_cosine())],
                          lambda params, lr: build(params, lr=lr))
@@ -48,7 +50,17 @@ def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, s
             if out['final'] is None: out['failed'] = f'diverged: the final figure is {figure}'
         except NonFiniteLossError as e: out['failed'] = f'diverged: {e}'
         except Exception as e: out['failed'] = f'{type(e).__name__}: {e}'
-        return out | _costs(learn, steps, every)
+        return out | _costs(learn, steps, every) | dict(wall_seconds=round(time.perf_counter() - started, 4))
+
+
+def _begun(task: Task, seed: int, tunes: bool) -> tuple[Parts, nn.Module, Any, float | None]:
+    "The parts of the task, its model, the part for the curve, and the figure on it before training."
+    try:
+        parts, model = task.dls(seed), task.model(seed).to(def_device)
+        held_out = parts.tuning if tunes else parts.valid
+        return parts, model, held_out, _plain(_learner(task, model, parts, held_out).evaluate()['figure'])
+    except Exception as e:
+        raise TaskError(f"the task {task.name} fails before training: {type(e).__name__}: {e}") from e
 
 
 def _learner(task: Task, model: nn.Module, parts: Parts, held_out: Any, cbs: list | None = None,

@@ -1,0 +1,92 @@
+"Budgets: what fits, that it is nearly used and hardly measured, and that the seeds follow from recorded seconds alone."
+import pytest
+
+import races
+from miniai.racing import budget as module
+from miniai.racing.budget import chosen, measured, seconds_of, seeds_that_fit, typical_seconds
+from miniai.racing.entrants import find_entrant
+from miniai.racing.plan import Protocol
+from miniai.racing.tasks import Task
+
+FACTS = dict(entrants=('a',), baselines=('b', 'c'), lengths=(.25, 1.), seed=0)
+TASKS = {nm: Task(nm, races.model, races.data, None, 400) for nm in ('slow', 'quick')}
+TIMES = {(nm, rule): (fixed, step) for nm, fixed, step in (('slow', 1., .01), ('quick', .1, .001)) for rule in 'abc'}
+
+
+def protocol(**options): return Protocol(**FACTS | dict(tasks=('slow', 'quick'), trials=4, seeds=5) | options)
+
+
+def test_seconds_are_those_of_each_run_and_step():
+    assert seconds_of(protocol(), TASKS, TIMES) == pytest.approx(3*9*((1 + 1) + (1 + 4) + (.1 + .1) + (.1 + .4)))
+
+
+@pytest.mark.parametrize('measuring', [0, 15])
+@pytest.mark.parametrize('budget', [100, 300, 1000, 5000])
+def test_tuning_takes_half_of_a_budget_which_is_nearly_used(budget, measuring):
+    p = chosen(budget, FACTS, TASKS, TIMES, measuring)
+    total = seconds_of(p, TASKS, TIMES)
+    assert .7*budget <= total + measuring <= .92*budget
+    assert p.seeds >= p.trials >= 4
+    assert .35*total < total*p.trials/(p.trials + p.seeds) <= .5*total
+
+
+def test_a_small_budget_leaves_out_the_slowest_task_and_one_that_is_too_small_is_an_error():
+    assert chosen(300, FACTS, TASKS, TIMES).tasks == ('slow', 'quick')
+    assert chosen(100, FACTS, TASKS, TIMES).tasks == ('quick',)
+    with pytest.raises(ValueError, match='too small: 4 trials and 4 seeds on quick alone take about 17 seconds'):
+        chosen(10, FACTS, TASKS, TIMES)
+
+
+def walls(seconds, cells=2, failed=None):
+    return [dict(task='t', steps=s, rule='a', result=dict(failed=failed, wall_seconds=w))
+            for s in range(cells) for w in seconds]
+
+
+def test_the_seeds_fill_what_measuring_and_tuning_left():
+    tuned = walls([3., 1., 2.])  # 12 seconds, and 2 for each run of two cells
+    assert seeds_that_fit(100, 10, tuned) == int((92 - 10 - 12)/4)
+    assert seeds_that_fit(20, 10, tuned) == 4
+    assert seeds_that_fit(1e9, 10, tuned) == 900
+
+
+def test_what_a_run_takes_is_the_median_of_those_that_did_not_fail():
+    assert typical_seconds(walls([3., 1., 2.], 1) + walls([.1, .1], 1, 'diverged')) == {('t', 0, 'a'): 2.}
+    assert typical_seconds(walls([.3, .1], 1, 'diverged')) == {('t', 0, 'a'): .2}
+
+
+@pytest.fixture
+def entrants(): return {e.name: e for e in (find_entrant(races.descent), find_entrant('nesterov'))}
+
+
+FOUND = dict(entrants=('descent',), baselines=('nesterov',), lengths=(1.,), seed=0)
+
+
+def test_a_measured_run_has_a_fixed_part_and_one_for_each_step(entrants, monkeypatch):
+    def timed(task, entrant, config, seed, steps, tunes):
+        return dict(curve=[[steps//2, .02*steps/2, 1.], [steps, .02*steps, 1.]], wall_seconds=.5 + .02*steps)
+    monkeypatch.setattr(module, 'run_trial', timed)
+    times = measured(dict(tiny=races.tiny()), entrants, FOUND)
+    assert times == {('tiny', nm): pytest.approx((.5, .02)) for nm in entrants}
+
+
+def test_a_rule_that_fails_at_once_takes_what_failing_takes(entrants, monkeypatch):
+    monkeypatch.setattr(module, 'run_trial', lambda *args, **kwargs: dict(curve=[], wall_seconds=.5))
+    assert measured(dict(tiny=races.tiny()), entrants, FOUND)['tiny', 'descent'] == (.5, 0)
+
+
+def test_a_task_that_cannot_fit_is_measured_with_one_rule_alone(entrants, monkeypatch):
+    ran = []
+    def timed(task, entrant, config, seed, steps, tunes):
+        ran.append((task.name, entrant.name))
+        return dict(curve=[], wall_seconds=dict(slow=9., quick=.1)[task.name])
+    monkeypatch.setattr(module, 'run_trial', timed)
+    times = measured(TASKS, entrants, FOUND, 60.)
+    assert {*ran} == {('slow', 'descent'), ('quick', 'descent'), ('quick', 'nesterov')}
+    assert times['slow', 'nesterov'] == times['slow', 'descent']
+    assert chosen(60, FOUND, TASKS, times).tasks == ('quick',)
+
+
+def test_real_runs_are_measured(entrants):
+    for fixed, step in measured(dict(tiny=races.tiny()), entrants, FOUND).values():
+        assert fixed > 0
+        assert step > 0
