@@ -1,11 +1,12 @@
-"""A run's report in headless Chromium: wide and 390 px, light, dark and printed.
+"""The report of a run or the page of a race in headless Chromium: wide and 390 px, light, dark and printed.
 
-    python bench/report_browser.py REPORT.html [REPORT.html …] --axe axe.min.js --out pictures
+    python bench/report_browser.py report.html race.html … --axe axe.min.js --out pictures
 
 Needs Chromium (apt-get install chromium) and axe-core (npm pack axe-core, then package/axe.min.js of the archive).
-Writes a picture of each view and a PDF, to be looked at, prints a line for each view, and exits with 1 if one has a
-request, an error, a serious or critical finding of axe-core, or is wider than the screen. It talks to Chromium over
-pipes by the DevTools protocol, and needs no other package.
+Writes a picture of each view, as it opens and with all details open, and a PDF, to be looked at, prints a line for
+each view, and exits with 1 if one has a request, an error, a serious or critical finding of axe-core, labels of a
+figure that overlap, or is wider than the screen. It talks to Chromium over pipes by the DevTools protocol, and needs no
+other package.
 """
 import argparse
 import base64
@@ -22,6 +23,12 @@ VIEWS = [(width, scheme) for width in (1280, 390) for scheme in ('light', 'dark'
 FLAGS = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--no-first-run', '--hide-scrollbars',
          '--remote-debugging-pipe']
+OPEN = '[...document.querySelectorAll("details")].forEach(d => d.open = true)'
+OVERLAPS = '''[...document.querySelectorAll("svg[role=img]")].flatMap(svg => {
+    const boxes = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()])
+    return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) => p.left < q.right && q.left < p.right &&
+        p.top + 2 < q.bottom && q.top + 2 < p.bottom).map(([b]) => svg.querySelector("title").textContent + ": " + a +
+        " and " + b)) })'''
 ERRORS = 'Runtime.exceptionThrown', 'Log.entryAdded', 'Runtime.consoleAPICalled'
 
 
@@ -90,6 +97,8 @@ def problems_of(browser, session, url, width, axe):
     found += [f"{e['method']}: {e['params']}" for e in said if e['method'] in ERRORS]
     page_width = value_of(browser, session, 'document.documentElement.scrollWidth')
     if page_width > width: found.append(f'the page is {page_width} px wide')
+    overlaps = value_of(browser, session, OVERLAPS)
+    if overlaps: found.append(f'{len(overlaps)} labels overlap, such as {overlaps[0]}')
     browser.call('Runtime.evaluate', session, expression=axe)
     findings = value_of(browser, session, '''axe.run().then(r => r.violations.map(
         v => [v.impact, v.id, v.nodes.length, v.nodes[0].html.slice(0, 150), v.nodes[0].failureSummary]))''')
@@ -100,19 +109,26 @@ def problems_of(browser, session, url, width, axe):
     return found
 
 
+def take_picture(browser, session, width, file):
+    height = value_of(browser, session, 'document.documentElement.scrollHeight')
+    clip = dict(x=0, y=0, width=width, height=min(height, 16000), scale=1)
+    picture = browser.call('Page.captureScreenshot', session, captureBeyondViewport=True, clip=clip)['data']
+    file.write_bytes(base64.b64decode(picture))
+
+
 def look(browser, path, out, axe):
     "All views of a file; whether all are in order."
     url, good = path.resolve().as_uri(), True
     for width, scheme in VIEWS:
-        session = opened(browser, url, width, scheme)
+        session, name = opened(browser, url, width, scheme), f'{path.parent.name}-{path.stem}-{width}-{scheme}'
+        take_picture(browser, session, width, out/f'{name}.png')
+        value_of(browser, session, OPEN)
+        take_picture(browser, session, width, out/f'{name}-open.png')
         found = problems_of(browser, session, url, width, axe)
-        height = value_of(browser, session, 'document.documentElement.scrollHeight')
-        clip = dict(x=0, y=0, width=width, height=min(height, 16000), scale=1)
-        picture = browser.call('Page.captureScreenshot', session, captureBeyondViewport=True, clip=clip)['data']
-        name = f'{path.parent.name}-{path.stem}-{width}-{scheme}'
-        (out/f'{name}.png').write_bytes(base64.b64decode(picture))
         good &= not found
         print(f'{name}: {"; ".join(found) or "no request, no error, no serious finding"}')
+        browser.call('Page.close', session)
+    session = opened(browser, url, 794, 'light')
     paper = dict(width=794, height=1123, deviceScaleFactor=1, mobile=False)
     browser.call('Emulation.setDeviceMetricsOverride', session, **paper)
     browser.call('Emulation.setEmulatedMedia', session, media='print', features=[])
@@ -127,7 +143,7 @@ def look(browser, path, out, axe):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('reports', nargs='+', type=Path)
+    parser.add_argument('pages', nargs='+', type=Path)
     parser.add_argument('--axe', type=Path, required=True)
     parser.add_argument('--out', type=Path, default=Path('report-views'))
     parser.add_argument('--chromium', default=shutil.which('chromium') or shutil.which('google-chrome'))
@@ -138,7 +154,7 @@ def main():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Browser(args.chromium, profile)
         print(browser.call('Browser.getVersion')['product'], 'axe-core', axe[:60].split('\n')[0].strip('/*! '))
-        good = [look(browser, path, args.out, axe) for path in args.reports]
+        good = [look(browser, path, args.out, axe) for path in args.pages]
         browser.call('Browser.close')
         browser.process.wait(30)
     sys.exit(0 if all(good) else 1)

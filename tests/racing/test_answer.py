@@ -57,6 +57,14 @@ def test_the_target_is_the_first_baselines_median_and_a_rule_reaches_it_or_not()
     assert '| -           |' in Answer(given).costs()
 
 
+def test_half_of_the_runs_reach_the_target_that_is_their_median():
+    given = record(dict(new=[.1, .2, .3, .4], old=[.5, .7, .5, .7]))
+    for r in given['runs']: r['result']['curve'][-1][2] += r['seed']/100
+    answer = Answer(given)
+    assert answer.target(('t', 2)) == .5 + (1 + 2)/200
+    assert [answer.cost(('t', 2), 'old')[k] for k in ('steps', 'seconds')] == [2, .2]
+
+
 def test_a_best_rate_at_the_end_of_those_tried_is_noted():
     given = record(dict(new=[.1, .2], old=[.5, .7]))
     assert 'the best lr is' not in Answer(given).table()

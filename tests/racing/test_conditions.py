@@ -1,6 +1,10 @@
 "What a race was, for who checks or repeats it: code, spaces and commands."
+import shlex
+
+from miniai.cli.arguments import parse
 from miniai.racing.answer import Answer
 from miniai.racing.conditions import MOST_CODE, configurations, repeat, sources
+from miniai.racing.job import RaceConfig
 from raced import record
 
 
@@ -26,7 +30,20 @@ def test_configurations_that_differ_between_tasks_have_rows_of_their_own():
         ['0.01', '0.125', '0.375', '—'], ['0.5', '0.125', '—', '0.3563\u00a0★']]
 
 
-def test_the_command_repeats_the_protocol():
-    commands = repeat(Answer(record())).blocks[0].content['items']
-    assert commands['The same race again'] == ('miniai race new wild --baselines old --task easy --trials 4 --seeds 5 '
-                                               '--seed 0')
+def test_the_command_repeats_the_race():
+    given = record(lengths=(40, 160))
+    for kind in ('rules', 'tasks'):
+        for nm, found in given[kind].items(): found['given'] = f'my {nm}.py:{nm}' if kind == 'rules' else f'm:{nm}'
+    command = repeat(Answer(given)).blocks[0].content['items']['The same race again']
+    config = parse(shlex.split(command)[1:])
+    assert config == RaceConfig(rules=('my new.py:new', 'my wild.py:wild'), baselines='my old.py:old', task='m:easy',
+                                trials=4, seeds=5)
+
+
+def test_a_race_of_objects_or_other_lengths_is_repeated_from_python():
+    def call(**changes):
+        given = record(**changes)
+        given['rules']['old']['given'] = 'old'
+        return repeat(Answer(given)).blocks[0].content['items']['The same race again, in Python']
+    assert call(lengths=(80, 160)) == ("miniai.race(new, wild, tasks=[easy], baselines=['old'], trials=4, seeds=5, "
+                                       "lengths=[0.5, 1.0], seed=0)")

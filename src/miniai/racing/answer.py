@@ -3,7 +3,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median, median_low, stdev
 from typing import Any
 
 from miniai.racing.verdict import compare_all, pairs_of, ranks, with_worst
@@ -64,12 +64,12 @@ class Answer:
 
     def cost(self, cell: tuple[str, int], nm: str) -> dict[str, float | None]:
         """What a rule costs: `ms` for each step, bytes of state, `peak_bytes` of a GPU, and the steps and seconds to a
-        target, which is the median final figure of the first baseline on the validation part; infinite if most runs
-        never reach it."""
+        target, which is the median final figure of the first baseline on the validation part; infinite if fewer than
+        half of the runs reach it."""
         results, target = [r['result'] for r in self.runs[cell, nm]], self.target(cell)
         reached = [_reached(r['curve'], target) for r in results]
         times = [1000*r['curve'][-1][1]/r['curve'][-1][0] for r in results if r['curve']]
-        steps, seconds = (median(x[i] for x in reached) for i in (0, 1))
+        steps, seconds = (median_low(x[i] for x in reached) for i in (0, 1))
         return dict(steps=steps, seconds=seconds, ms=median(times) if times else math.inf,
                     state_bytes=max(r['state_bytes'] for r in results),
                     peak_bytes=max((r.get('peak_bytes') or 0 for r in results), default=0) or None)
@@ -100,7 +100,7 @@ class Answer:
             failed = [r for r in self.record['runs'] if r['rule'] == nm and r['result']['failed']]
             if failed: notes.append(f"{nm}: {sum(r['tunes'] for r in failed)} of {len(tuned)} runs of tuning and "
                                     f"{sum(not r['tunes'] for r in failed)} of the comparison failed, and count as the "
-                                    f"worst; the first: {failed[0]['result']['failed'].splitlines()[0]}")
+                                    f"worst; the first: {_sentence(failed[0]['result']['failed'])}")
             notes += self._at_the_end(nm)
         tasks = ''.join(f'the task {nm}, ' for nm in self.record.get('left_out', ()))
         notes.append(f"not tested: {tasks}other schedules, batch sizes and lengths")
@@ -109,7 +109,7 @@ class Answer:
         if factors: notes.append(f"the learning rates of spaces that no rule declares are multiplied {factors}")
         if any(0 < c['more_seeds'] < 1000 for c in self.comparisons):
             notes.append("a number of more seeds assumes that the difference seen is the true one; make them a new "
-                         "race, with another --seed")
+                         "race, with another seed")
         notes.append(f"each rule had {p['trials']} configurations for each task and length; a rule that was given a "
                      f"better space has an advantage")
         return notes
@@ -170,6 +170,7 @@ def _reached(curve: Sequence[Sequence], target: float) -> tuple[float, float]:
                 (math.inf, math.inf))
 
 
+def _sentence(text: str) -> str: return text.splitlines()[0].partition('. ')[0]
 def _value(x: Any) -> str: return f'{x:.3g}' if isinstance(x, float) else str(x)
 def _number(x: float) -> str: return f'{x:.4g}' if math.isfinite(x) else '-'
 

@@ -3,7 +3,21 @@ import shlex
 from typing import Any
 
 from miniai.racing.answer import PROTOCOL, Answer
-from miniai.report.blocks import Block, Cell, Section, commands, facts, folded, number, plural, shown, table, text
+from miniai.report import story
+from miniai.report.blocks import (
+    Block,
+    Cell,
+    Section,
+    commands,
+    facts,
+    folded,
+    number,
+    percent,
+    plural,
+    shown,
+    table,
+    text,
+)
 
 __all__ = ['configurations', 'machine', 'protocol', 'repeat', 'sources']
 
@@ -63,7 +77,7 @@ def protocol(answer: Answer) -> Section:
         text(PROTOCOL.format(**p)),
         facts({'configurations of each rule': p['trials'], 'seeds of the comparison': p['seeds'],
                'lengths, as shares of the steps': p['lengths'], 'seed': p['seed'],
-               'chance of one or more false verdicts': p['alpha'], 'chance to see a true difference': p['power']}),
+               'chance of one or more false verdicts': percent(p['alpha'], 0)}),
         table('Tasks', ['task', 'steps', 'figure', 'what it is'],
               [[nm, t['steps'], t['figure'], t['about'] or '—'] for nm, t in answer.record['tasks'].items()]),
         table('Spaces that were tuned', ['rule', *hypers],
@@ -79,14 +93,39 @@ def _space(values: Any) -> Cell:
 def machine(answer: Answer) -> Section:
     "Where the race ran, and with which versions."
     m = answer.record['machine']
-    return Section('machine', 'Machine and versions', [
-        facts({k: v for k, v in m.items() if k != 'versions'} | m['versions'])])
+    return Section('machine', 'Machine and versions', [facts(story.machine(m) | m['versions'])])
 
 
 def repeat(answer: Answer) -> Section:
     "Commands that repeat the race, or its verdict."
-    p = answer.record['protocol']
     return Section('repeat', 'Repeat it', [commands({
-        'The verdict again, from the runs alone': 'miniai race --verdict race.json', 'The same race again': shlex.join([
-            'miniai', 'race', *p['entrants'], '--baselines', ','.join(p['baselines']), '--task', ','.join(p['tasks']),
-            '--trials', str(p['trials']), '--seeds', str(p['seeds']), '--seed', str(p['seed'])])})])
+        'The verdict again, from the runs alone': 'miniai race --verdict race.json',
+        **({'The same race again': command} if (command := _command(answer)) else
+           {'The same race again, in Python': _call(answer)})})])
+
+
+def _given(answer: Answer) -> list[list[tuple[str, str | None]]]:
+    "Entrants, baselines and tasks: the name of each, and what a command calls it."
+    r, p = answer.record, answer.record['protocol']
+    return [[(nm, r[kind][nm].get('given')) for nm in names] for kind, names in (
+        ('rules', p['entrants']), ('rules', p['baselines']), ('tasks', p['tasks']))]
+
+
+def _command(answer: Answer) -> str:
+    "The command of the race; '' if it was started from Python with what no option can name."
+    p = answer.record['protocol']
+    entrants, baselines, tasks = ([given for _, given in found] for found in _given(answer))
+    if not all([*entrants, *baselines, *tasks]) or p['lengths'] != [.25, 1.]: return ''
+    return shlex.join(['miniai', 'race', *entrants, '--baselines', ','.join(baselines), '--task', ','.join(tasks),
+                       '--compare', p.get('compare', 'all'), '--trials', str(p['trials']), '--seeds', str(p['seeds']),
+                       '--seed', str(p['seed'])])
+
+
+def _call(answer: Answer) -> str:
+    "The call of the race. Rules and tasks that were objects have their names."
+    p = answer.record['protocol']
+    entrants, baselines, tasks = (', '.join(repr(given) if given else nm for nm, given in found)
+                                  for found in _given(answer))
+    options = {k: p[k] for k in ('trials', 'seeds', 'lengths', 'seed', 'compare') if k in p}
+    return f'miniai.race({entrants}, tasks=[{tasks}], baselines=[{baselines}], ' \
+           f'{", ".join(f"{k}={v!r}" for k, v in options.items())})'

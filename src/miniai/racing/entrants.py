@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,13 @@ class Entrant:
     """A rule in a race: `build(params, lr, **hypers)` makes its optimizer. `space` maps hyperparameters to a pair
     (low, high), searched on a log scale; to a list of values; or to one fixed value. `code` is its source text, with
     the user's modules that it imports, or the name of a rule of the library. `by_task`: its rates are multiplied by the
-    `lr_factor` of a task."""
+    `lr_factor` of a task. `given` is what a command calls it, '' for an object."""
     name: str
     build: Callable[..., Any]
     space: Space
     code: str
     by_task: bool = False
+    given: str = ''
 
     def space_on(self, task: Task) -> Space:
         "The space on a task."
@@ -60,10 +61,10 @@ def find_entrant(given: Any) -> Entrant:
     if name in OPTIMIZERS:
         low, high = (OPTIMIZERS[name].lrs['warmup-cosine']*factor for factor in (1/30, 3))
         return Entrant(label or name, OPTIMIZERS[name].build, dict(lr=(low, high), wd=DECAYS), name,
-                       by_task=name not in OWN_RATE)
+                       by_task=name not in OWN_RATE, given=given)
     if ':' not in name: raise ValueError(f"unknown rule {name!r}: choose from {', '.join(OPTIMIZERS)}, or give "
                                          f"FILE.py:rule or module:rule")
-    return _entrant(label or name.rpartition(':')[2], _load(name))
+    return replace(_entrant(label or name.rpartition(':')[2], _load(name)), given=given)
 
 
 def _load(name: str) -> Any:

@@ -34,14 +34,17 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
     Without both `trials` and `seeds`, `budget` (seconds, or '10m') chooses them. Everything is kept in `out`: call
     again to resume, or from several processes at once to share the work. Writes race.json, from which anyone can
     recompute the verdict, race.md and race.html. ValueError for what does not exist, or another race in `out`."""
-    tasks, entrants, facts = _found(rules, tasks, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
+    given = [*tasks]
+    tasks, entrants, facts = _found(rules, given, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
+    named = {nm: task if isinstance(task, str) else '' for nm, task in zip(tasks, given, strict=True)}
     store = Store(out)
     plan = _plan(store, tasks, entrants, facts, trials, seeds, budget, tell)
     tell(plan['text'])
     protocol, runs = _run_all(store, plan, tasks, entrants, tell)
     answer = Answer(dict(protocol=protocol.as_dict(), runs=runs, machine=machine_facts(def_device),
-                         rules={e.name: dict(space=_plain(e.space), code=e.code) for e in entrants.values()},
-                         tasks={nm: _described(tasks[nm]) for nm in protocol.tasks},
+                         rules={e.name: dict(space=_plain(e.space), code=e.code, given=e.given)
+                                for e in entrants.values()},
+                         tasks={nm: _described(tasks[nm]) | dict(given=named[nm]) for nm in protocol.tasks},
                          left_out=[nm for nm in TASKS if nm not in protocol.tasks]))
     store.write('race.json', answer.record)
     store.write('race.md', str(answer))

@@ -24,7 +24,7 @@ from miniai.report.layers import layers
 from miniai.report.record import Run
 from miniai.report.svg import bar
 
-__all__ = ['best', 'figure', 'sections', 'seconds_of', 'sign']
+__all__ = ['best', 'figure', 'machine', 'sections', 'seconds_of', 'sign']
 
 _FILES = dict(verdicts='health.json', curves='batches.json or metrics.jsonl', layers='health.json', data='data.json',
               examples='results.json', time='profile.json or metrics.jsonl', model='model.json',
@@ -205,13 +205,18 @@ def _environment(run: Run) -> Section:
         if len(run.environments) > 1: blocks.append(text('The first process' if i == 1 else f'Resumed by process {i}'))
         ended = run.status if i == len(run.environments) else {}
         command = e.get('command')
-        blocks.append(facts({
-            'device': e.get('gpu') or e.get('device'), 'machine': e.get('machine'), 'platform': e.get('platform'),
-            'processors': e.get('cpus'), 'threads': e.get('threads'), 'processes': e.get('processes'),
-            'Python': e.get('python'), 'started': ended.get('started'), 'ended': ended.get('ended'),
+        blocks.append(facts(machine(e) | {
+            'started': ended.get('started'), 'ended': ended.get('ended'),
             'started by': shlex.join(map(str, command)) if isinstance(command, list) else None,
             **dict(e.get('versions') or {})}))
     return Section('environment', 'Environment', blocks or [text('No environment was recorded.')])
+
+
+def machine(e: dict[str, Any]) -> dict[str, Any]:
+    "What an environment says about the machine, by names for readers."
+    return {'device': e.get('gpu') or e.get('device'), 'machine': e.get('machine'), 'platform': e.get('platform'),
+            'processors': e.get('cpus'), 'threads': e.get('threads'), 'processes': e.get('processes'),
+            'Python': e.get('python')}
 
 
 def _repeat(run: Run) -> Section:
