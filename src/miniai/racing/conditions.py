@@ -78,8 +78,8 @@ def protocol(answer: Answer) -> Section:
         facts({'configurations of each rule': p['trials'], 'seeds of the comparison': p['seeds'],
                'lengths, as shares of the steps': p['lengths'], 'seed': p['seed'],
                'chance of one or more false verdicts': percent(p['alpha'], 0)}),
-        table('Tasks', ['task', 'steps', 'figure', 'what it is'],
-              [[nm, t['steps'], t['figure'], t['about'] or '—'] for nm, t in answer.record['tasks'].items()]),
+        facts({nm: f"{t['about'] or 'a task'}; {t['figure']}, {t['steps']:,} steps"
+               for nm, t in answer.record['tasks'].items()}),
         table('Spaces that were tuned', ['rule', *hypers],
               [[nm, *(_space(rule['space'].get(k)) for k in hypers)] for nm, rule in rules.items()])])
 

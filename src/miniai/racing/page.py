@@ -154,7 +154,7 @@ def _costs(answer: Answer) -> Section:
         largest = max(c['state_bytes'] for c in found.values()) or 1
         gpu = any(c['peak_bytes'] for c in found.values())
         return [[nm, Cell(number(c['ms'], 3).text, c['ms'], bar(c['ms']/slowest)) if c['ms'] < math.inf else '—',
-                 *(number(c[k]) if c[k] < math.inf else 'not reached' for k in ('steps', 'seconds')),
+                 *(number(c[k]) if c[k] < math.inf else _unbroken('not reached') for k in ('steps', 'seconds')),
                  Cell(f"{c['state_bytes']:,}", c['state_bytes'], bar(c['state_bytes']/largest)),
                  *([number(c['peak_bytes'])] if gpu else [])] for nm, c in found.items()]
     head = ['rule', 'ms a step', 'steps to target', 'seconds to target', 'bytes of state']
