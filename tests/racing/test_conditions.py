@@ -3,7 +3,7 @@ import shlex
 
 from miniai.cli.arguments import parse
 from miniai.racing.answer import Answer
-from miniai.racing.conditions import MOST_CODE, configurations, repeat, sources
+from miniai.racing.conditions import MOST_CODE, configurations, protocol, repeat, sources
 from miniai.racing.job import RaceConfig
 from raced import record
 
@@ -21,13 +21,22 @@ def test_a_very_long_file_is_cut():
     assert code == 'x'*MOST_CODE + '\n… race.json has the rest'
 
 
-def test_configurations_that_differ_between_tasks_have_rows_of_their_own():
+def test_hyperparameters_that_differ_between_tasks_are_beside_the_figure():
     given = record(trials=1)
     for r in given['runs']:
         if r['steps'] == 160: r['config']['lr'] = .5
+    given['runs'][0]['config']['lr'] = .25  # tried, and not what was compared, at lr .02
     table = configurations(Answer(given)).blocks[1].content['blocks'][0].content
-    assert [[c.text for c in row][1:] for row in table['rows']] == [
-        ['0.01', '0.125', '0.375', '—'], ['0.5', '0.125', '—', '0.3563\u00a0★']]
+    assert table['head'] == ['no.', 'wd', 'easy, 40', 'easy, 160']
+    assert [c.text.replace('\u00a0', ' ') for c in table['rows'][0]] == [
+        '1', '0.125', '0.375 at lr 0.25', '0.3563 at lr 0.5 ★']
+
+
+def test_a_task_with_a_factor_for_rates_says_so():
+    given = record()
+    given['tasks']['easy']['lr_factor'] = 3.
+    facts = protocol(Answer(given)).blocks[2].content['items']
+    assert facts['easy'].text == 'the task easy; loss, 160 steps; rates of rules of miniai are 3 times those below'
 
 
 def test_the_command_repeats_the_race():

@@ -33,22 +33,22 @@ def configurations(answer: Answer) -> Section:
 
 
 def _tuned(answer: Answer, nm: str) -> Block:
-    found, configs = {}, []
-    for where in answer.cells:
-        for r in answer.tuned[where, nm]:
-            if r['config'] not in configs: configs.append(r['config'])
-            found[where, configs.index(r['config'])] = r
-    hypers = list(dict.fromkeys(k for config in configs for k in config))
-    rows = [[str(i), *(shown(config.get(k)).text for k in hypers), *(_came_to(
-        found.get((where, i - 1)), config == answer.runs[where, nm][0]['config']) for where in answer.cells)]
-        for i, config in enumerate(configs, 1)]
-    return table(nm, ['no.', *hypers, *(f'{task}, {steps:,}' for task, steps in answer.cells)], rows)
+    "Rows are points of one sequence; what differs between tasks, such as rates with factors, is beside the figure."
+    points = list(zip(*(answer.tuned[where, nm] for where in answer.cells), strict=True))
+    hypers = list(dict.fromkeys(k for runs in points for r in runs for k in r['config']))
+    shared = [k for k in hypers if all(r['config'].get(k) == runs[0]['config'].get(k) for runs in points for r in runs)]
+    best = [answer.runs[where, nm][0]['config'] for where in answer.cells]
+    rows = [[str(i), *(shown(runs[0]['config'].get(k)).text for k in shared),
+             *(_came_to(r, shared, r['config'] == chosen) for r, chosen in zip(runs, best, strict=True))]
+            for i, runs in enumerate(points, 1)]
+    return table(nm, ['no.', *shared, *(f'{task}, {steps:,}' for task, steps in answer.cells)], rows)
 
 
-def _came_to(run: Any, best: bool) -> Cell:
-    if run is None: return Cell('—')
+def _came_to(run: dict[str, Any], shared: list[str], best: bool) -> Cell:
     x = run['result']['final']
-    return Cell(('failed' if x is None else number(x).text) + '\u00a0★'*best)
+    where = ', '.join(f'{k} {shown(v).text}' for k, v in run['config'].items() if k not in shared)
+    words = ('failed' if x is None else number(x).text) + (where and f' at {where}') + ' ★'*best
+    return Cell(words.replace(' ', '\u00a0'))
 
 
 def sources(answer: Answer) -> Section:
@@ -78,10 +78,15 @@ def protocol(answer: Answer) -> Section:
         facts({'configurations of each rule': p['trials'], 'seeds of the comparison': p['seeds'],
                'lengths, as shares of the steps': p['lengths'], 'seed': p['seed'],
                'chance of one or more false verdicts': percent(p['alpha'], 0)}),
-        facts({nm: f"{t['about'] or 'a task'}; {t['figure']}, {t['steps']:,} steps"
-               for nm, t in answer.record['tasks'].items()}),
+        facts({nm: _task(t) for nm, t in answer.record['tasks'].items()}),
         table('Spaces that were tuned', ['rule', *hypers],
               [[nm, *(_space(rule['space'].get(k)) for k in hypers)] for nm, rule in rules.items()])])
+
+
+def _task(task: dict[str, Any]) -> str:
+    factor = task.get('lr_factor', 1)
+    return f"{task['about'] or 'a task'}; {task['figure']}, {task['steps']:,} steps" + (
+        f'; rates of rules of miniai are {number(factor).text} times those below' if factor != 1 else '')
 
 
 def _space(values: Any) -> Cell:
