@@ -12,7 +12,13 @@ def test_rules_of_one_file_share_its_code_and_those_of_the_library_have_a_name()
     blocks = sources(Answer(record(codes=dict(new='f\ncode', wild='wild\ncode')))).blocks
     assert blocks[0].content['line'] == 'new (f), wild'
     assert list(blocks[0].content['blocks'][0].content['items'].values()) == ['code']
-    assert blocks[1].content['words'] == 'Rules of miniai 0.3.0, by name: old.'
+    assert blocks[1].content['words'] == 'Rules of miniai 0.3.0 or torch 2.10, by name: old.'
+
+
+def test_a_rule_that_is_in_no_file_has_its_source():
+    block, _ = sources(Answer(record(codes=dict(new='def new(p, g, *, lr): return p - lr*g\n')))).blocks
+    assert block.content['line'] == 'new'
+    assert list(block.content['blocks'][0].content['items'].values()) == ['def new(p, g, *, lr): return p - lr*g\n']
 
 
 def test_a_very_long_file_is_cut():

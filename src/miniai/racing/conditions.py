@@ -56,11 +56,13 @@ def sources(answer: Answer) -> Section:
     files, named = {}, []
     for nm, rule in answer.record['rules'].items():
         title, _, code = rule['code'].partition('\n')
+        if ' ' in title: title, code = nm, rule['code']  # the source of a rule that is in no file
         if code: files.setdefault(code, []).append(f'{nm} ({title})' if title != nm else nm)
         else: named.append(f'{nm} ({title})' if title != nm else nm)
     blocks = [folded(', '.join(names), [commands({plural(len(code), 'character'): _cut(code)})])
               for code, names in files.items()]
-    if named: blocks.append(text(f"Rules of miniai {answer.record['machine']['versions'].get('miniai-torch')}, by "
+    versions = answer.record['machine']['versions']
+    if named: blocks.append(text(f"Rules of miniai {versions.get('miniai-torch')} or torch {versions.get('torch')}, by "
                                  f"name: {', '.join(named)}."))
     return Section('rules', 'The code of the rules', blocks)
 
