@@ -34,8 +34,9 @@ def test_verdicts_come_first_and_are_counted_over_tasks_and_lengths(race, found)
     def counted(a, b):
         vs = [c['verdict'] for c in race.comparisons if (c['a'], c['b']) == (a, b)]
         return [f'{a} against {b}', *(vs.count(v) for v in ('better', 'worse', 'cannot tell'))]
-    assert found.tables['Against the baselines, on 1 task at 2 lengths'][1:] == [counted('new', 'old'),
-                                                                               counted('wild', 'old')]
+    rows = found.tables['Against the baselines, on 1 task at 2 lengths'][1:]
+    assert sorted(rows) == [counted('new', 'old'), counted('wild', 'old')]
+    assert [row[2] - row[1] for row in rows] == sorted(row[2] - row[1] for row in rows)  # the best first
     assert found.tables['Among the entrants, on 1 task at 2 lengths'][1:] == [counted('new', 'wild')]
     assert race.summary() in found.text
 
@@ -139,12 +140,13 @@ def test_a_race_of_27_rules_on_7_tasks_fits_into_2_mb(monkeypatch):
     given = record(rules=rules, entrants=24, tasks=[f'task-{i}' for i in range(7)], lengths=(250, 1000), trials=8,
                    seeds=8, codes={nm: f'{nm}\n{"p = p - lr*g  # "*100}{nm}' for nm in rules[:24]},
                    figure=lambda i, seed, steps: None if (i, seed) == (3, 5) else .1 + i/300 + (seed % 7)/1234567)
+    for r in given['runs']: r['config']['lr'] *= 1 + int(r['task'][-1])/7  # as where tasks have factors
     row = dict(difference=-.123456789, spread=.0123456789, interval=(-.23456789, -.0123456), p=.0123456789, seeds=8,
                verdict='cannot tell', more_seeds=123, detectable=.123)
     monkeypatch.setattr(module, 'compare_all', lambda figures, pairs, *_: [
         dict(row, cell=cell, a=a, b=b) for cell in figures for a, b in pairs])
     html = race_page(Answer(given))
-    assert len(html.encode()) < 2e6
+    assert len(html.encode()) < 1.8e6  # room for longer code
     assert 'Left out' not in html
     assert html.count('role="img"') == 2*14*5
 

@@ -47,7 +47,7 @@ def test_whole_numbers_only_where_asked_for():
 
 @pytest.mark.parametrize(('value', 'text'), [
     (0, '0'), (.012345, '0.0123'), (12345, '12,345'), (1.2e-5, '1.2e-05'), (3., '3'), (None, '—'), (math.nan, 'nan'),
-    (1e12, '1e+12'), (999.5, '1e+03'), (-0.5, '-0.5')])
+    (1e12, '1e+12'), (999.5, '1,000'), (-0.5, '-0.5')])
 def test_numbers_are_short(value, text): assert short(value) == text
 
 

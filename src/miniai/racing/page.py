@@ -63,6 +63,7 @@ def _verdicts(answer: Answer) -> list[Section]:
     blocks, tasks = [], len({task for task, _ in answer.cells})
     for words, rows in (('Against the baselines', [x for x in pairs.items() if x[0][1] in baselines]),
                         ('Among the entrants', [x for x in pairs.items() if x[0][1] not in baselines])):
+        rows.sort(key=lambda x: x[1].count('worse') - x[1].count('better'))
         caption = f'{words}, on {plural(tasks, "task")} at {plural(len(answer.cells)//tasks, "length")}'
         if rows: blocks.append(_folded_if(len(rows), caption, ['rules', 'better', 'worse', 'cannot be told apart'],
                                           [[f'{a} against {b}', *_counted(vs)] for (a, b), vs in rows]))

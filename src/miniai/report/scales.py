@@ -56,7 +56,7 @@ def short(value: float | None, digits: int = 3) -> str:
     "A number in a few characters: 0.0123, 12,300, 1.2e-05; a dash for none."
     if value is None or not math.isfinite(value): return '—' if value is None else str(value)
     if value == 0: return '0'
-    if abs(value) < 1e7 and (abs(value) >= 10**digits or value == int(value)): return f'{value:,.0f}'
+    if abs(value) < 1e7 and (abs(value) >= 10**(digits - 1) or value == int(value)): return f'{value:,.0f}'
     return f'{value:.{digits}g}'
 
 
