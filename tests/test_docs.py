@@ -192,6 +192,9 @@ def test_the_page_on_races_tells_a_bad_rule_from_tuned_baselines(page):
     unfair, fair = (names[nm].figures['linear', 120] for nm in ('answer', 'tuned'))
     assert max(fair['descent']) < min(unfair['descent'])/5
     assert fair['adamw'] == unfair['adamw']
+    assert [c['verdict'] for c in names['unfair'].comparisons] == ['better']
+    assert {c['b']: c['verdict'] for c in names['tuned'].comparisons}['nesterov'] == 'cannot tell'
+    assert 'adamw: the best lr is the highest that was tried' in str(names['tuned'])
 
 
 def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):

@@ -73,7 +73,8 @@ def test_state_bytes_are_those_of_the_optimizer():
 
 @pytest.mark.parametrize(('rule', 'lr', 'said'), [
     (races.raises, .1, 'RuntimeError: this rule is broken'), (races.nan, .1, 'diverged'),
-    (races.FailsLater, .1, 'ValueError: not at step 5'), (races.descent, 1e30, 'diverged')])
+    (races.FailsLater, .1, 'ValueError: not at step 5'), (races.descent, 1e30, 'diverged'),
+    (races.descent, 3., 'diverged: the final figure is ')])
 def test_a_failure_is_said_and_there_is_no_final_figure(rule, lr, said):
     out = trial(rule, lr)
     assert out['final'] is None

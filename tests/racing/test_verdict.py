@@ -85,6 +85,13 @@ def test_equal_differences_are_not_proof_and_none_at_all_is_no_difference():
     assert (row['verdict'], row['difference'], row['p']) == ('cannot tell', 0, 1)
 
 
+def test_differences_of_rounding_are_none():
+    a = np.linspace(1, 2, 9)
+    assert compare(a*(1 + 9e-6), a)['p_alone'] == compare(-a*(1 + 9e-6), -a)['p_alone'] == 1
+    assert compare(a*(1 + 9e-6), a)['difference'] == 0
+    assert compare(a*(1 + 2e-5), a)['p_alone'] == 2/2**9
+
+
 def test_holm_multiplies_by_the_number_of_those_that_are_left_and_keeps_the_order():
     assert holm([.01, .04, .03, .005]) == pytest.approx([.03, .06, .06, .02])
     assert holm([.5, .9]) == [1, 1]

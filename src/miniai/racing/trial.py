@@ -24,6 +24,7 @@ from miniai.steps.schedule import BatchSchedCB
 
 __all__ = ['POINTS', 'run_trial']
 
+DIVERGED = 100  # times the figure before training
 POINTS = 8  # of the curve of a run: validations that are evenly spaced, the last one at its end
 
 
@@ -46,8 +47,8 @@ def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, s
         try:
             learn.fit(steps=steps, valid_every=every, lr=config['lr'])
             figure = learn.history[-1]['figure'] if tunes else learn.evaluate(parts.test)['figure']
-            out['final'] = _plain(figure)
-            if out['final'] is None: out['failed'] = f'diverged: the final figure is {figure}'
+            if _diverged(figure, out['start']): out['failed'] = f'diverged: the final figure is {float(figure):.4g}'
+            else: out['final'] = float(figure)
         except NonFiniteLossError as e: out['failed'] = f'diverged: {e}'
         except Exception as e: out['failed'] = f'{type(e).__name__}: {e}'
         return out | _costs(learn, steps, every) | dict(wall_seconds=round(time.perf_counter() - started, 4))
@@ -80,6 +81,11 @@ def _costs(learn: TrainLearner, steps: int, every: int) -> dict[str, Any]:
     states = [x for s in getattr(learn.opt, 'state', {}).values() for x in s.values() if isinstance(x, torch.Tensor)]
     return dict(curve=curve, seconds=curve[-1][1] if curve else None, state_bytes=sum(t.nbytes for t in states),
                 peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None)
+
+
+def _diverged(figure: Any, start: float | None) -> bool:
+    "Is a final figure not finite, or beyond all those of models that trained?"
+    return _plain(figure) is None or (start is not None and figure > max(start, DIVERGED*abs(start)))
 
 
 def _plain(figure: Any) -> float | None:

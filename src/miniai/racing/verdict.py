@@ -9,6 +9,7 @@ import numpy as np
 __all__ = ['COMPARE', 'compare', 'compare_all', 'detectable', 'holm', 'pairs_of', 'ranks', 'seeds_needed', 'with_worst']
 
 COMPARE = 'all', 'baselines'  # what each rule of a race is compared with
+ROUNDING = 1e-5  # of a figure: smaller differences are those of the order of operations
 RESAMPLES = 4000
 FLIPS = 14     # up to so many seeds all 2**n sign flips are counted, with more seeds a fixed sample of them
 SAMPLED = 10*RESAMPLES
@@ -52,8 +53,10 @@ def compare(a: Sequence[float], b: Sequence[float], alpha: float = 0.05, m: int 
     """`a` against `b`, figures at the same seeds, of which lower is better: the mean difference, the standard deviation
     of differences, a 95 % interval, and a p-value for one test of `m`. The test counts sign flips of the differences
     (Fisher 1935), which assumes only that equal rules differ as often in one direction as in the other; where so few
-    seeds can never reach `alpha`/`m`, it is Student's, if all differences are not the same."""
-    d = np.asarray(a, float) - np.asarray(b, float)
+    seeds can never reach `alpha`/`m`, it is Student's, if all differences are not the same. Figures that differ by less
+    than a hundred-thousandth are equal: rules that are may round differently, always in the same direction."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    d = np.where(abs(a - b) <= ROUNDING*np.maximum(abs(a), abs(b)), 0., a - b)
     if len(d) < 2: raise ValueError(f"a comparison needs 2 or more seeds, got {len(d)}")
     spread = float(d.std(ddof=1))
     exact = _least_p(len(d)) <= alpha/m or spread <= 1e-12*abs(d).max()
