@@ -41,7 +41,8 @@ def _tuned(answer: Answer, nm: str) -> Block:
     rows = [[str(i), *(shown(runs[0]['config'].get(k)).text for k in shared),
              *(_came_to(r, shared, r['config'] == chosen) for r, chosen in zip(runs, best, strict=True))]
             for i, runs in enumerate(points, 1)]
-    return table(nm, ['no.', *shared, *(f'{task}, {steps:,}' for task, steps in answer.cells)], rows)
+    return table(nm, ['no.', *shared, *(f'{task}, {steps:,}' for task, steps in answer.cells)], rows,
+                 kind='numbered')
 
 
 def _came_to(run: dict[str, Any], shared: list[str], best: bool) -> Cell:
