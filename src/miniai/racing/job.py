@@ -20,7 +20,7 @@ class RaceOptions:
     baselines: str = 'adamw,nesterov,muon'
     """The rules to race against, tuned in the same way. Separated by commas, or '' for none."""
     task: str = ','.join(LADDER)
-    """The tasks, of those that are the default, or module:function that returns a miniai.racing.tasks.Task."""
+    """Tasks, separated by commas: those of the default, or module:function that returns a miniai.racing.tasks.Task."""
     budget: str = '10m'
     """How long the race may take on this machine: chooses tasks, trials and seeds."""
     compare: Literal['all', 'baselines'] = 'all'
