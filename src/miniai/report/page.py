@@ -36,8 +36,9 @@ def write_page(html: str, path: Path) -> Path:
     try:
         part.write_text(html, 'utf-8', newline='\n')
         os.replace(part, path)
+    except OSError as e: raise type(e)(f"cannot write {path}: {e.strerror or e}; choose another file") from e
     finally:
-        with suppress(FileNotFoundError): part.unlink()
+        with suppress(OSError): part.unlink()
     return path
 
 
