@@ -56,7 +56,8 @@ def _report(config: LRFindConfig, found: LRSuggestions, auto: float) -> str:
         ('steepest', 'steepest fall'), ('valley', 'valley'), ('tenth', 'minimum/10')))
     lines = [f'suggested learning rate for {config.optimizer}: {found.half:.2g}',
              f'or, as the peak of a schedule: {found.peak:.2g}',
-             f'others: {others}; all agree within a factor of {found.spread:.1f}',
+             f'others: {others}',
+             f'all but the peak agree within a factor of {found.spread:.1f}',
              *([f'do not rely on them: {found.doubt}'] if found.doubt else []),
              f'--lr auto with the {config.schedule} schedule: {auto:.2g}']
     suggested = found.half if config.schedule == 'constant' else found.peak
