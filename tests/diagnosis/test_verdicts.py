@@ -254,7 +254,7 @@ def test_a_parameter_that_is_unfrozen_later_without_the_optimizer_is_in_no_group
     model[0].requires_grad_(False)
     def trained(params, lr): return Adam([p for p in params if p.requires_grad], lr)
     health = check_up(model, cbs=[UnfreezeCB()], opt_func=trained)
-    assert verdict(health, 'parameter in no group').says == 'The optimizer does not have 0.weight, 0.bias.'
+    assert verdict(health, 'parameter in no group').says == 'The optimizer was not given 0.weight, 0.bias.'
     assert health.records['parameters']['0.weight']['norm'][0] is None
     assert health.records['parameters']['0.weight']['gradient'][-1] > 0
 
