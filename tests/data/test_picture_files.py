@@ -64,7 +64,7 @@ def test_an_opened_picture_is_that_of_the_path_or_file(tmp_path, make):
 
 
 @pytest.mark.parametrize(('content', 'said'), [
-    (b'', 'it is empty'), (b'hello', 'its content is no picture'), (None, 'truncated')])
+    (b'', 'it is empty'), (b'hello', 'its content is not a picture'), (None, 'truncated')])
 def test_a_picture_that_cannot_be_read_is_named_with_the_reason(tmp_path, content, said):
     p = write(tmp_path/'1.png', drawn(64, 64, 3))
     p.write_bytes(p.read_bytes()[:2000] if content is None else content)

@@ -231,14 +231,14 @@ def test_pictures_may_come_from_anything_that_has_them_one_after_the_other(tmp_p
 
 @pytest.mark.parametrize(('x', 'said'), [
     ('nowhere.png', 'no picture at nowhere.png'),
-    (None, 'type NoneType is no picture: give a path'), ([[1, 2], [3, 4]], 'type list is no picture'),
-    (b'\x89PNG', 'type bytes is no picture'), ([], 'there are no pictures'),
+    (None, 'type NoneType is not a picture: give a path'), ([[1, 2], [3, 4]], 'type list is not a picture'),
+    (b'\x89PNG', 'type bytes is not a picture'), ([], 'there are no pictures'),
     (np.zeros((0, 6, 8, 3), np.uint8), 'no pictures'), (np.zeros((0, 8), np.uint8), r'shape \(0, 8\) has no pixels'),
-    (iter([]), 'no pictures'), ({'a': 1}, 'type dict is no picture'), (3, 'an object of type int is no picture'),
+    (iter([]), 'no pictures'), ({'a': 1}, 'type dict is not a picture'), (3, 'an object of type int is not a picture'),
     (np.zeros((6, 8), int), 'must hold uint8, or floats from 0 to 1.*int64'), (np.full((6, 8), 2.), 'got float64'),
-    (np.full((6, 8), np.nan), 'floats from 0 to 1'), (np.zeros(6, np.uint8), r'shape \(6,\) is no picture'),
-    (np.zeros((1, 1, 6, 8, 3), np.uint8), 'shape'), (np.zeros((6, 8, 2), np.uint8), 'is no picture'),
-    (np.zeros((5, 9, 7), np.uint8), r'shape \(5, 9, 7\) is no picture')])
+    (np.full((6, 8), np.nan), 'floats from 0 to 1'), (np.zeros(6, np.uint8), r'shape \(6,\) is not a picture'),
+    (np.zeros((1, 1, 6, 8, 3), np.uint8), 'shape'), (np.zeros((6, 8, 2), np.uint8), 'is not a picture'),
+    (np.zeros((5, 9, 7), np.uint8), r'shape \(5, 9, 7\) is not a picture')])
 def test_what_is_no_picture_is_an_error_that_says_what_is_one(x, said):
     with pytest.raises(PictureError, match=said): COLOUR.read(x)
 

@@ -68,7 +68,7 @@ def test_the_model_says_what_a_step_takes_where_it_was_counted(tmp_path):
     memory = dict(parameters=1e6, gradients=1e6, optimizer=None, activations=5e5)
     model = record()['model'] | dict(step=dict(mflops=.75, samples=10, memory=memory))
     found = shown(write_run(tmp_path/'run', model=model))
-    assert found.facts['multiply-adds per sample'] == .75
+    assert found.facts['multiply-adds per sample'] == 750_000
     assert '2.5 MB (parameters 1 MB, gradients 1 MB, activations 0.5 MB)' in found.text.replace('\xa0', ' ')
     assert 'memory of a step with 10 samples' in found.facts
     assert 'multiply-adds per sample' not in shown(write_run(tmp_path/'other')).facts

@@ -48,5 +48,5 @@ def opened(file: Any) -> Iterator[Any]:
     except FileNotFoundError as e: raise PictureError(f"no picture at {file}") from e
     except Exception as e:  # decoders raise errors of many types over damaged data
         empty = isinstance(file, str | PathLike) and os.path.isfile(file) and not os.path.getsize(file)
-        why = 'it is empty' if empty else 'its content is no picture' if isinstance(e, UnidentifiedImageError) else e
+        why = 'it is empty' if empty else 'its content is not a picture' if isinstance(e, UnidentifiedImageError) else e
         raise PictureError(f"cannot read the picture {file}: {why}") from e

@@ -62,7 +62,7 @@ class PictureRecipe(Recipe):
         if hasattr(x, 'ndim'): return self._sized(_from_array(x))
         if isinstance(x, Image.Image): return self._sized(x)
         if not isinstance(x, str | PathLike) and not hasattr(x, 'read'):
-            raise PictureError(f"an object of type {type(x).__name__} is no picture: give a path, a PIL image or an "
+            raise PictureError(f"an object of type {type(x).__name__} is not a picture: give a path, a PIL image or an "
                                f"array")
         with opened(x) as im:
             side = max(self.size)
@@ -129,7 +129,7 @@ def _from_array(x: Any) -> Any:
     if a.ndim == 3 and a.shape[2] not in (1, 3, 4) and a.shape[0] in (1, 3, 4): a = a.transpose(1, 2, 0)
     if a.ndim == 3 and a.shape[2] == 1: a = a[:, :, 0]
     if a.ndim != 2 and not (a.ndim == 3 and a.shape[2] in (3, 4)):
-        raise PictureError(f"an array of shape {tuple(a.shape)} is no picture: give (H, W), (H, W, 3) or (3, H, W)")
+        raise PictureError(f"an array of shape {tuple(a.shape)} is not a picture: give (H, W), (H, W, 3) or (3, H, W)")
     return Image.fromarray(np.ascontiguousarray(a))
 
 

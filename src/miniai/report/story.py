@@ -184,7 +184,8 @@ def _step(step: dict[str, Any]) -> dict[str, Any]:
     parts = {nm: n for nm, n in (step.get('memory') or {}).items() if n is not None}
     memory = ', '.join(f'{nm} {_megabytes(n).text}' for nm, n in parts.items())
     mflops = step.get('mflops')
-    return {'multiply-adds per sample': None if mflops is None else number(mflops, unit='million'),
+    count = None if mflops is None else number(mflops, unit='million') if mflops >= 1 else number(round(1e6*mflops))
+    return {'multiply-adds per sample': count,
             f"memory of a step with {step.get('samples')} samples": Cell(
                 f'{_megabytes(sum(parts.values())).text} ({memory})') if parts else None}
 
