@@ -1,6 +1,6 @@
 """Every optimizer of `miniai train` against AdamW on the tasks of `miniai race`: bench/results/race_DATE.md.
 
-    python bench/league.py [--trials 6] [--seeds 8] [--lengths 0.25] [--tasks NAME ...] [--rules NAME ...] [--out DIR]
+    python bench/league.py [--trials 4] [--seeds 8] [--lengths 0.25] [--tasks NAME ...] [--rules NAME ...] [--out DIR]
     python bench/league.py --quick          # a few minutes: the two smallest tasks; prints and records nothing
 
 Start the same command several times to share the work, one process per core; again after an interruption to resume.
@@ -66,7 +66,7 @@ def main():
     ap.add_argument('--quick', action='store_true', help='a few minutes, on the smallest tasks')
     ap.add_argument('--rules', nargs='+', choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar='NAME')
     ap.add_argument('--tasks', nargs='+', default=list(LADDER), metavar='NAME')
-    ap.add_argument('--trials', type=int, default=6)
+    ap.add_argument('--trials', type=int, default=4)
     ap.add_argument('--seeds', type=int, default=8)
     ap.add_argument('--lengths', type=float, nargs='+', default=[0.25])
     ap.add_argument('--seed', type=int, default=0)

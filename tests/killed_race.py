@@ -10,7 +10,7 @@ from pathlib import Path
 import races
 from miniai.racing import race as module
 
-PARTS = 'racing', 'miniai'
+PARTS = dict(store='/racing/store.py', racing='/racing/', miniai='/miniai/')  # writes and locks, races, everything
 
 
 class Lines:
@@ -20,7 +20,7 @@ class Lines:
 
     def __call__(self, frame, event, arg):
         file = frame.f_code.co_filename
-        parts = [part for part in (PARTS if self.last < 0 else [self.part]) if f'/{part}/' in file]
+        parts = [part for part in (PARTS if self.last < 0 else [self.part]) if PARTS[part] in file]
         def line(frame, event, arg):
             if event != 'line': return line
             self.n.update(parts)

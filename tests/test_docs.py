@@ -19,7 +19,7 @@ from miniai.learner import Learner
 
 DOCS = Path(__file__).resolve().parents[1]/'docs'
 SRC = DOCS.parent/'src'/'miniai'
-PAGES = sorted(p for p in DOCS.glob('*.md') if p.stem not in ('architecture', 'index'))  # which have no code
+PAGES = sorted(p for p in DOCS.glob('*.md') if p.stem not in ('architecture', 'index', 'league'))  # which have no code
 
 
 def cells(text):
@@ -195,6 +195,14 @@ def test_the_page_on_races_tells_a_bad_rule_from_tuned_baselines(page):
     assert [c['verdict'] for c in names['unfair'].comparisons] == ['better']
     assert {c['b']: c['verdict'] for c in names['tuned'].comparisons}['nesterov'] == 'cannot tell'
     assert 'adamw: the best lr is the highest that was tried' in str(names['tuned'])
+
+
+def test_the_page_on_the_league_has_the_tables_of_the_newest_one():
+    newest = max(DOCS.parent.glob('bench/results/race_2*.md')).read_text().split('the answer of the race')[0]
+    tables = [line for line in newest.split('\n') if line.startswith('| ')]
+    page = (DOCS/'league.md').read_text()
+    assert [line for line in page.split('\n') if line.startswith('| ')] == tables
+    assert len([line for line in tables if line.startswith('| adamw |')]) > 0
 
 
 def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):
