@@ -4,7 +4,7 @@
 
 Random uint8 images of 28 by 28 pixels, in shuffled batches of 1024. Loaders in memory are compared with a copy of
 256 MiB, the most that this memory gives; a copy of consecutive batches (`clone`), which stays in the cache, is listed
-as well. The Hugging Face dataset holds such images as PNG; its transform makes them normalised floats, as in the
+as well. The Hugging Face dataset holds such images as PNG; its transform makes them normalized floats, as in the
 course. Each round runs all loaders of a table in turn; figures are medians.
 """
 import argparse
@@ -64,7 +64,7 @@ def from_memory(x, y, bs):
             'memory, uint8 unchanged': pass_over(MemoryLoader(x, y, to_float=False, **kept)),
             'memory, uint8, in order': pass_over(MemoryLoader(x, y, bs=bs, to_float=False)),
             'memory, float': pass_over(MemoryLoader(x, y, **kept)),
-            'memory, float and normalised': pass_over(MemoryLoader(x, y, mean=MEAN, std=STD, **kept))}
+            'memory, float and normalized': pass_over(MemoryLoader(x, y, mean=MEAN, std=STD, **kept))}
 
 
 def transform(b):

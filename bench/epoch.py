@@ -42,7 +42,7 @@ def net(seed):
 
 
 def png_datasets(data):
-    "The images as the hub has them: a Hugging Face dataset of PNG files, decoded and normalised item by item."
+    "The images as the hub has them: a Hugging Face dataset of PNG files, decoded and normalized item by item."
     from datasets import Dataset, Features, Image, Value
     from PIL import Image as Pil
     def png(a):

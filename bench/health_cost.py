@@ -3,7 +3,7 @@
     python bench/health_cost.py [--rounds N] [--batches N] [--batch N]
 
 Sampled batches: in a fit with HealthCB(every=2), and in one with ActivationStats(every=2), every other batch is looked
-at; the extra time is the median over pairs of neighbours of (looked at - not looked at). Fits: each round trains the
+at; the extra time is the median over pairs of neighbors of (looked at - not looked at). Fits: each round trains the
 same batches with HealthCB() and without, in alternating order; the result is the median of (with - without) / without,
 and how many batches were sampled. One thread and CPU time, which other load disturbs less than wall time.
 """

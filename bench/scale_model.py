@@ -91,7 +91,7 @@ def fsdp(work, gather, reduce, together, shards):
 @dataclass
 class Cluster:
     """Nodes of `per_node` GPUs. Bandwidths are bytes per second in one direction as reached, not as advertised: of a
-    GPU to its neighbour in the node (`link`), and of one of the node's network cards (`card`). Latencies, in seconds,
+    GPU to its neighbor in the node (`link`), and of one of the node's network cards (`card`). Latencies, in seconds,
     are of a message within a node (`near`) and between nodes (`far`), and to start a collective. Compute is `peak`
     FLOP/s times utilisation; `busy` is the share of a GPU that communication takes."""
     peak: float            = 989e12     # H100 SXM, dense bfloat16

@@ -139,7 +139,7 @@ def unscaled(x, raw): return (x*raw[0] + raw[1]).float()
 
 @fault('stuck at chance', tasks=CLASSES)
 def stuck_at_chance(p):
-    "All weights are initialised to 0; for odd seeds what the last layer gets is multiplied by 0, a mask gone wrong."
+    "All weights are initialized to 0; for odd seeds what the last layer gets is multiplied by 0, a mask gone wrong."
     if p.seed % 2: p.net.blocks.append(Masked())
     else:
         for q in p.net.parameters(): nn.init.zeros_(q)
@@ -236,8 +236,8 @@ def batch_too_small(p):
 
 # Data
 
-@fault('inputs not normalised')
-def inputs_not_normalised(p):
+@fault('inputs not normalized')
+def inputs_not_normalized(p):
     "Pixels from 0 to 255, columns in the units that they were measured in."
     p.task = replace(p.task, x=unscaled(p.task.x, p.task.raw), x_valid=unscaled(p.task.x_valid, p.task.raw))
 

@@ -38,7 +38,7 @@ def _clothes():
 
 
 def _split(kind, x, y, n, n_valid, outputs, seed, mean=None, std=None, **raw):
-    "`n` rows to train and others to validate, drawn with the seed, and normalised by those that train."
+    "`n` rows to train and others to validate, drawn with the seed, and normalized by those that train."
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n + n_valid]
     x, y = x[rows], y[rows]
     if mean is not None: x = (x - mean)/std
@@ -46,7 +46,7 @@ def _split(kind, x, y, n, n_valid, outputs, seed, mean=None, std=None, **raw):
 
 
 def clothes(seed, n=1600, n_valid=512):
-    "Fashion-MNIST: grey images, of 14 by 14 pixels to be faster."
+    "Fashion-MNIST: gray images, of 14 by 14 pixels to be faster."
     x, y = _clothes()
     mean, std = x.mean().item(), x.std().item()
     return _split(IMAGE, x, y, n, n_valid, 10, seed, mean, std, raw=(std*255, mean*255))
@@ -185,7 +185,7 @@ class Mean(nn.Module):
 
 
 def _kaiming(net):
-    "Kaiming's initialisation for hidden layers without a norm, as a careful user gives a deep one."
+    "Kaiming's initialization for hidden layers without a norm, as a careful user gives a deep one."
     for m in net.blocks.modules():
         if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(m.weight)

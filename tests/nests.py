@@ -14,7 +14,7 @@ from states import arrays, tensors
 Point = namedtuple('Point', 'x y')
 
 
-class Colour(Enum): RED, BLUE = 1, 2
+class Color(Enum): RED, BLUE = 1, 2
 
 
 class Odd: "An object that no checkpoint can hold."
@@ -41,7 +41,7 @@ numbers = st.one_of(st.integers(-1, 1), st.floats(width=16), st.booleans(), st.c
                     st.builds(np.float32, st.floats(width=16)), st.builds(np.int64, st.integers(0, 1)))
 words = st.sampled_from(['', 'a', 'a, b', "'", '1', 'None', 'x'*300, 'x'*299 + 'y'])
 made_anew = st.one_of(st.none(), numbers, words, st.binary(max_size=2), words.map(Path))
-fixed = st.sampled_from([*Colour, torch.float32, torch.device('cpu'), range(3), slice(1, 2), int, Odd, np.dtype('f4')])
+fixed = st.sampled_from([*Color, torch.float32, torch.device('cpu'), range(3), slice(1, 2), int, Odd, np.dtype('f4')])
 hashable = st.one_of(st.integers(-2, 2), words, st.tuples(st.integers(0, 2), words))
 
 

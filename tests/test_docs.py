@@ -217,7 +217,7 @@ def test_the_callbacks_of_the_page_on_the_learner_do_what_it_says(capsys):
 
 def test_the_page_on_data_shows_what_it_says(capsys):
     pytest.importorskip('datasets')
-    with pytest.warns(UserWarning, match='valid, a MemoryLoader, are normalised by nothing, and those of train'):
+    with pytest.warns(UserWarning, match='valid, a MemoryLoader, are normalized by nothing, and those of train'):
         run('data', {})
     out = capsys.readouterr().out
     assert 'torch.float32 torch.int64 tensor(' in out

@@ -28,13 +28,13 @@ print(json.dumps([[dict(zip(classes, row)) for row in rows] for rows in found]))
 
 
 def write_classes(folder, n, seed):
-    "`n` pictures of 12 x 12 pixels for each class, of noise that is brighter in one colour."
+    "`n` pictures of 12 x 12 pixels for each class, of noise that is brighter in one color."
     r = np.random.default_rng(seed)
-    for colour, name in enumerate(('red', 'green', 'blue')):
+    for color, name in enumerate(('red', 'green', 'blue')):
         (folder/name).mkdir(parents=True)
         for i in range(n):
             x = r.integers(0, 160, (12, 12, 3), dtype=np.uint8)
-            x[..., colour] += 60
+            x[..., color] += 60
             Image.fromarray(x).save(folder/name/f'{i}.png')
 
 

@@ -133,8 +133,8 @@ def test_images_are_flipped_with_probability_p(p):
 @pytest.mark.parametrize('f', [partial(rand_crop, pad=2), partial(rand_translate, most=.4, mode='replicate')])
 def test_every_shift_is_as_likely_rows_and_columns_apart(f):
     places = torch.arange(25.).view(1, 1, 5, 5).expand(50_000, 1, 5, 5)
-    centres = f(places, generator=seeded(2))[:, 0, 2, 2].long()
-    counts = torch.bincount(centres, minlength=25)
+    centers = f(places, generator=seeded(2))[:, 0, 2, 2].long()
+    counts = torch.bincount(centers, minlength=25)
     chi2 = ((counts - 2000)**2/2000).sum().item()
     assert chi2 < 51                                    # 24 degrees of freedom: exceeded once in a thousand
 

@@ -1,4 +1,4 @@
-"Initialisation, by the names that notebooks import."
+"Initialization, by the names that notebooks import."
 from reexports import check_reexports
 
 

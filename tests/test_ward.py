@@ -12,7 +12,7 @@ import ward_healthy
 ONE_OF_EACH_KIND = [  # layers, loss, rates, parameters, BatchNorm, data
     ('dead layer', 'mlp', 'clothes'), ('stuck at chance', 'mlp', 'digits'), ('rate too low', 'mlp', 'friedman'),
     ('parameter in no group', 'mlp', 'friedman'), ('batch norm differs between modes', 'mlp with norms', 'digits'),
-    ('inputs not normalised', 'mlp', 'digits'), ('validation data in training', 'mlp', 'friedman'),
+    ('inputs not normalized', 'mlp', 'digits'), ('validation data in training', 'mlp', 'friedman'),
     ('rate too high', 'mlp', 'friedman'), ('non-finite values', 'mlp', 'friedman')]
 
 

@@ -27,8 +27,8 @@ def files(folder): return sorted(p.name for p in folder.iterdir())
 def history(folder): return [json.loads(line) for line in (folder/'metrics.jsonl').read_text().splitlines()]
 
 
-def colours(path):
-    "The number of colours in a PNG: 1 where nothing was drawn."
+def colors(path):
+    "The number of colors in a PNG: 1 where nothing was drawn."
     with Image.open(path) as im:
         assert im.format == 'PNG'
         return len(im.convert('RGB').getcolors(1 << 24))

@@ -9,11 +9,11 @@ N, FEATURES, CLASSES = 320, 12, 4
 
 
 def blobs(n=N, seed=1):
-    "Points around a centre per class, and their classes."
-    g, centres = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
+    "Points around a center per class, and their classes."
+    g, centers = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(0)
     y = torch.arange(n) % CLASSES
     y = y[torch.randperm(n, generator=g)]
-    return torch.randn(n, FEATURES, generator=g) + 2*torch.randn(CLASSES, FEATURES, generator=centres)[y], y
+    return torch.randn(n, FEATURES, generator=g) + 2*torch.randn(CLASSES, FEATURES, generator=centers)[y], y
 
 
 def in_batches(x, y, bs=32): return list(zip(x.split(bs), y.split(bs), strict=True))

@@ -35,7 +35,7 @@ def rand_crop(x: Tensor, pad: int = 4, mode: str = 'reflect', fill: float | None
               generator: Generator | None = None) -> Tensor:
     """Pad the images `x` (N, C, H, W, any dtype) by `pad` pixels on all sides and crop each at a random place to its
     old size (He et al. 2015, section 4.2). `mode` says what the padding is: 'reflect' or 'replicate' as in torch, or
-    'constant': `fill`, by default each channel's smallest value in the batch, which is black even after normalisation.
+    'constant': `fill`, by default each channel's smallest value in the batch, which is black even after normalization.
     Random numbers as in `rand_flip`."""
     if not isinstance(pad, Integral) or pad < 0: raise ValueError(f"pad must be an integer of at least 0, got {pad!r}")
     check_images(x)

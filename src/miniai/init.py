@@ -1,4 +1,4 @@
-"Models, initialisation and memory cleaning, by the names that notebooks import."
+"Models, initialization and memory cleaning, by the names that notebooks import."
 from miniai.callbacks.batch import BatchTransformCB as BatchTransformCB
 from miniai.environment import clean_ipython_hist as clean_ipython_hist
 from miniai.environment import clean_mem as clean_mem

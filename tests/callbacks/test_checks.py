@@ -24,7 +24,7 @@ def test_epoch_and_batch_of_the_first_bad_loss_are_named_and_what_to_do():
         def before_batch(self, learn):
             if (learn.epoch, learn.iter) == (1, 2): learn.batch = (learn.batch[0]*NAN, learn.batch[1])
     says = (r'the training loss is nan in epoch 1, batch 2 \(both counted from 0\)\. The weights are as they were '
-            r'before this batch.*rate that is too high.*not normalised.*check_finite = False')
+            r'before this batch.*rate that is too high.*not normalized.*check_finite = False')
     with pytest.raises(NonFiniteLossError, match=says): fit(learner(Later()), 3)
 
 

@@ -25,7 +25,7 @@ from miniai.jobs import train as job
 from miniai.jobs.config import TrainConfig
 from miniai.resume.prove import Proof
 from screen import Screen, environment, in_terminals
-from tiny import RUN_FILES, colours, files, history, write_tiny
+from tiny import RUN_FILES, colors, files, history, write_tiny
 
 MINIAI = Path(sys.executable).with_name('miniai')
 QUICK = ['--epochs', '1', '--batch-size', '100', '--device', 'cpu']
@@ -347,7 +347,7 @@ def test_ctrl_c_leaves_a_clean_terminal_and_everything_on_disk(here):
     assert [(r['epoch'], r['phase']) for r in rows] == [(i//2, ('train', 'eval')[i % 2]) for i in range(len(rows))]
     assert len(rows) >= 2
     assert all(torch.isfinite(q).all() for q in load(here/'run').model.parameters())
-    assert min(colours(here/'run'/name) for name in ('curves.png', 'activations.png')) > 10
+    assert min(colors(here/'run'/name) for name in ('curves.png', 'activations.png')) > 10
 
 
 def test_sigterm_ends_a_proof_with_143_and_leaves_no_process_and_no_folder(here, monkeypatch):
@@ -394,9 +394,9 @@ def terminals(data, tmp_path_factory):
                 f"except SystemExit as e: assert e.code == 0")
     train = 'train', '--epochs', '2', '--batch-size', '20'
     rest = '--data', data, '--device', 'cpu', '--out', f'{out}/{{time}}'
-    colour = "os.environ.pop('NO_COLOR', None)"
+    color = "os.environ.pop('NO_COLOR', None)"
     return in_terminals({'train': script(*train, *rest), 'lr-find': script('lr-find', '--batch-size', '100', *rest),
-                         'help': script('--help', before=colour),
+                         'help': script('--help', before=color),
                          'plain help': script('--help', before="os.environ['NO_COLOR'] = '1'")}, [80, 60])
 
 

@@ -154,7 +154,7 @@ def test_by_default_size_and_channels_suit_the_pictures(tmp_path, shapes, orient
 
 @pytest.mark.parametrize(('mode', 'channels'), [
     ('1', 1), ('L', 1), ('LA', 1), ('I;16', 1), ('P', 3), ('RGBA', 3), ('RGB', 3)])
-def test_pictures_without_colour_are_grey(tmp_path, mode, channels):
+def test_pictures_without_color_are_gray(tmp_path, mode, channels):
     for nm in in_classes(5):
         (tmp_path/nm).parent.mkdir(exist_ok=True)
         (Image.fromarray(drawn(6, 6).astype(np.uint16)) if mode == 'I;16' else

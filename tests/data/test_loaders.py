@@ -269,7 +269,7 @@ def permuted(n, seed, epoch):
 
 
 @pytest.mark.parametrize('shape', [(30, 4, 4), (30, 3, 4, 4)])
-def test_from_arrays_normalises_by_the_training_part_alone(shape):
+def test_from_arrays_normalizes_by_the_training_part_alone(shape):
     x = np.random.default_rng(0).integers(0, 200, shape, np.uint8)
     dls = DataLoaders.from_arrays(x, np.arange(30), .5, 7, normalize=True)
     xt = x.reshape(30, -1, 4, 4)[sorted(drawn(dls.train))]/255
@@ -279,7 +279,7 @@ def test_from_arrays_normalises_by_the_training_part_alone(shape):
             np.testing.assert_allclose(xb, (x.reshape(30, -1, 4, 4)[yb]/255 - mean)/std, rtol=1e-4, atol=1e-5)
 
 
-def test_from_arrays_normalises_by_a_given_pair_and_leaves_integers():
+def test_from_arrays_normalizes_by_a_given_pair_and_leaves_integers():
     x, y = arrays()
     xb, yb = next(iter(DataLoaders.from_arrays(x, y, normalize=(.3, .2)).valid))
     torch.testing.assert_close(xb, (x[yb][:, None]/255 - .3)/.2)
@@ -325,7 +325,7 @@ def test_from_arrays_takes_the_indices_of_a_fold(make):
 
 
 @pytest.mark.parametrize('own', [True, False])
-def test_from_arrays_takes_several_inputs_and_targets_of_any_dtype_each_normalised_by_itself(own):
+def test_from_arrays_takes_several_inputs_and_targets_of_any_dtype_each_normalized_by_itself(own):
     r = np.random.default_rng(0)
     table, images, ids = r.normal(5, 2, (30, 3)), r.integers(0, 256, (30, 6, 6, 3), np.uint8), np.arange(30, dtype='i4')
     y, weight = np.arange(30) % 2, r.random(30)
@@ -363,30 +363,30 @@ def test_from_arrays_moves_the_channels_of_images_whose_shape_is_clear_or_that_a
 
 # A loader put in later
 
-def normalised():
+def normalized():
     return DataLoaders.from_arrays(np.random.default_rng(0).random((20, 3)), np.arange(20), normalize=True)
 
 
 @pytest.mark.parametrize('new', [lambda: MemoryLoader(np.zeros((4, 3)), bs=2), lambda: [(torch.zeros(4, 3),)],
                                  lambda: DataLoader(TensorDataset(torch.zeros(4, 3)))])
-def test_a_loader_that_is_not_normalised_as_the_other_is_reported_when_it_is_put_in(new):
-    said = r'the inputs of valid, a .*, are normalised .*, and those of train by mean \[.*\] and .*train.like\(x, y\)'
-    dls = normalised()
+def test_a_loader_that_is_not_normalized_as_the_other_is_reported_when_it_is_put_in(new):
+    said = r'the inputs of valid, a .*, are normalized .*, and those of train by mean \[.*\] and .*train.like\(x, y\)'
+    dls = normalized()
     with pytest.warns(UserWarning, match=said) as warned: dls.valid = new()
     assert warned[0].filename == __file__
-    with pytest.warns(UserWarning, match=said): DataLoaders(normalised().train, new())
-    dls = DataLoaders((), normalised().valid)
+    with pytest.warns(UserWarning, match=said): DataLoaders(normalized().train, new())
+    dls = DataLoaders((), normalized().valid)
     with pytest.warns(UserWarning, match='the inputs of train, .* those of valid'): dls.train = new()
 
 
-def test_a_normalised_loader_put_next_to_one_that_is_not_is_reported():
+def test_a_normalized_loader_put_next_to_one_that_is_not_is_reported():
     dls = DataLoaders.from_arrays(torch.zeros(20, 3), torch.arange(20))
     with pytest.warns(UserWarning, match='valid, .* by mean .* and those of train by nothing'):
-        dls.valid = normalised().valid
+        dls.valid = normalized().valid
 
 
-def test_a_loader_that_is_normalised_alike_an_empty_one_and_unknown_ones_are_not_reported():
-    dls = normalised()
+def test_a_loader_that_is_normalized_alike_an_empty_one_and_unknown_ones_are_not_reported():
+    dls = normalized()
     dls.valid = dls.valid.like(np.ones((5, 3)), np.arange(5))
     dls.valid = ()
     dls.train = ()
@@ -419,7 +419,7 @@ def test_loaders_that_are_not_from_memory_or_whose_batches_are_no_tuples_have_no
 def test_a_recipe_is_that_of_the_loader_in_memory_whichever_it_is_and_follows_it():
     dls = DataLoaders.from_arrays(torch.randn(20, 3), torch.arange(20) % 2, normalize=([1., 2., 3.], [1., 1., 1.]))
     assert dls.recipe.to_dict()['scalings'] == [dict(mean=[1., 2., 3.], std=[1., 1., 1.], channels_last=False)]
-    with pytest.warns(UserWarning, match='normalised'): dls.train = [1]
+    with pytest.warns(UserWarning, match='normalized'): dls.train = [1]
     assert dls.recipe.scalings[0]['mean'] == [1., 2., 3.]
 
 
@@ -492,7 +492,7 @@ def photos(tmp_path_factory):
     ('held', {}, PictureError, 'has the folder valid, but none called train'),
     ('damaged', {}, PictureError, r'1 of 12 pictures cannot be read.*skip_bad=True:\n.*2\.png: it is empty'),
     ('good', dict(size=0), ValueError, 'size must be a number of pixels, or a height and a width, got 0'),
-    ('good', dict(size='224'), ValueError, "got '224'"), ('good', dict(channels=4), ValueError, '1 for grey or 3'),
+    ('good', dict(size='224'), ValueError, "got '224'"), ('good', dict(channels=4), ValueError, '1 for gray or 3'),
     ('good', dict(fit='pad'), ValueError, "fit must be 'crop' or 'squash', got 'pad'"),
     ('good', dict(valid=1.5), ValueError, 'between 0 and 1, got 1.5'),
     ('good', dict(valid=.01), ValueError, 'leaves none for validation'),

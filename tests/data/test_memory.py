@@ -324,7 +324,7 @@ def test_images_with_channels_last_come_with_channels_first(shuffle):
 
 
 @pytest.mark.parametrize('device', [None, 'cpu'])
-def test_double_precision_is_normalised_before_it_is_rounded(device):
+def test_double_precision_is_normalized_before_it_is_rounded(device):
     x = 1.6e9 + np.arange(10.)  # seconds since 1970, which float32 rounds to multiples of 128
     got = batch(x, mean=x.mean(), std=x.std(), device=device)[0]
     assert got.dtype == torch.float32

@@ -18,7 +18,7 @@ from miniai.data.pictures import PictureRecipe, recipe_of
 from miniai.data.recipe import Recipe
 from picture_folders import as_kept, drawn, in_classes, write, write_folder
 
-COLOUR, GREY = PictureRecipe((6, 8)), PictureRecipe((6, 8), 1)
+COLOR, GRAY = PictureRecipe((6, 8)), PictureRecipe((6, 8), 1)
 
 
 def one(recipe, x):
@@ -43,15 +43,15 @@ def test_a_picture_of_the_recipe_s_size_stays_as_it_is_in_any_form(a):
     floats = torch.from_numpy(chw)/255
     for x in (a, chw, torch.from_numpy(a), floats, floats.double().numpy(), Image.fromarray(a), buffer):
         buffer.seek(0)
-        np.testing.assert_array_equal(one(COLOUR, x), chw)
-    assert_close(one(GREY, a), luma(a))
+        np.testing.assert_array_equal(one(COLOR, x), chw)
+    assert_close(one(GRAY, a), luma(a))
 
 
 @given(hnp.arrays(np.uint8, (6, 8)))
-def test_a_grey_picture_stays_grey_or_has_three_equal_channels(a):
+def test_a_gray_picture_stays_gray_or_has_three_equal_channels(a):
     for x in (a, a[..., None], torch.from_numpy(a)/255, Image.fromarray(a)):
-        np.testing.assert_array_equal(one(GREY, x), a)
-        np.testing.assert_array_equal(one(COLOUR, x), np.stack([a]*3))
+        np.testing.assert_array_equal(one(GRAY, x), a)
+        np.testing.assert_array_equal(one(COLOR, x), np.stack([a]*3))
 
 
 def test_many_pictures_in_any_form_are_the_rows_of_each(tmp_path):
@@ -59,18 +59,18 @@ def test_many_pictures_in_any_form_are_the_rows_of_each(tmp_path):
     paths = [write(tmp_path/f'{i}.png', x) for i, x in enumerate(a)]
     for x in (a, a.transpose(0, 3, 1, 2), torch.from_numpy(a), list(a), tuple(map(Image.fromarray, a)), paths,
               list(map(str, paths)), tmp_path, str(tmp_path)):
-        (kept,), single = COLOUR.read(x)
+        (kept,), single = COLOR.read(x)
         assert not single
         np.testing.assert_array_equal(kept, a.transpose(0, 3, 1, 2))
-    for x in (a[..., 0], list(a[..., 0]), a[..., :1]): np.testing.assert_array_equal(GREY.read(x)[0][0], a[..., 0])
-    for n in (1, 3): assert GREY.read(a[:n, ..., 0])[0][0].shape == (n, 6, 8)
+    for x in (a[..., 0], list(a[..., 0]), a[..., :1]): np.testing.assert_array_equal(GRAY.read(x)[0][0], a[..., 0])
+    for n in (1, 3): assert GRAY.read(a[:n, ..., 0])[0][0].shape == (n, 6, 8)
 
 
 @pytest.mark.parametrize(('shape', 'rows', 'columns'), [
     ((6, 20), slice(None), slice(6, 14)), ((16, 8), slice(5, 11), slice(None))])
 def test_a_crop_is_the_middle_of_the_picture(shape, rows, columns):
     a = drawn(*shape, 3)
-    np.testing.assert_array_equal(one(COLOUR, a), a[rows, columns].transpose(2, 0, 1))
+    np.testing.assert_array_equal(one(COLOR, a), a[rows, columns].transpose(2, 0, 1))
 
 
 @given(hnp.arrays(np.uint8, (6, 8, 3)), st.integers(1, 3), st.integers(1, 3))
@@ -108,18 +108,18 @@ def test_pictures_are_turned_upright_whether_given_as_path_or_by_pillow(tmp_path
     a, exif = drawn(*shape, 3), Image.Exif()
     exif[0x0112] = orientation
     p, expected = write(tmp_path/'1.png', a, exif=exif), UPRIGHT[orientation](a)
-    np.testing.assert_array_equal(one(COLOUR, p), as_kept(expected))
-    with Image.open(p) as im: np.testing.assert_array_equal(one(COLOUR, im), as_kept(expected))
+    np.testing.assert_array_equal(one(COLOR, p), as_kept(expected))
+    with Image.open(p) as im: np.testing.assert_array_equal(one(COLOR, im), as_kept(expected))
 
 
-@pytest.mark.parametrize('alpha', ['RGBA', 'LA', 'palette', 'key', 'grey key', 'palette alpha'])
+@pytest.mark.parametrize('alpha', ['RGBA', 'LA', 'palette', 'key', 'gray key', 'palette alpha'])
 def test_transparent_parts_are_white(tmp_path, alpha):
     a, clear = drawn(6, 8, 3), np.zeros((6, 8), np.uint8)
     clear[2:4, 3:6] = 255
-    im = Image.fromarray(a).convert('L' if alpha in ('LA', 'grey key') else 'RGB')
+    im = Image.fromarray(a).convert('L' if alpha in ('LA', 'gray key') else 'RGB')
     if alpha in ('RGBA', 'LA'): im.putalpha(Image.fromarray(255 - clear))
     elif alpha == 'key': im.info['transparency'] = tuple(int(v) for v in a[2, 3])
-    elif alpha == 'grey key': im.info['transparency'] = int(np.asarray(im)[2, 3])
+    elif alpha == 'gray key': im.info['transparency'] = int(np.asarray(im)[2, 3])
     elif alpha == 'palette alpha': im = im.convert('RGBA').quantize(16)
     else: im = im.quantize(8)
     if alpha == 'palette': im.info['transparency'] = int(np.asarray(im)[2, 3])
@@ -128,15 +128,15 @@ def test_transparent_parts_are_white(tmp_path, alpha):
     expected = rgba[..., :3]*share + 255*(1 - share)
     im.save(tmp_path/'1.png', **({'transparency': im.info['transparency']} if 'transparency' in im.info else {}))
     for x in (im, tmp_path/'1.png'):
-        assert_close(one(COLOUR, x).transpose(1, 2, 0), expected)
-        np.testing.assert_allclose(one(GREY, x).astype(float), luma(expected), atol=2)
-    if alpha != 'palette alpha': assert (one(COLOUR, im)[:, 2, 3] == 255).all()
+        assert_close(one(COLOR, x).transpose(1, 2, 0), expected)
+        np.testing.assert_allclose(one(GRAY, x).astype(float), luma(expected), atol=2)
+    if alpha != 'palette alpha': assert (one(COLOR, im)[:, 2, 3] == 255).all()
 
 
 @given(hnp.arrays(np.uint8, (6, 8, 4)))
 def test_an_array_of_four_channels_has_alpha(a):
     share = a[..., 3:]/255
-    assert_close(one(COLOUR, a).transpose(1, 2, 0), a[..., :3]*share + 255*(1 - share))
+    assert_close(one(COLOR, a).transpose(1, 2, 0), a[..., :3]*share + 255*(1 - share))
 
 
 @pytest.mark.parametrize('name', ['1.png', '1.tif', 'big.tif'])
@@ -146,24 +146,24 @@ def test_sixteen_bits_are_rounded_to_eight(tmp_path, name):
     im = Image.fromarray(a) if name != 'big.tif' else Image.frombytes('I;16B', (8, 6), a.astype('>u2').tobytes())
     im.save(tmp_path/name)
     expected = np.rint(a/257)
-    np.testing.assert_array_equal(one(GREY, tmp_path/name), expected)
-    np.testing.assert_array_equal(one(COLOUR, tmp_path/name), np.stack([expected]*3))
+    np.testing.assert_array_equal(one(GRAY, tmp_path/name), expected)
+    np.testing.assert_array_equal(one(COLOR, tmp_path/name), np.stack([expected]*3))
 
 
-def test_black_and_white_pictures_palettes_and_cmyk_are_their_colours(tmp_path):
+def test_black_and_white_pictures_palettes_and_cmyk_are_their_colors(tmp_path):
     a = drawn(6, 8, 3)
     bits = Image.fromarray(a).convert('1')
     bits.save(tmp_path/'1.png')
-    np.testing.assert_array_equal(one(GREY, tmp_path/'1.png'), np.asarray(bits)*255)
+    np.testing.assert_array_equal(one(GRAY, tmp_path/'1.png'), np.asarray(bits)*255)
     palette = Image.fromarray(a).quantize(16)
     palette.save(tmp_path/'2.gif')
-    colours = np.array(palette.getpalette()).reshape(-1, 3)
-    np.testing.assert_array_equal(one(COLOUR, tmp_path/'2.gif'), as_kept(colours[np.asarray(palette)]))
+    colors = np.array(palette.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(one(COLOR, tmp_path/'2.gif'), as_kept(colors[np.asarray(palette)]))
     cmyk = drawn(6, 8, 4).astype(float)
     im = Image.frombytes('CMYK', (8, 6), cmyk.astype(np.uint8).tobytes())
     im.save(tmp_path/'3.tif')
     expected = (255 - cmyk[..., :3])*(255 - cmyk[..., 3:])/255
-    assert_close(one(COLOUR, tmp_path/'3.tif').transpose(1, 2, 0), expected)
+    assert_close(one(COLOR, tmp_path/'3.tif').transpose(1, 2, 0), expected)
 
 
 @pytest.mark.parametrize('ext', ['gif', 'png', 'webp', 'tif'])
@@ -171,7 +171,7 @@ def test_an_animation_is_its_first_picture(tmp_path, ext):
     first, *others = (Image.fromarray(np.full((6, 8, 3), v, np.uint8)) for v in (200, 20, 90))
     options = {'lossless': True} if ext == 'webp' else {}
     first.save(tmp_path/f'1.{ext}', save_all=True, append_images=others, **options)
-    np.testing.assert_array_equal(one(COLOUR, tmp_path/f'1.{ext}'), np.full((3, 6, 8), 200))
+    np.testing.assert_array_equal(one(COLOR, tmp_path/f'1.{ext}'), np.full((3, 6, 8), 200))
 
 
 @pytest.mark.parametrize(('shape', 'orientation', 'size', 'detail'), [
@@ -188,8 +188,8 @@ def test_a_large_jpeg_has_the_detail_of_one_that_was_decoded_in_full(tmp_path, s
 
 def test_rows_lie_in_memory_as_those_of_a_folder_so_that_a_model_gives_the_same_bits(tmp_path):
     files = [write(tmp_path/f'{i}.png', drawn(6, 8, 3)) for i in range(3)]
-    (kept,), _ = COLOUR.read(files)
-    row, = COLOUR.rows(files).gathered(torch.arange(3), 3)
+    (kept,), _ = COLOR.read(files)
+    row, = COLOR.rows(files).gathered(torch.arange(3), 3)
     assert kept.stride() == row.stride()
     assert torch.equal(kept, row)
 
@@ -210,7 +210,7 @@ def test_damaged_files_are_read_or_named_and_nothing_else(tmp_path_factory, form
     p.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # Pillow's, about damaged metadata
-        try: found = one(COLOUR, p).shape, str(p)
+        try: found = one(COLOR, p).shape, str(p)
         except PictureError as e: found = (3, 6, 8), str(e)
     assert found[0] == (3, 6, 8)
     assert str(p) in found[1]
@@ -220,11 +220,11 @@ def test_pictures_may_come_from_anything_that_has_them_one_after_the_other(tmp_p
     pd = pytest.importorskip('pandas')
     for i in range(3): Image.fromarray(drawn(6, 8, 3, seed=i)).save(tmp_path/f'{i}.png')
     files = sorted(tmp_path.iterdir())
-    (want,), _ = COLOUR.read(files)
+    (want,), _ = COLOR.read(files)
     for x in (iter(files), sorted(tmp_path.glob('*.png')), (f for f in files), tuple(files),
               dict.fromkeys(files).keys(), map(Image.open, files), pd.Series(files), np.array(files, object),
               np.array([*map(str, files)])):
-        (found,), single = COLOUR.read(x)
+        (found,), single = COLOR.read(x)
         assert torch.equal(found, want)
         assert not single
 
@@ -240,12 +240,12 @@ def test_pictures_may_come_from_anything_that_has_them_one_after_the_other(tmp_p
     (np.zeros((1, 1, 6, 8, 3), np.uint8), 'shape'), (np.zeros((6, 8, 2), np.uint8), 'is not a picture'),
     (np.zeros((5, 9, 7), np.uint8), r'shape \(5, 9, 7\) is not a picture')])
 def test_what_is_no_picture_is_an_error_that_says_what_is_one(x, said):
-    with pytest.raises(PictureError, match=said): COLOUR.read(x)
+    with pytest.raises(PictureError, match=said): COLOR.read(x)
 
 
 @pytest.mark.parametrize(('given', 'said'), [
     (dict(size=0), 'size must be'), (dict(size='224'), "got '224'"), (dict(size=(2, 3, 4)), 'a height and a width'),
-    (dict(size=2.5), 'got 2.5'), (dict(size=4, channels=4), 'channels must be 1 for grey or 3 for colour, got 4'),
+    (dict(size=2.5), 'got 2.5'), (dict(size=4, channels=4), 'channels must be 1 for gray or 3 for color, got 4'),
     (dict(size=4, fit='pad'), "fit must be 'crop' or 'squash', got 'pad'")])
 def test_a_recipe_that_cannot_be_is_an_error(given, said):
     with pytest.raises(ValueError, match=said): PictureRecipe(**given)

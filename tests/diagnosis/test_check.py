@@ -68,11 +68,11 @@ def test_more_steps_let_a_low_rate_learn():
     assert 'overfits a batch' not in attention(healthy(lr=1e-6), lr=.02)
 
 
-def test_inputs_that_are_not_normalised_and_layers_that_do_not_train():
+def test_inputs_that_are_not_normalized_and_layers_that_do_not_train():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
     model[0].unused = nn.Parameter(torch.ones(1))
     found = attention(healthy(dls=dls(X*50 + 200), model=model))
-    assert 'not normalised: pass normalize=True' in found['training batch']
+    assert 'not normalized: pass normalize=True' in found['training batch']
     assert found['gradients'].endswith('none, so these do not train: 0.unused')
 
 

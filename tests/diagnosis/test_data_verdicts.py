@@ -23,10 +23,10 @@ def test_ignored_labels_are_in_range():
     assert 'labels out of range' not in names(check_up(dls=loaders(y=Y.where(torch.arange(len(Y)) % 7 > 0, -100))))
 
 
-def test_unscaled_inputs_are_not_normalised_unless_the_model_does_it():
+def test_unscaled_inputs_are_not_normalized_unless_the_model_does_it():
     far = loaders(100*X + 300)
-    assert 'inputs not normalised' in names(check_up(dls=far, raises=RuntimeError))
-    assert 'inputs not normalised' not in names(check_up(nn.Sequential(nn.BatchNorm1d(12), *net()), far))
+    assert 'inputs not normalized' in names(check_up(dls=far, raises=RuntimeError))
+    assert 'inputs not normalized' not in names(check_up(nn.Sequential(nn.BatchNorm1d(12), *net()), far))
 
 
 def test_the_same_input_again_and_again_is_constant():
@@ -100,7 +100,7 @@ def test_overfitting_is_a_rise_or_gap_of_the_validation_loss_that_matters(train,
     assert ('overfitting' in {v.name for v in verdicts}) is found
 
 
-def test_a_model_that_stands_still_below_its_nearest_neighbours_underfits():
+def test_a_model_that_stands_still_below_its_nearest_neighbors_underfits():
     narrow = nn.Sequential(nn.Linear(12, 1), nn.Sigmoid(), nn.Linear(1, 4))
     assert 'underfitting' in names(check_up(narrow, epochs=40, lr=0.03))
 
@@ -108,7 +108,7 @@ def test_a_model_that_stands_still_below_its_nearest_neighbours_underfits():
 @pytest.mark.parametrize(('valid', 'found'), [(1.5, True), (0.5, False)], ids=['poor', 'better without dropout'])
 def test_a_model_that_is_better_in_validation_does_not_underfit(valid, found):
     facts = Facts(losses=[2.3]*10 + [1.5]*190, done=1., epochs=[dict(epoch=0, batch=200, train=1.5, valid=valid)],
-                  data=dict(baseline=2.3, neighbours=dict(score=0.8, chance=0.1, rows=512)))
+                  data=dict(baseline=2.3, neighbors=dict(score=0.8, chance=0.1, rows=512)))
     assert ('underfitting' in {v.name for v in judge(facts)[0]}) is found
 
 

@@ -1,4 +1,4 @@
-"What HealthCB sees of batches: codes of rows, ranges, tasks and nearest neighbours."
+"What HealthCB sees of batches: codes of rows, ranges, tasks and nearest neighbors."
 import math
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from miniai.diagnosis import data_verdicts  # noqa: F401 (it registers its rules)
-from miniai.diagnosis.data_watch import DataWatch, find_task, neighbours
+from miniai.diagnosis.data_watch import DataWatch, find_task, neighbors
 from miniai.diagnosis.verdict import Facts, judge
 
 
@@ -54,14 +54,14 @@ def test_the_baseline_is_the_entropy_of_the_labels_or_the_variance_of_the_target
     assert watch.summary()['baseline'] == pytest.approx(t.var(correction=0).item(), rel=1e-4)
 
 
-def test_neighbours_are_right_about_clusters_and_wrong_about_shuffled_labels():
+def test_neighbors_are_right_about_clusters_and_wrong_about_shuffled_labels():
     g = torch.Generator().manual_seed(1)
     y = torch.arange(200) % 4
     x = 5*torch.randn(4, 6, generator=g)[y] + torch.randn(200, 6, generator=g)
-    assert neighbours(x, y, 'classes')['score'] > 0.9
-    shuffled = neighbours(x, y[torch.randperm(200, generator=g)], 'classes')
+    assert neighbors(x, y, 'classes')['score'] > 0.9
+    shuffled = neighbors(x, y[torch.randperm(200, generator=g)], 'classes')
     assert abs(shuffled['score'] - shuffled['chance']) < 0.12
-    assert neighbours(x, x[:, :1].squeeze(), 'numbers')['score'] > 0.7
+    assert neighbors(x, x[:, :1].squeeze(), 'numbers')['score'] > 0.7
 
 
 def test_classes_in_the_last_dimension_as_language_models_have_them():

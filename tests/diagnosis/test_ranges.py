@@ -30,8 +30,8 @@ def test_a_batch_in_a_line():
 
 
 @pytest.mark.parametrize(('x', 'y', 'problem'), [
-    (X, Y, ''), (X/3, Y, ''), (X.int(), Y, ''), (X*100, Y, 'inputs are not normalised'),
-    (X + 50, Y, 'subtract 51.5 and divide by 1.12'), (X*1e-3, Y, 'not normalised'),
+    (X, Y, ''), (X/3, Y, ''), (X.int(), Y, ''), (X*100, Y, 'inputs are not normalized'),
+    (X + 50, Y, 'subtract 51.5 and divide by 1.12'), (X*1e-3, Y, 'not normalized'),
     (X*math.nan, Y, 'inputs are not finite'),
     (torch.ones(2, 2), Y, 'all inputs are the same number'), (X, torch.tensor([1, 1]), 'all targets are the same'),
     (X, torch.tensor([1., math.inf]), 'targets are not finite'), (X*0 + torch.inf, Y, 'inputs are not finite')])

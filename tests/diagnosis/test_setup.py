@@ -23,13 +23,13 @@ def test_what_the_optimizer_lacks_and_how_norms_decay_is_named():
     found = setup_of(learn)
     assert found['left_out'] == ['2.weight', '2.bias']
     assert found['decayed_norms'] == {'1.weight': 0.5, '1.bias': 0.5}
-    assert (found['batch_norms'], found['has_norms'], found['normalises_inputs']) == (['1'], True, False)
+    assert (found['batch_norms'], found['has_norms'], found['normalizes_inputs']) == (['1'], True, False)
 
 
 def test_a_model_may_begin_with_a_norm():
     learn = learner(model=nn.Sequential(nn.Sequential(nn.LayerNorm(4)), nn.Linear(4, 3)))
     learn.opt = SGD(learn.model.parameters(), 0.1)
-    assert setup_of(learn)['normalises_inputs']
+    assert setup_of(learn)['normalizes_inputs']
 
 
 def test_compiled_models_are_known():

@@ -9,7 +9,7 @@ def test_verdicts_come_with_causes_first_and_what_is_only_possible_last():
     setup = dict(batch_norms=['1'], left_out=['w'], has_norms=True, decayed_norms={'1.weight': 1.})
     found, checked = judge(Facts(data=data, setup=setup, losses=[1.]*9, rate=0.1, done=1.))
     assert [(v.certain, v.name) for v in found] == [
-        ('sure', 'labels out of range'), ('likely', 'inputs not normalised'), ('sure', 'parameter in no group'),
+        ('sure', 'labels out of range'), ('likely', 'inputs not normalized'), ('sure', 'parameter in no group'),
         ('likely', 'batch too small for batch norm'), ('possible', 'decay on norms')]
     assert set(checked) == {v.name for v in found} | {'non-finite values', 'constant inputs'}
     assert all(isinstance(v, Verdict) for v in found)

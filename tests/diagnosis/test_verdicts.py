@@ -272,7 +272,7 @@ def test_a_regression_may_begin_with_a_few_times_the_variance(start, found):
 
 
 def test_causes_come_before_what_they_bring_about():
-    order = [NAMES.index(nm) for nm in ('inputs not normalised', 'rate too high', 'dead layer', 'vanishing gradients',
+    order = [NAMES.index(nm) for nm in ('inputs not normalized', 'rate too high', 'dead layer', 'vanishing gradients',
                                         'parameter never moves', 'stuck at chance')]
     assert order == sorted(order)
     health = check_up(lr=100., raises=RuntimeError)

@@ -47,8 +47,8 @@ def multi_label(): return flat(nn.BCEWithLogitsLoss(), 3, lambda x: (x[:, :3] > 
 def one_logit(): return flat(F.binary_cross_entropy_with_logits, 1, lambda x: (x[:, :1] > 0).float())
 def log_probabilities():
     return flat(F.nll_loss, 3, lambda x: (x[:, 0] > 0).long(), nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1)))
-def colour(): return named(channels=3)
-def grey(): return named(n_epochs=2)
+def color(): return named(channels=3)
+def gray(): return named(n_epochs=2)
 def resnet(): return named('resnet', widths=[4, 8])
 def numbers(): return tabular('value')
 
@@ -70,8 +70,8 @@ def check(found, want):
     assert [len(part) for part in found] == [1, 2, 5, 7]
 
 
-IN_PT2 = [grey, resnet, tabular, two_inputs, log_probabilities, half]
-IN_ONNX = [colour, numbers, two_inputs, one_logit, multi_label]
+IN_PT2 = [gray, resnet, tabular, two_inputs, log_probabilities, half]
+IN_ONNX = [color, numbers, two_inputs, one_logit, multi_label]
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +117,7 @@ def test_an_onnx_file_gives_the_predictors_probabilities_without_torch(make, onn
 
 
 def test_the_file_says_classes_inputs_and_outputs(pt2):
-    about = json.loads(pt2[grey][1])
+    about = json.loads(pt2[gray][1])
     assert (about['classes'], about['outputs']) == (['bag', 'coat', 'shoe'], 'classes')
     assert about['inputs'] == [dict(shape=['batch', 12, 12], dtype='uint8')]
 

@@ -21,7 +21,7 @@ def pictures(): return named(n_epochs=3)
 
 
 def by_hand(learn, x):
-    "Probabilities in plain PyTorch: pixels scaled, normalised, through the model, softmax."
+    "Probabilities in plain PyTorch: pixels scaled, normalized, through the model, softmax."
     mean, std = (torch.tensor(v) for v in (learn.dls.recipe.mean, learn.dls.recipe.std))
     with torch.no_grad(): return learn.model((x[:, None].float()/255 - mean)/std).softmax(1)
 
@@ -253,7 +253,7 @@ def test_a_prediction_reads_as_what_it_says():
                                                                                       '[[1, 0.5]]']
 
 
-def test_colour_pictures_are_predicted_as_they_are_in_training():
+def test_color_pictures_are_predicted_as_they_are_in_training():
     torch.manual_seed(1)
     dls = picture_loaders(3)
     learn = trained(nn.Sequential(nn.Flatten(), nn.Linear(3*144, 3)), dls, F.cross_entropy)

@@ -208,7 +208,7 @@ def test_the_outputs_can_be_named_where_the_loss_says_nothing():
     assert learn.results(outputs='classes').confusion.sum() == 12
 
 
-def test_results_need_no_inputs_also_of_pictures_that_were_normalised():
+def test_results_need_no_inputs_also_of_pictures_that_were_normalized():
     recipe = PictureRecipe(4, 1, mean=[.5], std=[.2], classes=['a', 'b'])
     assert compared(torch.eye(2), torch.tensor([0, 1]), 'classes', recipe).accuracy == 1
 

@@ -45,7 +45,7 @@ def test_a_name_in_the_registry_is_its_data_set(monkeypatch, folder):
 
 @pytest.fixture
 def photos(tmp_path):
-    "Grey and colour pictures of two classes, one of them damaged."
+    "Gray and color pictures of two classes, one of them damaged."
     for i, (name, mode) in enumerate([('cat', 'L'), ('dog', 'RGB')]*10):
         (tmp_path/'photos'/name).mkdir(parents=True, exist_ok=True)
         Image.new(mode, (40 + i, 30), i).save(tmp_path/'photos'/name/f'{i}.png')

@@ -12,7 +12,7 @@ from miniai.jobs.config import LRFindConfig
 from miniai.jobs.lr_find import lr_find_job
 from miniai.jobs.registry import OPTIMIZERS, OptimizerRow
 from miniai.learner import CancelFitException
-from tiny import colours, files, write_tiny
+from tiny import colors, files, write_tiny
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +36,7 @@ def test_it_suggests_a_rate_and_leaves_curve_and_values(config, tmp_path, capsys
     assert '--lr auto with the onecycle schedule: 0.02' in said
     assert said[-1] == f'curve: {tmp_path}/run/lr_find.png'
     assert files(tmp_path/'run') == ['config.toml', 'environment.json', 'lr_find.json', 'lr_find.png']
-    assert colours(tmp_path/'run'/'lr_find.png') > 10
+    assert colors(tmp_path/'run'/'lr_find.png') > 10
     n = len(saved['lrs'])
     assert saved['lrs'] == pytest.approx([1e-5*1.3**i for i in range(n)])
     assert len(saved['losses']) == n > 10
@@ -101,7 +101,7 @@ def test_ctrl_c_leaves_the_curve_so_far(config, tmp_path, monkeypatch):
     monkeypatch.setattr(job, 'LRFinderCB', type('Stopped', (Finder,), dict(how=KeyboardInterrupt())))
     with pytest.raises(KeyboardInterrupt): lr_find_job(config)
     assert len(values(tmp_path/'run')['losses']) == 3
-    assert colours(tmp_path/'run'/'lr_find.png') > 2
+    assert colors(tmp_path/'run'/'lr_find.png') > 2
 
 
 def test_an_error_before_the_first_batch_leaves_no_curve(config, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from miniai.jobs.recording import Recording
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder
 from miniai.models.layers import GeneralRelu
 from small import learner
-from tiny import colours, files
+from tiny import colors, files
 
 RECORDS = 'batches.json', 'data.json', 'health.json', 'metrics.jsonl', 'model.json', 'results.json'
 
@@ -48,7 +48,7 @@ def test_curves_activations_and_profile_are_saved_and_the_profile_is_printed(fol
     recording.save(learn)
     pictures = ['activations.png', 'curves.png', 'profile.png']
     assert files(folder.path) == sorted([*pictures, *RECORDS, 'model.safetensors', 'profile.json'])
-    assert all(colours(folder.path/name) > 10 for name in pictures)
+    assert all(colors(folder.path/name) > 10 for name in pictures)
     assert 'train: 4 batches, ' in capsys.readouterr().out
 
 

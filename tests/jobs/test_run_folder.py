@@ -19,7 +19,7 @@ from torch import nn
 from miniai import environment
 from miniai.jobs import run_folder
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder, as_json
-from tiny import colours, files
+from tiny import colors, files
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_picture_is_a_png_with_something_on_it(folder):
     fig = Figure()
     fig.add_subplot().plot([1, 2])
     folder.picture('a.png', fig)
-    assert colours(folder.path/'a.png') > 2
+    assert colors(folder.path/'a.png') > 2
     assert files(folder.path) == ['a.png']
 
 

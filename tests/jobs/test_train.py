@@ -17,7 +17,7 @@ from miniai.jobs.train import train
 from miniai.learner import NonFiniteLossError
 from miniai.resume.restore import ResumeError
 from recorded import Page
-from tiny import AFTER_EPOCH, RUN_FILES, colours, files, history, write_tiny
+from tiny import AFTER_EPOCH, RUN_FILES, colors, files, history, write_tiny
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +70,7 @@ def test_the_model_on_disk_is_the_model_in_memory(done):
 
 
 def test_the_pictures_show_something(done):
-    assert min(colours(done[0]/name) for name in ('curves.png', 'activations.png')) > 10
+    assert min(colors(done[0]/name) for name in ('curves.png', 'activations.png')) > 10
 
 
 def test_the_saved_configuration_has_auto_filled_in_and_gives_the_same_run_again(done, data, tmp_path):
@@ -162,7 +162,7 @@ def test_ctrl_c_in_the_second_epoch_saves_everything_so_far(config, tmp_path, mo
     with pytest.raises(KeyboardInterrupt): train(replace(config, epochs=3))
     assert files(tmp_path/'run') == RUN_FILES
     assert [(r['epoch'], r['phase']) for r in history(tmp_path/'run')] == [(0, 'train'), (0, 'eval')]
-    assert min(colours(tmp_path/'run'/nm) for nm in ('curves.png', 'activations.png')) > 10
+    assert min(colors(tmp_path/'run'/nm) for nm in ('curves.png', 'activations.png')) > 10
     page = Page((tmp_path/'run'/'report.html').read_text('utf-8'))
     assert 'It ended with Ctrl-C.' in page.text
     assert len(page.tables['Figures of every epoch']) == 2
@@ -256,7 +256,7 @@ def test_resuming_a_finished_run_restores_files_that_a_kill_at_its_end_took(conf
     train(TrainConfig(out=config.out, resume=True))
     assert {*RUN_FILES} < {*files(tmp_path/'run')}
     assert all(map(torch.equal, load(tmp_path/'run').model.state_dict().values(), learn.model.state_dict().values()))
-    assert min(colours(tmp_path/'run'/nm) for nm in lost[1:]) > 10
+    assert min(colors(tmp_path/'run'/nm) for nm in lost[1:]) > 10
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f'resuming {config.out}'
     assert 'nothing to train: all 1 epochs are done' in said[:-1]

@@ -27,7 +27,7 @@ def test_what_a_byte_holds_is_packed_into_the_same_bytes_by_any_key(xs, key, tur
 
 
 @given(numbers, st.integers(0, 2**32 - 1))
-def test_a_number_is_rounded_to_a_neighbour_within_an_eighth_or_a_sixteenth(xs, key):
+def test_a_number_is_rounded_to_a_neighbor_within_an_eighth_or_a_sixteenth(xs, key):
     x = torch.tensor(xs, dtype=torch.float32)
     y = again(x, key)
     for a, b in zip(x.split(PER_BLOCK), y.split(PER_BLOCK), strict=True):

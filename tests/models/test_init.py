@@ -1,4 +1,4 @@
-"Initialisation: Kaiming, and layer-sequential unit variance."
+"Initialization: Kaiming, and layer-sequential unit variance."
 import math
 from functools import partial
 

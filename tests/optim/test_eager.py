@@ -71,7 +71,7 @@ def test_half_precision_is_the_formula_in_float32_rounded_once(rule, name, names
     for got, exact in [(p, want), *((s, saved[k]) for s, k in zip(states, names, strict=True))]:
         assert got.dtype == dtype
         near, limits = torch.tensor(exact).float(), torch.finfo(dtype)
-        # one rounding of a value that float32 knows to 1e-6: the nearest half, or its neighbour where that is a tie
+        # one rounding of a value that float32 knows to 1e-6: the nearest half, or its neighbor where that is a tie
         assert torch.all((got.double() - near).abs() <= near.abs()*(limits.eps/2 + 1e-5) + limits.smallest_normal)
         assert (got == near.to(dtype)).double().mean() > .95
 

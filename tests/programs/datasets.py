@@ -279,7 +279,7 @@ class Joined(torch.nn.Module):
 
 @program(stop=('train', 1, 2))
 def several_inputs():
-    "two arrays in memory as inputs, of unlike dtypes, normalised, with a fold for validation"
+    "two arrays in memory as inputs, of unlike dtypes, normalized, with a fold for validation"
     x, y = (t.numpy() for t in points())
     dls = DataLoaders.from_arrays((x[:, :4].astype('f8'), x[:, 4:]), y, range(8, 16), 8, seed=3, normalize=True)
     return learner(TrainCB(n_inp=2), Joined(), dls, cls=Learner)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from miniai.checkpoint.tree import flatten, unflatten
 from miniai.resume.packing import Packer, Unpacker, memory_of
 from miniai.resume.values import is_plain
-from nests import Colour, Odd, Point, any_nests, known, plain_nests
+from nests import Color, Odd, Point, any_nests, known, plain_nests
 from states import ARRAYS
 
 
@@ -126,7 +126,7 @@ def test_a_key_that_is_a_value_too_stays_one():
     assert got == {(1, 2): [(1, 2)], (3, 4): [(3, 4)], (): [()]}
 
 
-@pytest.mark.parametrize('x', [{Colour.RED: 1, Colour.BLUE: 2}, {Colour.RED}, {torch.float32: 3}, {int: 'a'}])
+@pytest.mark.parametrize('x', [{Color.RED: 1, Color.BLUE: 2}, {Color.RED}, {torch.float32: 3}, {int: 'a'}])
 def test_constants_as_keys_and_in_sets_are_kept_if_they_are_there(x):
     got, lost = restored(deepcopy(x), deepcopy(x))
     assert got == x
@@ -192,7 +192,7 @@ def test_sparse_tensors_are_restored():
     for live in (None, torch.zeros(3, 3), x.clone()): assert torch.equal(restored(x, live)[0].to_dense(), torch.eye(3))
 
 
-class Sub(Tensor): "A tensor with behaviour of its own."
+class Sub(Tensor): "A tensor with behavior of its own."
 
 
 @pytest.mark.parametrize('make', [
@@ -210,7 +210,7 @@ def test_what_no_checkpoint_can_hold_is_reported_by_path_and_what_is_there_stays
     assert unpacker.lost == ["x['a'][0]"]
 
 
-@pytest.mark.parametrize('x', [Colour.RED, torch.float32, range(3), int, Point(1, 2), defaultdict(list, a=[1])])
+@pytest.mark.parametrize('x', [Color.RED, torch.float32, range(3), int, Point(1, 2), defaultdict(list, a=[1])])
 def test_what_cannot_be_made_anew_is_reported(x):
     for live in (None, 3): assert restored([x], [live])[1] == ['x[0]']
 
@@ -221,6 +221,6 @@ def test_what_refers_to_something_that_is_gone_is_reported():
 
 
 def test_plain_values_are_told_from_objects():
-    for x in (1, 'a', None, 1j, np.float32(1), torch.ones(1), np.ones(1), Colour.RED, Path('a'), PurePosixPath('b')):
+    for x in (1, 'a', None, 1j, np.float32(1), torch.ones(1), np.ones(1), Color.RED, Path('a'), PurePosixPath('b')):
         assert is_plain(x)
     for x in ([], {}, (), set(), Odd(), iter([]), nn.Linear(1, 1), torch.Generator()): assert not is_plain(x)

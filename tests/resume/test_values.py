@@ -12,7 +12,7 @@ from torch import nn
 
 from miniai.resume.packing import Packer
 from miniai.resume.values import ALL, NONE, SOME, brief
-from nests import Colour, Odd, Point, any_nests, known, text, told
+from nests import Color, Odd, Point, any_nests, known, text, told
 from states import DTYPES
 
 
@@ -29,7 +29,7 @@ def test_text_differs_where_values_do_and_a_copy_has_the_same(x, y, data):
 
 @pytest.mark.parametrize(('x', 'y'), [
     (1, True), (1, 1.), (0., -0.), ('1', 1), ([1], (1,)), ([1], {1}), ({1}, frozenset([1])), (b'a', 'a'),
-    (dict(a=1), OrderedDict(a=1)), (dict(a=1), Counter(a=1)), (Path('a'), 'a'), (Colour.RED, 'RED'),
+    (dict(a=1), OrderedDict(a=1)), (dict(a=1), Counter(a=1)), (Path('a'), 'a'), (Color.RED, 'RED'),
     (['a, b'], ['a', 'b']),
     (Point(1, 2), (1, 2)), (dict(a=1, b=2), dict(b=2, a=1)), (deque([1], 3), deque([1], 4)), (range(3), range(4)),
     (int, float), (list(range(2000)), list(range(1999))), ([0]*2000, [0]*1999 + [1]), ([0]*2000, [1] + [0]*1999)])

@@ -81,18 +81,18 @@ def test_subplots_returns_an_array_of_axes_and_takes_suptitle_and_plts_arguments
     assert subplots(1, 1, squeeze=False)[1].shape == (1, 1)
 
 
-GREY, RGB, RGBA = (torch.rand(s) for s in ((6, 7), (6, 7, 3), (6, 7, 4)))
+GRAY, RGB, RGBA = (torch.rand(s) for s in ((6, 7), (6, 7, 3), (6, 7, 4)))
 IMAGES = dict(
-    grey_tensor=(GREY, GREY), grey_1hw=(GREY[None], GREY), grey_hw1=(GREY[..., None], GREY),
+    gray_tensor=(GRAY, GRAY), gray_1hw=(GRAY[None], GRAY), gray_hw1=(GRAY[..., None], GRAY),
     rgb_hwc=(RGB, RGB), rgb_chw=(RGB.permute(2, 0, 1), RGB),
     rgba_hwc=(RGBA, RGBA), rgba_chw=(RGBA.permute(2, 0, 1), RGBA),
-    numpy_chw=(RGB.permute(2, 0, 1).numpy(), RGB), numpy_hwc=(RGB.numpy(), RGB), numpy_grey=(GREY.numpy(), GREY),
+    numpy_chw=(RGB.permute(2, 0, 1).numpy(), RGB), numpy_hwc=(RGB.numpy(), RGB), numpy_gray=(GRAY.numpy(), GRAY),
     bytes_chw=((RGB*255).byte().permute(2, 0, 1), (RGB*255).byte()),
     half=(RGB.half().permute(2, 0, 1), RGB.half().float()),
-    bfloat16=(GREY.bfloat16()[None], GREY.bfloat16().float()),
-    with_gradient=(GREY[None].clone().requires_grad_(), GREY),
-    pil_grey=(Image.fromarray((GREY*255).byte().numpy()), (GREY*255).byte()),
-    pil_rgb=(Image.fromarray((RGB*255).byte().numpy()), (RGB*255).byte()), nested_list=(GREY.tolist(), GREY),
+    bfloat16=(GRAY.bfloat16()[None], GRAY.bfloat16().float()),
+    with_gradient=(GRAY[None].clone().requires_grad_(), GRAY),
+    pil_gray=(Image.fromarray((GRAY*255).byte().numpy()), (GRAY*255).byte()),
+    pil_rgb=(Image.fromarray((RGB*255).byte().numpy()), (RGB*255).byte()), nested_list=(GRAY.tolist(), GRAY),
     low_and_wide=(torch.rand(3, 2, 9).permute(1, 2, 0), None), high_and_narrow=(torch.rand(9, 2, 3), None))
 
 
@@ -109,7 +109,7 @@ def test_show_image_drops_the_channel_of_a_tensor_of_any_size(size):
 
 
 @pytest.mark.parametrize('name', IMAGES)
-def test_images_of_one_channel_are_grey_unless_cmap_is_given(name):
+def test_images_of_one_channel_are_gray_unless_cmap_is_given(name):
     im, _ = IMAGES[name]
     if drawn(ax := show_image(im)).ndim == 2: assert ax.images[0].get_cmap().name == 'gray'
     assert show_image(im, cmap='viridis').images[0].get_cmap().name == 'viridis'
@@ -117,7 +117,7 @@ def test_images_of_one_channel_are_grey_unless_cmap_is_given(name):
 
 def test_show_image_draws_on_the_given_axis_with_title_and_imshows_arguments():
     _, axs = subplots(1, 2)
-    ax = show_image(GREY, ax=axs[1], title='one', cmap='plasma', origin='lower')
+    ax = show_image(GRAY, ax=axs[1], title='one', cmap='plasma', origin='lower')
     assert ax is axs[1]
     assert not axs[0].images
     assert ax.get_title() == 'one'
@@ -125,10 +125,10 @@ def test_show_image_draws_on_the_given_axis_with_title_and_imshows_arguments():
 
 
 def test_show_image_makes_an_axis_of_figsize_without_ticks_and_frame():
-    ax = show_image(GREY, figsize=(2, 5))
+    ax = show_image(GRAY, figsize=(2, 5))
     assert tuple(ax.figure.get_size_inches()) == (2, 5)
     assert not ax.axison
-    framed = show_image(GREY, noframe=False)
+    framed = show_image(GRAY, noframe=False)
     assert framed.axison
     assert len(framed.get_xticks()) == len(framed.get_yticks()) == 0
 
@@ -143,14 +143,14 @@ def test_show_images_draws_each_with_its_title_and_switches_the_rest_off():
 
 
 def test_show_images_takes_rows_and_columns():
-    show_images([GREY, GREY], 2, 1)
+    show_images([GRAY, GRAY], 2, 1)
     assert plt.gcf().axes[0].get_subplotspec().get_gridspec().get_geometry() == (2, 1)
 
 
 @pytest.mark.parametrize('titles', [('a', 'b'), np.array(['a', 'b']), {'a': 1, 'b': 2}, iter(['a', 'b', 'c'])],
                          ids=['tuple', 'numpy', 'dict', 'one too many'])
 def test_titles_may_be_any_iterable(titles):
-    show_images([GREY, GREY], titles=titles)
+    show_images([GRAY, GRAY], titles=titles)
     assert [ax.get_title() for ax in plt.gcf().axes] == ['a', 'b']
 
 

@@ -172,21 +172,21 @@ def test_skipped_steps_are_counted_and_reported_after_their_epoch():
 
 
 def test_buffers_of_a_loss_are_put_back_too():
-    class Centred(nn.Module):
+    class Centerd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.register_buffer('centre', torch.zeros(3))
+            self.register_buffer('center', torch.zeros(3))
 
         def forward(self, out, y):
-            self.centre.lerp_(out.detach().mean(0), .5)
-            return F.cross_entropy(out - self.centre, y)
-    learn = learner(dls=DataLoaders(poisoned(1), batches(1)), loss_func=Centred(), lr=0.,
+            self.center.lerp_(out.detach().mean(0), .5)
+            return F.cross_entropy(out - self.center, y)
+    learn = learner(dls=DataLoaders(poisoned(1), batches(1)), loss_func=Centerd(), lr=0.,
                     opt_func=partial(SGD, skip_nonfinite=True))
     learn.check_finite = False
     learn.fit(1)
-    want = Centred()
+    want = Centerd()
     for x, y in [b for i, b in enumerate(batches(6)) if i != 1] + batches(1): want(learn.model(x), y)
-    torch.testing.assert_close(learn.loss_func.centre, want.centre)
+    torch.testing.assert_close(learn.loss_func.center, want.center)
 
 
 def test_without_bad_batches_nothing_is_put_back():

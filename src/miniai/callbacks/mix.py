@@ -132,5 +132,5 @@ class CutMixCB(_MixCB):
 
 def _span(n: int, share: float, rng: random.Random) -> slice:
     "A `share` of `n` pixels around a random one, cut off at both ends."
-    centre, half = rng.randrange(n), int(n*share)//2
-    return slice(max(centre - half, 0), min(centre + half, n))
+    center, half = rng.randrange(n), int(n*share)//2
+    return slice(max(center - half, 0), min(center + half, n))

@@ -155,7 +155,7 @@ class FiniteLossCB(Callback):
         raise NonFiniteLossError(
             f"the training loss is {loss} in epoch {learn.epoch}, batch {batch} (both counted from 0). {weights} "
             f"{_spoiled(learn)}"
-            f"Usual causes: a learning rate that is too high (try learn.lr_find()), inputs that are not normalised, "
+            f"Usual causes: a learning rate that is too high (try learn.lr_find()), inputs that are not normalized, "
             f"a log or division by zero in the loss. To train on regardless, set learn.check_finite = False")
 
 

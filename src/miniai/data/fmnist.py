@@ -57,7 +57,7 @@ def fashion_mnist(folder: str | Path | None = None, source: str | None = None, q
 
 
 def image_loaders(data: ImageSet, bs: int, seed: int = 0) -> DataLoaders:
-    "Normalised loaders in memory: training shuffled with `seed`, validation in order with batches twice as large."
+    "Normalized loaders in memory: training shuffled with `seed`, validation in order with batches twice as large."
     dls = DataLoaders.from_arrays(data.x_train, data.y_train, (data.x_valid, data.y_valid), bs, seed,
                                   normalize=(MEAN, STD), source=data.source)
     dls.classes = data.classes

@@ -99,9 +99,9 @@ def _looked_at(files: Sequence[Path]) -> tuple[tuple[int, int], int]:
 
 def size_for(sizes: Sequence[tuple[int, int]], modes: Sequence[str]) -> tuple[tuple[int, int], int]:
     "Size and channels for pictures of these sizes and modes of Pillow: their own size if alike and small, or a square."
-    colour = any(not (mode in ('1', 'L', 'LA', 'F') or mode.startswith('I')) for mode in modes)
+    color = any(not (mode in ('1', 'L', 'LA', 'F') or mode.startswith('I')) for mode in modes)
     side = min(224, sorted(map(min, sizes))[len(sizes)//2])
-    return sizes[0] if len(set(sizes)) == 1 and max(sizes[0]) <= 224 else (side, side), 3 if colour else 1
+    return sizes[0] if len(set(sizes)) == 1 and max(sizes[0]) <= 224 else (side, side), 3 if color else 1
 
 
 def _good(rows: PictureRows, skip_bad: bool) -> Tensor:

@@ -70,7 +70,7 @@ def get_dls(train_ds: Any, valid_ds: Any, bs: int, **kwargs: Any) -> tuple[DataL
 
 class DataLoaders:
     """Any two iterables of batches, `train` and `valid`; either may be replaced, and one may be empty. Warns if a
-    MemoryLoader is normalised and the other loader is not, or not known to be, by the same mean and std. `classes` are
+    MemoryLoader is normalized and the other loader is not, or not known to be, by the same mean and std. `classes` are
     the names of the classes, which may be set."""
     classes: Sequence[str] | None = None
     _recipe = None
@@ -81,7 +81,7 @@ class DataLoaders:
         if name == 'classes' and self._recipe and value != self._recipe.classes:
             self._recipe = self._recipe.renamed(value)
         other = dict(train='valid', valid='train').get(name)
-        if other and hasattr(self, other): _check_normalised_alike(name, value, other, getattr(self, other))
+        if other and hasattr(self, other): _check_normalized_alike(name, value, other, getattr(self, other))
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class DataLoaders:
         """Loaders of the pictures in a folder that has a folder for each class, or such folders inside train and valid
         (or val, validation, test). Without those, `valid` is a share to draw with `seed`, another folder, or chooses
         pictures: indices in the order of their paths, a mask, or a function of a path. Any picture that Pillow reads is
-        turned upright, resized and cropped to `size`, or squashed with fit='squash'; `channels` is 1 for grey or 3; by
+        turned upright, resized and cropped to `size`, or squashed with fit='squash'; `channels` is 1 for gray or 3; by
         default both suit the pictures. `workers` threads decode them in the first epoch; then they stay in memory as
         uint8, unless that is more than `memory` bytes (default: half of what is available). `normalize` is a pair, mean
         and standard deviation, or with True that of up to 500 training pictures. PictureError for pictures without a
@@ -200,14 +200,14 @@ def split_names(names: list[str]) -> tuple[str, str]:
     return train, next(iter(usual), None) or next(nm for nm in others if nm != train)
 
 
-def _check_normalised_alike(name: str, dl: Any, other_name: str, other: Any) -> None:
-    "Warn if `dl` is not normalised as `other`, a MemoryLoader, is."
+def _check_normalized_alike(name: str, dl: Any, other_name: str, other: Any) -> None:
+    "Warn if `dl` is not normalized as `other`, a MemoryLoader, is."
     if not isinstance(other, MemoryLoader) or dl is None or length_of(dl) == 0: return
-    there, here = other.normalised_by, dl.normalised_by if isinstance(dl, MemoryLoader) else None
+    there, here = other.normalized_by, dl.normalized_by if isinstance(dl, MemoryLoader) else None
     if here == there or (here is None and not there): return
     by = 'in a way that is not known' if here is None else f"by {here or 'nothing'}"
-    warnings.warn(f"the inputs of {name}, a {type(dl).__name__}, are normalised {by}, and those of {other_name} by "
-                  f"{there or 'nothing'}: dls.{other_name}.like(x, y) makes a loader that is normalised alike",
+    warnings.warn(f"the inputs of {name}, a {type(dl).__name__}, are normalized {by}, and those of {other_name} by "
+                  f"{there or 'nothing'}: dls.{other_name}.like(x, y) makes a loader that is normalized alike",
                   stacklevel=3)
 
 

@@ -23,13 +23,13 @@ _FEW = 64  # more files are decoded by several threads, a batch at a time
 
 class PictureRecipe(Recipe):
     """Inputs from pictures: turned upright, resized by their shorter side and cropped in the middle to `size` (height,
-    width), or with `fit='squash'` resized to it whatever their shape; grey if `channels` is 1, else colour. They are
+    width), or with `fit='squash'` resized to it whatever their shape; gray if `channels` is 1, else color. They are
     kept as uint8, (H, W) or (3, H, W), and scaled by `mean` and `std`, numbers from 0 to 1, one for each channel."""
     kind = 'pictures'
     def __init__(self, size: int | Sequence[int], channels: int = 3, fit: str = 'crop', mean: Any = None,
                  std: Any = None, **targets: Any) -> None:
         if fit not in ('crop', 'squash'): raise ValueError(f"fit must be 'crop' or 'squash', got {fit!r}")
-        if channels not in (1, 3): raise ValueError(f"channels must be 1 for grey or 3 for colour, got {channels}")
+        if channels not in (1, 3): raise ValueError(f"channels must be 1 for gray or 3 for color, got {channels}")
         self.size, self.channels, self.fit = _checked_size(size), channels, fit
         self.mean, self.std = mean, std
         row = self.size if channels == 1 else (3, *self.size)
@@ -142,15 +142,15 @@ def _on_white(im: Any) -> Any:
 
 def recipe_of(dl: MemoryLoader, classes: Any = None) -> Recipe:
     "The recipe of a loader of arrays. Pixels of one or three channels are pictures."
-    scalings = [dict(channels_last=last) | (dict(mean=s.mean.tolist(), std=s.std.tolist()) if s.normalises else {})
+    scalings = [dict(channels_last=last) | (dict(mean=s.mean.tolist(), std=s.std.tolist()) if s.normalizes else {})
                 for s, last in zip((dl.scaling, *dl.other_scalings), dl.channels_last, strict=False)]
     x, targets = dl.tensors[0], dl.tensors[dl.n_inp:]
     if classes is None and len(targets) == 1 and targets[0].ndim == 1 and dl.dtypes[-1] == torch.int64 and dl.n:
         n = int(targets[0].max()) + 1
         classes = range(n) if n <= _MOST_CLASSES else None
-    grey, colour = x.ndim == 3 or (x.ndim == 4 and x.shape[1] == 1), x.ndim == 4 and x.shape[1] == 3
-    if dl.n_inp == 1 and dl.scaling.pixels and (grey or colour):
-        return PictureRecipe(x.shape[-2:], 3 if colour else 1, mean=scalings[0].get('mean'), std=scalings[0].get('std'),
+    gray, color = x.ndim == 3 or (x.ndim == 4 and x.shape[1] == 1), x.ndim == 4 and x.shape[1] == 3
+    if dl.n_inp == 1 and dl.scaling.pixels and (gray or color):
+        return PictureRecipe(x.shape[-2:], 3 if color else 1, mean=scalings[0].get('mean'), std=scalings[0].get('std'),
                              classes=classes)
     shapes = [(*t.shape[2:], t.shape[1]) if last else t.shape[1:]
               for t, last in zip(dl.tensors[:dl.n_inp], dl.channels_last, strict=True)]

@@ -112,7 +112,7 @@ def _has_channels_last(x: Tensor, given: bool | None) -> bool:
 
 
 def _constants(inputs: list[Tensor], normalize: bool | Sequence, rows: Tensor | None) -> list[tuple]:
-    "Mean and std of each input, None for one that is not normalised. Of several, only floats and uint8 are."
+    "Mean and std of each input, None for one that is not normalized. Of several, only floats and uint8 are."
     if normalize is False: return [(None, None)]*len(inputs)
     if normalize is True:
         return [mean_std(x, rows) if len(inputs) == 1 or x.is_floating_point() or x.dtype == torch.uint8

@@ -37,10 +37,10 @@ def constant_inputs(f: Facts, limit: float) -> Found:
                     "and again.")] if x['spread'] < limit*size else []
 
 
-@rule('inputs not normalised', 8., 'times the mean 0 and deviation 1 that initialisations assume; LeCun et al. 1998')
-def inputs_not_normalised(f: Facts, limit: float) -> Found:
+@rule('inputs not normalized', 8., 'times the mean 0 and deviation 1 that initializations assume; LeCun et al. 1998')
+def inputs_not_normalized(f: Facts, limit: float) -> Found:
     x = _inputs(f)
-    if not x or f.setup.get('normalises_inputs'): return None
+    if not x or f.setup.get('normalizes_inputs'): return None
     far = x['std'] > limit or abs(x['mean']) > limit or x['std'] < 1/(limit*8) or abs(x['mean']) > limit*x['std']
     return [dict(value=max(abs(x['mean']), x['std']), since=0, certain='likely',
                  says=f"Inputs have mean {x['mean']:.3g} and standard deviation {x['std']:.3g}.",
@@ -90,15 +90,15 @@ def unbalanced_labels(f: Facts, limit: float) -> Found:
                  )] if ratio >= limit else []
 
 
-@rule('shuffled labels', 2., 'deviations above chance for nearest neighbours; Cover & Hart 1967')
+@rule('shuffled labels', 2., 'deviations above chance for nearest neighbors; Cover & Hart 1967')
 def shuffled_labels(f: Facts, limit: float) -> Found:
-    k, valid = f.data.get('neighbours'), [e['valid'] for e in f.epochs if known([e.get('valid')])]
+    k, valid = f.data.get('neighbors'), [e['valid'] for e in f.epochs if known([e.get('valid')])]
     if not k or not f.baseline or not f.is_late: return None
     error = math.sqrt(k['chance']*(1 - k['chance'])/k['rows']) if k['chance'] else 1.5/math.sqrt(k['rows'])
     above = (k['score'] - k['chance'])/max(error, 1e-9)
     learned = _learned(valid, f.baseline) if valid else (f.window(0.75, 1) or 0) < 0.9*f.baseline
     return [dict(value=above, since=0, certain='likely',
-                 says=f"Similar samples do not have similar labels: nearest neighbours predict "
+                 says=f"Similar samples do not have similar labels: nearest neighbors predict "
                       f"{percent(max(k['score'], 0))}, and chance {percent(k['chance'])}. What the model learns in "
                       f"training does not help in validation.",
                  do="Check that inputs and labels are in the same order: show a batch with its labels."
@@ -126,15 +126,15 @@ def overfitting(f: Facts, limit: float) -> Found:
                     "(EarlyStoppingCB).")] if (rises or knows_all) and not diverged else []
 
 
-@rule('underfitting', 0.15, 'is how much more nearest neighbours explain than the model; Cover & Hart 1967')
+@rule('underfitting', 0.15, 'is how much more nearest neighbors explain than the model; Cover & Hart 1967')
 def underfitting(f: Facts, limit: float) -> Found:
-    k, earlier, end = f.data.get('neighbours'), f.window(0.4, 0.6), f.window(0.8, 1)
+    k, earlier, end = f.data.get('neighbors'), f.window(0.4, 0.6), f.window(0.8, 1)
     if not k or not f.is_late or len(f.losses) < 100 or end is None or not f.baseline: return None
     best = min([end, *known(e.get('valid') for e in f.epochs[-1:])])  # dropout makes training harder
     explained, stands = 1 - best/f.baseline, end > 0.9*earlier
     return [dict(value=explained, certain='likely',
                  says=f"The training loss hardly falls any more and is {end:.3g}; at best the loss is "
-                      f"{percent(max(explained, 0.))} below that of a constant prediction, and nearest neighbours "
+                      f"{percent(max(explained, 0.))} below that of a constant prediction, and nearest neighbors "
                       f"among {k['rows']} samples are right for {percent(k['score'])}.",
                  do="Use a wider or deeper model, less weight decay, dropout and augmentation, or a different "
                     "learning rate.")] if stands and k['score'] > explained + limit and end < 0.97*f.baseline else []

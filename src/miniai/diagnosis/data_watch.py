@@ -14,9 +14,9 @@ from miniai.diagnosis.layer_watch import part_of, read
 from miniai.diagnosis.verdict import mean_of
 from miniai.metrics.batch import batch_size, n_inputs, target_slice
 
-__all__ = ['DataWatch', 'find_task', 'neighbours', 'scores_of', 'targets_of']
+__all__ = ['DataWatch', 'find_task', 'neighbors', 'scores_of', 'targets_of']
 
-COLUMNS, NEIGHBOURS, ROWS, MOST_ROWS = 128, 512, 256, 1 << 17  # ROWS of a batch are compared with others
+COLUMNS, NEIGHBORS, ROWS, MOST_ROWS = 128, 512, 256, 1 << 17  # ROWS of a batch are compared with others
 CODES = torch.randint(-2**62, 2**62, (COLUMNS,), generator=torch.Generator().manual_seed(1))
 
 
@@ -103,20 +103,20 @@ class DataWatch:
         self.facts.setdefault('inputs', []).append(figures)
 
     def _keep(self, x: Tensor, targets: Tensor) -> None:
-        if self._kept >= NEIGHBOURS or len(x) != len(targets) or not (x.is_floating_point() and x.ndim > 1): return
+        if self._kept >= NEIGHBORS or len(x) != len(targets) or not (x.is_floating_point() and x.ndim > 1): return
         rows = x.detach().flatten(1)
         self._inputs.append(rows[:, ::max(1, rows.shape[1]//256)].float().cpu())
         self._targets.append(targets.detach().reshape(len(targets), -1)[:, 0].cpu())
         self._kept += len(x)
 
     def finish_pass(self, training: bool) -> None:
-        "At the end of a pass over training data: what nearest neighbours say about rows seen so far."
+        "At the end of a pass over training data: what nearest neighbors say about rows seen so far."
         if not training: self._validated = True
-        if not training or self._kept < 64 or 'neighbours' in self.facts: return
+        if not training or self._kept < 64 or 'neighbors' in self.facts: return
         shapes = {x.shape[1] for x in self._inputs}
         if len(shapes) > 1 or self.facts.get('task') not in ('classes', 'numbers'): return
-        x, y = torch.cat(self._inputs)[:NEIGHBOURS], torch.cat(self._targets)[:NEIGHBOURS]
-        self.facts['neighbours'] = neighbours(x, y, self.facts['task'])
+        x, y = torch.cat(self._inputs)[:NEIGHBORS], torch.cat(self._targets)[:NEIGHBORS]
+        self.facts['neighbors'] = neighbors(x, y, self.facts['task'])
         self._inputs, self._targets = [], []
 
     def summary(self) -> dict[str, Any]:
@@ -203,8 +203,8 @@ def find_task(learn: Any) -> dict[str, Any]:
                  if math.isfinite(loss) and abs(float(x) - loss) <= tolerance*(abs(loss) + 0.1)), {})
 
 
-def neighbours(x: Tensor, y: Tensor, task: str) -> dict[str, float]:
-    """How well the five nearest neighbours of each row predict its target: for classes the `score` is the share that
+def neighbors(x: Tensor, y: Tensor, task: str) -> dict[str, float]:
+    """How well the five nearest neighbors of each row predict its target: for classes the `score` is the share that
     are right, and `chance` that of the most common class; for numbers it is R squared, and chance is 0."""
     x = (x - x.mean(0))/(x.std(0) + 1e-3*x.std() + 1e-9)
     nearest = torch.cdist(x, x).fill_diagonal_(math.inf).topk(5, largest=False).indices

@@ -9,7 +9,7 @@ from miniai.device import tensors_in
 
 __all__ = ['kind_of', 'of_outputs', 'about_data', 'about_outputs', 'about_loss', 'about_gradients', 'data_text']
 
-FAR, WIDE, NARROW, APART = 5, 5, 0.02, 3  # of inputs: |mean| and std that are normalised; std ratio of two loaders
+FAR, WIDE, NARROW, APART = 5, 5, 0.02, 3  # of inputs: |mean| and std that are normalized; std ratio of two loaders
 HIGH_LOSS = 2  # times the loss of guessing
 
 
@@ -43,13 +43,13 @@ def about_data(seen: dict, train: dict | None) -> str:
     if not targets.get('finite', True): return 'targets are not finite'
     if inputs.get('std') == 0: return 'all inputs are the same number'
     if targets.get('std') == 0 and seen['n'] > 1: return 'all targets are the same'
-    if inputs.get('floats') and not _normalised(inputs): return (
-        f"inputs are not normalised: pass normalize=True to the loaders, or subtract {inputs['mean']:.3g} and divide "
+    if inputs.get('floats') and not _normalized(inputs): return (
+        f"inputs are not normalized: pass normalize=True to the loaders, or subtract {inputs['mean']:.3g} and divide "
         f"by {inputs['std']:.3g}")
     return _difference(inputs, train['inputs']) if train else ''
 
 
-def _normalised(x: dict) -> bool: return abs(x['mean']) <= FAR and NARROW <= x['std'] <= WIDE
+def _normalized(x: dict) -> bool: return abs(x['mean']) <= FAR and NARROW <= x['std'] <= WIDE
 
 
 def _difference(valid: dict, train: dict) -> str:
@@ -57,7 +57,7 @@ def _difference(valid: dict, train: dict) -> str:
     if not (valid.get('floats') and train.get('floats') and train.get('std')): return ''
     apart = max(valid['std'], 1e-12)/train['std']
     if not 1/APART <= apart <= APART or abs(valid['mean'] - train['mean']) > 2*train['std']: return (
-        'inputs have another range than in training: normalise both alike')
+        'inputs have another range than in training: normalize both alike')
     return ''
 
 

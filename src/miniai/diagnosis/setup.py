@@ -43,7 +43,7 @@ def setup_of(learn: Any) -> dict[str, Any]:
                 decayed_norms={nm: decays[p] for nm, p in norms.items() if decays.get(p)} if known else None,
                 batch_norms=[nm for nm, m in modules.items() if isinstance(m, _BatchNorm) and m.training],
                 has_norms=any(isinstance(m, NORMS) for m in leaves),
-                normalises_inputs=bool(leaves) and isinstance(leaves[0], (*NORMS, nn.Embedding, nn.EmbeddingBag)))
+                normalizes_inputs=bool(leaves) and isinstance(leaves[0], (*NORMS, nn.Embedding, nn.EmbeddingBag)))
 
 
 def _groups(learn: Any) -> list[dict]:

@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'Facts', 'Verdict', 'judge', 'known', 'last', 'mean_of', 'me
            'since_when']
 
 NAMES = ('non-finite values', 'labels out of range', 'validation data in training', 'constant inputs',
-         'repeated inputs', 'unbalanced labels', 'shuffled labels', 'inputs not normalised', 'parameter in no group',
+         'repeated inputs', 'unbalanced labels', 'shuffled labels', 'inputs not normalized', 'parameter in no group',
          'batch too small for batch norm', 'rate too high', 'warm-up too short', 'exploding gradients',
          'wrong initial loss', 'saturated layer', 'dead layer', 'vanishing gradients', 'parameter never moves',
          'clipping always', 'rate too low', 'stuck at chance', 'batch norm differs between modes', 'overfitting',

@@ -70,7 +70,7 @@ def vanishing_gradients(f: Facts, limit: float) -> Found:
     ratio = g/g_end if g_end else 1.
     return [dict(where=first, value=ratio, certain='sure' if ratio < limit/30 else 'likely',
                  says=f"The gradient is {g_end:.1e} at {end} and {g:.1e} at {first}: it shrinks by {1/ratio:.0e}.",
-                 do="Use ReLUs instead of sigmoids, Kaiming initialisation, norms, or residual connections."
+                 do="Use ReLUs instead of sigmoids, Kaiming initialization, norms, or residual connections."
                  )] if 0 < ratio < limit else []  # at 0 a layer is dead or cut off
 
 
@@ -116,7 +116,7 @@ def wrong_initial_loss(f: Facts, limit: float) -> Found:
     most = 2*limit*usual if task == 'numbers' else limit*usual + 0.5
     return [dict(value=start, since=0, certain='sure' if start > 3*limit*usual else 'likely',
                  says=f"The first loss is {start:.3g}; guessing gives {what}.",
-                 do="Make the last layer's initial weights smaller, and its bias the mean of the targets; or normalise "
+                 do="Make the last layer's initial weights smaller, and its bias the mean of the targets; or normalize "
                     "inputs and targets.")] if start > most else []
 
 

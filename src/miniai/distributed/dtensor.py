@@ -70,7 +70,7 @@ def groups_of(where: tuple | None) -> tuple:
 
 def runs(x: Tensor) -> tuple[np.ndarray, int]:
     """Where the elements that this process has are in the memory of the whole tensor: the places at which runs of
-    neighbours start, in the order of memory here, and the length of all runs."""
+    neighbors start, in the order of memory here, and the length of all runs."""
     if not is_dtensor(x): return np.zeros(1, np.int64), x.numel()
     part, = x.__create_chunk_list__()
     dims, n = sorted(range(x.ndim), key=lambda d: (-x.stride(d), d)), 1

@@ -24,7 +24,7 @@ class KeptPictures:
 @dataclass
 class ClassResults:
     """Results of a classifier: `probabilities` (N, classes), true classes `targets` (N), names of `classes`, and
-    `inputs`, pictures by index as they were before they were normalised. Figures are drawn from what the other methods
+    `inputs`, pictures by index as they were before they were normalized. Figures are drawn from what the other methods
     return."""
     probabilities: Tensor
     targets: Tensor
@@ -66,7 +66,7 @@ class ClassResults:
         return f'{_table(["class", "samples", "precision", "recall", "f1"], rows)}\naccuracy {self.accuracy:.4f}'
 
     def plot_confusion(self, ax: Any = None) -> Any:
-        """The confusion matrix, coloured by the share of the true class, on `ax` or a new figure, with counts for up to
+        """The confusion matrix, colored by the share of the true class, on `ax` or a new figure, with counts for up to
         30 classes. Returns the axis."""
         k, c = len(self.classes), self.confusion
         ax, share = _axis(ax, min(2 + 0.5*k, 14)), c/c.sum(1, keepdim=True).clamp(min=1)
@@ -131,7 +131,7 @@ class NumberResults:
         "Predicted against true values, on `ax` or a new figure. Returns the axis."
         ax, both = _axis(ax, 4), torch.cat([self.targets, self.predicted])
         ends = [both.min().item(), both.max().item()]
-        ax.plot(ends, ends, color='grey', linewidth=1)
+        ax.plot(ends, ends, color='gray', linewidth=1)
         ax.plot(self.targets.numpy(), self.predicted.numpy(), '.', alpha=.6)
         ax.set(xlabel='true', ylabel='predicted', aspect='equal')
         return ax
@@ -190,7 +190,7 @@ def _several(values: Tensor, targets: Any) -> ValueError:
 
 
 def as_pictures(inputs: Any, recipe: Recipe | None) -> Any:
-    "Pixels that were normalised, as they were: from 0 to 1."
+    "Pixels that were normalized, as they were: from 0 to 1."
     if isinstance(inputs, KeptPictures): return inputs
     pixels = inputs is not None and recipe is not None and recipe.dtypes == ['uint8']
     if not pixels or recipe.scalings[0].get('mean') is None: return inputs

@@ -1,4 +1,4 @@
-"Weight initialisation: Kaiming, and layer-sequential unit variance (LSUV)."
+"Weight initialization: Kaiming, and layer-sequential unit variance (LSUV)."
 import torch
 from torch import Tensor, nn
 

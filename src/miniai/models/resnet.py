@@ -28,7 +28,7 @@ class ResBlock(nn.Module):
 
 def get_resnet(act: Callable[[], nn.Module] = act_gr, nfs: tuple[int, ...] = (8, 16, 32, 64, 128),
                norm: Callable | None = nn.BatchNorm2d, channels: int = 1, outputs: int = 10) -> nn.Sequential:
-    """A classifier of images on `def_device`, by default grey ones of 10 classes: a ResBlock of each of the widths
+    """A classifier of images on `def_device`, by default gray ones of 10 classes: a ResBlock of each of the widths
     `nfs`, all but the first halving the size, then average pooling and a linear layer."""
     blocks = [ResBlock(channels, nfs[0], act=act, norm=norm)]
     blocks += [ResBlock(ni, nf, stride=2, act=act, norm=norm) for ni, nf in pairwise(nfs)]

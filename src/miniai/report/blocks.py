@@ -13,7 +13,7 @@ __all__ = ['Block', 'Cell', 'Section', 'commands', 'facts', 'figures', 'folded',
 @dataclass
 class Cell:
     """A cell of a table, or a fact: `text`, and if it shows a number, its exact `value`. `drawing` is SVG made by this
-    package; `share`, from 0 to 1, colours the cell."""
+    package; `share`, from 0 to 1, colors the cell."""
     text: str
     value: Any = None
     drawing: str = ''

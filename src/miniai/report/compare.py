@@ -9,7 +9,7 @@ from miniai.report.story import best, figure, seconds_of, sign
 
 __all__ = ['comparison']
 
-MOST_LINES = 8  # runs in one picture, as many as there are colours
+MOST_LINES = 8  # runs in one picture, as many as there are colors
 
 
 def comparison(runs: Sequence[Run]) -> list[Section]:

@@ -1,4 +1,4 @@
-"""Drawings as SVG text, from numbers: a chart with two axes, and small ones for table cells. Colours and fonts are
+"""Drawings as SVG text, from numbers: a chart with two axes, and small ones for table cells. Colors and fonts are
 those of the page's style sheet, by class name."""
 import math
 from collections.abc import Iterable, Sequence

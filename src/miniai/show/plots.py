@@ -49,7 +49,7 @@ def _as_pixels(im: Any) -> np.ndarray:
 def show_image(im: Any, ax: Any = None, figsize: tuple[float, float] | None = None, title: str | None = None,
                noframe: bool = True, **kwargs: Any) -> Any:
     """Draw an image on `ax`, by default a new one, and return the axis. `im` is a PIL image, an array or a tensor, CHW
-    or HWC, with 1, 3 or 4 channels. `kwargs` are imshow's; images of one channel are grey unless they set `cmap`."""
+    or HWC, with 1, 3 or 4 channels. `kwargs` are imshow's; images of one channel are gray unless they set `cmap`."""
     if ax is None: ax = subplots(figsize=figsize)[1][0]
     pixels = _as_pixels(im)
     ax.imshow(pixels, **(dict(cmap='gray') if pixels.ndim == 2 else {}) | kwargs)

@@ -75,7 +75,7 @@ class StepInBackwardCB(Callback):
 
 
 def _pieces(params: Iterable[Tensor]) -> list[tuple[Tensor, ...]]:
-    "Neighbours, of about TOGETHER elements."
+    "Neighbors, of about TOGETHER elements."
     pieces, size = [()], 0
     for p in params:
         if size >= TOGETHER: pieces, size = [*pieces, ()], 0
