@@ -19,10 +19,11 @@ def record(finals, entrants=('new',), baselines=('old',)):
 
 
 def test_lower_figures_at_every_seed_are_better_and_the_first_rank():
-    answer = Answer(record(dict(new=[.1, .2, .15, .12, .3, .2, .1], old=[.5, .7, .6, .52, .8, .9, .5])))
+    answer = Answer(record(dict(new=[.1, .2, .15, .12, .3, .2, .1, .2, .1],
+                                old=[.5, .7, .6, .52, .8, .9, .5, .7, .6])))
     c, = answer.comparisons
-    assert (c['verdict'], c['p']) == ('better', 2/2**7)
-    assert c['difference'] == pytest.approx((1.17 - 4.52)/7)
+    assert (c['verdict'], c['p']) == ('better', 2/2**9)
+    assert c['difference'] == pytest.approx((1.47 - 5.82)/9)
     assert answer.ranks == dict(new=(1, 1, 1), old=(2, 2, 2))
     assert '1 better, 0 worse, 0 cannot be told apart' in str(answer)
 

@@ -11,13 +11,13 @@ RACES = 200
 
 
 def simulated(rng, seeds, effect=0., cells=2, spread=1., noise=None):
-    "Figures of two rules: what a seed does to both, and what it does to each; a lower by `effect`."
+    "Figures of two rules: what a seed does to both, and what it does to each; a lower by `effect` in the first cell."
     noise = noise or rng.normal
     def figures(shift): return shared + spread/2**.5*noise(size=seeds) - shift
     out = {}
     for cell in range(cells):
         shared = 3*rng.normal(size=seeds)
-        out[cell] = dict(a=figures(effect), b=figures(0.))
+        out[cell] = dict(a=figures(effect if cell == 0 else 0.), b=figures(0.))
     return out
 
 
@@ -40,6 +40,20 @@ def test_the_difference_that_a_plan_calls_detectable_is_detected_with_the_stated
     assert found.count('worse') == 0
 
 
+@pytest.mark.parametrize(('seeds', 'm'), [(7, 3), (8, 6), (10, 42), (11, 42), (12, 42), (14, 42)])
+def test_the_power_holds_where_sign_flips_hardly_reach_the_level(seeds, m):
+    rng = np.random.default_rng(seeds)
+    effect = detectable(1., seeds, .05/m, .8)
+    found = sum(compare(rng.normal(-effect, 1, seeds), np.zeros(seeds), .05, m)['p_alone'] <= .05/m for _ in range(400))
+    assert stats.binom.ppf(.001, 400, .8) <= found <= stats.binom.ppf(.999, 400, .86)
+
+
+@pytest.mark.parametrize(('seeds', 'm'), [(5, 1), (8, 42), (30, 1)])
+def test_what_is_detectable_has_the_power_of_the_noncentral_t_distribution(seeds, m):
+    limit, shift = stats.t.ppf(1 - .025/m, seeds - 1), detectable(2., seeds, .05/m, .8)/2*seeds**.5
+    assert stats.nct.sf(limit, seeds - 1, shift) == pytest.approx(.8, abs=1e-4)
+
+
 def test_with_the_seeds_that_are_said_to_be_needed_a_difference_is_detected():
     rng = np.random.default_rng(0)
     n = seeds_needed(.8, 1., .05, .8)
@@ -60,9 +74,9 @@ def test_an_interval_of_95_percent_holds_the_true_difference_that_often(seeds):
 
 
 def test_the_sign_flip_test_counts_all_flips():
-    d = np.array([.3, -.1, .4, .25, .6, .2, .15, .05])
-    means = [abs(np.dot(s, d)) for s in product((1, -1), repeat=8)]
-    row = compare(d, np.zeros(8))
+    d = np.array([.3, -.1, .4, .25, .6, .2, .15, .05, .1])
+    means = [abs(np.dot(s, d)) for s in product((1, -1), repeat=9)]
+    row = compare(d, np.zeros(9))
     assert row['test'] == 'sign flips'
     assert row['p_alone'] == np.mean(np.array(means) >= d.sum() - 1e-12)
 
@@ -115,6 +129,20 @@ def test_ranks_share_ties_and_their_intervals_hold_them():
     found = ranks(dict(x=dict(a=[1, 1, 5], b=[2, 1, 4], c=[3, 3, 3])))
     assert [found[nm][0] for nm in 'abc'] == pytest.approx([(1 + 1.5 + 3)/3, (2 + 1.5 + 2)/3, (3 + 3 + 1)/3])
     assert all(low <= mean <= high for mean, low, high in found.values())
+
+
+def test_figures_that_rounding_alone_parts_share_a_rank():
+    found = ranks(dict(x=dict(a=[.5, .5], b=[.5000001, .5000001], c=[.6, .6])))
+    assert [found[nm][0] for nm in 'abc'] == [1.5, 1.5, 3]
+
+
+@pytest.mark.parametrize('seeds', [3, 8, 12])
+def test_the_interval_of_a_rank_holds_that_of_equal_rules_as_often_as_it_says(seeds):
+    rng, inside = np.random.default_rng(seeds), 0
+    for _ in range(RACES):
+        _, low, high = ranks({cell: {nm: rng.normal(size=seeds) for nm in 'abc'} for cell in range(3)})['a']
+        inside += low <= 2 <= high
+    assert stats.binom.ppf(.001, RACES, .91) <= inside
 
 
 def test_one_seed_is_no_comparison():

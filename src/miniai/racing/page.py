@@ -103,7 +103,7 @@ def _ranks(answer: Answer) -> Section:
     return Section('ranks', 'Mean ranks', [
         table('Mean rank over all tasks, lengths and seeds; 1 is the best',
               ['rule', 'mean rank', '95 % interval', 'role'], rows, kind='sparks'),
-        text('The interval is a bootstrap over seeds. It says nothing of other tasks.')])
+        text('The interval is over seeds. It says nothing of other tasks.')])
 
 
 def _figures(answer: Answer) -> Section:

@@ -62,8 +62,8 @@ class Protocol:
     def comparison_seeds(self) -> list[int]: return [1000*self.seed + i for i in range(self.seeds)]
 
     def steps(self, task: Task) -> list[int]:
-        "The lengths of runs on a task."
-        return [max(1, round(task.steps*share)) for share in self.lengths]
+        "The lengths of runs on a task, each once."
+        return list(dict.fromkeys(max(1, round(task.steps*share)) for share in self.lengths))
 
     def as_dict(self) -> dict[str, Any]:
         "As JSON has it."

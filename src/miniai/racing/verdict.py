@@ -13,6 +13,7 @@ ROUNDING = 1e-5  # of a figure: smaller differences are those of the order of op
 RESAMPLES = 4000
 FLIPS = 14     # up to so many seeds all 2**n sign flips are counted, with more seeds a fixed sample of them
 SAMPLED = 10*RESAMPLES
+ENOUGH = 8     # times the smallest p-value of sign flips must be below the level: nearer to it they detect little
 FEW = 10       # with fewer seeds the interval is Student's: a bootstrap of so few is too narrow
 UNKNOWN = 10**4  # no more seeds than this are worth naming
 
@@ -53,13 +54,13 @@ def compare(a: Sequence[float], b: Sequence[float], alpha: float = 0.05, m: int 
     """`a` against `b`, figures at the same seeds, of which lower is better: the mean difference, the standard deviation
     of differences, a 95 % interval, and a p-value for one test of `m`. The test counts sign flips of the differences
     (Fisher 1935), which assumes only that equal rules differ as often in one direction as in the other; where so few
-    seeds can never reach `alpha`/`m`, it is Student's, if all differences are not the same. Figures that differ by less
+    seeds hardly reach `alpha`/`m`, it is Student's, if all differences are not the same. Figures that differ by less
     than a hundred-thousandth are equal: rules that are may round differently, always in the same direction."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     d = np.where(abs(a - b) <= ROUNDING*np.maximum(abs(a), abs(b)), 0., a - b)
     if len(d) < 2: raise ValueError(f"a comparison needs 2 or more seeds, got {len(d)}")
     spread = float(d.std(ddof=1))
-    exact = _least_p(len(d)) <= alpha/m or spread <= 1e-12*abs(d).max()
+    exact = ENOUGH*_least_p(len(d)) <= alpha/m or spread <= 1e-12*abs(d).max()
     p = _sign_flip(d) if exact else _student(d)
     return dict(difference=float(d.mean()), spread=spread, interval=_interval(d), p_alone=p, seeds=len(d),
                 test='sign flips' if exact else 'Student')
@@ -105,9 +106,10 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def detectable(spread: float, n: int, alpha: float = 0.05, power: float = 0.8) -> float:
-    "The true difference that `n` seeds detect with probability `power`, if differences vary by `spread`."
-    from scipy.special import stdtrit
-    return float((stdtrit(n - 1, 1 - alpha/2) + stdtrit(n - 1, power))*spread/n**.5)
+    """The true difference that `n` seeds detect with probability `power` by Student's test, if differences vary by
+    `spread`: from the noncentral t distribution (Cohen 1988, ch. 2)."""
+    from scipy.special import nctdtrinc, stdtrit
+    return float(nctdtrinc(n - 1, 1 - power, stdtrit(n - 1, 1 - alpha/2))*spread/n**.5)
 
 
 def seeds_needed(difference: float, spread: float, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -119,14 +121,18 @@ def seeds_needed(difference: float, spread: float, alpha: float = 0.05, power: f
     return high
 
 
-def ranks(cells: Mapping[Any, Mapping[str, Sequence[float]]], level: float = 0.95) -> dict[str, tuple[float, ...]]:
-    """The mean rank of each rule over cells and seeds, 1 for the best, ties shared, with the ends of an interval: a
-    bootstrap over seeds, which are the same for all rules and lengths. It says nothing of other tasks."""
+def ranks(cells: Mapping[Any, Mapping[str, Sequence[float]]]) -> dict[str, tuple[float, ...]]:
+    """The mean rank of each rule over cells and seeds, 1 for the best, ties shared, with the ends of a 95 % interval
+    over seeds, which are the same for all rules and lengths. It says nothing of other tasks."""
     from scipy.stats import rankdata
     names = list(next(iter(cells.values())))
-    by_seed = np.mean([[rankdata(row) for row in zip(*(figures[nm] for nm in names), strict=True)]
+    by_seed = np.mean([[rankdata([_rounded(x) for x in row])
+                        for row in zip(*(figures[nm] for nm in names), strict=True)]
                        for figures in cells.values()], axis=0)
-    means, rng = by_seed.mean(0), np.random.default_rng(0)
-    drawn = by_seed[rng.integers(len(by_seed), size=(RESAMPLES, len(by_seed)))].mean(1)
-    ends = np.quantile(drawn, [(1 - level)/2, (1 + level)/2], axis=0)
-    return {nm: (float(means[i]), float(ends[0, i]), float(ends[1, i])) for i, nm in enumerate(names)}
+    return {nm: (float(xs.mean()), *np.clip(_interval(xs), 1, len(names)).tolist())
+            for nm, xs in zip(names, by_seed.T, strict=True)}
+
+
+def _rounded(x: float) -> float:
+    "As far as figures of equal rules agree."
+    return float(f'{x:.4e}')
