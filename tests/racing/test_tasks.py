@@ -49,5 +49,23 @@ def test_a_task_is_named_by_the_code_of_all_its_functions_and_of_what_they_are_g
     assert task_digest(races.tiny()) == digests[0]
 
 
+def test_tasks_whose_functions_are_given_other_numbers_are_other_tasks():
+    def scaled(k): return lambda seed: races.data(k*seed)
+    tiny = races.tiny()
+    tasks = [*(replace(tiny, model=partial(races.model, k)) for k in (1, 2)),
+             *(replace(tiny, dls=scaled(k)) for k in (1, 2))]
+    assert len({*map(task_digest, tasks)}) == 4
+    assert task_digest(replace(tiny, dls=scaled(2))) == task_digest(tasks[3])
+
+
+def test_a_task_that_keeps_what_it_has_loaded_keeps_its_name():
+    kept = {}
+    def data(seed): return kept.setdefault('data', races.data(seed))
+    task = replace(races.tiny(), dls=data)
+    before = task_digest(task)
+    data(1)
+    assert task_digest(task) == before
+
+
 def test_the_error_rate_is_the_share_of_wrong_classes():
     assert error_rate(torch.eye(4), torch.tensor([0, 1, 2, 0])) == .25

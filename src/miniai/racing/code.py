@@ -3,8 +3,11 @@ import ast
 import inspect
 import sysconfig
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from miniai.racing.values import LIBRARIES, made_with
 
 __all__ = ['code_of', 'imported_files']
 
@@ -12,11 +15,19 @@ INSTALLED = tuple(Path(sysconfig.get_path(nm)).resolve() for nm in ('purelib', '
 
 
 def code_of(thing: Any, name: str) -> str:
-    """What a function or class does, as text: its name, its file, and the files beside it that the file imports,
-    directly or not; of an installed package its file alone, and of miniai and torch the name, as trials have their
-    versions. What has no file is its source, or its bytecode."""
+    """What a function, class or partial does, as text: its name, its file, and the files beside it that the file
+    imports, directly or not; of an installed package its file alone, and of miniai and torch the name, as trials have
+    their versions. What has no file is its source, or its bytecode. Then what may differ between functions of the same
+    place and name: the bytecode, variables that a function has from around it, defaults, and arguments of a partial."""
+    return '\n'.join([_text(thing, name), *(f'# {nm} = {value}' for nm, value in made_with(thing))])
+
+
+def _text(thing: Any, name: str) -> str:
+    if isinstance(thing, partial): return _text(thing.func, name)
+    thing = inspect.unwrap(thing)
+    if not isinstance(thing, type) and not inspect.isroutine(thing): thing = type(thing)
     title, module = getattr(thing, '__qualname__', name), getattr(thing, '__module__', None) or ''
-    if module.startswith(('miniai.', 'torch.')): return f'{module}.{title}'
+    if module.startswith(LIBRARIES): return f'{module}.{title}'
     try: file = Path(inspect.getsourcefile(thing)).resolve()
     except (TypeError, OSError): return _without_file(thing, title)
     if not file.is_file(): return _without_file(thing, title)
@@ -26,9 +37,7 @@ def code_of(thing: Any, name: str) -> str:
 
 def _without_file(thing: Any, title: str) -> str:
     try: return inspect.getsource(thing)
-    except (TypeError, OSError): pass
-    code = getattr(thing, '__code__', None)
-    return f'{title} {code and (code.co_code.hex(), code.co_names, code.co_consts)}'
+    except (TypeError, OSError): return title
 
 
 def _read(file: Path) -> str: return file.read_text('utf-8', errors='replace')

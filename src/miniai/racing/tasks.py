@@ -1,9 +1,8 @@
 "What a task of a race is: a model, data in four parts, a loss, a length and a figure of merit."
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -50,18 +49,20 @@ def error_rate(preds: Tensor, targets: Tensor) -> float:
     return 1 - accuracy(preds, targets).item()
 
 
+@lru_cache(maxsize=256)
 def task_digest(task: Task) -> str:
-    "Names a task by the code of its functions and, for what they are given, of the functions among it."
+    """Names a task by the code of its functions, what they are given, and the code of the functions among that, as it
+    is before any run: a function may keep what it has loaded."""
     codes = {code_of(f, task.name) for made_by in (task.model, task.dls, task.loss, task.figure)
              for f in _functions(made_by)}
     return hashlib.sha256('\n'.join(sorted(codes)).encode()).hexdigest()[:16]
 
 
 def _functions(given: Any) -> Iterator[Callable]:
-    "The functions in a function that may be partial."
+    "A function and, if it is partial, the functions that it is given."
+    if callable(given): yield given
     if isinstance(given, partial):
-        for part in (given.func, *given.args, *given.keywords.values()): yield from _functions(part)
-    elif callable(given): yield inspect.unwrap(given)
+        for part in (*given.args, *given.keywords.values()): yield from _functions(part)
 
 
 def parts_of(x: Tensor, y: Tensor, shares: Sequence[float], bs: int, seed: int, test: tuple | None = None,
