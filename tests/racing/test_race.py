@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+import torch
 
 import miniai
 import races
@@ -199,6 +200,16 @@ def test_rates_are_multiplied_by_the_factor_of_a_task_but_for_declared_ones(tmp_
     assert rates(times_10, 'nesterov') == pytest.approx([10*lr for lr in rates(plain, 'nesterov')], rel=1e-3)
     assert rates(times_10, 'descent') == rates(plain, 'descent')
     assert times_10.record['tasks']['tiny']['lr_factor'] == 10
+
+
+def test_settings_of_torch_that_a_rule_changes_when_it_is_read_are_its_own(tmp_path):
+    def leaky(p, g, *, lr):
+        torch.set_default_dtype(torch.float64)
+        return p - lr*g
+    leaky.space = descent.space
+    answer = run(leaky, descent, out=tmp_path)
+    assert torch.get_default_dtype() == torch.float32
+    assert not [r for r in answer.record['runs'] if r['result']['failed']]
 
 
 def test_the_public_name_is_the_function(): assert miniai.race is race

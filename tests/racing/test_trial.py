@@ -102,3 +102,52 @@ def test_an_error_of_the_task_is_not_blamed_on_the_rule(part):
 def test_the_seconds_of_a_whole_trial_are_more_than_those_of_training():
     out = trial(races.descent)
     assert 0 < out['seconds'] < out['wall_seconds'] < 60
+
+
+class Leaky(torch.optim.SGD):
+    "Gradient descent that changes settings of torch."
+    def step(self, closure=None):
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return super().step(closure)
+
+
+def settings(): return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+
+
+def test_settings_of_torch_that_a_rule_changes_are_its_own():
+    before, alone = settings(), trial(races.descent)['final']
+    trial(Leaky, wd=0.)
+    assert settings() == before
+    assert trial(races.descent)['final'] == alone
+
+
+class OddState(torch.optim.SGD):
+    "Gradient descent whose `state` at the end is `odd`."
+    def step(self, closure=None):
+        self.state = {}
+        super().step(closure)
+        self.state = self.odd
+
+
+@pytest.mark.parametrize('odd', [7, {'step': 1}, {'a': {'m': torch.zeros(2)}, 'step': 1}])
+def test_a_state_that_is_no_dict_of_dicts_costs_what_can_be_counted(odd):
+    out = trial(type('Odd', (OddState,), dict(odd=odd)), wd=0.)
+    assert out['failed'] is None
+    assert out['state_bytes'] == (8 if isinstance(odd, dict) and 'a' in odd else 0)
+
+
+def test_a_rule_that_exits_has_failed():
+    def exits(p, g, *, lr): raise SystemExit(3)
+    exits.space = dict(lr=(1e-2, 1.))
+    assert trial(exits)['failed'] == 'SystemExit: 3'
+
+
+def test_a_figure_of_0_before_training_sets_no_limit():
+    seen = []
+    def figure(preds, targets):
+        seen.append(1)
+        return 0. if len(seen) == 1 else .5
+    out = run_trial(replace(TINY, figure=figure), find_entrant(races.descent), dict(lr=.1), 0, 4, False)
+    assert (out['start'], out['final'], out['failed']) == (0., .5, None)

@@ -129,7 +129,7 @@ def read_rule(rule: Callable) -> RuleSpec:
         trace_rule(rule, scalars=tuple(scalars))
         untraced = ''
     except RuleError as e: raise RuleError(f"rule {rule_name(rule)}: {e}") from e
-    except Exception as e: untraced = f"{rule_name(rule)} cannot be traced: {e}"
+    except (Exception, SystemExit) as e: untraced = f"{rule_name(rule)} cannot be traced: {e}"
     states = [p.name for p in params[2:] if p.kind is _STATE]
     hypers = {p.name: p.default for p in params if p.kind is _HYPER}
     supplied = tuple(nm for nm in ('t', 'wd', 'key') if hypers.pop(nm, None) is not None)

@@ -18,7 +18,7 @@ from miniai.racing.plan import Protocol, plan_text, seconds_in
 from miniai.racing.progress import Progress
 from miniai.racing.store import Store, digest_of
 from miniai.racing.tasks import Task, task_digest
-from miniai.racing.trial import run_trial
+from miniai.racing.trial import own_globals, run_trial
 
 __all__ = ['LADDER', 'plan_race', 'race']
 
@@ -66,9 +66,9 @@ def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterabl
            options: dict[str, Any]) -> tuple[dict[str, Task], dict[str, Entrant], dict[str, Any]]:
     "Tasks and rules by name, and the facts of the protocol that do not depend on the budget."
     found = [find_task(task) if isinstance(task, str) else task for task in tasks]
-    entrants = [find_entrant(rule) for rule in rules]
+    with own_globals(0): entrants, others = ([find_entrant(rule) for rule in given] for given in (rules, baselines))
     named = [e.name for e in entrants]
-    others = [e for e in map(find_entrant, baselines) if e.name not in named]
+    others = [e for e in others if e.name not in named]
     names = [*named, *(e.name for e in others)]
     for what, nms in (('rules', names), ('tasks', [t.name for t in found])):
         twice = next((nm for nm in nms if nms.count(nm) > 1), None)

@@ -1,7 +1,7 @@
 "One trial: a task trained by a rule with a configuration, a seed and a length, as plain data. Failures are results."
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
@@ -22,7 +22,7 @@ from miniai.racing.tasks import Parts, Task, TaskError
 from miniai.randomness import random_states, set_random_states, set_seed
 from miniai.steps.schedule import BatchSchedCB
 
-__all__ = ['POINTS', 'run_trial']
+__all__ = ['POINTS', 'own_globals', 'run_trial']
 
 DIVERGED = 100  # times the figure before training
 POINTS = 8  # of the curve of a run: validations that are evenly spaced, the last one at its end
@@ -33,9 +33,9 @@ def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, s
     figure on the tuning part if `tunes`, else on the test part; `curve`, rows of (step, seconds of training, figure) on
     the tuning or validation part; `start`, the figure before training; `seconds` of training; `state_bytes` of the
     optimizer, `peak_bytes` of a GPU; `wall_seconds` of all of it; and `failed`, why there is no final figure. Weights
-    and order of batches depend on `seed` alone. Global random numbers stay as they were. TaskError if the task fails
-    before the rule has done anything."""
-    with _own_randomness(seed):
+    and order of batches depend on `seed` alone. Global random numbers and torch's settings stay as they were. TaskError
+    if the task fails before the rule has done anything."""
+    with own_globals(seed):
         started, every = time.perf_counter(), max(1, -(-steps//POINTS))
         parts, model, held_out, start = _begun(task, seed, tunes)
         out = dict(start=start, final=None, failed=None)
@@ -50,7 +50,7 @@ def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, s
             if _diverged(figure, out['start']): out['failed'] = f'diverged: the final figure is {float(figure):.4g}'
             else: out['final'] = float(figure)
         except NonFiniteLossError as e: out['failed'] = f'diverged: {e}'
-        except Exception as e: out['failed'] = f'{type(e).__name__}: {e}'
+        except (Exception, SystemExit) as e: out['failed'] = f'{type(e).__name__}: {e}'
         return out | _costs(learn, steps, every) | dict(wall_seconds=round(time.perf_counter() - started, 4))
 
 
@@ -78,14 +78,16 @@ def _costs(learn: TrainLearner, steps: int, every: int) -> dict[str, Any]:
     seconds = accumulate(row['seconds'] for row in rows['train'])
     curve = [[min((i + 1)*every, steps), round(s, 4), _plain(row['figure'])]
              for i, (s, row) in enumerate(zip(seconds, rows['eval'], strict=False))]
-    states = [x for s in getattr(learn.opt, 'state', {}).values() for x in s.values() if isinstance(x, torch.Tensor)]
+    state = getattr(learn.opt, 'state', None)  # a user's optimizer may call anything so
+    states = [x for s in (state.values() if isinstance(state, Mapping) else ()) if isinstance(s, Mapping)
+              for x in s.values() if isinstance(x, torch.Tensor)]
     return dict(curve=curve, seconds=curve[-1][1] if curve else None, state_bytes=sum(t.nbytes for t in states),
                 peak_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None)
 
 
 def _diverged(figure: Any, start: float | None) -> bool:
-    "Is a final figure not finite, or beyond all those of models that trained?"
-    return _plain(figure) is None or (start is not None and figure > max(start, DIVERGED*abs(start)))
+    "Is a final figure not finite, or beyond all those of models that trained? A start at 0 or None sets no limit."
+    return _plain(figure) is None or bool(start and figure > max(start, DIVERGED*abs(start)))
 
 
 def _plain(figure: Any) -> float | None:
@@ -97,9 +99,15 @@ def _reseed(seed: int) -> None: set_seed(seed, torch.are_deterministic_algorithm
 
 
 @contextmanager
-def _own_randomness(seed: int) -> Iterator[None]:
-    before = random_states()
+def own_globals(seed: int) -> Iterator[None]:
+    "Random numbers from `seed`, and at the end those of before, with the settings of torch that a rule may change."
+    before, grad, dtype, threads = (random_states(), torch.is_grad_enabled(), torch.get_default_dtype(),
+                                    torch.get_num_threads())
     try:
         _reseed(seed)
         yield
-    finally: set_random_states(before)
+    finally:
+        set_random_states(before)
+        torch.set_grad_enabled(grad)
+        torch.set_default_dtype(dtype)
+        if torch.get_num_threads() != threads: torch.set_num_threads(threads)
