@@ -47,6 +47,18 @@ def test_a_rule_runs_with_what_its_file_imports_now_and_is_named_by_it(tmp_path)
     sys.path.remove(str(tmp_path))
 
 
+def test_rules_run_with_the_files_beside_them_where_others_have_the_same_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    text = 'import json\nfrom my_scale import scale\nfrom pack.part import k\ndef mine(p, g, *, lr): return scale, k'
+    for nm in 'ab':
+        (tmp_path/nm).mkdir()
+        files(tmp_path/nm, mine=text, my_scale=f'scale = {nm!r}', pack__part=f'k = {nm!r}', json='')
+        (tmp_path/nm/'pack'/'__init__.py').write_text('')
+    for nm in 'aba':
+        assert find_entrant(f'{tmp_path}/{nm}/mine.py:mine').build.rule(0, 0, lr=0) == (nm, nm)
+    assert 'dumps' in vars(sys.modules['json'])
+
+
 def test_the_library_and_torch_are_names_and_functions_without_a_file_their_source():
     assert code_of(AdamW, 'x') == 'miniai.optim.classes.AdamW'
     assert code_of(torch.optim.SGD, 'x') == 'torch.optim.sgd.SGD'

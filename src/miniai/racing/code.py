@@ -9,7 +9,7 @@ from typing import Any
 
 from miniai.racing.values import LIBRARIES, made_with
 
-__all__ = ['code_of', 'imported_files']
+__all__ = ['INSTALLED', 'code_of', 'imported_files']
 
 INSTALLED = tuple(Path(sysconfig.get_path(nm)).resolve() for nm in ('purelib', 'platlib', 'stdlib'))
 

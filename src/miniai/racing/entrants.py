@@ -13,7 +13,7 @@ from miniai.jobs.registry import OPTIMIZERS
 from miniai.models.by_name import function_at
 from miniai.optim.optimizer import RuleOptimizer, optimizer
 from miniai.optim.spec import REQUIRED
-from miniai.racing.code import code_of, imported_files
+from miniai.racing.code import INSTALLED, code_of, imported_files
 from miniai.racing.tasks import Task
 
 __all__ = ['BASELINES', 'Entrant', 'Space', 'configurations', 'find_entrant']
@@ -73,16 +73,29 @@ def _load(name: str) -> Any:
     if not file.endswith('.py'): return function_at(name)
     path = Path(file).resolve()
     if not path.is_file(): raise ValueError(f"no file {file}, which should hold the rule {rule}")
-    if str(path.parent) not in sys.path: sys.path.append(str(path.parent))  # as `python FILE.py` does
-    beside = {str(f) for f in imported_files(path)}
-    for nm in [nm for nm, m in sys.modules.items() if getattr(m, '__file__', None) in beside]: del sys.modules[nm]
+    beside, folder = imported_files(path), str(path.parent)
+    _forget(beside, path.parent)
     unique = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     spec = importlib.util.spec_from_file_location(f'{path.stem}_{unique}', path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, folder)  # as `python FILE.py` does
     try: spec.loader.exec_module(module)
     except Exception as e: raise ValueError(f"cannot import {file}: {type(e).__name__}: {e}") from e
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path: sys.path.append(folder)  # for imports in functions
     if callable(found := getattr(module, rule, None)): return found
     raise ValueError(f"{file} has no rule {rule}")
+
+
+def _forget(beside: set[Path], folder: Path) -> None:
+    "Let imports in `folder` read the files `beside` again, rather than find modules of their names in other folders."
+    names = {f.relative_to(folder).parts[0].removesuffix('.py') for f in beside if f.is_relative_to(folder)}
+    names -= {'miniai', '__main__'}
+    for nm, module in [*sys.modules.items()]:
+        file, named = Path(getattr(module, '__file__', None) or 'none'), nm.partition('.')[0] in names
+        if file in beside or (named and not any(file.is_relative_to(place) for place in INSTALLED)):
+            sys.modules.pop(nm, None)
 
 
 def _entrant(name: str, rule: Any) -> Entrant:
