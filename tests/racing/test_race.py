@@ -212,4 +212,31 @@ def test_settings_of_torch_that_a_rule_changes_when_it_is_read_are_its_own(tmp_p
     assert not [r for r in answer.record['runs'] if r['result']['failed']]
 
 
+@pytest.mark.parametrize('text', ['', '[1]', '{}', '{"asked'])
+def test_a_damaged_plan_is_an_error_that_names_it(text, tmp_path):
+    (tmp_path/'plan.json').write_text(text)
+    with pytest.raises(ValueError, match=r'plan\.json is '): run(descent, out=tmp_path)
+
+
+def test_a_rule_that_is_called_like_a_baseline_replaces_none(tmp_path):
+    def nesterov(p, g, *, lr): return p - lr*g
+    nesterov.space = descent.space
+    with pytest.raises(ValueError, match='two rules are called nesterov; a rule may have a label, as in my_nesterov='):
+        run(nesterov, out=tmp_path)
+    assert run(descent, 'nesterov', out=tmp_path, trials=1, seeds=2).rules == ['descent', 'nesterov']
+
+
+def test_a_refused_budget_leaves_no_folder(tmp_path):
+    with pytest.raises(ValueError, match='too small'):
+        run(descent, out=tmp_path/'race', trials=None, seeds=None, budget=.001)
+    assert not (tmp_path/'race').exists()
+
+
+def test_names_may_be_text_with_commas_and_no_task_is_given_twice():
+    with pytest.raises(ValueError, match='two tasks are called tiny: give each once, with'):
+        plan_race(descent, tasks='races:tiny, races:tiny', baselines='nesterov')
+    text = plan_race(descent, tasks='races:tiny', baselines='nesterov,adamw', trials=1, seeds=2, tell=lambda text: None)
+    assert 'rules: descent against nesterov, adamw' in text
+
+
 def test_the_public_name_is_the_function(): assert miniai.race is race

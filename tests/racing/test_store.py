@@ -1,4 +1,5 @@
 "The folder of a race: results are complete or not there, and two processes never do the same trial."
+import os
 import threading
 
 import pytest
@@ -52,3 +53,48 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
     assert store.read('a.json') == dict(x=1)
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ['a.json']
     assert store.read('b.json') is None
+
+
+@pytest.mark.parametrize('text', ['', '[1]', 'null', '{"trial": 1}', '{"trial": {"n": 0}', '{"trial": {"n": 0}}',
+                                  '{"trial": {"n": 5}, "result": {"x": 7}}', b'\xff\xfe'])
+def test_a_trial_whose_file_is_damaged_runs_again(tmp_path, text):
+    store, done = Store(tmp_path), []
+    def run(trial):
+        done.append(trial)
+        return dict(x=trial['n'])
+    store.results(TRIALS, run)
+    file = tmp_path/'trials'/f'{digest_of(TRIALS[0])}.json'
+    good = file.read_bytes()
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert store.results(TRIALS, run) == [dict(x=i) for i in range(6)]
+    assert done == [*TRIALS, TRIALS[0]]
+    assert file.read_bytes() == good
+
+
+def test_another_damaged_file_is_an_error_that_names_it(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path/'plan.json').write_text('{"a')
+    with pytest.raises(ValueError, match=r'plan\.json is damaged: '): store.read('plan.json')
+
+
+def test_a_text_that_is_no_unicode_is_written_with_backslashes(tmp_path):
+    store = Store(tmp_path)
+    store.write('a.md', 'odd \udcff')
+    assert (tmp_path/'a.md').read_text('utf-8') == 'odd \\udcff'
+
+
+def test_a_new_folder_is_removed_only_while_it_is_empty(tmp_path):
+    (tmp_path/'old').mkdir()
+    stores = {nm: Store(tmp_path/nm) for nm in ('old', 'new', 'used')}
+    stores['used'].write('a.json', {})
+    for store in stores.values(): store.leave()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['old', 'used']
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    there = []
+    monkeypatch.setattr('miniai.racing.store.sync', lambda fd: there.append((os.fstat(fd).st_size, file.exists())))
+    file = tmp_path/'a.md'
+    Store(tmp_path).write('a.md', 'whole')
+    assert there == [(5, False)]
+    assert file.read_text() == 'whole'

@@ -9,6 +9,7 @@ from typing import Any
 
 from miniai.device import def_device
 from miniai.environment import machine_facts, version_of
+from miniai.jobs.config import column_names
 from miniai.racing.answer import Answer, best_configuration
 from miniai.racing.budget import chosen, measured, seconds_of, seeds_that_fit, typical_seconds
 from miniai.racing.entrants import BASELINES, Entrant, Space, configurations, find_entrant
@@ -34,11 +35,14 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
     Without both `trials` and `seeds`, `budget` (seconds, or '10m') chooses them. Everything is kept in `out`: call
     again to resume, or from several processes at once to share the work. Writes race.json, from which anyone can
     recompute the verdict, race.md and race.html. ValueError for what does not exist, or another race in `out`."""
-    given = [*tasks]
+    given = _listed(tasks)
     tasks, entrants, facts = _found(rules, given, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
     named = {nm: task if isinstance(task, str) else '' for nm, task in zip(tasks, given, strict=True)}
     store = Store(out)
-    plan = _plan(store, tasks, entrants, facts, trials, seeds, budget, tell)
+    try: plan = _plan(store, tasks, entrants, facts, trials, seeds, budget, tell)
+    except ValueError:
+        store.leave()
+        raise
     tell(plan['text'])
     protocol, runs = _run_all(store, plan, tasks, entrants, tell)
     answer = Answer(dict(protocol=protocol.as_dict(), runs=runs, machine=machine_facts(def_device),
@@ -65,19 +69,26 @@ def plan_race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iter
 def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterable[Any],
            options: dict[str, Any]) -> tuple[dict[str, Task], dict[str, Entrant], dict[str, Any]]:
     "Tasks and rules by name, and the facts of the protocol that do not depend on the budget."
-    found = [find_task(task) if isinstance(task, str) else task for task in tasks]
-    with own_globals(0): entrants, others = ([find_entrant(rule) for rule in given] for given in (rules, baselines))
+    found = [find_task(task) if isinstance(task, str) else task for task in _listed(tasks)]
+    with own_globals(0): entrants, others = ([*map(find_entrant, given)] for given in (rules, _listed(baselines)))
     named = [e.name for e in entrants]
-    others = [e for e in others if e.name not in named]
+    same = {(e.name, e.digest) for e in entrants}
+    others = [e for e in others if (e.name, e.digest) not in same]
     names = [*named, *(e.name for e in others)]
-    for what, nms in (('rules', names), ('tasks', [t.name for t in found])):
+    for nms, advice in ((names, "two rules are called {0}; a rule may have a label, as in my_{0}={0}"),
+                        ([t.name for t in found], "two tasks are called {0}: give each once, with a name of its own")):
         twice = next((nm for nm in nms if nms.count(nm) > 1), None)
-        if twice: raise ValueError(f"two {what} are called {twice}; a rule may have a label, as in twin={twice}")
+        if twice: raise ValueError(advice.format(twice))
     if not named: raise ValueError("a race needs a rule, such as my_rule.py:rule")
     if len(names) < 2: raise ValueError(f"a race needs two rules or more, got {names[0]} alone")
     if not found: raise ValueError("a race needs a task")
     facts = dict(entrants=tuple(named), baselines=tuple(e.name for e in others)) | options
     return {t.name: t for t in found}, {e.name: e for e in (*entrants, *others)}, facts
+
+
+def _listed(given: Any) -> list[Any]:
+    "What was given as a list, or as text with commas, as in 'mlp,gpt'."
+    return column_names(given) if isinstance(given, str) else [*given]
 
 
 def _planned(tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[str, Any], trials: int | None,
@@ -104,9 +115,11 @@ def _plan(store: Store, tasks: dict[str, Task], entrants: dict[str, Entrant], fa
                   tasks_code=[task_digest(t) for t in tasks.values()])
     with store.lock('plan.lock'):
         plan = store.read('plan.json')
-        if not plan:
+        if plan is None:
             plan = _planned(tasks, entrants, facts, trials, seeds, budget, tell, 0.) | dict(asked=asked)
             store.write('plan.json', plan)
+    if not (isinstance(plan, dict) and {'protocol', 'text', 'measuring_seconds', 'times', 'asked'} <= plan.keys()):
+        raise ValueError(f"{store.folder/'plan.json'} is not the plan of a race: choose another folder, or remove it")
     for nm, value in asked.items():
         if plan['asked'].get(nm) != value: raise ValueError(
             f"{store.folder} holds a race with other {nm}, {plan['asked'].get(nm)!r} instead of {value!r}: choose "

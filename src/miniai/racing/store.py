@@ -8,14 +8,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from miniai.checkpoint.durable import temporary_name
+from miniai.checkpoint.durable import sync, temporary_name
 
 __all__ = ['Store', 'digest_of']
 
 POLL = 0.05  # seconds between looks at trials that other processes run
 
 
-def digest_of(facts: Mapping[str, Any]) -> str:
+def digest_of(facts: Any) -> str:
     "A name for plain data, the same on every machine."
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -28,18 +28,31 @@ class Store:
             import filelock
         except ImportError as e: raise ImportError("a race needs filelock: pip install 'miniai-torch[race]'") from e
         self.folder, self._filelock = Path(folder), filelock
+        self._new = not self.folder.exists()
         (self.folder/'trials').mkdir(parents=True, exist_ok=True)
 
+    def leave(self) -> None:
+        "Remove the folder if it is new and still empty."
+        with suppress(OSError):
+            if self._new:
+                (self.folder/'trials').rmdir()
+                self.folder.rmdir()
+
     def read(self, name: str) -> Any:
-        "The JSON file `name`, or None if there is none."
-        with suppress(FileNotFoundError): return json.loads((self.folder/name).read_text('utf-8'))
+        "The JSON file `name`, or None if there is none. ValueError if it is damaged."
+        try: return json.loads((self.folder/name).read_text('utf-8'))
+        except FileNotFoundError: return None
+        except ValueError as e: raise ValueError(f"{self.folder/name} is damaged: {e}") from e
 
     def write(self, name: str, value: Any) -> None:
-        "Write a file, JSON or text, complete or not at all."
+        "Write a file, JSON or text, complete or not at all, even if the machine stops."
         text = value if isinstance(value, str) else json.dumps(value, indent=1, allow_nan=False) + '\n'
         part = temporary_name(str(self.folder/name))
         try:
-            Path(part).write_text(text, 'utf-8')
+            with open(part, 'w', encoding='utf-8', errors='backslashreplace') as f:
+                f.write(text)
+                f.flush()
+                sync(f.fileno())
             os.replace(part, self.folder/name)
         finally: Path(part).unlink(missing_ok=True)
 
@@ -62,7 +75,7 @@ class Store:
         each by one process; what others are running is waited for. `tell` hears what is done, by name: first what was
         in the folder, then each time there is more."""
         names = {digest_of(trial): trial for trial in trials}
-        found = {name: kept['result'] for name in names if (kept := self.read(f'trials/{name}.json'))}
+        found = {name: kept for name in names if (kept := self._kept(name))}
         tell(found)
         while len(found) < len(names):
             before = len(found)
@@ -77,11 +90,16 @@ class Store:
 
     def _result(self, name: str, trial: dict, run: Callable[[dict], dict]) -> dict | None:
         "The result of a trial; None if another process is running it."
-        file = f'trials/{name}.json'
-        kept = self.read(file)
-        if kept: return kept['result']
+        if kept := self._kept(name): return kept
         with self.lock(f'trials/{name}.lock', wait=False) as mine:
             if not mine: return None
-            kept = self.read(file)  # it may have been finished before the lock was taken
-            if not kept: self.write(file, kept := dict(trial=trial, result=run(trial)))
-        return self.read(file)['result']
+            if not self._kept(name):  # it may have been finished before the lock was taken
+                self.write(f'trials/{name}.json', dict(trial=trial, result=run(trial)))
+        return self._kept(name)
+
+    def _kept(self, name: str) -> dict | None:
+        "The result of a finished trial. A file that is damaged, or holds another trial, is none and gets replaced."
+        try: kept = self.read(f'trials/{name}.json')
+        except ValueError: return None
+        if not isinstance(kept, dict) or digest_of(kept.get('trial')) != name: return None
+        return kept['result'] if isinstance(kept.get('result'), dict) else None
