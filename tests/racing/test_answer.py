@@ -1,6 +1,10 @@
 "The answer is computed from the record alone: verdicts, failures as the worst, targets, costs and notes."
+import json
+import re
+
 import pytest
 
+import raced
 from miniai.racing.answer import Answer, best_configuration
 
 
@@ -98,3 +102,50 @@ def test_the_factor_of_a_task_is_said():
 def test_another_file_is_no_race(tmp_path):
     (tmp_path/'a.json').write_text('[]')
     with pytest.raises(ValueError, match='is not the race'): Answer.read(tmp_path/'a.json')
+
+
+def test_runs_are_paired_by_seed_in_whatever_order_they_are():
+    given = record(dict(new=[.1, .5, .2, .6], old=[.2, .45, .4, .58]))
+    expected = Answer(given)
+    given['runs'][-4:] = given['runs'][-4:][::-1]
+    assert Answer(given).comparisons == expected.comparisons
+    assert Answer(given).table() == expected.table()
+    given['runs'] += given['runs'][-4:]  # the same run twice is one
+    assert Answer(given).comparisons == expected.comparisons
+
+
+def test_without_any_figure_nothing_can_be_told():
+    given = record(dict(new=[None, None], old=[None, None]))
+    for r in given['runs']: r['result'] |= dict(start=None, final=None, failed='diverged')
+    answer = Answer(given)
+    c, = answer.comparisons
+    assert (c['verdict'], c['p'], answer.ranks) == ('cannot tell', 1, dict(new=(1.5,)*3, old=(1.5,)*3))
+    cells = [[x.strip() for x in line.strip('|').split(' | ')] for line in str(answer).splitlines()]
+    assert ['t', '2', 'new', '-', '-', '2 of 2', 'lr=0.1'] in cells
+    assert ['t', '2', 'new - old', '-', '-', '-', 'cannot be told apart; no run has a figure'] in cells
+
+
+@pytest.mark.parametrize(('damage', 'said'), [
+    (lambda r: r.update(runs=[]), 'new on easy at 40 steps has 0 of 4 runs of tuning'),
+    (lambda r: r['runs'].pop(), 'old on easy at 160 steps has 4 of 5 seeds'),
+    (lambda r: r['runs'][-1].update(seed=99), 'old on easy at 160 steps has other seeds than the first rule'),
+    (lambda r: r['runs'][7].update(rule='x'), 'its protocol has no runs of x on easy at 40 steps'),
+    (lambda r: r['runs'][7]['result'].pop('curve'), 'run 7 lacks curve'),
+    (lambda r: r['runs'].insert(0, 3), 'is damaged: '),
+    (lambda r: r.update(protocol={}), 'its protocol lacks entrants, baselines, tasks, trials, seeds, lengths'),
+    (lambda r: r.pop('machine'), 'its machine lacks versions'), (lambda r: r.update(tasks={}), 'is damaged: ')])
+def test_a_damaged_race_is_an_error_that_names_the_file_and_what_is_wrong(damage, said, tmp_path):
+    given, file = raced.record(), tmp_path/'race.json'
+    file.write_text(json.dumps(given))
+    assert Answer.read(file).comparisons == Answer(given).comparisons
+    damage(given)
+    file.write_text(json.dumps(given))
+    with pytest.raises(ValueError, match=re.escape(f'{file} is damaged: ')) as e: Answer.read(file)
+    assert said in str(e.value)
+
+
+@pytest.mark.parametrize('text', ['', '{"a'])
+def test_a_broken_file_is_an_error_that_names_it(text, tmp_path):
+    (tmp_path/'a.json').write_text(text)
+    with pytest.raises(ValueError, match=r'a\.json is damaged: '): Answer.read(tmp_path/'a.json')
+    with pytest.raises(ValueError, match=r'b\.json cannot be read: '): Answer.read(tmp_path/'b.json')

@@ -157,3 +157,20 @@ def test_of_a_page_that_would_be_larger_the_details_are_left_out_before_the_verd
     assert 'Left out, so that this page stays below 2 MB. race.json has it.' in found.text
     assert 'Against the baselines, on 1 task at 2 lengths' in found.tables
     assert 'new' not in found.tables
+
+
+def test_without_any_figure_there_are_dashes():
+    given = record(figure=lambda i, seed, steps: None)
+    for r in given['runs']: r['result']['start'] = None
+    found = shown(given)
+    assert found.tables['easy, 40 steps: loss'][1][1:3] == ['—', '—']
+    assert found.tables['easy, 40 steps'][1] == ['new against wild', 'cannot be told apart', '—', '—', '—',
+                                                 'no run has a figure']
+
+
+def test_many_comparisons_without_baselines_are_only_counted(monkeypatch):
+    monkeypatch.setattr('miniai.racing.page.MOST_ROWS', 5)
+    found = shown(record(entrants=3))  # 6 comparisons
+    assert len(found.tables['Among the entrants, on 1 task at 2 lengths']) == 1 + 3
+    assert not any(row[0] == 'rules' for rows in found.tables.values() for row in rows
+                   if 'what would tell' in row)

@@ -8,7 +8,7 @@ from typing import Any
 
 from miniai.racing.verdict import compare_all, pairs_of, ranks, with_worst
 
-__all__ = ['PROTOCOL', 'Answer', 'best_configuration', 'verdict_of']
+__all__ = ['PROTOCOL', 'Answer', 'best_configuration', 'spread', 'verdict_of']
 
 
 def best_configuration(runs: Sequence[Mapping], task: str, steps: int, rule: str) -> dict[str, Any]:
@@ -27,19 +27,29 @@ class Answer:
         self.cells = list(dict.fromkeys((r['task'], r['steps']) for r in record['runs'] if not r['tunes']))
         self.runs, self.tuned = ({(cell, nm): [] for cell in self.cells for nm in self.rules} for _ in range(2))
         for r in record['runs']: (self.tuned if r['tunes'] else self.runs)[(r['task'], r['steps']), r['rule']].append(r)
+        self.runs = {key: _by_seed(runs) for key, runs in self.runs.items()}
         self.figures = {cell: with_worst({nm: [r['result']['final'] for r in self.runs[cell, nm]] for nm in self.rules},
                                          [r['result']['start'] for nm in self.rules for r in self.runs[cell, nm]
                                           if r['result']['start'] is not None]) for cell in self.cells}
-        self.comparisons = compare_all(self.figures, pairs, p['alpha'], p['power'])
-        self.ranks = ranks(self.figures)
+        comparable = {cell: {nm: [x if math.isfinite(x) else 0. for x in xs] for nm, xs in figures.items()}
+                      for cell, figures in self.figures.items()}  # without any figure all rules are equal
+        self.comparisons = [c | dict(figures=math.isfinite(self.figures[c['cell']][c['a']][0]))
+                            for c in compare_all(comparable, pairs, p['alpha'], p['power'])]
+        self.ranks = ranks(comparable)
 
     @classmethod
     def read(cls, path: str | Path) -> 'Answer':
-        "The answer of a race.json. ValueError if it is none."
-        record = json.loads(Path(path).read_text('utf-8'))
+        "The answer of a race.json. ValueError if it is none, or damaged."
+        try: record = json.loads(Path(path).read_text('utf-8'))
+        except ValueError as e: raise ValueError(f"{path} is damaged: {e}") from e
+        except OSError as e: raise ValueError(f"{path} cannot be read: {e.strerror}") from e
         if not (isinstance(record, dict) and {'protocol', 'runs', 'rules', 'tasks'} <= record.keys()):
             raise ValueError(f"{path} is not the race.json of a race")
-        return cls(record)
+        try:
+            if wrong := _wrong(record): raise ValueError(f"{path} is damaged: {wrong}")
+            return cls(record)
+        except (KeyError, TypeError, AttributeError, IndexError) as e:
+            raise ValueError(f"{path} is damaged: {type(e).__name__}: {e}") from e
 
     def table(self) -> str:
         "Verdicts, figures and ranks: what is the same whenever and wherever the same runs are made."
@@ -58,8 +68,8 @@ class Answer:
             xs, runs = self.figures[cell][nm], self.runs[cell, nm]
             failed = sum(r['result']['final'] is None for r in runs)
             tuned = ' '.join(f'{k}={_value(v)}' for k, v in runs[0]['config'].items())
-            rows.append([cell[0], str(cell[1]), nm, f'{mean(xs):.4g}', f'{stdev(xs):.2g}', f'{failed} of {len(runs)}',
-                         tuned])
+            rows.append([cell[0], str(cell[1]), nm, _number(mean(xs)), _number(spread(xs), 2),
+                         f'{failed} of {len(runs)}', tuned])
         return rows
 
     def cost(self, cell: tuple[str, int], nm: str) -> dict[str, float | None]:
@@ -148,9 +158,54 @@ p-values are corrected by Holm's method for all comparisons together: the chance
 most {alpha:.0%}."""
 
 
+PARTS = dict(protocol=['entrants', 'baselines', 'tasks', 'trials', 'seeds', 'lengths', 'seed', 'alpha', 'power'],
+             machine=['versions'])
+RUN = {'task', 'steps', 'rule', 'tunes', 'seed', 'config', 'result'}
+RESULT = {'start', 'final', 'failed', 'curve', 'state_bytes'}
+
+
+def _wrong(record: Mapping) -> str:
+    "What is wrong with the record of a race: parts that it lacks, or runs."
+    for part, names in PARTS.items():
+        missing = [nm for nm in names if nm not in record.get(part, {})]
+        if missing: return f"its {part} lacks {', '.join(missing)}"
+    for i, r in enumerate(record['runs']):
+        missing = sorted((RUN - r.keys()) | (RESULT - r.get('result', {}).keys()))
+        if missing: return f"run {i} lacks {', '.join(missing)}"
+    p = record['protocol']
+    cells = [(nm, max(1, round(record['tasks'][nm]['steps']*share)), rule) for nm in p['tasks']
+             for share in p['lengths'] for rule in [*p['entrants'], *p['baselines']]]
+    seeds, tuned = {cell: set() for cell in cells}, dict.fromkeys(cells, 0)
+    for r in record['runs']:
+        cell = r['task'], r['steps'], r['rule']
+        if cell not in seeds: return f"its protocol has no runs of {_named(cell)}"
+        if r['tunes']: tuned[cell] += 1
+        else: seeds[cell].add(r['seed'])
+    for cell in cells:
+        if tuned[cell] < p['trials']: return f"{_named(cell)} has {tuned[cell]} of {p['trials']} runs of tuning"
+        if len(seeds[cell]) != p['seeds']: return f"{_named(cell)} has {len(seeds[cell])} of {p['seeds']} seeds"
+        if seeds[cell] != seeds[cells[0]]: return f"{_named(cell)} has other seeds than the first rule"
+    return ''
+
+
+def _named(cell: tuple[str, int, str]) -> str: return f'{cell[2]} on {cell[0]} at {cell[1]} steps'
+
+
+def _by_seed(runs: Sequence[Mapping]) -> list[Mapping]:
+    "One run for each seed, in their order: rules are compared at the same seeds."
+    found = {r['seed']: r for r in runs}
+    return [found[seed] for seed in sorted(found)]
+
+
+def spread(xs: Sequence[float]) -> float:
+    "The standard deviation of figures; infinite without any figure."
+    return stdev(xs) if all(map(math.isfinite, xs)) else math.inf
+
+
 def _comparison_row(c: Mapping) -> list[str]:
     low, high = c['interval']
     verdict = '; '.join(filter(None, verdict_of(c)))
+    if not c['figures']: return [c['cell'][0], str(c['cell'][1]), f"{c['a']} - {c['b']}", '-', '-', '-', verdict]
     return [c['cell'][0], str(c['cell'][1]), f"{c['a']} - {c['b']}", f"{c['difference']:+.3g}",
             f'{low:+.3g} to {high:+.3g}', f"{c['p']:.3g}", verdict]
 
@@ -158,7 +213,8 @@ def _comparison_row(c: Mapping) -> list[str]:
 def verdict_of(c: Mapping) -> tuple[str, str]:
     "The verdict of a comparison in words, and what would tell rules apart that it does not."
     if c['verdict'] != 'cannot tell': return c['verdict'], ''
-    if not c['difference'] and not c['spread']: more = 'the same at every seed'
+    if not c['figures']: more = 'no run has a figure'
+    elif not c['difference'] and not c['spread']: more = 'the same at every seed'
     elif 0 < c['more_seeds'] < 1000: more = f"about {c['more_seeds']:,} more seeds"
     else: more = f"a difference of {c['detectable']:.2g} would be seen"
     return 'cannot be told apart', more
@@ -172,7 +228,7 @@ def _reached(curve: Sequence[Sequence], target: float) -> tuple[float, float]:
 
 def _sentence(text: str) -> str: return text.splitlines()[0].partition('. ')[0]
 def _value(x: Any) -> str: return f'{x:.3g}' if isinstance(x, float) else str(x)
-def _number(x: float) -> str: return f'{x:.4g}' if math.isfinite(x) else '-'
+def _number(x: float, digits: int = 4) -> str: return f'{x:.{digits}g}' if math.isfinite(x) else '-'
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:

@@ -1,10 +1,10 @@
 "The answer of a race as one HTML page: verdicts, ranks, figures, costs, and all that it takes to check or repeat it."
 import math
 from collections.abc import Callable, Iterable, Sequence
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
-from miniai.racing.answer import Answer, verdict_of
+from miniai.racing.answer import Answer, spread, verdict_of
 from miniai.racing.conditions import configurations, machine, protocol, repeat, sources
 from miniai.racing.figures import curves_figure, groups, quartiles, rates_figure, title_of
 from miniai.report.blocks import Block, Cell, Section, figures, folded, listed, number, plural, shown, table, text
@@ -40,7 +40,7 @@ def _by_place(answer: Answer, head: Sequence[str], rows: Callable[[Any], list[li
     "A table for each task and length, behind a line if they have many rows together."
     found = {where: rows(where) for where in answer.cells}
     n = sum(map(len, found.values()))
-    return [_folded_if(n, caption(where), head, rows) for where, rows in found.items()]
+    return [_folded_if(n, caption(where), head, rows) for where, rows in found.items() if rows]
 
 
 def _folded_if(n: int, caption: str, head: Sequence[str], rows: list[list]) -> Block:
@@ -79,12 +79,16 @@ def _compared(answer: Answer, where: tuple[str, int]) -> list[list]:
     "Rows of the comparisons on a task at a length. Their axis has 0 in its middle; very large differences are cut."
     few, baselines = len(answer.comparisons) <= MOST_ROWS, answer.record['protocol']['baselines']
     found = [c for c in answer.comparisons if c['cell'] == where and (few or c['b'] in baselines)]
+    if not found: return []
     widest = max(abs(x) for c in found for x in c['interval'])
     limit = min(widest, 3*median(abs(c['difference']) for c in found)) or widest or 1.
     rows = []
     for c in found:
         drawn = interval(c['difference'], *c['interval'], Axis(-limit, limit, 0, 0), 0., KINDS[c['verdict']])
         verdict, more = (_unbroken(words) for words in verdict_of(c))
+        if not c['figures']:
+            rows.append([f"{c['a']} against {c['b']}", verdict, '—', '—', '—', more])
+            continue
         rows.append([f"{c['a']} against {c['b']}", verdict, Cell(f"{c['difference']:+.3g}", c['difference'], drawn),
                      _unbroken('{:+.3g} to {:+.3g}'.format(*c['interval'])), number(c['p'], 3), more or '—'])
     return rows
@@ -113,7 +117,8 @@ def _figures(answer: Answer) -> Section:
             xs, runs = answer.figures[where][nm], answer.runs[where, nm]
             failed = sum(r['result']['final'] is None for r in runs)
             tuned = ', '.join(f'{k}\u00a0{shown(v).text}' for k, v in runs[0]['config'].items())
-            found.append([nm, number(mean(xs)), number(stdev(xs), 2), _unbroken(f'{failed} of {len(runs)}'), tuned])
+            middle, wide = (x if math.isfinite(x) else None for x in (mean(xs), spread(xs)))
+            found.append([nm, number(middle), number(wide, 2), _unbroken(f'{failed} of {len(runs)}'), tuned])
         return found
     return Section('figures', 'Figures on the test part', _by_place(
         answer, ['rule', 'mean', 'spread', 'failed', 'tuned to'], rows,
