@@ -1,6 +1,7 @@
 "Rules are found by name, in files and as functions; their configurations are one Sobol sequence in their own spaces."
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -87,3 +88,44 @@ def test_a_space_that_does_not_fit_is_an_error(space, said):
 def test_a_hyperparameter_without_a_default_must_be_in_the_space():
     def rule(p, g, *, lr, k): return p - k*lr*g
     with pytest.raises(ValueError, match='lacks k'): find_entrant(rule)
+
+
+class Plain(torch.optim.Optimizer):
+    def __init__(self, params, lr): super().__init__(params, dict(lr=lr, weight_decay=0.))
+
+
+class Shy(torch.optim.SGD):
+    def __init__(self, params, lr, weight_decay=0.): super().__init__(params, lr, weight_decay=weight_decay)
+    space = dict(lr=[.5], weight_decay=[.25])
+
+
+def scaled(p, g, *, lr, k): return p - k*lr*g
+def with_wd(params, lr, wd): return torch.optim.SGD(params, lr, weight_decay=wd)
+def without(params, lr): return torch.optim.SGD(params, lr)
+def as_torch(params, lr, weight_decay): return torch.optim.SGD(params, lr, weight_decay=weight_decay)
+def anything(params, **hypers): return AdamW(params, **hypers)
+
+
+@pytest.mark.parametrize(('rule', 'name', 'decays'), [
+    (Plain, 'Plain', False), (Shy, 'Shy', True), (torch.optim.SGD, 'SGD', True),
+    (partial(torch.optim.SGD, momentum=.9), 'SGD', True), (partial(torch.optim.SGD, weight_decay=.1), 'SGD', False),
+    (with_wd, 'with_wd', True), (without, 'without', False), (as_torch, 'as_torch', True),
+    (anything, 'anything', True), (AdamW, 'AdamW', True), (partial(AdamW, beta1=.8), 'AdamW', True),
+    (partial(scaled, k=2.), 'scaled', True), (partial(partial(with_wd), lr=1.), 'with_wd', True)])
+def test_whatever_makes_an_optimizer_is_built_with_the_decay_that_it_takes(rule, name, decays):
+    entrant = find_entrant(rule)
+    config = configurations(entrant.space, 2)[1]
+    opt = entrant.build([torch.nn.Parameter(torch.ones(2))], **config)
+    assert entrant.name == name
+    assert len(config) == 1 + decays
+    if decays: assert opt.param_groups[0]['weight_decay'] == config.get('wd', config.get('weight_decay'))
+    assert opt.param_groups[0]['lr'] == config['lr']
+
+
+def test_a_rule_that_cannot_be_called_with_its_space_is_an_error():
+    def rule(param, grad, *, lr): return param - lr*grad
+    with pytest.raises(ValueError, match=r"'grad'\. The first arguments of a rule must be called p and g"):
+        find_entrant(rule)
+    rule = partial(without)
+    rule.space = dict(lr=1., k=2.)
+    with pytest.raises(ValueError, match=r"cannot build without from parameters, lr, k: .*'k'"): find_entrant(rule)

@@ -12,7 +12,7 @@ from typing import Any
 from miniai.jobs.registry import OPTIMIZERS
 from miniai.models.by_name import function_at
 from miniai.optim.optimizer import RuleOptimizer, optimizer
-from miniai.optim.spec import REQUIRED
+from miniai.optim.spec import REQUIRED, rule_name
 from miniai.racing.code import INSTALLED, code_of, imported_files
 from miniai.racing.tasks import Task
 
@@ -55,7 +55,7 @@ def find_entrant(given: Any) -> Entrant:
     """The entrant that `given` names: a rule of `miniai train`, 'FILE.py:rule' or 'module:rule', each perhaps with a
     label, as in 'twin=adamw'; or a rule function or optimizer class. The rule's attribute `space` declares what is
     tuned. ValueError if there is none, or for a space that does not fit it."""
-    if not isinstance(given, str): return _entrant(getattr(given, '__name__', str(given)), given)
+    if not isinstance(given, str): return _entrant(rule_name(given), given)
     label, equals, name = given.rpartition('=')
     if equals and not label: raise ValueError(f"{given!r} has no label before '='")
     if name in OPTIMIZERS:
@@ -100,18 +100,53 @@ def _forget(beside: set[Path], folder: Path) -> None:
 
 def _entrant(name: str, rule: Any) -> Entrant:
     if not callable(rule): raise ValueError(f"a rule must be a function, a class or a name, got {rule!r}")
-    space = getattr(rule, 'space', None) or dict(lr=RATES, wd=DECAYS)
+    inner, takes = _inner(rule), _arguments(rule)
+    build = optimizer(rule) if inspect.isfunction(inner) and [*takes][:2] == ['p', 'g'] else rule
+    ours = isinstance(_inner(build), type) and issubclass(_inner(build), RuleOptimizer)
+    decay = 'wd' if ours else _decay(inner, takes)
+    tuned = dict(lr=RATES) | (dict(wd=DECAYS) if decay and decay not in _given(rule) else {})
+    space = getattr(rule, 'space', None) or getattr(inner, 'space', None) or tuned
     _check_space(name, space)
-    is_rule = inspect.isfunction(rule) and [*inspect.signature(rule).parameters][:2] == ['p', 'g']
-    build = optimizer(rule) if is_rule else rule
-    if isinstance(build, type) and issubclass(build, RuleOptimizer): _check_hypers(name, build, space)
-    if isinstance(build, type) and not hasattr(build, 'spec'): build = partial(_torch_names, build)
+    if ours: _check_hypers(name, _inner(build), space, _given(build))
+    if decay == 'weight_decay' and 'wd' in space: build = partial(_torch_names, build)
+    elif not ours: _check_call(name, rule, space)
     return Entrant(name, build, space, code_of(rule, name))
+
+
+def _inner(rule: Any) -> Any:
+    "The function or class in a partial."
+    return _inner(rule.func) if isinstance(rule, partial) else rule
+
+
+def _given(rule: Any) -> set[str]:
+    "The arguments that a partial gives by name."
+    return {*rule.keywords} if isinstance(rule, partial) else set()
+
+
+def _arguments(rule: Any) -> Mapping[str, inspect.Parameter]:
+    try: return inspect.signature(rule).parameters
+    except ValueError: return {}  # some functions in C have none
+
+
+def _decay(inner: Any, takes: Mapping[str, inspect.Parameter]) -> str:
+    "What a function or class that makes an optimizer calls the weight decay; '' if it takes none."
+    anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    if anything and 'wd' not in takes: return 'weight_decay' if isinstance(inner, type) else 'wd'
+    return next((nm for nm in ('wd', 'weight_decay') if nm in takes), '')
 
 
 def _torch_names(build: Callable[..., Any], params: Any, lr: float, wd: float = 0., **hypers: Any) -> Any:
     "An optimizer of torch, which calls the decay `weight_decay`."
     return build(params, lr=lr, weight_decay=wd, **hypers)
+
+
+def _check_call(name: str, build: Callable[..., Any], space: Space) -> None:
+    "ValueError for a builder that cannot be called with what its space has."
+    try: inspect.signature(build).bind((), **space)
+    except TypeError as e:
+        raise ValueError(f"cannot build {name} from parameters, {', '.join(space)}: {e}. The first arguments of a rule "
+                         f"must be called p and g") from e
+    except ValueError: return  # no signature
 
 
 def _check_space(name: str, space: Any) -> None:
@@ -125,12 +160,12 @@ def _check_space(name: str, space: Any) -> None:
         if isinstance(values, list) and not values: raise ValueError(f"the space of {name} has no values for {hyper}")
 
 
-def _check_hypers(name: str, cls: type[RuleOptimizer], space: Space) -> None:
+def _check_hypers(name: str, cls: type[RuleOptimizer], space: Space, given: set[str]) -> None:
     known = {nm: p.default for nm, p in cls.__signature__.parameters.items() if nm != 'params'}
     unknown = [nm for nm in space if nm not in known]
     if unknown: raise ValueError(f"the space of {name} has {', '.join(unknown)}, which the rule does not take: it has "
                                  f"{', '.join(nm for nm in cls.spec.hypers)} and wd")
-    missing = [nm for nm, default in known.items() if default is REQUIRED and nm not in space]
+    missing = [nm for nm, default in known.items() if default is REQUIRED and nm not in {*space, *given}]
     if missing: raise ValueError(f"the space of {name} lacks {', '.join(missing)}, which has no default")
 
 
