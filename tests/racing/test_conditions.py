@@ -1,6 +1,8 @@
 "What a race was, for who checks or repeats it: code, spaces and commands."
 import shlex
 
+import pytest
+
 from miniai.cli.arguments import parse
 from miniai.racing.answer import Answer
 from miniai.racing.conditions import MOST_CODE, configurations, protocol, repeat, sources
@@ -45,17 +47,18 @@ def test_a_task_with_a_factor_for_rates_says_so():
     assert facts['easy'].text == 'the task easy; loss, 160 steps; rates of rules of miniai are 3 times those below'
 
 
-def test_the_command_repeats_the_race():
-    given = record(lengths=(40, 160))
+@pytest.mark.parametrize(('lengths', 'said'), [((40, 160), '0.25,1'), ((80, 120, 160), '0.5,0.75,1.0')])
+def test_the_command_repeats_the_race(lengths, said):
+    given = record(lengths=lengths)
     for kind in ('rules', 'tasks'):
         for nm, found in given[kind].items(): found['given'] = f'my {nm}.py:{nm}' if kind == 'rules' else f'm:{nm}'
     command = repeat(Answer(given)).blocks[0].content['items']['The same race again']
     config = parse(shlex.split(command)[1:])
     assert config == RaceConfig(rules=('my new.py:new', 'my wild.py:wild'), baselines='my old.py:old', task='m:easy',
-                                trials=4, seeds=5)
+                                trials=4, seeds=5, lengths=said)
 
 
-def test_a_race_of_objects_or_other_lengths_is_repeated_from_python():
+def test_a_race_of_objects_is_repeated_from_python():
     def call(**changes):
         given = record(**changes)
         given['rules']['old']['given'] = 'old'

@@ -46,6 +46,17 @@ def test_a_plan_runs_nothing(tmp_path, capsys, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 
+def test_lengths_are_shares_of_the_steps(capsys):
+    run_race(RaceConfig(**OPTIONS, plan=True, lengths='0.5'))
+    assert 'tiny (8 steps)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('text', ['', '{"a', '{}', '{"protocol": {}, "runs": [], "rules": {}, "tasks": {}}'])
+def test_a_damaged_race_is_an_error_of_the_options_that_names_it(text, tmp_path):
+    (tmp_path/'race.json').write_text(text)
+    with pytest.raises(ConfigError, match=r'race\.json is '): run_race(RaceConfig(verdict=str(tmp_path/'race.json')))
+
+
 def test_what_a_task_raises_is_a_failure_and_no_invalid_option(tmp_path, capsys):
     arguments = ['races:descent', '--task', 'races:fails', '--trials', '1', '--seeds', '2', '--out', str(tmp_path)]
     with pytest.raises(SystemExit, match='1'): main(['race', *arguments])
@@ -55,4 +66,6 @@ def test_what_a_task_raises_is_a_failure_and_no_invalid_option(tmp_path, capsys)
 def test_an_invalid_option_is_an_error_of_the_options():
     with pytest.raises(ConfigError, match='a race needs a rule'): run_race(RaceConfig())
     with pytest.raises(ConfigError, match='without arguments'): run_race(RaceConfig(rules=('lion',), task='races:data'))
+    for lengths, said in (('half', '--lengths must be numbers'), ('0.5,2', 'shares of a task'), ('', 'lengths')):
+        with pytest.raises(ConfigError, match=said): run_race(RaceConfig(rules=('lion',), lengths=lengths))
     with pytest.raises(ConfigError, match='a duration such as'): run_race(RaceConfig(rules=('lion',), budget='soon'))

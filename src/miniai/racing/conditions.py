@@ -123,9 +123,11 @@ def _command(answer: Answer) -> str:
     "The command of the race; '' if it was started from Python with what no option can name."
     p = answer.record['protocol']
     entrants, baselines, tasks = ([given for _, given in found] for found in _given(answer))
-    if not all([*entrants, *baselines, *tasks]) or p['lengths'] != [.25, 1.]: return ''
+    if not all([*entrants, *baselines, *tasks]): return ''
     return shlex.join(['miniai', 'race', *entrants, '--baselines', ','.join(baselines), '--task', ','.join(tasks),
-                       '--compare', p.get('compare', 'all'), '--trials', str(p['trials']), '--seeds', str(p['seeds']),
+                       '--compare', p.get('compare', 'all'),
+                       *(['--lengths', ','.join(map(str, p['lengths']))] if p['lengths'] != [.25, 1.] else []),
+                       '--trials', str(p['trials']), '--seeds', str(p['seeds']),
                        '--seed', str(p['seed'])])
 
 

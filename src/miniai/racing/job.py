@@ -23,6 +23,8 @@ class RaceOptions:
     """Tasks, separated by commas: those of the default, or module:function that returns a miniai.racing.tasks.Task."""
     budget: str = '10m'
     """How long the race may take on this machine: chooses tasks, trials and seeds."""
+    lengths: str = '0.25,1'
+    """Lengths of runs, as shares of each task's steps, separated by commas."""
     compare: Literal['all', 'baselines'] = 'all'
     """With 'baselines' the rules are not compared with one another: with many, fewer comparisons tell more."""
     trials: int | None = None
@@ -63,9 +65,14 @@ def _run(config: RaceConfig) -> None:
     if config.html: raise ConfigError('--html needs --verdict: a race writes race.html in its folder')
     options: dict[str, Any] = dict(tasks=column_names(config.task), baselines=column_names(config.baselines),
                                    seed=config.seed, trials=config.trials, seeds=config.seeds, budget=config.budget,
-                                   compare=config.compare)
+                                   compare=config.compare, lengths=_shares(config.lengths))
     tell = partial(print, flush=True)
     if config.plan: print(plan_race(*config.rules, **options, tell=tell))
     else:
         print(race(*config.rules, **options, out=config.out, tell=tell))
         print(f'race: {config.out}/race.html, race.md and race.json')
+
+
+def _shares(text: str) -> list[float]:
+    try: return [float(share) for share in column_names(text)]
+    except ValueError as e: raise ConfigError(f"--lengths must be numbers such as 0.25,1, got {text!r}") from e
