@@ -1,5 +1,6 @@
 "Rules are found by name, in files and as functions; their configurations are one Sobol sequence in their own spaces."
 import math
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -77,7 +78,9 @@ def test_a_file_that_fails_or_lacks_the_rule_is_an_error(tmp_path):
 
 @pytest.mark.parametrize(('space', 'said'), [
     ([1], 'must be a dict'), (dict(wd=1), "with 'lr'"), (dict(lr=(1., .1)), 'above 0'), (dict(lr=(0., 1.)), 'above 0'),
-    (dict(lr=[]), 'no values for lr'), (dict(lr=1., k=2.), 'k, which the rule does not take'),
+    (dict(lr=[]), 'no values for lr'), (dict(lr=('a', 'b')), 'above 0'), (dict(lr=(.1, None)), 'above 0'),
+    (dict(lr=(.1, math.inf)), 'JSON'), (dict(lr=[torch.relu]), 'JSON'), (dict(lr=torch.ones(1)), 'JSON'),
+    (dict(lr=1., k=2.), 'k, which the rule does not take'),
     (dict(lr=1.) | {f'h{i}': 1 for i in range(16)}, 'more than 16')])
 def test_a_space_that_does_not_fit_is_an_error(space, said):
     def rule(p, g, *, lr): return p - lr*g
@@ -129,3 +132,22 @@ def test_a_rule_that_cannot_be_called_with_its_space_is_an_error():
     rule = partial(without)
     rule.space = dict(lr=1., k=2.)
     with pytest.raises(ValueError, match=r"cannot build without from parameters, lr, k: .*'k'"): find_entrant(rule)
+
+
+def test_a_path_with_an_equals_sign_may_have_a_label_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'lr=1').mkdir()
+    (tmp_path/'lr=1'/'rule.py').write_text(RULE)
+    names = {given: find_entrant(given).name for given in ('lr=1/rule.py:mine', f'{tmp_path}/lr=1/rule.py:mine',
+                                                           'own=lr=1/rule.py:mine', './lr=1/rule.py:mine')}
+    assert [*names.values()] == ['mine', 'mine', 'own', 'mine']
+
+
+def test_a_pair_of_whole_numbers_gives_whole_numbers_but_for_rates():
+    found = configurations(dict(lr=(1, 10), wd=(1, 10), k=(1, 10), f=(1., 10)), 16)
+    assert {type(c['k']) for c in found} == {int}
+    assert {min(c['k'] for c in found), max(c['k'] for c in found)} <= {*range(1, 11)}
+    assert len({c['k'] for c in found}) > 5
+    assert {type(c[nm]) for c in found for nm in ('lr', 'wd', 'f')} == {float}
+    assert len({c['f'] for c in found}) == 16

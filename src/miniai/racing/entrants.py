@@ -2,6 +2,7 @@
 import hashlib
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +31,10 @@ Space = Mapping[str, Any]
 @dataclass(frozen=True)
 class Entrant:
     """A rule in a race: `build(params, lr, **hypers)` makes its optimizer. `space` maps hyperparameters to a pair
-    (low, high), searched on a log scale; to a list of values; or to one fixed value. `code` is its source text, with
-    the user's modules that it imports, or the name of a rule of the library. `by_task`: its rates are multiplied by the
-    `lr_factor` of a task. `given` is what a command calls it, '' for an object."""
+    (low, high), searched on a log scale, in whole numbers if both are whole; to a list of values; or to one fixed
+    value. `code` is its source text, with the user's modules that it imports, or the name of a rule of the library.
+    `by_task`: its rates are multiplied by the `lr_factor` of a task. `given` is what a command calls it, '' for an
+    object."""
     name: str
     build: Callable[..., Any]
     space: Space
@@ -56,8 +58,7 @@ def find_entrant(given: Any) -> Entrant:
     label, as in 'twin=adamw'; or a rule function or optimizer class. The rule's attribute `space` declares what is
     tuned. ValueError if there is none, or for a space that does not fit it."""
     if not isinstance(given, str): return _entrant(rule_name(given), given)
-    label, equals, name = given.rpartition('=')
-    if equals and not label: raise ValueError(f"{given!r} has no label before '='")
+    label, name = _labeled(given)
     if name in OPTIMIZERS:
         low, high = (OPTIMIZERS[name].lrs['warmup-cosine']*factor for factor in (1/30, 3))
         return Entrant(label or name, OPTIMIZERS[name].build, dict(lr=(low, high), wd=DECAYS), name,
@@ -65,6 +66,14 @@ def find_entrant(given: Any) -> Entrant:
     if ':' not in name: raise ValueError(f"unknown rule {name!r}: choose from {', '.join(OPTIMIZERS)}, or give "
                                          f"FILE.py:rule or module:rule")
     return replace(_entrant(label or name.rpartition(':')[2], _load(name)), given=given)
+
+
+def _labeled(given: str) -> tuple[str, str]:
+    "The label, '' without one, and the name. The path of a file may have an '=' too."
+    label, equals, name = given.partition('=')
+    if not equals or '/' in label or Path(given.rpartition(':')[0]).is_file(): return '', given
+    if not label: raise ValueError(f"{given!r} has no label before '='")
+    return label, name
 
 
 def _load(name: str) -> Any:
@@ -154,10 +163,17 @@ def _check_space(name: str, space: Any) -> None:
         raise ValueError(f"the space of {name} must be a dict with 'lr', such as dict(lr=(1e-4, 1)), got {space!r}")
     if len(space) > MOST: raise ValueError(f"the space of {name} has {len(space)} hyperparameters, more than {MOST}")
     for hyper, values in space.items():
-        if isinstance(values, tuple) and not (len(values) == 2 and 0 < values[0] < values[1]):
+        if isinstance(values, tuple) and not _is_range(values):
             raise ValueError(f"the space of {name} has {hyper}={values!r}: give (low, high) above 0, a list of values "
                              f"or one value")
         if isinstance(values, list) and not values: raise ValueError(f"the space of {name} has no values for {hyper}")
+        try: json.dumps(values, allow_nan=False)
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"the space of {name} has {hyper}={values!r}, which JSON cannot hold: {e}") from e
+
+
+def _is_range(values: tuple) -> bool:
+    return len(values) == 2 and all(isinstance(v, int | float) for v in values) and 0 < values[0] < values[1]
 
 
 def _check_hypers(name: str, cls: type[RuleOptimizer], space: Space, given: set[str]) -> None:
@@ -173,7 +189,7 @@ def configurations(space: Space, n: int) -> list[dict[str, Any]]:
     """The first `n` configurations of a space: the points of one scrambled Sobol sequence (Sobol 1967, Owen 1998), the
     same for every rule; its first dimension is lr, its second wd. More configurations begin with the same ones."""
     columns = sorted(space, key=lambda nm: (nm != 'lr', nm != 'wd', nm))
-    return [{nm: _placed(space[nm], u) for nm, u in zip(columns, point, strict=False)} for point in _sobol(n)]
+    return [{nm: _placed(nm, space[nm], u) for nm, u in zip(columns, point, strict=False)} for point in _sobol(n)]
 
 
 def _sobol(n: int) -> Sequence[Sequence[float]]:
@@ -181,7 +197,10 @@ def _sobol(n: int) -> Sequence[Sequence[float]]:
     return qmc.Sobol(MOST, scramble=True, rng=0).random_base2(max(n - 1, 1).bit_length())[:n].tolist()
 
 
-def _placed(values: Any, u: float) -> Any:
-    "The value at `u`, from 0 to 1."
-    if isinstance(values, tuple): return float(f'{values[0]*(values[1]/values[0])**u:.4g}')
-    return values[min(int(u*len(values)), len(values) - 1)] if isinstance(values, list) else values
+def _placed(name: str, values: Any, u: float) -> Any:
+    "The value at `u`, from 0 to 1; a whole number between whole numbers, except for rates and decays."
+    if isinstance(values, list): return values[min(int(u*len(values)), len(values) - 1)]
+    if not isinstance(values, tuple): return values
+    value = values[0]*(values[1]/values[0])**u
+    whole = all(isinstance(v, int) for v in values) and name not in ('lr', 'wd', 'weight_decay')
+    return round(value) if whole else float(f'{value:.4g}')
