@@ -58,17 +58,20 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
 @pytest.mark.parametrize('text', ['', '[1]', 'null', '{"trial": 1}', '{"trial": {"n": 0}', '{"trial": {"n": 0}}',
                                   '{"trial": {"n": 5}, "result": {"x": 7}}', b'\xff\xfe'])
 def test_a_trial_whose_file_is_damaged_runs_again(tmp_path, text):
-    store, done = Store(tmp_path), []
+    done, told = [], []
+    store = Store(tmp_path, told.append)
     def run(trial):
         done.append(trial)
         return dict(x=trial['n'])
     store.results(TRIALS, run)
+    assert not told
     file = tmp_path/'trials'/f'{digest_of(TRIALS[0])}.json'
     good = file.read_bytes()
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     assert store.results(TRIALS, run) == [dict(x=i) for i in range(6)]
     assert done == [*TRIALS, TRIALS[0]]
     assert file.read_bytes() == good
+    assert told == [f'{file} is damaged: this run is done again']
 
 
 def test_another_damaged_file_is_an_error_that_names_it(tmp_path):

@@ -38,7 +38,7 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
     given = _listed(tasks)
     tasks, entrants, facts = _found(rules, given, baselines, dict(lengths=tuple(lengths), seed=seed, compare=compare))
     named = {nm: task if isinstance(task, str) else '' for nm, task in zip(tasks, given, strict=True)}
-    store = Store(out)
+    store = Store(out, tell)
     try: plan = _plan(store, tasks, entrants, facts, trials, seeds, budget, tell)
     except ValueError:
         store.leave()

@@ -23,11 +23,11 @@ def digest_of(facts: Any) -> str:
 class Store:
     """Results by what they are results of, in `folder`. A file is complete or not there. Locks are those of the
     operating system: they end with the process that holds them, so a killed one leaves nothing to clean up."""
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, tell: Callable[[str], Any] = lambda text: None) -> None:
         try:
             import filelock
         except ImportError as e: raise ImportError("a race needs filelock: pip install 'miniai-torch[race]'") from e
-        self.folder, self._filelock = Path(folder), filelock
+        self.folder, self._filelock, self._tell = Path(folder), filelock, tell
         self._new = not self.folder.exists()
         (self.folder/'trials').mkdir(parents=True, exist_ok=True)
 
@@ -94,7 +94,9 @@ class Store:
         with self.lock(f'trials/{name}.lock', wait=False) as mine:
             if not mine: return None
             if not self._kept(name):  # it may have been finished before the lock was taken
-                self.write(f'trials/{name}.json', dict(trial=trial, result=run(trial)))
+                file = f'trials/{name}.json'
+                if (self.folder/file).exists(): self._tell(f'{self.folder/file} is damaged: this run is done again')
+                self.write(file, dict(trial=trial, result=run(trial)))
         return self._kept(name)
 
     def _kept(self, name: str) -> dict | None:
