@@ -192,7 +192,7 @@ def damaged(tmp_path):
 
 def test_pictures_that_cannot_be_read_are_counted_and_named_before_training(damaged):
     with pytest.raises(PictureError, match=r'3 of 20 pictures cannot be read.*skip_bad=True') as e: load(damaged)
-    for nm, why in (('a/0.png', 'empty'), ('a/7.png', 'no picture'), ('b/3.png', 'truncated')):
+    for nm, why in (('a/0.png', 'empty'), ('a/7.png', 'not a picture'), ('b/3.png', 'truncated')):
         assert any(nm in line and why in line for line in str(e.value).splitlines()), nm
 
 

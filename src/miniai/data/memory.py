@@ -70,7 +70,7 @@ class MemoryLoader:
     @property
     def normalized_by(self) -> str:
         "Mean and standard deviation of each input that is normalized, as text; '' if none is."
-        scalings = [s for s in (self.scaling, *self.other_scalings) if s.normalizes]
+        scalings = [s for s in (self.scaling, *self.other_scalings) if s.normalises]
         return ', '.join(f'mean {_rounded(s.mean)} and std {_rounded(s.std)}' for s in scalings)
 
     def __len__(self) -> int: return self.n//self.bs if self.drop_last else (self.n + self.bs - 1) // self.bs
@@ -236,11 +236,11 @@ class Scaling:
     def __init__(self, x: Tensor, to_float: bool = True, mean: Any = None, std: Any = None) -> None:
         self.pixels = to_float and x.dtype == torch.uint8
         self.channel = self.pixels and x.ndim == 3
-        self.normalizes = mean is not None or std is not None
-        self.changes = self.pixels or self.normalizes
+        self.normalises = mean is not None or std is not None  # so called in checkpoints
+        self.changes = self.pixels or self.normalises
         self.mean = torch.as_tensor(0. if mean is None else mean, dtype=torch.float64)
         self.std  = torch.as_tensor(1. if std is None else std, dtype=torch.float64)
-        if self.normalizes: self._check(x)
+        if self.normalises: self._check(x)
         self.scale, self.shift, self._constants = 1/(255*self.std), -self.mean/self.std, {}
 
     def _check(self, x: Tensor) -> None:
@@ -258,7 +258,7 @@ class Scaling:
     def __call__(self, x: Tensor) -> Tensor:
         "The inputs of a batch, scaled; `x` itself, which may be changed, where nothing has to be done."
         if self.channel: x = x.unsqueeze(1)
-        if not self.normalizes: return x.float().div_(255) if self.pixels else x
+        if not self.normalises: return x.float().div_(255) if self.pixels else x
         if not self.pixels: return x.sub_(self._constant('mean', x)).div_(self._constant('std', x))
         x = x.float()
         if self.scale.ndim: return self._scaled_by_channel(x, self._constant('scale', x), self._constant('shift', x))

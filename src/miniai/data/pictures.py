@@ -142,7 +142,7 @@ def _on_white(im: Any) -> Any:
 
 def recipe_of(dl: MemoryLoader, classes: Any = None) -> Recipe:
     "The recipe of a loader of arrays. Pixels of one or three channels are pictures."
-    scalings = [dict(channels_last=last) | (dict(mean=s.mean.tolist(), std=s.std.tolist()) if s.normalizes else {})
+    scalings = [dict(channels_last=last) | (dict(mean=s.mean.tolist(), std=s.std.tolist()) if s.normalises else {})
                 for s, last in zip((dl.scaling, *dl.other_scalings), dl.channels_last, strict=False)]
     x, targets = dl.tensors[0], dl.tensors[dl.n_inp:]
     if classes is None and len(targets) == 1 and targets[0].ndim == 1 and dl.dtypes[-1] == torch.int64 and dl.n:
