@@ -61,7 +61,7 @@ def test_a_table_row_gets_a_class_also_if_a_value_is_missing_or_new():
     row = dict(a=1., b=-1., c='x')
     one, many = predict(row), predict([row, row | dict(a=None), row | dict(c='new')])
     assert one.probabilities.keys() == {'no', 'yes'}
-    assert many[0].probabilities == one.probabilities
+    assert many[0].probabilities == pytest.approx(one.probabilities, rel=1e-6)  # other shapes round differently
     assert len({p.probability for p in many}) == 3
 
 
