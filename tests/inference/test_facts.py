@@ -75,6 +75,21 @@ def test_a_model_that_cannot_be_counted_or_would_be_compiled_again_has_no_step()
     assert step_facts(learner(CompileCB())) == {}
 
 
+class Sensitive(nn.Linear):
+    "Adds the slope of its own mean, which torch's counter cannot follow."
+    def forward(self, x):
+        return super().forward(x + torch.func.grad(lambda z: (z*z).sum())(x))
+
+
+def test_multiply_adds_that_torch_cannot_count_are_left_out_of_the_report_of_a_run(tmp_path):
+    learn = learner(model=Sensitive(4, 3), opt_func=AdamW, lr=.1)
+    learn.fit(1)
+    step = step_facts(learn)['step']
+    assert (step['mflops'], step['memory']['activations']) == (None, None)
+    page = learn.report(tmp_path/'report.html').read_text('utf-8')
+    assert ('memory of a step' in page, 'multiply-adds' in page) == (True, False)
+
+
 def test_names_and_devices():
     assert [name_of(f) for f in (F.mse_loss, nn.MSELoss(), partial(F.mse_loss), None)] == [
         'mse_loss', 'MSELoss', 'mse_loss', None]

@@ -1,4 +1,5 @@
 "What a report says about the data and the model of a Learner, as plain values."
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -78,7 +79,8 @@ def step_facts(learn: Any) -> dict[str, Any]:
         with warnings.catch_warnings(action='ignore'): found = summary(learn)
     except Exception: return {}
     finally: learn.cbs = cbs
-    return dict(step=dict(mflops=found.mflops, samples=found.batch_size, memory=found.memory))
+    mflops = found.mflops if math.isfinite(found.mflops) else None  # torch cannot count all models
+    return dict(step=dict(mflops=mflops, samples=found.batch_size, memory=found.memory))
 
 
 def device_of(model: nn.Module) -> str:
