@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, median, median_low, stdev
 from typing import Any
 
+from miniai.racing.plan import steps_in
 from miniai.racing.verdict import compare_all, pairs_of, ranks, with_worst
 
 __all__ = ['PROTOCOL', 'Answer', 'best_configuration', 'spread', 'verdict_of']
@@ -173,8 +174,8 @@ def _wrong(record: Mapping) -> str:
         missing = sorted((RUN - r.keys()) | (RESULT - r.get('result', {}).keys()))
         if missing: return f"run {i} lacks {', '.join(missing)}"
     p = record['protocol']
-    cells = [(nm, max(1, round(record['tasks'][nm]['steps']*share)), rule) for nm in p['tasks']
-             for share in p['lengths'] for rule in [*p['entrants'], *p['baselines']]]
+    cells = [(nm, steps, rule) for nm in p['tasks'] for steps in steps_in(record['tasks'][nm]['steps'], p['lengths'])
+             for rule in [*p['entrants'], *p['baselines']]]
     seeds, tuned = {cell: set() for cell in cells}, dict.fromkeys(cells, 0)
     for r in record['runs']:
         cell = r['task'], r['steps'], r['rule']

@@ -1,14 +1,14 @@
 "The plan of a race: what is run, what it can detect, and durations in words."
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from miniai.racing.tasks import Task
 from miniai.racing.verdict import COMPARE, detectable, pairs_of
 
-__all__ = ['MOST', 'Protocol', 'plan_text', 'seconds_in', 'words_of']
+__all__ = ['MOST', 'Protocol', 'plan_text', 'seconds_in', 'steps_in', 'words_of']
 
 MOST = 900  # seeds
 
@@ -63,7 +63,7 @@ class Protocol:
 
     def steps(self, task: Task) -> list[int]:
         "The lengths of runs on a task, each once."
-        return list(dict.fromkeys(max(1, round(task.steps*share)) for share in self.lengths))
+        return steps_in(task.steps, self.lengths)
 
     def as_dict(self) -> dict[str, Any]:
         "As JSON has it."
@@ -73,6 +73,11 @@ class Protocol:
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
         "The protocol that `as_dict` gave."
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def steps_in(steps: int, lengths: Iterable[float]) -> list[int]:
+    "Shares of the steps of a task as numbers of steps, each once."
+    return list(dict.fromkeys(max(1, round(steps*share)) for share in lengths))
 
 
 def plan_text(protocol: Protocol, tasks: Mapping[str, Task], seconds: float, exact: bool = True) -> str:
