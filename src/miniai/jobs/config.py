@@ -221,13 +221,14 @@ def _toml(value: str | float | bool) -> str:
     return json.dumps(value, ensure_ascii=False).replace('\x7f', r'\u007f')
 
 
-_NAMED = dict(model=dict(auto=None) | MODELS, optimizer=OPTIMIZERS, schedule=SCHEDULES)
+_NAMED = dict(model=MODELS, optimizer=OPTIMIZERS, schedule=SCHEDULES)
 
 
 def _check_named(option: str, value: str, rows: Mapping[str, Any]) -> None:
-    if value in rows or ':' in value: return
-    near = suggestion(value, rows)
-    raise ConfigError(f"{option} must be {', '.join(rows)} or module:name, got {value!r}{near and '; '}{near}")
+    known = ['auto', *rows] if option == 'model' else [*rows]
+    if value in known or ':' in value: return
+    near = suggestion(value, known)
+    raise ConfigError(f"{option} must be {', '.join(known)} or module:name, got {value!r}{near and '; '}{near}")
 
 
 def column_names(text: str) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from miniai.device import def_device
 from miniai.environment import machine_facts, version_of
-from miniai.jobs.config import column_names
 from miniai.racing.answer import Answer, best_configuration
 from miniai.racing.budget import chosen, measured, seconds_of, seeds_that_fit, typical_seconds
 from miniai.racing.entrants import BASELINES, Entrant, Space, configurations, find_entrant
@@ -88,7 +87,7 @@ def _found(rules: Sequence[Any], tasks: Iterable[str | Task], baselines: Iterabl
 
 def _listed(given: Any) -> list[Any]:
     "What was given as a list, or as text with commas, as in 'mlp,gpt'."
-    return column_names(given) if isinstance(given, str) else [*given]
+    return [nm.strip() for nm in given.split(',') if nm.strip()] if isinstance(given, str) else [*given]
 
 
 def _planned(tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[str, Any], trials: int | None,
