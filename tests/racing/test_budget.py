@@ -21,19 +21,20 @@ def test_seconds_are_those_of_each_run_and_step():
 
 
 @pytest.mark.parametrize('measuring', [0, 15])
-@pytest.mark.parametrize('budget', [100, 300, 1000, 5000])
-def test_tuning_takes_half_of_a_budget_which_is_nearly_used(budget, measuring):
+@pytest.mark.parametrize('budget', [100, 350, 1000, 5000])
+def test_tuning_takes_at_most_half_of_a_budget_which_is_nearly_used(budget, measuring):
     p = chosen(budget, FACTS, TASKS, TIMES, measuring)
     total = seconds_of(p, TASKS, TIMES)
     assert .7*budget <= total + measuring <= .92*budget
-    assert p.seeds >= p.trials >= 4
-    assert .35*total < total*p.trials/(p.trials + p.seeds) <= .5*total
+    assert p.trials >= 4
+    assert p.seeds >= max(8, p.trials)
+    assert (.35 if p.trials > 4 else .3) < p.trials/(p.trials + p.seeds) <= .5
 
 
 def test_a_small_budget_leaves_out_the_slowest_task_and_one_that_is_too_small_is_an_error():
-    assert chosen(300, FACTS, TASKS, TIMES).tasks == ('slow', 'quick')
-    assert chosen(100, FACTS, TASKS, TIMES).tasks == ('quick',)
-    with pytest.raises(ValueError, match='too small: 4 trials and 4 seeds on quick alone take about 17 seconds'):
+    assert chosen(350, FACTS, TASKS, TIMES).tasks == ('slow', 'quick')
+    assert chosen(250, FACTS, TASKS, TIMES).tasks == ('quick',)
+    with pytest.raises(ValueError, match='too small: 4 trials and 8 seeds on quick alone take about 25 seconds'):
         chosen(10, FACTS, TASKS, TIMES)
 
 

@@ -13,7 +13,7 @@ from miniai.racing.trial import POINTS, run_trial
 
 __all__ = ['chosen', 'measured', 'seconds_of', 'seeds_that_fit', 'typical_seconds']
 
-LEAST = 4      # trials and seeds of a race that is chosen by its budget
+TRIALS, SEEDS = 4, 8  # of the smallest race that is planned for a budget: fewer seeds tell next to nothing apart
 MARGIN = 0.92  # of a budget is planned for: a process has to start, and machines are slower at times
 PAUSE = 2      # seconds without a word
 Times = Mapping[tuple[str, str], tuple[float, float]]  # by task and rule: seconds of a run, and of each step
@@ -38,7 +38,7 @@ def measured(tasks: Mapping[str, Task], entrants: Mapping[str, Entrant], facts: 
 
 
 def _measured(task: Task, entrant: Entrant) -> tuple[float, float]:
-    config = min(configurations(entrant.space_on(task), LEAST), key=lambda config: config['lr'])  # the safest
+    config = min(configurations(entrant.space_on(task), TRIALS), key=lambda config: config['lr'])  # the safest
     run_trial(task, entrant, config, 0, 1, tunes=False)  # compiles
     result = run_trial(task, entrant, config, 0, max(POINTS, task.steps//8), tunes=False)
     steps, seconds = result['curve'][-1][:2] if result['curve'] else (1, 0.)
@@ -52,25 +52,25 @@ def seconds_of(protocol: Protocol, tasks: Mapping[str, Task], times: Times) -> f
 
 
 def _least(facts: Mapping[str, Any], *tasks: str) -> Protocol:
-    return Protocol(**facts, tasks=tasks, trials=LEAST, seeds=LEAST)
+    return Protocol(**facts, tasks=tasks, trials=TRIALS, seeds=SEEDS)
 
 
 def chosen(budget: float, facts: Mapping[str, Any], tasks: Mapping[str, Task], times: Times,
            measuring: float = 0.) -> Protocol:
     """The race for `budget` seconds, of which `measuring` are over: all tasks, or without the slowest if not even a
-    small race on all fits; as many trials as take half of the time; and as many seeds as will probably fit into the
-    rest. ValueError if nothing fits."""
+    small race on all fits; as many trials as take half of the time or less; and as many seeds as will probably fit into
+    the rest. ValueError if nothing fits."""
     room = MARGIN*budget - measuring
     def made(k: int, trials: int, seeds: int) -> Protocol:
         return Protocol(**facts, tasks=tuple(nm for nm in tasks if nm in quickest[:k]), trials=trials, seeds=seeds)
     def takes(*sizes: int) -> float: return seconds_of(made(*sizes), tasks, times)
     quickest = sorted(tasks, key=lambda nm: seconds_of(_least(facts, nm), tasks, times))
-    k = next((k for k in range(len(tasks), 0, -1) if takes(k, LEAST, LEAST) <= room), None)
+    k = next((k for k in range(len(tasks), 0, -1) if takes(k, TRIALS, SEEDS) <= room), None)
     if k is None: raise ValueError(
-        f"a budget of {words_of(budget)} is too small: {LEAST} trials and {LEAST} seeds on {quickest[0]} alone take "
-        f"about {words_of(takes(1, LEAST, LEAST) + measuring)}")
-    trials = next(n for n in count(LEAST) if n == MOST or takes(k, n + 1, n + 1) > room)
-    seeds = next(n for n in count(LEAST) if n == MOST or takes(k, trials, n + 1) > room)
+        f"a budget of {words_of(budget)} is too small: {TRIALS} trials and {SEEDS} seeds on {quickest[0]} alone take "
+        f"about {words_of(takes(1, TRIALS, SEEDS) + measuring)}")
+    trials = next(n for n in count(TRIALS) if n == MOST or takes(k, n + 1, max(n + 1, SEEDS)) > room)
+    seeds = next(n for n in count(SEEDS) if n == MOST or takes(k, trials, n + 1) > room)
     return made(k, trials, seeds)
 
 
@@ -85,6 +85,7 @@ def typical_seconds(tuned: Sequence[Mapping]) -> dict[tuple[str, int, str], floa
 
 def seeds_that_fit(budget: float, measuring: float, tuned: Sequence[Mapping]) -> int:
     """The seeds for what measuring and tuning left of a budget. It depends on the recorded seconds of the runs that
-    tuned, and so is the same in every process and after any interruption; figures have no part in it."""
+    tuned, and so is the same in every process and after any interruption; figures have no part in it. Four even if
+    tuning has taken too long."""
     spent = measuring + sum(r['result']['wall_seconds'] for r in tuned)
-    return min(MOST, max(LEAST, int((MARGIN*budget - spent)/sum(typical_seconds(tuned).values()))))
+    return min(MOST, max(SEEDS//2, int((MARGIN*budget - spent)/sum(typical_seconds(tuned).values()))))
