@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 
+from miniai import atomic
 from miniai.checkpoint import CheckpointError, SaveError, Saver, durable, load, remove_stale, save, saving
 from miniai.checkpoint.header import sealed
 
@@ -73,10 +74,11 @@ def system(**functions):
 @contextmanager
 def patched(read=open, **functions):
     "Saves use these functions of `os`, and `read` to open the file that they read back."
-    durable.os, durable.open = system(**functions), read
+    durable.open = read
+    durable.os = atomic.os = system(**functions)
     try: yield
     finally:
-        durable.os = os
+        durable.os = atomic.os = os
         del durable.open
 
 
@@ -116,7 +118,8 @@ def _kill_at_call(k):
             if name == 'write': os.write(args[0], args[1][:len(args[1])//2])
             os.kill(os.getpid(), signal.SIGKILL)
         return f
-    durable.os, durable.open = system(**{nm: dying(nm) for nm in CALLS}), dying('read')
+    durable.os = atomic.os = system(**{nm: dying(nm) for nm in CALLS})
+    durable.open = dying('read')
 
 
 def kill_once(folder, v, rng, timed):

@@ -10,7 +10,8 @@ from pathlib import Path
 import races
 from miniai.racing import race as module
 
-PARTS = dict(store='/racing/store.py', racing='/racing/', miniai='/miniai/')  # writes and locks, races, everything
+PARTS = dict(store=('/racing/store.py', '/miniai/atomic.py'), racing=('/racing/',), miniai=('/miniai/',))
+# writes and locks, races, everything
 
 
 class Lines:
@@ -20,7 +21,7 @@ class Lines:
 
     def __call__(self, frame, event, arg):
         file = frame.f_code.co_filename
-        parts = [part for part in (PARTS if self.last < 0 else [self.part]) if PARTS[part] in file]
+        parts = [part for part in (PARTS if self.last < 0 else [self.part]) if any(nm in file for nm in PARTS[part])]
         def line(frame, event, arg):
             if event != 'line': return line
             self.n.update(parts)

@@ -15,6 +15,7 @@ import torch
 
 import crash
 import scripts
+from miniai import atomic
 from miniai.checkpoint import SaveError, Saver, durable, load, save, saving
 from miniai.checkpoint.durable import in_thread
 
@@ -125,7 +126,7 @@ def test_power_loss_finds_a_save_that_writes_in_place(monkeypatch):
         for piece in (head, *memories): durable.os.write(fd, piece)
         durable.os.fsync(fd)
         os.close(fd)
-        durable.sync_folder(os.path.dirname(paths[0]))
+        atomic.sync_folder(os.path.dirname(paths[0]))
     monkeypatch.setattr(saving, 'write_durably', in_place)
     assert crash.power_loss(saves=1, way='alone')['wrong'] > 0
 
@@ -169,7 +170,7 @@ def test_the_mode_of_the_file_follows_the_umask(path, umask):
 
 def test_a_link_under_the_name_of_the_temporary_is_not_followed(path, monkeypatch):
     (path.parent/'precious').write_text('mine')
-    monkeypatch.setattr(durable.secrets, 'token_hex', lambda n: '0123abcd')
+    monkeypatch.setattr(atomic.secrets, 'token_hex', lambda n: '0123abcd')
     (path.parent/f'.{path.name}.{os.getpid()}.0123abcd.part').symlink_to('precious')
     with pytest.raises(SaveError, match='File exists'): save(path, 1)
     assert (path.parent/'precious').read_text() == 'mine'

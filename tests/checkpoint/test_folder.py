@@ -226,7 +226,7 @@ def test_a_temporary_that_cannot_be_removed_is_a_warning_and_the_others_are_remo
 def test_the_temporary_of_a_long_name_is_found(tmp_path):
     seen = []
     with crash.patched(open=lambda p, *args: seen.append(p) or os.open(p, *args)): save(tmp_path/('n'*250), 1)
-    part = seen[0].replace(f'.{os.getpid()}.', f'.{dead_pid()}.')
+    part = str(seen[0]).replace(f'.{os.getpid()}.', f'.{dead_pid()}.')
     open(part, 'w').close()
     assert [str(p) for p in remove_stale(tmp_path)] == [part]
     assert os.listdir(tmp_path) == ['n'*250]

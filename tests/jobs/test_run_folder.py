@@ -124,15 +124,6 @@ def test_the_modes_of_all_files_follow_the_umask(folder, umask):
     assert {p.stat().st_mode & 0o777 for p in folder.path.iterdir()} == {0o666 & ~umask}
 
 
-def test_a_link_under_the_name_of_a_part_is_replaced_and_not_followed(folder, tmp_path):
-    (tmp_path/'precious').write_text('mine')
-    (folder.path/'.a.txt.part').symlink_to(tmp_path/'precious')
-    folder.write('a.txt', 'x')
-    assert (tmp_path/'precious').read_text() == 'mine'
-    assert files(folder.path) == ['a.txt']
-    assert not (folder.path/'a.txt').is_symlink()
-
-
 # To understand the run later
 
 def test_the_environment_has_versions_machine_device_and_command(folder):

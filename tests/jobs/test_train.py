@@ -1,5 +1,6 @@
 "The main job: what it trains, and what it saves."
 import json
+import subprocess
 import tomllib
 from dataclasses import replace
 
@@ -228,6 +229,9 @@ def test_a_run_that_was_stopped_resumes_in_its_folder_and_ends_as_if_uninterrupt
         stopping_at(m, 6 + 1 + 2, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt): train(replace(config, epochs=2))
     first = (tmp_path/'run'/'environment.json').read_bytes()
+    ended = subprocess.Popen(['true'])
+    ended.wait()
+    (tmp_path/'run'/f'.report.html.{ended.pid}.0123abcd.part').write_text('what a killed run was writing')
     learn = train(TrainConfig(out=config.out, resume=True))
     assert [r['loss'] for r in learn.history] == [r['loss'] for r in whole.history]
     assert [r['loss'] for r in history(tmp_path/'run')] == [r['loss'] for r in whole.history]

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT/'src'/'miniai'
 FILES = sorted(SRC.rglob('*.py'))
 LAYERS = [  # from the bottom up: a file imports from layers below its own, or from its own package
-    'events device environment randomness images', 'distributed', 'show trackers', 'kernels models checkpoint metrics',
-    'optim data report', 'callbacks', 'steps', 'diagnosis', 'inference', 'resume',
+    'atomic events device environment randomness images', 'distributed', 'show trackers',
+    'kernels models checkpoint metrics', 'optim data report', 'callbacks', 'steps', 'diagnosis', 'inference', 'resume',
     'datasets conv activations init sgd training resnet augment accel proof', 'learner', 'jobs', 'racing', 'cli',
     '__main__', '__init__']
 LAYER = {room: i for i, rooms in enumerate(LAYERS) for room in rooms.split()}

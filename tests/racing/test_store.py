@@ -95,9 +95,8 @@ def test_a_new_folder_is_removed_only_while_it_is_empty(tmp_path):
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    there = []
-    monkeypatch.setattr('miniai.racing.store.sync', lambda fd: there.append((os.fstat(fd).st_size, file.exists())))
-    file = tmp_path/'a.md'
+    there, file = [], tmp_path/'a.md'
+    monkeypatch.setattr('miniai.atomic.sync', lambda fd: there.append((os.fstat(fd).st_size, file.exists())))
     Store(tmp_path).write('a.md', 'whole')
     assert there == [(5, False)]
     assert file.read_text() == 'whole'

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crash
-from miniai.checkpoint import SaveError, durable
+from miniai import atomic
+from miniai.checkpoint import SaveError
 from miniai.resume.files import RunFiles, file_name, files_of, place_of
 from resuming import Watcher, checkpoints, run
 
@@ -61,7 +62,7 @@ def test_an_old_checkpoint_stays_if_the_new_one_may_not_be_on_disk(tmp_path, mon
         if is_folder(fd): raise OSError(5, 'input/output error')
     class FailSync(Watcher):
         def before_batch(self, learn):
-            if learn.iter == 3: monkeypatch.setattr(durable, 'os', crash.system(fsync=unsure))
+            if learn.iter == 3: monkeypatch.setattr(atomic, 'os', crash.system(fsync=unsure))
     with pytest.raises(SaveError, match='input/output error'): run(tmp_path, cbs=[FailSync()], keep=1).fit(1)
     assert checkpoints(tmp_path) == ['00000-1-00000003', '00000-1-00000004']
 
@@ -71,7 +72,7 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_on_disk(tmp_path, monkeypa
     def watched(fd):
         if is_folder(fd): seen.append(sum(p.stat().st_size > 0 for p in tmp_path.glob('checkpoint-*')))
         return os.fsync(fd)
-    monkeypatch.setattr(durable, 'os', crash.system(fsync=watched))
+    monkeypatch.setattr(atomic, 'os', crash.system(fsync=watched))
     run(tmp_path, keep=1, background=True).fit(1)
     assert min(seen[2:-1]) >= 2
     assert len(checkpoints(tmp_path)) == 1

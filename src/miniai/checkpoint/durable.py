@@ -1,23 +1,20 @@
 "Durable writing: after a crash or power loss at any moment, either the old file or the new one is there, complete."
 import hashlib
 import os
-import secrets
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from os import PathLike, fspath
+from pathlib import Path
 from threading import Event
 from typing import Any
 
+from miniai.atomic import atomic_write, sync, sync_folder
 from miniai.checkpoint.header import DIGEST_AT, sealed
 
-__all__ = ['SaveError', 'write_durably', 'in_thread', 'in_progress', 'temporary_name', 'sync', 'sync_folder']
+__all__ = ['SaveError', 'write_durably', 'in_thread']
 
 _PIECE = 1 << 21  # bytes written at a time
 _LARGE = 1 << 24  # bytes; from this size on, the disk starts to sync while the hash is still being computed
-_STEM = 27        # characters kept from the file's name: at 4 bytes each, the temporary name has at most 143 bytes
-in_progress = set()  # the temporary files of this process
 
 
 class SaveError(OSError):
@@ -44,9 +41,8 @@ def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview],
                 raise OSError('at this path is a folder, pipe, device or broken link; choose another')
         for path in paths:
             renamed = False
-            with _temporary(path) as part:
+            with atomic_write(path) as part:
                 if not saved or not _linked(saved, part): _write(part, head, memories, stop)
-                os.replace(part, path)
             renamed = True
             sync_folder(os.path.dirname(path))
             saved = saved or path
@@ -57,30 +53,13 @@ def write_durably(paths: Iterable[str], head: bytes, memories: list[memoryview],
         raise SaveError(path, size, e, f'{status}, and {saved} is saved' if saved else status) from e
 
 
-def temporary_name(path: str) -> str:
-    "A name next to `path` that `remove_stale` knows."
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f'.{name[:_STEM]}.{os.getpid()}.{secrets.token_hex(4)}.part')
-
-
-@contextmanager
-def _temporary(path: str) -> Iterator[str]:
-    "A name for a new file next to `path`, removed at the end if it is there; if the disk refuses, see `remove_stale`."
-    part = temporary_name(path)
-    in_progress.add(part)
-    try: yield part
-    finally:
-        in_progress.discard(part)
-        with suppress(OSError): os.unlink(part)
-
-
-def _linked(old: str, new: str) -> bool:
+def _linked(old: str, new: Path) -> bool:
     try: os.link(old, new)
     except OSError: return False  # not every file system can
     return True
 
 
-def _write(part: str, head: bytes, memories: list[memoryview], stop: Event | None) -> None:
+def _write(part: Path, head: bytes, memories: list[memoryview], stop: Event | None) -> None:
     "Write a new file in one pass while a thread computes the sha256; sync it, and read it back."
     fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -124,18 +103,3 @@ def in_thread(f: Any, *args: Any) -> Future:
         except Exception as e: done.set_exception(e)
         return done
     finally: pool.shutdown(wait=False)
-
-
-def sync(fd: int) -> None:
-    "Return when the file or folder is on the disk."
-    if sys.platform != 'darwin': return os.fsync(fd)
-    from fcntl import F_FULLFSYNC, fcntl
-    try: fcntl(fd, F_FULLFSYNC)  # on macOS, fsync leaves the data in the drive's cache
-    except OSError: os.fsync(fd)  # this file system has no F_FULLFSYNC
-
-
-def sync_folder(folder: str) -> None:
-    "Return when the names in a folder are on the disk."
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try: sync(fd)
-    finally: os.close(fd)

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from miniai.checkpoint.durable import in_progress, temporary_name
+from miniai.atomic import in_progress, temporary_name
 from miniai.checkpoint.parts import REST
 from miniai.checkpoint.read import CheckpointError, inspect, verify
 

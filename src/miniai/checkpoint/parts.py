@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miniai.checkpoint.durable import sync
+from miniai.atomic import sync
 from miniai.checkpoint.tree import Sharded
 from miniai.distributed.dtensor import is_dtensor
 

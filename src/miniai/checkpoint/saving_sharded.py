@@ -9,7 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from miniai.checkpoint.durable import SaveError, in_progress, in_thread, sync_folder, temporary_name, write_durably
+from miniai.atomic import atomic_write, in_progress, sync_folder, temporary_name
+from miniai.checkpoint.durable import SaveError, in_thread, write_durably
 from miniai.checkpoint.header import header_bytes
 from miniai.checkpoint.layout import memory_of
 from miniai.checkpoint.parts import REST, own_digests, own_error, write_parts
@@ -98,6 +99,4 @@ def _publish(path: str, part: str, rest: tuple[Any, dict], parts: dict[str, list
 
 def _link(path: str, link: str) -> None:
     "Let `link` be a link to `path`, at once."
-    new = temporary_name(link)
-    os.symlink(os.path.relpath(path, os.path.dirname(link)), new)
-    os.replace(new, link)
+    with atomic_write(link) as new: os.symlink(os.path.relpath(path, os.path.dirname(link)), new)

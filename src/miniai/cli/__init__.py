@@ -110,7 +110,8 @@ def _parse(args: list[str]) -> JobConfig | VerifyConfig | ShowConfig:
 
 
 def _fail(error: Exception, code: int) -> int:
-    said = re.sub(r'\b(skip_bad|allow_code|classes)=True', _as_option, str(error))
+    said = f'{error.filename}: {error.strerror}' if getattr(error, 'filename', None) else str(error)  # without a number
+    said = re.sub(r'\b(skip_bad|allow_code|classes)=True', _as_option, said)
     if is_first_to_fail(): print('miniai: error: ' + '\n'.join(map(printable, said.split('\n'))), file=sys.stderr)
     return code
 

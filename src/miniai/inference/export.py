@@ -1,7 +1,6 @@
 "A trained model as a file that runs without miniai: torch.export (.pt2) or ONNX, compared with the model on real data."
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from miniai.atomic import atomic_write
 from miniai.callbacks.dry_run import dry_run
 from miniai.data.memory import MemoryLoader, rows_of
 from miniai.data.recipe import Recipe
@@ -75,14 +75,11 @@ def export_predictor(predictor: Predictor, path: str | PathLike, kept: list[Tens
     if not path.parent.is_dir(): raise FileNotFoundError(f"there is no folder {path.parent} to export to")
     if len(kept[0]) < 2: raise ExportError("export needs two samples or more, to know which dimension is the batch")
     example = predictor.recipe.raw(kept) if predictor.recipe else tuple(kept)
-    (write, run), part = FORMATS[path.suffix], path.with_name(f'.{path.name}.part')
-    try:
-        with _quiet(), torch.no_grad():
-            expected = predictor.probabilities(kept)
-            write(whole, example, part, _facts(predictor))
-            for n in (len(expected), 1): _compare(_ran(run, part, [x[:n] for x in example]), expected[:n], path)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    write, run = FORMATS[path.suffix]
+    with atomic_write(path) as part, _quiet(), torch.no_grad():
+        expected = predictor.probabilities(kept)
+        write(whole, example, part, _facts(predictor))
+        for n in (len(expected), 1): _compare(_ran(run, part, [x[:n] for x in example]), expected[:n], path)
     return path
 
 

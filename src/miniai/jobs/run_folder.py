@@ -5,11 +5,12 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from miniai.atomic import atomic_write
 from miniai.distributed.ranks import is_first, of_first, world
 from miniai.environment import machine_facts
 from miniai.events import Callback
@@ -42,21 +43,13 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         "Write a text file completely, or leave the old one."
-        self._replace(name, lambda p: p.write_text(text, 'utf-8'))
+        if not is_first(): return
+        with atomic_write(self.path/name) as part: part.write_text(text, 'utf-8')
 
     def picture(self, name: str, figure: Any) -> None:
         "Write a matplotlib figure as PNG."
-        self._replace(name, lambda p: figure.savefig(p, format='png', dpi=100))
-
-    def _replace(self, name: str, write: Callable[[Path], Any]) -> None:
         if not is_first(): return
-        part = self.path/f'.{name}.part'
-        part.unlink(missing_ok=True)  # left over, or a link that leads out of the folder
-        try:
-            part.touch(exist_ok=False)
-            write(part)
-            os.replace(part, self.path/name)
-        finally: part.unlink(missing_ok=True)
+        with atomic_write(self.path/name) as part: figure.savefig(part, format='png', dpi=100)
 
     def write_environment(self, device: str, data: str = '', samples: dict[str, Any] | None = None) -> None:
         """Write `environment.json`: versions, machine, command and the number of samples, so that the run can be

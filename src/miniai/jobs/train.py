@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from miniai.checkpoint import remove_stale
 from miniai.distributed.ranks import is_first, world
 from miniai.distributed.torchrun import kept
 from miniai.events import Callback
@@ -58,7 +59,9 @@ def _train(config: TrainConfig, lines: JSONLines) -> Learner:
     def write_options() -> None:
         folder.write('config.toml', config.to_toml())
         folder.write_environment(device, getattr(dls.train, 'source', config.data), samples_of(dls))
-        if is_first(): kept('run folder', str(folder.path))
+        if is_first():
+            remove_stale(folder.path)  # what a killed run was writing
+            kept('run folder', str(folder.path))
         status.start()
 
     recording = Recording(folder, config.stats and has_activations(model), config.profile, config.health)

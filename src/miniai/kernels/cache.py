@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from miniai.atomic import atomic_write
+
 __all__ = ['DiskCache', 'cache_folder', 'load_module', 'module_of']
 
 _SETTINGS = 'BOUNDSCHECK', 'DEBUGINFO_DEFAULT', 'LOOP_VECTORIZE', 'OPT', 'SLP_VECTORIZE', 'USING_SVML'  # numba.config
@@ -54,8 +56,8 @@ class DiskCache:
         code = dumps(result._reduce())
         try:
             file = self._file(types, result.target_context)
-            _write(file, _sha256(code) + code)
-            _write(file.with_suffix('.py'), self.source.encode())
+            with atomic_write(file) as part: part.write_bytes(_sha256(code) + code)
+            with atomic_write(file.with_suffix('.py')) as part: part.write_text(self.source, 'utf-8')
         except (OSError, RuntimeError): pass  # compiled again next time
 
     def _file(self, types: Any, context: Any) -> Path:
@@ -88,11 +90,3 @@ def _sha256(data: bytes) -> bytes: return hashlib.sha256(data).digest()
 
 
 def _hash(text: str) -> str: return _sha256(text.encode()).hex()[:24]
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f'{path.name}.{os.getpid()}.part')
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)

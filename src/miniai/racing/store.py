@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from miniai.checkpoint.durable import sync, temporary_name
+from miniai.atomic import atomic_write
 
 __all__ = ['Store', 'digest_of']
 
@@ -47,14 +47,7 @@ class Store:
     def write(self, name: str, value: Any) -> None:
         "Write a file, JSON or text, complete or not at all, even if the machine stops."
         text = value if isinstance(value, str) else json.dumps(value, indent=1, allow_nan=False) + '\n'
-        part = temporary_name(str(self.folder/name))
-        try:
-            with open(part, 'w', encoding='utf-8', errors='backslashreplace') as f:
-                f.write(text)
-                f.flush()
-                sync(f.fileno())
-            os.replace(part, self.folder/name)
-        finally: Path(part).unlink(missing_ok=True)
+        with atomic_write(self.folder/name, synced=True) as part: part.write_text(text, 'utf-8', 'backslashreplace')
 
     @contextmanager
     def lock(self, name: str, wait: bool = True) -> Iterator[bool]:

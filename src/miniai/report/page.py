@@ -3,12 +3,12 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from miniai.atomic import atomic_write
 from miniai.report.blocks import Section, text
 from miniai.report.compare import comparison
 from miniai.report.record import STATES, Run, read_run
@@ -32,13 +32,7 @@ def write_report(runs: Sequence[str | os.PathLike], path: str | os.PathLike) -> 
 
 def write_page(html: str, path: Path) -> Path:
     "Write a page, completely or not at all."
-    part = path.with_name(f'.{path.name}.part')
-    try:
-        part.write_text(html, 'utf-8', newline='\n')
-        os.replace(part, path)
-    except OSError as e: raise type(e)(f"cannot write {path}: {e.strerror or e}; choose another file") from e
-    finally:
-        with suppress(OSError): part.unlink()
+    with atomic_write(path) as part: part.write_text(html, 'utf-8', newline='\n')
     return path
 
 
