@@ -13,7 +13,7 @@ from small import Heard, batches, learner, mlp
 
 def probed(learn):
     few = FewBatchesCB(3, 2)
-    probe = ProbeCB(few)
+    probe = ProbeCB(few, True)
     learn.fit(1, cbs=[few, probe])
     return probe
 

@@ -11,7 +11,7 @@ from miniai.callbacks.dry_run import dry_run
 from miniai.callbacks.mix import CutMixCB, MixUpCB
 from miniai.data.loaders import length_of
 from miniai.diagnosis.few_batches import FewBatchesCB, check_repeatable
-from miniai.diagnosis.memory import in_bytes
+from miniai.diagnosis.memory import in_bytes, measured
 from miniai.diagnosis.probe import OverfitCB, ProbeCB
 from miniai.diagnosis.ranges import about_data, about_gradients, about_loss, about_outputs, data_text
 from miniai.distributed.ranks import is_first
@@ -64,10 +64,7 @@ def check(self: Any, epochs: int = 1, steps: int = 50, lr: float | None = None, 
     it was. ValueError for a loader that can be used only once."""
     check_repeatable(self, 'check')
     found = Check()
-    try: probe = _probed(self, lr, as_list(cbs))
-    except RuntimeError as e:
-        if 'saved tensor hooks' not in str(e): raise
-        probe = _probed(self, lr, as_list(cbs), keeps=False)  # torch.func.grad in forward takes no hooks around it
+    probe = measured(lambda keeps: _probed(self, lr, as_list(cbs), keeps))
     _add_batches(found, self, probe)
     if math.isfinite(probe.seen['train'].get('loss', math.nan)):
         _add_overfit(found, self, probe, steps, lr, as_list(cbs))
@@ -76,7 +73,7 @@ def check(self: Any, epochs: int = 1, steps: int = 50, lr: float | None = None, 
     return found
 
 
-def _probed(learn: Any, lr: float | None, cbs: list, keeps: bool = True) -> ProbeCB:
+def _probed(learn: Any, lr: float | None, cbs: list, keeps: bool) -> ProbeCB:
     "A look at the first batches of both loaders."
     few, valid = FewBatchesCB(PROBED, VALIDATED), getattr(learn.dls, 'valid', None)
     probe = ProbeCB(few, keeps)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ['Hook', 'Hooks']
+__all__ = ['Hook', 'Hooks', 'hookable']
 
 
 class Hook:
@@ -22,6 +22,11 @@ class Hook:
         self.hook.remove()
 
     def __repr__(self) -> str: return f'<Hook on {self.module_type}>'
+
+
+def hookable(model: nn.Module) -> list[nn.Module]:
+    "The modules of a model without those of TorchScript, which take no hooks."
+    return [m for m in model.modules() if not isinstance(m, torch.jit.RecursiveScriptModule)]
 
 
 class Hooks(list):

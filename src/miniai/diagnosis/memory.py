@@ -1,5 +1,5 @@
 "Memory of a training step: parameters, gradients, optimizer state, and what the forward pass keeps for the backward."
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from miniai.distributed.dtensor import local
 
-__all__ = ['kept_for_backward', 'bytes_of', 'state_bytes', 'in_bytes']
+__all__ = ['kept_for_backward', 'measured', 'bytes_of', 'state_bytes', 'in_bytes']
 
 
 @contextmanager
@@ -26,6 +26,15 @@ def kept_for_backward() -> Iterator[list[int]]:
         seen.add(place)
         return x.detach()  # itself would be kept by what it is kept for
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x): yield total
+
+
+def measured(look: Callable[[bool], Any]) -> Any:
+    """`look(True)`, which is to measure what forward computes and keeps; or, where torch refuses that, as around
+    torch.func.grad and for nested tensors, `look(False)`, which is to leave it out."""
+    try: return look(True)
+    except (RuntimeError, TypeError) as e:
+        if not any(nm in str(e) for nm in ('saved tensor hooks', 'FlopCounterMode')): raise
+    return look(False)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

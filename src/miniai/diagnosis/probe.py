@@ -28,7 +28,7 @@ class ProbeCB(Callback):
     memory for the backward pass is not measured."""
     order, only_shows = math.inf, True
 
-    def __init__(self, few: FewBatchesCB, keeps: bool = True) -> None:
+    def __init__(self, few: FewBatchesCB, keeps: bool) -> None:
         self.few, self.keeps, self.seen, self.lengths, self.memory, self.gradients = few, keeps, {}, {}, {}, None
         self.seconds, self.inputs_known = dict(train=[], valid=[]), False
         self._undo, self._phase, self._first = ExitStack(), '', False

@@ -14,8 +14,8 @@ from miniai.callbacks.dry_run import dry_run
 from miniai.callbacks.trained import new_optimizer
 from miniai.device import first_tensor
 from miniai.diagnosis.capture import first_train_batch
-from miniai.diagnosis.hooks import Hooks
-from miniai.diagnosis.memory import bytes_of, in_bytes, kept_for_backward, state_bytes
+from miniai.diagnosis.hooks import Hooks, hookable
+from miniai.diagnosis.memory import bytes_of, in_bytes, kept_for_backward, measured, state_bytes
 from miniai.metrics.batch import batch_size
 
 __all__ = ['Summary', 'SummaryRow', 'summary']
@@ -85,10 +85,7 @@ def summary(self: Any) -> Summary:
     whether they are frozen, and MFLOPS: million multiply-adds per sample, half of what torch's FlopCounterMode counts,
     so those of matrix products, convolutions and attention. Below, what trains and the memory of a step. Trains
     nothing. On several processes all must call it: each shows its own part of the batch, and the whole model."""
-    try: batch, shapes, adds, total, kept = _look(self)
-    except (RuntimeError, TypeError) as e:  # of torch, around torch.func.grad, and for nested tensors
-        if not any(s in str(e) for s in ('saved tensor hooks', 'FlopCounterMode')): raise
-        batch, shapes, adds, total, kept = _look(self, shapes_only=True)
+    batch, shapes, adds, total, kept = measured(lambda measures: _look(self, measures))
     children = list(self.model.children()) or [self.model]
     n, params = batch_size(batch), [p for p in self.model.parameters() if not is_lazy(p)]
     trained = [p for p in params if p.requires_grad]
@@ -99,9 +96,9 @@ def summary(self: Any) -> Summary:
     return Summary(rows, _num(params), total/n/1e6, _num(trained), n, memory)
 
 
-def _look(learn: Any, shapes_only: bool = False) -> tuple[Any, dict, dict, float, int | None]:
+def _look(learn: Any, measures: bool) -> tuple[Any, dict, dict, float, int | None]:
     """The first training batch; shapes and multiply-adds of each module; their total; and the bytes kept for backward.
-    Of the last three nothing is known with `shapes_only`."""
+    Of the last three nothing is known unless it `measures`."""
     shapes, counted = {}, _MultiplyAdds(learn.model)
 
     def record(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
@@ -109,16 +106,11 @@ def _look(learn: Any, shapes_only: bool = False) -> tuple[Any, dict, dict, float
         shapes[mod] = tuple(None if t is None else tuple(t.shape) for t in (i, o))
 
     with ExitStack() as around:
-        around.enter_context(Hooks(_hookable(learn.model), record))
-        if not shapes_only: kept = around.enter_context(counted) or around.enter_context(kept_for_backward())
+        around.enter_context(Hooks(hookable(learn.model), record))
+        if measures: kept = around.enter_context(counted) or around.enter_context(kept_for_backward())
         batch = first_train_batch(learn, 'after_predict', [])
-    if shapes_only: return batch, shapes, {}, math.nan, None
+    if not measures: return batch, shapes, {}, math.nan, None
     return batch, shapes, counted.of, counted.total, kept[0]
-
-
-def _hookable(model: nn.Module) -> list[nn.Module]:
-    "Its modules without those of TorchScript, which take no hooks."
-    return [m for m in model.modules() if not isinstance(m, torch.jit.RecursiveScriptModule)]
 
 
 class _MultiplyAdds:
@@ -134,7 +126,7 @@ class _MultiplyAdds:
         def before(mod: nn.Module, inp: Any) -> None: started.append(counter.get_total_flops())
         def after(mod: nn.Module, inp: Any, outp: Any) -> None:
             self.of[mod] += (counter.get_total_flops() - started.pop())/2
-        for m in _hookable(self.model):
+        for m in hookable(self.model):
             self._undo.callback(m.register_forward_pre_hook(before).remove)
             self._undo.callback(m.register_forward_hook(after).remove)
         self._undo.callback(lambda: setattr(self, 'total', counter.get_total_flops()/2))

@@ -45,10 +45,8 @@ def verify_files(config: VerifyConfig) -> bool:
 
 
 def show_file(config: ShowConfig) -> None:
-    "Print what is in the file. CheckpointError if it is not a checkpoint or cannot be read."
-    try: text = describe(inspect(config.path))
-    except OSError as e: raise CheckpointError(config.path, e.strerror or str(e)) from e
-    print(text)
+    "Print what is in the file. CheckpointError if it is not a checkpoint, OSError if it cannot be read."
+    print(describe(inspect(config.path)))
 
 
 def gather_model(config: GatherConfig) -> None:
