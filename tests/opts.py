@@ -20,6 +20,12 @@ def param(*shape, dtype=torch.float64, grad=True):
     return p
 
 
+def with_grad(data, grad=None):
+    p = nn.Parameter(data)
+    p.grad = torch.randn_like(p) if grad is None else grad
+    return p
+
+
 def params(*shapes, dtype=torch.float32, seed=0):
     g = torch.Generator().manual_seed(seed)
     return [nn.Parameter(torch.randn(s, generator=g).to(dtype)) for s in shapes]

@@ -19,6 +19,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+needs_distributed = pytest.mark.skipif(not dist.is_available(),
+                                       reason='this build of torch has no torch.distributed')
+
 
 @cache
 def _context():

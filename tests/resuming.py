@@ -15,6 +15,7 @@ from miniai.accel import AccumulateCB
 from miniai.activations import set_seed
 from miniai.augment import RandCrop
 from miniai.data import SeededSamples
+from miniai.learner import CancelFitException
 from miniai.optim import AdamW
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.resume.state import run_state
@@ -57,6 +58,13 @@ class StopCB(Watcher):
     def __init__(self, epoch, batch, training=True): self.at = epoch, batch, training
     def cleanup_batch(self, learn):
         if (learn.epoch, learn.iter, learn.training) == self.at: raise Stopped('stopped by a test')
+
+
+class CancelCB(Watcher):
+    "Cancels a fit after one batch of training or validation."
+    def __init__(self, epoch, batch, training=True): self.at = epoch, batch, training
+    def after_batch(self, learn):
+        if (learn.epoch, learn.iter, learn.training) == self.at: raise CancelFitException()
 
 
 def fit_until_stopped(learn, n_epochs=2, **kwargs):

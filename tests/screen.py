@@ -6,6 +6,26 @@ import sys
 
 import nbclient
 import nbformat
+import pytest
+
+from miniai.show import tracking
+from miniai.show.displays import TerminalDisplay
+
+
+class Bar(TerminalDisplay):
+    "A display that lists what bars show in `shown`."
+    seconds_between_updates = 0
+    def __init__(self, shown): self.shown = shown
+    def bar(self, *args): self.shown.append(args)
+    def close(self): self.shown.append('closed')
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    "What the bars of long work show."
+    shown = []
+    monkeypatch.setattr(tracking, 'best_display', lambda: Bar(shown))
+    return shown
 
 
 class Screen:

@@ -76,6 +76,18 @@ def _hearing(event):
     return hear
 
 
+class Gradients:
+    "Keeps the gradients of each step."
+    def before_fit(self, learn): self.steps = []
+    def after_backward(self, learn): self.steps.append([p.grad.clone() for p in learn.model.parameters()])
+
+
+class Unsized:
+    "A loader that does not know its length."
+    def __init__(self, bs): self.bs = bs
+    def __iter__(self): return iter(self.bs)
+
+
 class OffCPU(torch.Tensor):
     "A tensor that claims not to be on the CPU: an accelerator for machines without one."
     is_cpu = False

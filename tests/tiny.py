@@ -3,8 +3,10 @@ import json
 import struct
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from miniai.cli import main
 from miniai.data import fashion_mnist
 
 NAMES = ['train-images-idx3-ubyte', 'train-labels-idx1-ubyte', 't10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte']
@@ -12,6 +14,12 @@ RUN_FILES = ['activations.png', 'batches.json', 'checkpoints', 'config.toml', 'c
              'environment.json', 'health.json', 'metrics.jsonl', 'model.json', 'model.safetensors', 'report.html',
              'results.json', 'status.json']
 AFTER_EPOCH = ('metrics.jsonl', 'results.json')  # which a run has that finished one
+
+
+def run(*args):
+    "The exit code of `miniai args`, in this process."
+    with pytest.raises(SystemExit) as e: main(args)
+    return e.value.code
 
 
 def write_tiny(folder, n=600, m=200):

@@ -35,27 +35,15 @@ from miniai.steps.average import AverageCB
 from miniai.steps.schedule import BatchSchedCB, EpochSchedCB
 from ranks import run_ranks
 from resuming import StopCB
-from small import Heard, batches, learner, mlp, raising, same, weights
+from small import Gradients, Heard, Unsized, batches, learner, mlp, raising, same, weights
 
 SIZES = [5, 3, 8, 1, 4, 2, 6]
-
-
-class Unsized:
-    "A loader that does not know its length."
-    def __init__(self, bs): self.bs = bs
-    def __iter__(self): return iter(self.bs)
 
 
 class Lying(Unsized):
     "A loader that says it has `length` batches."
     def __init__(self, bs, length): self.bs, self.length = bs, length
     def __len__(self): return self.length
-
-
-class Gradients:
-    "Keeps the gradients of each step."
-    def before_fit(self, learn): self.steps = []
-    def after_backward(self, learn): self.steps.append([p.grad.clone() for p in learn.model.parameters()])
 
 
 def of_sizes(sizes):

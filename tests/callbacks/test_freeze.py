@@ -3,14 +3,13 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from miniai import Adam, AdamW, Callback, CheckpointCB, FreezeCB, TrainLearner
 from miniai.learner import MomentumLearner
 from miniai.optim import no_decay_groups
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 from resuming import Quiet, StopCB, Stopped, assert_resumes_exactly
 from small import learner, loaders, same, weights
 
@@ -205,7 +204,7 @@ def frozen_by_fsdp():
     return moved
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 def test_parts_of_an_fsdp_model_freeze_and_thaw_after_a_forward_pass():
     for frozen, thawed in run_ranks(frozen_by_fsdp, 2):
         assert {nm for nm, moved in frozen.items() if moved} == {'1.weight', '1.bias'}

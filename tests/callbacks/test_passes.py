@@ -15,7 +15,7 @@ from miniai import AccumulateCB, BatchSchedCB, EpochSchedCB, MaxBatchesCB, Metri
 from miniai.data import DataLoaders
 from miniai.learner import CancelEpochException, Learner, LRFinderCB, TrainCB
 from resuming import Watcher
-from small import Heard, batches, learner, mlp, raising, same, weights
+from small import Heard, Unsized, batches, learner, mlp, raising, same, weights
 
 
 def order(n, i): return torch.randperm(n, generator=torch.Generator().manual_seed(100 + i)).tolist()
@@ -28,12 +28,6 @@ class ByPass:
     def __iter__(self):
         self.passes += 1
         return iter([self.bs[i] for i in order(len(self.bs), self.passes - 1)])
-
-
-class Unsized:
-    "A loader that does not know its length."
-    def __init__(self, dl): self.dl = dl
-    def __iter__(self): return iter(self.dl)
 
 
 class Seen(Watcher):

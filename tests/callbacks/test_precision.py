@@ -14,7 +14,7 @@ from miniai.callbacks.train import DeviceCB, TrainCB
 from miniai.data import DataLoaders
 from miniai.learner import CancelBatchException, CancelEpochException, CancelFitException, Learner, SingleBatchCB
 from miniai.optim import AdamW
-from small import TwoInputs, batches, learner, loaders, raising, same, two_inputs, weights
+from small import TwoInputs, Unsized, batches, learner, loaders, raising, same, two_inputs, weights
 
 
 def autocasting(): return torch.is_autocast_enabled('cpu')
@@ -186,11 +186,9 @@ def test_clipping_in_after_backward_is_that_of_unscaled_gradients(order, own, op
 
 @pytest.mark.parametrize('n', [2, 3])
 def test_accumulated_gradients_are_unscaled_once_also_those_of_the_last_smaller_group(n):
-    class Unsized:
-        def __iter__(self): return iter(batches(5))
     groups = [tuple(map(torch.cat, zip(*batches(5)[i:i + n], strict=True))) for i in range(0, 5, n)]
     plain, norms = clipped_by_hand(groups)
-    for bs in (batches(5), Unsized()):
+    for bs in (batches(5), Unsized(batches(5))):
         clips = Clips(0)
         learn = half_fit(MixedPrecision(dtype=torch.float16), AccumulateCB(n), clips, bs=bs)
         assert clips.norms == pytest.approx(norms, rel=1e-2)

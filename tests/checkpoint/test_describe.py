@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from miniai.checkpoint import describe, inspect, save
 from miniai.checkpoint.describe import printable, size_in_words
-from miniai.cli import main
+from tiny import run
 
 
 @pytest.fixture
@@ -18,11 +18,6 @@ def path(tmp_path, monkeypatch):
     save('a.safetensors', dict(epoch=3, note='x'*200, model={'w': torch.zeros(2, 300, dtype=torch.bfloat16),
                                                              'n': torch.tensor(1)}))
     return 'a.safetensors'
-
-
-def run(*args):
-    with pytest.raises(SystemExit) as e: main(args)
-    return e.value.code
 
 
 @pytest.mark.parametrize(('n', 'said'), [(0, '0 B'), (999, '999 B'), (1000, '1.0 kB'), (1_234_567, '1.2 MB'),

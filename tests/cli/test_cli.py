@@ -25,7 +25,7 @@ from miniai.jobs import train as job
 from miniai.jobs.config import TrainConfig
 from miniai.resume.prove import Proof
 from screen import Screen, environment, in_terminals
-from tiny import RUN_FILES, colors, files, history, write_tiny
+from tiny import RUN_FILES, colors, files, history, run, write_tiny
 
 MINIAI = Path(sys.executable).with_name('miniai')
 QUICK = ['--epochs', '1', '--batch-size', '100', '--device', 'cpu']
@@ -42,12 +42,6 @@ def here(data, tmp_path, monkeypatch):
     monkeypatch.setenv('MINIAI_DATA', data)
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     return tmp_path
-
-
-def run(*args):
-    "The exit code of `miniai args`, in this process."
-    with pytest.raises(SystemExit) as e: main(args)
-    return e.value.code
 
 
 def complaint(capsys):

@@ -18,8 +18,7 @@ from torch.utils.data import (
 
 from miniai.data import DataLoaders, MemoryLoader, cached, get_dls
 from miniai.data.cached import cached_loader
-from miniai.show import tracking
-from miniai.show.displays import TerminalDisplay
+from screen import shown as shown
 
 hf = pytest.importorskip('datasets')
 Pair = namedtuple('Pair', 'x y')
@@ -275,15 +274,6 @@ def test_random_order_with_replacement_or_of_fewer_samples_stays():
         with pytest.warns(UserWarning, match='RandomSampler'): assert cache(dl) is dl
 
 
-class Slow(TerminalDisplay):
-    seconds_between_updates = 0
-    def __init__(self, shown): self.shown = shown
-    def bar(self, *args): self.shown.append(args)
-    def close(self): self.shown.append('closed')
-
-
-def test_the_bar_is_removed_when_caching_fails(monkeypatch):
-    shown = []
-    monkeypatch.setattr(tracking, 'best_display', lambda: Slow(shown))
+def test_the_bar_is_removed_when_caching_fails(shown):
     with pytest.raises(TypeError): cache(DataLoader(['a'], 1))
     assert shown == ['closed']

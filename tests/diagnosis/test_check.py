@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
@@ -15,7 +14,7 @@ from miniai.diagnosis import check as module
 from miniai.diagnosis.check import Check, CheckRow
 from miniai.learner import Learner, ProgressCB, TrainLearner
 from miniai.sgd import BatchSchedCB
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 from small import Heard, TwoInputs, copied, equal, everything, hooks_on, learner, mlp, raising, two_inputs
 
 g = torch.Generator().manual_seed(0)
@@ -210,7 +209,7 @@ def checked_in_parts():
     return same, judged, {r['event'] for r in explained.rows}
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 def test_an_fsdp_model_is_checked_explained_and_restored_on_each_rank():
     for same, judged, events in run_ranks(checked_in_parts, 2):
         assert (same, judged) == (True, [True, True])

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from miniai.datasets import DataLoaders
 from miniai.diagnosis.summary import Summary, SummaryRow
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 from small import copied, equal, everything, hooks_on, learner
 
 
@@ -171,7 +171,7 @@ def of_convnet():
                                   for r in s.rows]) for s in (learn.summary(), learn.summary())]
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 def test_the_summary_of_an_fsdp_model_is_that_of_the_whole_on_each_rank():
     assert run_ranks(of_convnet, 2) == [of_convnet()]*2
 

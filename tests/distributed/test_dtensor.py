@@ -17,9 +17,9 @@ from miniai.distributed.dtensor import (
     total,
 )
 from miniai.optim import SGD, AdamW, optimizer
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+pytestmark = needs_distributed
 
 
 def places(x):

@@ -17,7 +17,7 @@ from miniai.datasets import DataLoaders
 from miniai.learner import Learner, TrainCB
 from miniai.metrics.weight import hides_weights, is_sum
 from resuming import Quiet
-from small import learner, mlp
+from small import Gradients, learner, mlp
 
 W = torch.tensor([.2, 1., 3.], dtype=torch.double)
 LOSSES = {  # each with what it is for all samples in double precision
@@ -45,12 +45,6 @@ def data(sizes, ignored=.4, seed=0, index=-100):
 
 
 def joined(bs): return tuple(map(torch.cat, zip(*bs, strict=True)))
-
-
-class Gradients:
-    "Keeps the gradients of each step."
-    def before_fit(self, learn): self.steps = []
-    def after_backward(self, learn): self.steps.append([p.grad.clone() for p in learn.model.parameters()])
 
 
 def gradients(cbs, bs, loss_func, model=None):

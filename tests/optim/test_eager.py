@@ -2,28 +2,21 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import formulas
 from miniai.optim import RMSProp, optimizer, rules, starts
 from miniai.optim.eager import eager_step
 from miniai.optim.spec import read_rule
 from miniai.optim.stages import Stages, program
-from opts import each_class
+from opts import each_class, with_grad
 
 HALF = [torch.bfloat16, torch.float16]
-
-
-def param(data, grad=None):
-    p = nn.Parameter(data)
-    p.grad = torch.randn_like(p) if grad is None else grad
-    return p
 
 
 @each_class
 @pytest.mark.parametrize('shape', [(), (0,), (3, 0), (1,), (5,), (2, 3, 4, 5)])
 def test_parameter_state_and_gradient_keep_shape_dtype_and_memory(cls, shape):
-    p = param(torch.randn(shape, dtype=torch.float64))
+    p = with_grad(torch.randn(shape, dtype=torch.float64))
     opt, where = cls([p], lr=.1, wd=.1), p.data_ptr()
     for _ in range(3): opt.step()
     assert p.data_ptr() == where
@@ -36,7 +29,7 @@ def test_parameter_state_and_gradient_keep_shape_dtype_and_memory(cls, shape):
 def test_channels_last_stays_channels_last_and_changes_no_value(cls):
     data, grad = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     formats = (torch.contiguous_format, torch.channels_last)
-    plain, last = (param(data.clone(memory_format=f), grad.clone(memory_format=f)) for f in formats)
+    plain, last = (with_grad(data.clone(memory_format=f), grad.clone(memory_format=f)) for f in formats)
     opt = cls([plain, last], lr=.1, wd=.1)
     for _ in range(3): opt.step()
     assert torch.equal(plain, last)
@@ -46,7 +39,7 @@ def test_channels_last_stays_channels_last_and_changes_no_value(cls):
 @each_class
 def test_strided_views_are_stepped_like_their_contiguous_copies(cls):
     whole = torch.randn(4, 6)
-    view, copy = param(whole[:, ::2]), param(whole[:, ::2].clone())
+    view, copy = with_grad(whole[:, ::2]), with_grad(whole[:, ::2].clone())
     copy.grad, between = view.grad.clone(), whole[:, 1::2].clone()
     opt = cls([view, copy], lr=.1, wd=.1)
     for _ in range(3): opt.step()
@@ -79,7 +72,7 @@ def test_half_precision_is_the_formula_in_float32_rounded_once(rule, name, names
 @pytest.mark.parametrize('dtype', HALF)
 def test_rmsprops_first_step_in_half_precision_squares_the_gradient_in_float32(dtype):
     g = torch.tensor([1e-4, -3e-4, .7, 300., -2e-5], dtype=dtype)
-    p = param(torch.zeros(5, dtype=dtype), g)
+    p = with_grad(torch.zeros(5, dtype=dtype), g)
     RMSProp([p], lr=1e-3).step()
     exact = formulas.rmsprop(np.zeros(5), g.double().numpy(), {}, 1, lr=1e-3)
     assert p.tolist() == pytest.approx(exact, rel=torch.finfo(dtype).eps)
@@ -88,7 +81,7 @@ def test_rmsprops_first_step_in_half_precision_squares_the_gradient_in_float32(d
 @pytest.mark.parametrize('dtype', HALF)
 @each_class
 def test_half_precision_parameters_and_gradients_keep_their_dtype_and_state_is_float32(cls, dtype):
-    p = param(torch.randn(5, dtype=dtype))
+    p = with_grad(torch.randn(5, dtype=dtype))
     before, opt = p.grad.clone(), cls([p], lr=.1, wd=.1)
     for _ in range(2): opt.step()
     assert p.dtype == p.grad.dtype == dtype
@@ -114,7 +107,7 @@ def test_decay_shrinks_the_parameter_by_lr_times_wd_before_the_rule_sees_it():
 @pytest.mark.parametrize('wd', [0., .1])
 def test_a_rule_may_return_an_argument_as_another_state(wd):
     def heavy_ball(p, g, prev, *, lr, mom=.9): return p - lr*g + mom*(p-prev), p
-    p, q, before = param(torch.ones(2, dtype=torch.float64)), 1., 0.
+    p, q, before = with_grad(torch.ones(2, dtype=torch.float64)), 1., 0.
     opt = optimizer(heavy_ball)([p], lr=.1, wd=wd)
     for g in (.5, -.25, 2.):
         p.grad = torch.full_like(p, g)
@@ -128,7 +121,7 @@ def test_a_rule_may_return_an_argument_as_another_state(wd):
 def test_a_rule_may_swap_two_states():
     @starts(a=lambda p, g: p*0 + 1)
     def swap(p, g, a, b, *, lr): return p, b, a
-    p = param(torch.zeros(2))
+    p = with_grad(torch.zeros(2))
     opt = optimizer(swap)([p], lr=.1)
     opt.step()
     assert (opt.state[p]['a'].tolist(), opt.state[p]['b'].tolist()) == ([0., 0.], [1., 1.])
@@ -142,7 +135,7 @@ def test_in_place_operations_in_a_rule_change_no_gradient(wd, dtype):
     def l2(p, g, *, lr):
         g += .5*p
         return p - lr*g
-    p = param(torch.ones(2, dtype=dtype), torch.ones(2, dtype=dtype))
+    p = with_grad(torch.ones(2, dtype=dtype), torch.ones(2, dtype=dtype))
     optimizer(l2)([p], lr=.5, wd=wd).step()
     assert p.grad.tolist() == [1., 1.]
     decayed = 1 - .5*wd
@@ -150,6 +143,6 @@ def test_in_place_operations_in_a_rule_change_no_gradient(wd, dtype):
 
 
 def test_a_rule_may_return_a_tuple_of_one():
-    p = param(torch.ones(2), torch.ones(2))
+    p = with_grad(torch.ones(2), torch.ones(2))
     optimizer(lambda p, g, *, lr: (p - lr*g,), 'Mine')([p], lr=.5).step()
     assert p.tolist() == [.5, .5]

@@ -5,13 +5,12 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from miniai.optim import AdamW, Muon, ScheduleFreeAdamW, ScheduleFreeSGD, rules
 from miniai.optim.optimizer import inner_optimizer
 from opts import eager, net, params, run, same, train
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 
 SHAPES = (3, 4), (5,), (), (2, 3, 3, 3), (4, 2)
 CLASSES = [ScheduleFreeSGD, ScheduleFreeAdamW]
@@ -269,7 +268,7 @@ def in_parts(kind):
     return found + [getattr(p, 'full_tensor', p.clone)().detach() for p in model.parameters()]
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 @pytest.mark.parametrize('kind', ['fsdp', 'zero'])
 def test_two_processes_have_both_points_of_one(kind):
     wanted = in_parts(None)
@@ -287,5 +286,5 @@ def shown_in_zero():
         opt.optim.state_dict()
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 def test_in_zero_the_state_is_saved_at_the_training_point_only(): run_ranks(shown_in_zero, 2)

@@ -12,9 +12,9 @@ from miniai.distributed.dtensor import is_dtensor, local
 from miniai.jobs.registry import OPTIMIZERS
 from miniai.optim import matrix_groups
 from opts import force_eager
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+pytestmark = needs_distributed
 LAYOUTS = 'fsdp', 'hsdp', 'fsdp x tp', 'zero'
 STAGES = dict(clipped=(torch.float64, dict(clip_norm=.5, clip_value=.3, skip_nonfinite=True)),
               averaged=(torch.float64, dict(cautious='rescaled', ema=.9, clip_norm=.7, decoupled=False)),

@@ -7,19 +7,13 @@ from torch import nn
 
 from miniai.kernels.packed import unpacked
 from miniai.optim import LAMB, AdamW, Muon, NAdamW, RMSProp, ScheduleFreeAdamW, optimizer, starts
-from opts import force_eager, params, run, same
-
-
-def param(data, grad=None):
-    p = nn.Parameter(data)
-    p.grad = torch.randn_like(p) if grad is None else grad
-    return p
+from opts import force_eager, params, run, same, with_grad
 
 
 def test_states_start_at_zero_or_where_the_rule_says_in_their_own_memory():
     @starts(slow=lambda p, g: p, grad=lambda p, g: g)
     def rule(p, g, avg, slow, grad, *, lr): return p, avg, slow, grad
-    p = param(torch.randn(3))
+    p = with_grad(torch.randn(3))
     start, g = p.detach().clone(), p.grad.clone()
     opt = optimizer(rule)([p], lr=.1, wd=.5)
     opt.step()
@@ -34,7 +28,7 @@ def test_states_start_at_zero_or_where_the_rule_says_in_their_own_memory():
 def test_a_state_that_starts_at_the_gradient_starts_at_the_gradient_that_the_rule_sees():
     @starts(first=lambda p, g: g)
     def rule(p, g, first, *, lr): return p, first
-    p = param(torch.full((3,), 2.), torch.full((3,), 8.))
+    p = with_grad(torch.full((3,), 2.), torch.full((3,), 8.))
     opt = optimizer(rule)([p], lr=.1, wd=.5, decoupled=False, clip_value=3.)
     opt.step()
     assert opt.state[p]['first'].tolist() == [4.]*3
@@ -43,7 +37,7 @@ def test_a_state_that_starts_at_the_gradient_starts_at_the_gradient_that_the_rul
 def test_state_may_start_at_a_plain_number():
     @starts(scale=lambda p, g: 1.)
     def rule(p, g, scale, *, lr): return p - lr*scale*g, scale
-    p = param(torch.zeros(3), torch.ones(3))
+    p = with_grad(torch.zeros(3), torch.ones(3))
     optimizer(rule)([p], lr=.5).step()
     assert p.tolist() == [-.5]*3
 

@@ -4,11 +4,10 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from miniai.optim import SGD, Prodigy, optimizer, rules, starts, totals
 from opts import eager, params, path, run, same
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 
 SHAPES = (3, 4), (5,), (), (2, 3, 3, 3)
 assert eager  # fixtures
@@ -155,7 +154,7 @@ def in_parts(kind):
     return opt.param_groups[0]['d'], [getattr(p, 'full_tensor', p.clone)().detach() for p in model.parameters()]
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 @pytest.mark.parametrize('kind', ['fsdp', 'zero'])
 def test_sums_are_those_of_all_processes(kind):
     d, wanted = in_parts(None)

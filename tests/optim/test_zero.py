@@ -11,9 +11,9 @@ from miniai.optim.optimizer import inner_optimizer
 from miniai.optim.schedules import has_momentum
 from miniai.optim.zero import from_all_ranks, zero_around, zero_groups
 from opts import params, run
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+pytestmark = needs_distributed
 SHAPES = (3, 4), (5,), (2, 2), (1,)
 
 

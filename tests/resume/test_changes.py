@@ -5,13 +5,6 @@ import outcomes
 from changes import CHANGES
 
 
-@pytest.fixture(scope='module')
-def server():
-    server = outcomes.Server()
-    yield server
-    server.close()
-
-
 @pytest.mark.parametrize('name', CHANGES)
 def test_a_change_is_named_before_it_can_change_the_result(name, server, tmp_path):
     change = CHANGES[name]

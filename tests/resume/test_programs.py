@@ -7,13 +7,6 @@ from programs import table
 PROGRAMS = table()
 
 
-@pytest.fixture(scope='module')
-def server():
-    server = outcomes.Server()
-    yield server
-    server.close()
-
-
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_a_program_that_was_stopped_ends_like_one_that_was_not_or_what_it_lost_is_named(name, server, tmp_path):
     p = PROGRAMS[name]

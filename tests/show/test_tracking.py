@@ -4,21 +4,7 @@ import time
 import pytest
 
 from miniai.show import tracking
-from miniai.show.displays import TerminalDisplay
-
-
-class Slow(TerminalDisplay):
-    seconds_between_updates = 0
-    def __init__(self, shown): self.shown = shown
-    def bar(self, *args): self.shown.append(args)
-    def close(self): self.shown.append('closed')
-
-
-@pytest.fixture
-def shown(monkeypatch):
-    shown = []
-    monkeypatch.setattr(tracking, 'best_display', lambda: Slow(shown))
-    return shown
+from screen import shown as shown
 
 
 def test_a_bar_appears_after_two_seconds_and_is_removed(shown, monkeypatch):

@@ -17,7 +17,8 @@ from miniai.checkpoint import load
 from miniai.datasets import DataLoaders
 from miniai.inference.model_file import load as load_model
 from miniai.optim import AdamW
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
+from resuming import CancelCB
 from small import learner, loaders, mlp, same, weights
 
 EPOCHS, LR = 4, .05
@@ -207,17 +208,10 @@ def test_the_best_checkpoint_loads_as_the_model_that_was_validated_and_resumes_f
     assert same(weights(again), weights(learn))
 
 
-class Stop(Callback):
-    only_shows = True
-    def __init__(self, training, at): self.training, self.at = training, at
-    def after_batch(self, learn):
-        if learn.epoch == 1 and (learn.training, learn.iter) == (self.training, self.at): raise CancelFitException
-
-
 @pytest.mark.parametrize(('training', 'at'), [(True, 1), (False, 0)])
 def test_a_run_resumes_with_the_averages_of_its_buffers_also_from_within_validation(tmp_path, training, at):
     whole = trained([AverageCB()])
-    trained([AverageCB(), CheckpointCB(tmp_path), Stop(training, at)])
+    trained([AverageCB(), CheckpointCB(tmp_path), CancelCB(1, at, training)])
     resumed = trained([AverageCB(), CheckpointCB(tmp_path)], resume=True)
     assert valid_losses(resumed) == valid_losses(whole)
     assert same(weights(resumed), weights(whole))
@@ -240,7 +234,7 @@ def test_a_new_fit_starts_new_averages_and_one_that_keeps_its_optimizer_continue
     assert cb.state_dict()['steps'] == 4*len([*learn.model.parameters()])
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 def test_an_fsdp_model_validates_with_averages_and_trains_with_weights_as_one_process_does():
     losses, wanted = fit_of_parts()
     for its_losses, found in run_ranks(fit_of_parts, 2):

@@ -14,6 +14,7 @@ from miniai.checkpoint import load
 from miniai.inference.model_file import load as load_model
 from miniai.learner import TrainLearner
 from miniai.optim import ScheduleFreeAdamW, ScheduleFreeSGD
+from resuming import CancelCB
 from small import learner, loaders, mlp, same, weights
 
 EPOCHS, LR, MOM = 4, .5, .8
@@ -125,18 +126,11 @@ def test_a_search_for_a_rate_leaves_both_points_as_they_were():
     assert same(weights(learn), weights(trained()))
 
 
-class Stop(Callback):
-    only_shows = True
-    def __init__(self, training, at): self.training, self.at = training, at
-    def after_batch(self, learn):
-        if learn.epoch == 1 and (learn.training, learn.iter) == (self.training, self.at): raise CancelFitException
-
-
 @pytest.mark.parametrize(('training', 'at'), [(True, 1), (True, 3), (False, 0)])
 @pytest.mark.parametrize('cls', [ScheduleFreeSGD, ScheduleFreeAdamW])
 def test_a_run_resumes_exactly_from_any_batch(tmp_path, training, at, cls):
     whole = trained(opt_func=partial(cls, warmup_steps=6))
-    trained([CheckpointCB(tmp_path), Stop(training, at)], opt_func=partial(cls, warmup_steps=6))
+    trained([CheckpointCB(tmp_path), CancelCB(1, at, training)], opt_func=partial(cls, warmup_steps=6))
     resumed = trained([CheckpointCB(tmp_path)], opt_func=partial(cls, warmup_steps=6), resume=True)
     assert valid_losses(resumed) == valid_losses(whole)
     assert same(weights(resumed), weights(whole))

@@ -3,7 +3,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,7 +13,7 @@ from miniai.distributed.callback import DistributedCB
 from miniai.learner import Learner, MomentumLearner, TrainLearner
 from miniai.optim import AdamW, ScheduleFreeSGD
 from miniai.steps.sharpness import SAMCB
-from ranks import run_ranks
+from ranks import needs_distributed, run_ranks
 from small import learner, loaders, same, weights
 
 RHO, LR, EPOCHS = .2, .1, 2
@@ -146,7 +145,7 @@ def in_parts(how):
     return cb.seen, state
 
 
-@pytest.mark.skipif(not dist.is_available(), reason='this build of torch has no torch.distributed')
+@needs_distributed
 @pytest.mark.parametrize('how', ['ddp', 'fsdp'])
 def test_two_processes_take_the_steps_of_one(how):
     losses, want = in_parts(None)

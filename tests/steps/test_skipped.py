@@ -16,7 +16,7 @@ from miniai.learner import CancelBatchException, CancelEpochException, Learner, 
 from miniai.optim import SGD, AdamW
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.steps.schedule import BatchSchedCB
-from small import batches, equal, learner, loaders, same, weights
+from small import Unsized, batches, equal, learner, loaders, same, weights
 
 NAN = float('nan')
 pytestmark = pytest.mark.filterwarnings('ignore:.*were skipped')
@@ -60,11 +60,9 @@ def test_a_skipped_batch_leaves_weights_and_buffers_as_a_loop_without_it():
 @pytest.mark.parametrize('n', [2, 3, 4])
 @pytest.mark.parametrize('bad', [0, 1, 3, 5])
 def test_a_skipped_group_of_batches_leaves_weights_and_buffers_as_a_loop_without_the_group(n, bad):
-    class Unsized:
-        def __iter__(self): return iter(poisoned(bad))
     groups = [batches(6)[i:i + n] for i in range(0, 6, n)]
     del groups[bad//n]
-    for bs in (poisoned(bad), Unsized()):
+    for bs in (poisoned(bad), Unsized(poisoned(bad))):
         torch.testing.assert_close(weights(fitted(bs, AccumulateCB(n))), plain_loop(groups), rtol=1e-5, atol=1e-6)
 
 
@@ -132,13 +130,12 @@ def test_a_run_resumed_within_a_group_puts_back_the_buffers_from_before_the_grou
 
 
 def test_a_run_resumed_before_the_step_of_the_last_group_finds_that_it_is_skipped(tmp_path):
-    class Unsized:
-        def __iter__(self): return iter(poisoned(3, n=4))
     def run(folder, stops=False):
         def fail(learn):
             if stops and learn.iter == 3: raise RuntimeError('stopped')
         cbs = [AccumulateCB(3), BatchSchedCB(partial(StepLR, step_size=1)), CheckpointCB(tmp_path/folder, batches=1)]
-        learn = learner([*cbs, At('after_backward', fail)], model=bn_net(), dls=DataLoaders(Unsized(), batches(2)),
+        dls = DataLoaders(Unsized(poisoned(3, n=4)), batches(2))
+        learn = learner([*cbs, At('after_backward', fail)], model=bn_net(), dls=dls,
                         opt_func=partial(AdamW, skip_nonfinite=True))
         learn.check_finite = False
         return learn
