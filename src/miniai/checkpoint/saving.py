@@ -87,6 +87,8 @@ class Pending:
         if _last is self: _last = None
         if not self._stop.is_set(): self._future.result()
 
+    result = wait  # as of a Future
+
     def abandon(self) -> None:
         "Stop it: unless it is complete, the files at its paths are unchanged. Does not wait for its end."
         self._stop.set()
@@ -116,7 +118,7 @@ class Saver:
     def wait(self) -> None:
         "Return when no save is in progress; raise the failure of the last save."
         if not self._last: return
-        try: self._last.wait()
+        try: self._last.result()
         finally:
             if self._last.done(): self._last = None
 

@@ -14,13 +14,14 @@ from miniai.checkpoint.durable import SaveError, in_thread, write_durably
 from miniai.checkpoint.header import header_bytes
 from miniai.checkpoint.layout import memory_of
 from miniai.checkpoint.parts import REST, own_digests, own_error, write_parts
+from miniai.checkpoint.saving import Saver
 from miniai.checkpoint.tree import flatten
 from miniai.distributed.ranks import failing_together, from_first, gathered, is_first, rank
 
 __all__ = ['ShardedSaver']
 
 
-class ShardedSaver:
+class ShardedSaver(Saver):
     """Saves sharded states, one folder after another, in the background by default; every process calls `save`, on a
     file system that all share. A folder appears under its name when all of it is on the disk. A failure, in any
     process, is raised in all by the next call of any method."""
@@ -55,19 +56,6 @@ class ShardedSaver:
         finally:
             if is_first(): shutil.rmtree(part, ignore_errors=True)
             in_progress.discard(part)
-
-    def done(self) -> bool:
-        "True if no save is in progress here. Raises the failure of the last save."
-        if self._last and not self._last.done(): return False
-        self.wait()
-        return True
-
-    def wait(self) -> None:
-        "Return when no save is in progress; raise the failure of the last save."
-        if not self._last: return
-        try: self._last.result()
-        finally:
-            if self._last.done(): self._last = None
 
     def abandon(self) -> None:
         "Do not wait for the save in progress, which goes on: it needs all processes."
