@@ -92,13 +92,6 @@ def test_only_what_the_protocol_compares_is_compared_and_a_record_that_does_not_
     assert 'a - b' not in Answer(given).table()
 
 
-def test_the_factor_of_a_task_is_said():
-    given = record(dict(new=[.1, .2], old=[.5, .7]))
-    assert 'multiplied' not in Answer(given).table()
-    given['tasks']['t']['lr_factor'] = 8.
-    assert 'the learning rates of spaces that no rule declares are multiplied by 8 on t\n' in Answer(given).table()
-
-
 def test_another_file_is_no_race(tmp_path):
     (tmp_path/'a.json').write_text('[]')
     with pytest.raises(ValueError, match='is not the race'): Answer.read(tmp_path/'a.json')

@@ -40,11 +40,8 @@ def test_hyperparameters_that_differ_between_tasks_are_beside_the_figure():
         '1', '0.125', '0.375 at lr 0.25', '0.3563 at lr 0.5 ★']
 
 
-def test_a_task_with_a_factor_for_rates_says_so():
-    given = record()
-    given['tasks']['easy']['lr_factor'] = 3.
-    facts = protocol(Answer(given)).blocks[2].content['items']
-    assert facts['easy'].text == 'the task easy; loss, 160 steps; rates of rules of miniai are 3 times those below'
+def test_the_protocol_describes_the_tasks():
+    assert protocol(Answer(record())).blocks[2].content['items']['easy'].text == 'the task easy; loss, 160 steps'
 
 
 @pytest.mark.parametrize(('lengths', 'said'), [((40, 160), '0.25,1'), ((80, 120, 160), '0.5,0.75,1.0')])

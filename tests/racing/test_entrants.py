@@ -1,13 +1,13 @@
 "Rules are found by name, in files and as functions; their configurations are one Sobol sequence in their own spaces."
 import math
 import sys
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 import races
+from miniai.jobs.registry import OPTIMIZERS
 from miniai.optim import AdamW, Muon
 from miniai.racing.entrants import BASELINES, configurations, find_entrant
 
@@ -47,11 +47,10 @@ def test_all_rules_try_the_same_points_of_their_spaces_and_more_trials_begin_wit
     assert [c['lr'] for c in wider] == [c['lr'] for c in a]
 
 
-def test_prodigy_finds_the_rate_of_a_task_itself_and_others_get_its_factor():
-    task = replace(races.tiny(), lr_factor=4.)
-    for name, factor in (('prodigy', 1), ('adamw', 4), ('sgd', 4)):
-        space = find_entrant(name).space
-        assert find_entrant(name).space_on(task) == dict(space, lr=tuple(factor*lr for lr in space['lr']))
+def test_rates_of_a_rule_of_the_library_lie_around_its_default():
+    for name in ('adamw', 'sgd', 'muon'):
+        low, high = find_entrant(name).space['lr']
+        assert (10*low, high/10) == pytest.approx([OPTIMIZERS[name].lrs['warmup-cosine']]*2)
 
 
 def test_configurations_fill_the_space_evenly_on_a_log_scale():

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -189,17 +188,6 @@ def test_a_race_says_its_plan_and_that_it_is_at_its_end(budgeted):
     budgeted(tell=said.append)
     assert any('follows from how long tuning takes' in text for text in said[:2])
     assert re.fullmatch(r'comparison: (\d+) of \1 runs', said[-1])
-
-
-def test_rates_are_multiplied_by_the_factor_of_a_task_but_for_declared_ones(tmp_path):
-    options = dict(baselines=['nesterov'], trials=4, seeds=2, lengths=[1.])
-    plain, times_10 = (run(descent, **options, out=tmp_path/nm, tasks=[replace(races.tiny(), lr_factor=factor)])
-                       for nm, factor in (('a', 1.), ('b', 10.)))
-    def rates(answer, rule):
-        return [r['config']['lr'] for r in answer.record['runs'] if r['tunes'] and r['rule'] == rule]
-    assert rates(times_10, 'nesterov') == pytest.approx([10*lr for lr in rates(plain, 'nesterov')], rel=1e-3)
-    assert rates(times_10, 'descent') == rates(plain, 'descent')
-    assert times_10.record['tasks']['tiny']['lr_factor'] == 10
 
 
 def test_settings_of_torch_that_a_rule_changes_when_it_is_read_are_its_own(tmp_path):

@@ -115,9 +115,6 @@ class Answer:
             notes += self._at_the_end(nm)
         tasks = ''.join(f'the task {nm}, ' for nm in self.record.get('left_out', ()))
         notes.append(f"not tested: {tasks}other schedules, batch sizes and lengths")
-        factors = ', '.join(f"by {t['lr_factor']:g} on {nm}" for nm, t in self.record['tasks'].items()
-                            if t.get('lr_factor', 1) != 1)
-        if factors: notes.append(f"the learning rates of spaces that no rule declares are multiplied {factors}")
         if any(0 < c['more_seeds'] < 1000 for c in self.comparisons):
             notes.append("a number of more seeds assumes that the difference seen is the true one; make them a new "
                          "race, with another seed")

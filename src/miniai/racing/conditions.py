@@ -87,9 +87,7 @@ def protocol(answer: Answer) -> Section:
 
 
 def _task(task: dict[str, Any]) -> str:
-    factor = task.get('lr_factor', 1)
-    return f"{task['about'] or 'a task'}; {task['figure']}, {task['steps']:,} steps" + (
-        f'; rates of rules of miniai are {number(factor).text} times those below' if factor != 1 else '')
+    return f"{task['about'] or 'a task'}; {task['figure']}, {task['steps']:,} steps"
 
 
 def _space(values: Any) -> Cell:

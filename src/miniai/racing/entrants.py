@@ -15,14 +15,13 @@ from miniai.models.by_name import function_at
 from miniai.optim.optimizer import RuleOptimizer, optimizer
 from miniai.optim.spec import REQUIRED, rule_name
 from miniai.racing.code import INSTALLED, code_of, imported_files
-from miniai.racing.tasks import Task
 
 __all__ = ['BASELINES', 'Entrant', 'Space', 'configurations', 'find_entrant']
 
 BASELINES = 'adamw', 'nesterov', 'muon'
 DECAYS = 1e-4, 0.3    # the space of the weight decay, for every rule that declares none
 RATES  = 1e-4, 1.     # of the learning rate, for a rule that is not in the registry and declares none
-OWN_RATE = ('prodigy',)  # they find the rate that a task needs, and lr multiplies it
+AROUND = 0.1, 10.     # of it for rules of the registry, as multiples of their default
 MOST = 16             # hyperparameters in a space: the dimensions of the Sobol sequence
 
 Space = Mapping[str, Any]
@@ -33,19 +32,12 @@ class Entrant:
     """A rule in a race: `build(params, lr, **hypers)` makes its optimizer. `space` maps hyperparameters to a pair
     (low, high), searched on a log scale, in whole numbers if both are whole; to a list of values; or to one fixed
     value. `code` is its source text, with the user's modules that it imports, or the name of a rule of the library.
-    `by_task`: its rates are multiplied by the `lr_factor` of a task. `given` is what a command calls it, '' for an
-    object."""
+    `given` is what a command calls it, '' for an object."""
     name: str
     build: Callable[..., Any]
     space: Space
     code: str
-    by_task: bool = False
     given: str = ''
-
-    def space_on(self, task: Task) -> Space:
-        "The space on a task."
-        if not self.by_task: return self.space
-        return dict(self.space) | dict(lr=tuple(lr*task.lr_factor for lr in self.space['lr']))
 
     @property
     def digest(self) -> str:
@@ -60,9 +52,8 @@ def find_entrant(given: Any) -> Entrant:
     if not isinstance(given, str): return _entrant(rule_name(given), given)
     label, name = _labeled(given)
     if name in OPTIMIZERS:
-        low, high = (OPTIMIZERS[name].lrs['warmup-cosine']*factor for factor in (1/30, 3))
-        return Entrant(label or name, OPTIMIZERS[name].build, dict(lr=(low, high), wd=DECAYS), name,
-                       by_task=name not in OWN_RATE, given=given)
+        low, high = (OPTIMIZERS[name].lrs['warmup-cosine']*factor for factor in AROUND)
+        return Entrant(label or name, OPTIMIZERS[name].build, dict(lr=(low, high), wd=DECAYS), name, given)
     if ':' not in name: raise ValueError(f"unknown rule {name!r}: choose from {', '.join(OPTIMIZERS)}, or give "
                                          f"FILE.py:rule or module:rule")
     return replace(_entrant(label or name.rpartition(':')[2], _load(name)), given=given)

@@ -169,7 +169,7 @@ def _task(name: str, build: Callable[[], nn.Module], dls: Callable[[int], Parts]
 
 TASKS = {task.name: task for task in (
     _task('logistic', partial(nn.Linear, 20, 5), partial(_parts, _clusters, 64, (.2, .2, .2)), F.cross_entropy, 400,
-          None, 'loss', 'logistic regression on 20 features of unequal scale, 5 classes', 8.),
+          None, 'loss', 'logistic regression on 20 features of unequal scale, 5 classes'),
     _task('mlp', partial(_layers, 16, 64, 64, 4), partial(_parts, _teacher, 64, (.2, .2, .2)), F.cross_entropy, 600,
           None, 'loss', 'two hidden layers of 64 on a table of 16 features, 4 classes, a tenth of the labels wrong'),
     _task('diffusion', _Denoiser, partial(_parts, _noised_points, 128, (.1, .1, .1)), F.mse_loss, 600,

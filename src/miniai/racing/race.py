@@ -134,7 +134,7 @@ def _run_all(store: Store, plan: dict[str, Any], tasks: dict[str, Task], entrant
              for rule in protocol.rules]
     tuning = [dict(task=nm, steps=steps, rule=rule, tunes=True, config=config, seed=protocol.tuning_seed)
               for nm, steps, rule in cells
-              for config in configurations(entrants[rule].space_on(tasks[nm]), protocol.trials)]
+              for config in configurations(entrants[rule].space, protocol.trials)]
     times = {(nm, rule): (fixed, step) for nm, rule, fixed, step in plan['times']}
     expected = {(nm, steps, rule): times[nm, rule][0] + steps*times[nm, rule][1] for nm, steps, rule in cells}
     tuned = _results(store, tuning, tasks, entrants, 'tuning', expected, tell)
@@ -168,4 +168,4 @@ def _plain(space: Space) -> dict[str, Any]:
 
 
 def _described(task: Task) -> dict[str, Any]:
-    return dict(steps=task.steps, figure=task.figure_name, about=task.about, lr_factor=task.lr_factor)
+    return dict(steps=task.steps, figure=task.figure_name, about=task.about)

@@ -28,7 +28,7 @@ class Task:
     """`model(seed)` returns a model with initial weights from `seed`; `dls(seed)` its data, with an order of training
     batches from `seed`. `steps` is the longest run. `figure(preds, targets)`, by default the loss, is computed over a
     whole part: lower is better. A race compares rules at the same seeds, so both functions must depend on the seed
-    alone. `lr_factor` multiplies the learning rates that are tried, but for rules that declare their own."""
+    alone."""
     name: str
     model: Callable[[int], nn.Module]
     dls: Callable[[int], Parts]
@@ -37,7 +37,6 @@ class Task:
     figure: Callable[[Tensor, Tensor], Any] | None = None
     figure_name: str = 'loss'
     about: str = ''
-    lr_factor: float = 1.
 
 
 class TaskError(RuntimeError):
