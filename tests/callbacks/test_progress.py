@@ -200,7 +200,7 @@ def test_a_bar_knows_the_length_of_epochs_that_end_early_or_are_counted_in_steps
     assert [(label.split()[1], total) for label, done, total, _ in faces[0].bars if not done] == totals
 
 
-def test_the_display_knows_the_time_left_of_the_fit_and_the_losses_but_not_in_a_dry_run(faces):
+def test_the_display_knows_the_time_left_once_a_pass_has_a_batch_and_the_losses_but_not_in_a_dry_run(faces):
     seen = []
     class Look:
         order = 5
@@ -208,8 +208,8 @@ def test_the_display_knows_the_time_left_of_the_fit_and_the_losses_but_not_in_a_
     cb = ProgressCB()
     learn = fit([cb, Look()])
     assert [n for _, n in seen] == [0, 1, 2, 3, 4, 4]
-    assert [left is not None for left, _ in seen] == [False, True, True, True, True, True]
-    assert all(0 < of_pass <= fit for (of_pass, fit), _ in seen[1:])
+    assert [left is not None for left, _ in seen] == [False, True, True, True, False, True]
+    assert all(0 < left[0] <= left[1] for left, _ in seen if left)
     learn.evaluate()
     assert faces[-1].time_left is None
 

@@ -171,4 +171,4 @@ def test_without_tyro_the_message_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize('shell', ['tcsh', ''])
 def test_another_shell_than_those_known_is_an_error(shell):
-    with pytest.raises(ConfigError, match=f"--completion must be bash, zsh, fish, got '{shell}'"): completion(shell)
+    with pytest.raises(ConfigError, match=f"--completion must be bash, zsh or fish, got '{shell}'"): completion(shell)

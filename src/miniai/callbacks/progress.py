@@ -69,6 +69,7 @@ class ProgressCB(Callback):
         self._label = f"epoch {learn.epoch + 1}/{learn.n_epochs} {'train' if learn.model.training else 'valid'}"
         self._first, self._total = learn.dl.first_batch, length_of(learn.dl)
         self._time.begin_pass(learn.model.training, self._first, self._total)
+        self.mbar.display.time_left = None  # the one shown belongs to another pass
         self._show_bar(self._first, '')
 
     def before_batch(self, learn: Any) -> None:

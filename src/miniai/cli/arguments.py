@@ -57,7 +57,7 @@ def parse(args: Sequence[str]) -> JobConfig | VerifyConfig | ShowConfig:
 
 def completion(shell: str) -> str:
     "The script that completes commands and options in a shell: bash, zsh or fish. ConfigError for another one."
-    if shell not in SHELLS: raise ConfigError(f"--completion must be {', '.join(SHELLS)}, got {shell!r}")
+    if shell not in SHELLS: raise ConfigError(f"--completion must be bash, zsh or fish, got {shell!r}")
     script = StringIO()
     with redirect_stdout(script), suppress(SystemExit): parse(['--tyro-write-completion', shell, '-'])
     lines = script.getvalue().splitlines()  # tyro prints each line of a help text as a completion of its own
