@@ -1,12 +1,25 @@
 "Verdicts and facts: sorted, counted, and only judged where enough is known."
+import pytest
+
 from miniai.diagnosis import data_verdicts, verdicts  # noqa: F401 (they register their rules)
-from miniai.diagnosis.verdict import NAMES, Facts, Verdict, judge, last, mean_of, median_of, percent, since_when
+from miniai.diagnosis.verdict import (
+    EXPLAINED,
+    NAMES,
+    Facts,
+    Verdict,
+    judge,
+    last,
+    mean_of,
+    median_of,
+    percent,
+    since_when,
+)
 
 
 def test_verdicts_come_with_causes_first_and_what_is_only_possible_last():
     x = dict(mean=500., std=1., low=0., high=1., spread=1., rows=9)
     data = dict(inputs=[x], low=0., high=7., classes=3, sizes=[2])
-    setup = dict(batch_norms=['1'], left_out=['w'], has_norms=True, decayed_norms={'1.weight': 1.})
+    setup = dict(batch_norms=['1'], left_out=['w'], has_norms=True, decayed_norms={'1.weight': 0.5})
     found, checked = judge(Facts(data=data, setup=setup, losses=[1.]*9, rate=0.1, done=1.))
     assert [(v.certain, v.name) for v in found] == [
         ('sure', 'labels out of range'), ('likely', 'inputs not normalized'), ('sure', 'parameter in no group'),
@@ -15,8 +28,32 @@ def test_verdicts_come_with_causes_first_and_what_is_only_possible_last():
     assert all(isinstance(v, Verdict) for v in found)
 
 
+def underfitted(**facts):
+    "Facts of a fit that stands still at two thirds of the loss of a constant prediction, where neighbors are right."
+    data = dict(baseline=1.5, task='classes', outputs=4, neighbors=dict(score=0.9, chance=0.25, rows=500))
+    return Facts(losses=[1.5]*20 + [1.]*180, data=data | facts.pop('data', {}), done=1., **facts)
+
+
+@pytest.mark.parametrize(('name', 'facts'), [
+    ('parameter in no group', dict(setup=dict(left_out=['w']))),
+    ('batch too small for batch norm', dict(setup=dict(batch_norms=['1']), data=dict(sizes=[2]))),
+    ('decay on norms', dict(setup=dict(has_norms=True, decayed_norms={'1': 0.1}), rate=0.05)),
+    ('clipping always', dict(batches=[*range(6)], run=dict(gradient_norm=[1.]*6, clipped_norm=[0.1]*6)))])
+def test_a_fit_is_not_called_underfitting_beside_a_cause_that_explains_it(name, facts):
+    assert [v.name for v in judge(underfitted())[0]] == ['underfitting']
+    found, checked = judge(underfitted(**facts))
+    assert [v.name for v in found] == [name]
+    assert 'underfitting' in checked
+
+
+def test_a_cause_that_is_only_possible_explains_nothing():
+    found, _ = judge(underfitted(setup=dict(has_norms=True, decayed_norms={'1': 0.03}), rate=0.05))
+    assert [(v.name, v.certain) for v in found] == [('underfitting', 'likely'), ('decay on norms', 'possible')]
+
+
 def test_there_are_26_rules_with_names():
     assert len(set(NAMES)) == len(NAMES) == 26
+    assert {*EXPLAINED, *EXPLAINED['underfitting']} < {*NAMES}
 
 
 def test_what_was_not_measured_or_is_not_finite_does_not_count():

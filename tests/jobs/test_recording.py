@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from miniai.activations import ActivationStats
+from miniai.diagnosis import health
 from miniai.diagnosis.profile import ProfileCB
 from miniai.jobs import recording as module
 from miniai.jobs.recording import Recording
@@ -94,6 +95,7 @@ def test_the_activations_of_every_batch_are_drawn_under_the_name_of_their_module
 def test_a_full_disk_ends_no_run_and_every_missing_record_is_a_warning(folder, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(RunFolder, '_replace', full)
+    monkeypatch.setattr(health, 'atomic_write', full)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         recording, learn = recorded(folder, epochs=2)

@@ -138,13 +138,13 @@ def test_the_environment_has_versions_machine_device_and_command(folder):
 
 
 def test_a_process_that_resumes_the_run_adds_an_environment_and_keeps_the_first(folder, monkeypatch):
-    for command in ('first', 'second', 'third'):
+    for command, batch in (('first', None), ('second', 7), ('third', 9)):
         monkeypatch.setattr(sys, 'argv', [command])
-        folder.write_environment('cpu')
+        folder.write_environment('cpu', resumed_at=batch)
     names = ['environment.json', 'environment-2.json', 'environment-3.json']
     assert files(folder.path) == sorted(names)
-    commands = [json.loads((folder.path/name).read_text())['command'] for name in names]
-    assert commands == [['first'], ['second'], ['third']]
+    found = [json.loads((folder.path/name).read_text()) for name in names]
+    assert [(e['command'], e['resumed_at']) for e in found] == [(['first'], None), (['second'], 7), (['third'], 9)]
 
 
 def test_a_gpu_is_named(folder, monkeypatch):

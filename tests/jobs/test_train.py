@@ -238,6 +238,10 @@ def test_a_run_that_was_stopped_resumes_in_its_folder_and_ends_as_if_uninterrupt
     assert all(torch.equal(p, q) for p, q in zip(learn.model.parameters(), whole.model.parameters(), strict=True))
     assert files(tmp_path/'run') == sorted([*RUN_FILES, 'environment-2.json'])
     assert (tmp_path/'run'/'environment.json').read_bytes() == first
+    assert json.loads((tmp_path/'run'/'environment-2.json').read_text())['resumed_at'] == 6
+    batches = json.loads((tmp_path/'run'/'health.json').read_text())['records']['batches']
+    assert (batches[0], 6 in batches, batches) == (0, True, sorted({*batches}))
+    assert 'Resumed at batch 6, after epoch 1.' in (tmp_path/'run'/'report.html').read_text()
     with pytest.raises(ConfigError, match="cannot resume with optimizer = 'sgd': the run has 'adamw'"):
         train(TrainConfig(out=config.out, resume=True, optimizer='sgd'))
 

@@ -1,4 +1,6 @@
 "What the sections say: the best epoch by the direction of a metric, percentages, and commands for what is there."
+import json
+
 import pytest
 
 from miniai.report.record import read_run
@@ -44,8 +46,19 @@ def test_commands_for_the_model_are_there_if_the_model_is(tmp_path):
 
 def test_every_process_of_a_resumed_run_is_described(tmp_path):
     folder = write_run(tmp_path/'run')
-    (folder/'environment-2.json').write_text('{"cpus": 64}')
+    (folder/'environment-2.json').write_text('{"cpus": 64, "resumed_at": 5}')
     blocks = section(folder, 'environment').blocks
     assert [b.content.get('words') for b in blocks[::2]] == ['The first process', 'Resumed by process 2']
     assert blocks[1].content['items']['started by'].text == 'miniai train'
     assert (blocks[3].content['items']['processors'].value, blocks[3].content['items']['ended'].text) == (64, 'b')
+
+
+def test_the_result_says_where_a_run_was_resumed_and_the_profile_that_it_is_of_the_last_process(tmp_path):
+    folder = write_run(tmp_path/'run')  # epochs of 4 batches
+    def words(name): return [b.content.get('words') for b in section(folder, name).blocks]
+    assert not any('Resumed' in (w or '') for w in words('result'))
+    assert 'The parts are those of the last process.' not in words('time')
+    for i, n in ((2, 5), (3, 8), (4, 0)): (folder/f'environment-{i}.json').write_text(json.dumps(dict(resumed_at=n)))
+    assert ('Resumed at batch 5, in epoch 2, at batch 8, after epoch 2, from the start, without a checkpoint.'
+            in words('result'))
+    assert 'The parts are those of the last process.' in words('time')

@@ -26,7 +26,12 @@ class DataWatch:
         self.facts: dict[str, Any] = dict(counts=Counter(), sizes=[])
         self._rows, self._valid, self._repeats, self._valid_repeats = set(), set(), _Repeats(), _Repeats()
         self._inputs, self._targets, self._kept, self._variety = [], [], 0, []
-        self._sums, self._validated = torch.zeros(3, dtype=torch.float64), False
+        self._sums, self._validated, self._earlier = torch.zeros(3, dtype=torch.float64), False, {}
+
+    def take_over(self, found: dict[str, Any]) -> None:
+        "What an earlier part of a run that resumes has found in its first passes, as in `summary`."
+        self.facts |= {nm: x for nm, x in found.items() if nm == 'rows'}
+        self._earlier = {nm: x for nm, x in found.items() if nm != 'rows'}
 
     def look_at_rows(self, learn: Any) -> None:
         "Before anything transforms it: the codes of a batch's rows, equal for equal rows."
@@ -125,7 +130,13 @@ class DataWatch:
         overlap = dict(shared=shared, train=len(self._rows), valid=len(self._valid))
         facts, variety = self.facts, mean_of(self._variety)
         if variety is not None and facts.get('baseline'): facts['variety'] = variety/facts['baseline']
-        return facts | dict(repeats=self._repeats.found(), valid_repeats=self._valid_repeats.found(), overlap=overlap)
+        now = dict(repeats=self._repeats.found(), valid_repeats=self._valid_repeats.found(), overlap=overlap)
+        return facts | {nm: max(self._earlier.get(nm, x), x, key=_extent) for nm, x in now.items()}
+
+
+def _extent(found: dict[str, int]) -> int:
+    "From how many rows this was found."
+    return found['seen'] if 'seen' in found else min(found['train'], found['valid'])
 
 
 class _Repeats:

@@ -1,11 +1,14 @@
 "HealthCB: samples what a diagnosis needs while a model trains, and says in words what is wrong."
+import json
 import math
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
 
+from miniai.atomic import atomic_write
 from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number, to_scalar
@@ -21,6 +24,7 @@ from miniai.distributed.ranks import is_first
 from miniai.events import Callback, is_cancel
 from miniai.metrics.batch import batch_size
 from miniai.optim.groups import rate_of
+from miniai.report.record import as_json
 from miniai.show.displays import best_display
 
 __all__ = ['HealthCB']
@@ -44,13 +48,14 @@ class HealthCB(Callback):
     many batches; None: as many as take 1 % of the time and 0.03 s. Other batches cost about 10 µs.
 
     `verdicts` are up to date after each epoch; `checked` names the rules that could be evaluated; `records` holds the
-    numbers. Training is not changed. Of several processes the first one looks, at its own part of the data and at
-    parameters that are not sharded. Layers of compiled models are not watched. If looking fails, it warns and stops."""
+    numbers, which `file` keeps as JSON: a fit that resumes continues it. Training is not changed. Of several processes
+    the first one looks, at its own part of the data and at parameters that are not sharded. Layers of compiled models
+    are not watched. If looking fails, it warns and stops."""
     order, only_shows = -1e7, True  # before transforms change batches and clipping changes gradients
 
-    def __init__(self, every: int | None = None, quiet: bool = False) -> None:
+    def __init__(self, every: int | None = None, quiet: bool = False, file: str | Path | None = None) -> None:
         if every is not None and every < 1: raise ValueError(f"every must be 1 or more batches, got {every}")
-        self.every, self.quiet, self._active = every, quiet, False
+        self.every, self.quiet, self.file, self._active = every, quiet, Path(file) if file else None, False
         self.verdicts: list[Verdict] = []
         self.checked: list[str] = []
         self._start()
@@ -59,6 +64,7 @@ class HealthCB(Callback):
         self._kept, self._data, self._clock = HealthRecords(), DataWatch(), _Clock()
         self._layers = self._parameters = self._sample = None
         self._batch, self._next, self._heard, self._in_sample, self._noise_due = -1, 0, False, False, False
+        self._sums, self._first, self._in_pass, self._warm = DeferredScalars(), 0, False, False
         self._judged, self._said, self._valid_left, self._end = perf_counter(), set(), 0, None
 
     @property
@@ -77,7 +83,7 @@ class HealthCB(Callback):
     @_without_harm
     def before_epoch(self, learn: Any) -> None:
         if not self._active: return
-        self._sums, self._valid_left, self._end = DeferredScalars(), 8, None
+        self._sums, self._valid_left, self._end, self._in_pass = DeferredScalars(), 8, None, True
         self._first = len(self._kept.losses)  # batch of this pass
         if learn.model.training: self._kept.planned = (getattr(learn, 'n_epochs', 1) or 1)*(length_of(learn.dl) or 0)
 
@@ -166,7 +172,7 @@ class HealthCB(Callback):
             self._kept.add(self._sample, self._layers, self._parameters)
             self._sample, self._noise_due = None, getattr(learn, 'ended_by', None) is None
         if perf_counter() - self._judged > SECONDS: self._judge(learn)
-        if len(self._kept.samples) == 1: self._clock = _Clock()  # without the time in which kernels were loaded
+        if not self._warm: self._clock, self._warm = _Clock(), True  # without the time in which kernels were loaded
 
     def _look_at_failure(self, learn: Any) -> None:
         "An error in a batch may come from its labels, or from values on an accelerator that were read late."
@@ -176,12 +182,13 @@ class HealthCB(Callback):
 
     @_without_harm
     def cleanup_epoch(self, learn: Any) -> None:
-        if not self._active: return
-        training = learn.model.training
+        if not self._active or not self._in_pass: return  # a run that resumes skips a pass that is done
+        training, self._in_pass = learn.model.training, False
         self._data.finish_pass(training)
         losses = self._kept.losses.values[self._first:] if training else self._sums.values
         self._kept.add_pass(losses, training, learn.epoch)
         self._judge(learn)
+        self._write()
 
     def _judge(self, learn: Any, shows: bool = True) -> None:
         self._judged = perf_counter()
@@ -204,14 +211,45 @@ class HealthCB(Callback):
     def cleanup_fit(self, learn: Any) -> None:
         if not self._active: return
         self._active, self._layers, self._parameters = False, None, None
-        if self._batch < 0: return
+        if self._batch < 0 or not self.checked: return
         self._kept.ended = not _failed(learn)
         self._judge(learn, shows=False)
+        self._write()
         for line in () if self.quiet else self.report().splitlines(): self._show(learn, line)
 
     def as_dict(self) -> dict[str, Any]:
         "Verdicts, the names of the rules that were checked, and records, as plain values."
         return dict(verdicts=[v._asdict() for v in self.verdicts], checked=self.checked, records=self.records)
+
+    def _write(self) -> None:
+        if not self.file or not self.checked: return
+        try:
+            with atomic_write(self.file) as part: part.write_text(as_json(self.as_dict()) + '\n', 'utf-8')
+        except OSError as e: warnings.warn(f"{self.file.name} was not written: {e}. The run continues", stacklevel=3)
+
+    # A run that resumes: checkpoints hold what is the same however often batches are sampled, and `file` the rest
+
+    def state_dict(self) -> dict[str, Any]:
+        "The losses, rates and means of passes so far."
+        return self._kept.state() | dict(first=self._first, sums=list(self._sums.values))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Restore what `state_dict` returned, and what `file` has recorded until then."
+        if not self._active: return
+        self._kept.load_state(state)
+        self._first, self._sums = state['first'], DeferredScalars(state['sums'])
+        self._batch = len(self._kept.losses) - 1
+        self._next = self._batch + 1
+        if self.file and self.file.exists(): self._take_over()
+
+    def _take_over(self) -> None:
+        try:
+            found = json.loads(self.file.read_text('utf-8'))
+            self._kept.take_over(found['records'])
+            self._data.take_over(found['records']['data'])
+            self._said = {(v['name'], v['where']) for v in found['verdicts']}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+            warnings.warn(f"{self.file} cannot be continued, and begins anew: {type(e).__name__}: {e}", stacklevel=3)
 
     def report(self) -> str:
         "The verdicts as text, or what was checked if there are none."

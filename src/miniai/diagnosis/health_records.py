@@ -1,5 +1,6 @@
 "The numbers that HealthCB has recorded: a row per sampled batch, as columns for rules and as plain values."
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -10,13 +11,16 @@ from torch import Tensor
 from miniai.device import DeferredScalars
 from miniai.diagnosis.layer_watch import LayerWatch, read
 from miniai.diagnosis.parameter_watch import ParameterWatch
-from miniai.diagnosis.verdict import Facts, mean_of, median_of
+from miniai.diagnosis.verdict import Facts, known, mean_of, median_of
 from miniai.optim.groups import rate_of
 
 __all__ = ['HealthRecords']
 
 LAYER_FIGURES = 'mean', 'std', 'near_zero', 'saturated', 'gradient'
-PARAMETER_FIGURES = 'norm', 'gradient', 'update'
+FEW_LAYERS = 'dead', 'shift', 'stretch'  # figures of some kinds of layers
+PARAMETER_FIGURES = 'norm', 'gradient', 'update', 'moved'
+RUN_FIGURES = 'loss', 'gradient_norm', 'clipped_norm', 'weight_norm', 'noise_scale', 'lr', 'update', 'right'
+DATA_FACTS = 'rows', 'repeats', 'valid_repeats', 'overlap'  # which the first passes show
 FIRST_SAMPLES = 2  # are not thinned out
 MOST_SAMPLES, MOST_NUMBERS = 400, 150_000
 
@@ -66,15 +70,14 @@ class HealthRecords:
                        epochs=self.passes, data=data, rate=mean_of(self.rates), done=done)
 
     def _run(self) -> dict[str, list]:
-        names = 'loss', 'gradient_norm', 'clipped_norm', 'weight_norm', 'noise_scale', 'lr', 'update', 'right'
-        return {nm: [s.get(nm) for s in self.samples] for nm in names}
+        return {nm: [s.get(nm) for s in self.samples] for nm in RUN_FIGURES}
 
     def _layers(self) -> dict[str, dict[str, Any]]:
-        found = self._columns('layers', (*LAYER_FIGURES, 'dead', 'shift', 'stretch'))
+        found = self._columns('layers', (*LAYER_FIGURES, *FEW_LAYERS))
         return {nm: dict(kind=self.kinds.get(nm, '')) | columns for nm, columns in found.items()}
 
     def _parameters(self) -> dict[str, dict[str, list]]:
-        return self._columns('parameters', (*PARAMETER_FIGURES, 'moved'))
+        return self._columns('parameters', PARAMETER_FIGURES)
 
     def _columns(self, of: str, figures: Iterable[str]) -> dict[str, dict[str, list]]:
         names = dict.fromkeys(nm for s in self.samples for nm in s[of])
@@ -85,12 +88,36 @@ class HealthRecords:
         "All records as values that JSON has."
         batches = [s['batch'] for s in self.samples]
         gaps = [b - a for a, b in pairwise(batches)]
-        layers = {nm: {k: v for k, v in columns.items() if k in ('kind', *LAYER_FIGURES, 'dead')}
+        layers = {nm: {k: v for k, v in columns.items() if k not in FEW_LAYERS or known(v)}
                   for nm, columns in self._layers().items()}
         return _plain(dict(every=every or round(median_of(gaps) or 1), batches=batches, layers=layers,
-                           parameters={nm: {f: v[f] for f in PARAMETER_FIGURES}
-                                       for nm, v in self._parameters().items()},
-                           run=self._run(), epochs=self.passes))
+                           parameters=self._parameters(), run=self._run(), epochs=self.passes,
+                           data={nm: self.facts.data[nm] for nm in DATA_FACTS if nm in self.facts.data},
+                           seconds=dict(waited=self.waited, worked=self.worked)))
+
+    # A run that resumes
+
+    def state(self) -> dict[str, Any]:
+        "What does not depend on which batches were sampled, as of the training so far."
+        return dict(losses=list(self.losses.values), rates=list(self.rates), passes=[dict(p) for p in self.passes],
+                    nonfinite=self.facts.nonfinite, planned=self.planned)
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        "Restore what `state` returned."
+        self.losses, self.rates, self.passes = DeferredScalars(state['losses']), state['rates'], state['passes']
+        self.facts.nonfinite, self.planned = state['nonfinite'], state['planned']
+
+    def take_over(self, records: dict[str, Any]) -> None:
+        "Continue `records`, of `as_dict`, up to the batch of the run's state: later ones are trained again."
+        before = records['batches'][:bisect_left(records['batches'], len(self.losses))]
+        self.samples = [dict(batch=batch, layers=_row(records['layers'], i), parameters=_row(records['parameters'], i))
+                        | {nm: values[i] for nm, values in records['run'].items()} for i, batch in enumerate(before)]
+        self.kinds = {nm: columns['kind'] for nm, columns in records['layers'].items()}
+        self.waited, self.worked = records['seconds']['waited'], records['seconds']['worked']
+
+
+def _row(columns: dict[str, dict[str, Any]], i: int) -> dict[str, dict[str, Any]]:
+    return {nm: {f: values[i] for f, values in of.items() if f != 'kind'} for nm, of in columns.items()}
 
 
 def _read_all(rows: list[dict]) -> None:

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-__all__ = ['NAMES', 'Facts', 'Verdict', 'judge', 'known', 'last', 'mean_of', 'median_of', 'percent', 'rule',
-           'since_when']
+__all__ = ['EXPLAINED', 'NAMES', 'Facts', 'Verdict', 'judge', 'known', 'last', 'mean_of', 'median_of', 'percent',
+           'rule', 'since_when']
 
 NAMES = ('non-finite values', 'labels out of range', 'validation data in training', 'constant inputs',
          'repeated inputs', 'unbalanced labels', 'shuffled labels', 'inputs not normalized', 'parameter in no group',
@@ -13,6 +13,10 @@ NAMES = ('non-finite values', 'labels out of range', 'validation data in trainin
          'wrong initial loss', 'saturated layer', 'dead layer', 'vanishing gradients', 'parameter never moves',
          'clipping always', 'rate too low', 'stuck at chance', 'batch norm differs between modes', 'overfitting',
          'underfitting', 'slow data loading', 'decay on norms')  # causes before what they bring about
+EXPLAINED = {'underfitting': {  # is not said beside one of these: the model may be large enough
+    'non-finite values', 'constant inputs', 'inputs not normalized', 'parameter in no group', 'rate too high',
+    'batch too small for batch norm', 'exploding gradients', 'saturated layer', 'dead layer', 'vanishing gradients',
+    'parameter never moves', 'clipping always', 'rate too low', 'stuck at chance', 'decay on norms'}}
 
 
 class Verdict(NamedTuple):
@@ -97,9 +101,12 @@ def _few(found: list[Verdict]) -> list[Verdict]:
 
 
 def judge(facts: Facts) -> tuple[list[Verdict], list[str]]:
-    "The verdicts, causes first and those that are only possible last, and the rules that could be evaluated."
+    """The verdicts, causes first and those that are only possible last, without those that likely causes explain, and
+    the rules that could be evaluated."""
     results = {name: _RULES[name](facts) for name in NAMES if name in _RULES}
     verdicts = [v for found in results.values() for v in found or ()]
+    likely = {v.name for v in verdicts if v.certain != 'possible'}
+    verdicts = [v for v in verdicts if not likely & EXPLAINED.get(v.name, set())]
     verdicts.sort(key=lambda v: (v.certain == 'possible', NAMES.index(v.name)))
     return verdicts, [name for name, found in results.items() if found is not None]
 

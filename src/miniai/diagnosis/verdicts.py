@@ -255,7 +255,7 @@ def decay_on_norms(f: Facts, limit: float) -> Found:
     if norms is None or not f.setup.get('has_norms') or f.rate is None or not f.done: return None
     name = max(norms, key=norms.get, default='')
     lost = 1 - math.exp(-f.rate*norms.get(name, 0.)*n/f.done)
-    return [dict(where=name, value=lost, since=0, certain='possible',
+    return [dict(where=name, value=lost, since=0, certain='likely' if lost >= 0.5 else 'possible',
                  says=f"Weight decay of {norms[name]:g} alone shrinks the {len(norms)} scales and biases of norms by "
                       f"{percent(lost)} in this fit.",
                  do="Exclude norms from weight decay: no_decay_groups(model, wd).")] if lost >= limit else []

@@ -8,7 +8,6 @@ from torch import nn
 from miniai.activations import ActivationStats, get_hist
 from miniai.diagnosis.health import HealthCB
 from miniai.diagnosis.profile import ProfileCB
-from miniai.events import Callback
 from miniai.inference.facts import model_facts, step_facts
 from miniai.inference.model_file import MODEL_FILE
 from miniai.inference.validated import ValidatedCB
@@ -31,10 +30,10 @@ class Recording:
         self.folder, self.progress, self.rates = folder, ProgressCB(), RecorderCB(lr=lambda cb: rate_of(cb.pg))
         self.stats = ActivationStats(_is_activation) if stats else None
         self.profile = ProfileCB(quiet=True) if profile else None
-        self.health, validated = HealthCB() if health else None, ValidatedCB()
+        self.health, validated = HealthCB(file=folder.path/'health.json') if health else None, ValidatedCB()
         self.records = RecordsCB(folder, self.progress, self.rates, validated)
         cbs = [self.progress, self.stats, self.rates, validated, HistoryFileCB(folder), self.records, self.profile,
-               self.health, HealthFileCB(folder, self.health) if health else None, ReportCB(folder)]
+               self.health, ReportCB(folder)]
         self.cbs = [cb for cb in cbs if cb is not None]
 
     def save(self, learn: Any) -> None:
@@ -75,18 +74,6 @@ class Recording:
             figure = Figure(figsize=(12, 4.5), layout='constrained')
             self.profile.plot(figure)
             self.folder.picture('profile.png', figure)
-
-
-class HealthFileCB(Callback):
-    "Writes what HealthCB found and recorded to health.json, after each pass and at the end."
-    order, only_shows = 2, True
-    def __init__(self, folder: RunFolder, health: HealthCB) -> None: self._folder, self._health = folder, health
-    def cleanup_epoch(self, learn: Any) -> None: self._write(learn)
-    def cleanup_fit(self, learn: Any) -> None: self._write(learn)
-
-    def _write(self, learn: Any) -> None:
-        if getattr(learn, 'dry_run', False) or not self._health.checked: return
-        with recorded('health.json'): self._folder.write('health.json', as_json(self._health.as_dict()) + '\n')
 
 
 def has_activations(model: nn.Module) -> bool:

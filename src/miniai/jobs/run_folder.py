@@ -51,12 +51,14 @@ class RunFolder:
         if not is_first(): return
         with atomic_write(self.path/name) as part: figure.savefig(part, format='png', dpi=100)
 
-    def write_environment(self, device: str, data: str = '', samples: dict[str, Any] | None = None) -> None:
+    def write_environment(self, device: str, data: str = '', samples: dict[str, Any] | None = None,
+                          resumed_at: int | None = None) -> None:
         """Write `environment.json`: versions, machine, command and the number of samples, so that the run can be
-        understood later. If it exists, because this process resumes the run, write `environment-2.json`, or the next
-        free number."""
+        understood later. If it exists, because this process resumes the run, after `resumed_at` training batches, write
+        `environment-2.json`, or the next free number."""
         n = 1 + len(list(self.path.glob('environment*.json')))
-        environment = machine_facts(device) | dict(processes=world(), data=data, samples=samples, command=sys.argv)
+        environment = machine_facts(device) | dict(processes=world(), data=data, samples=samples, command=sys.argv,
+                                                    resumed_at=resumed_at)
         self.write(f'environment-{n}.json' if n > 1 else 'environment.json', as_json(environment, indent=1) + '\n')
 
 

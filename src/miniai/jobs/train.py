@@ -58,7 +58,8 @@ def _train(config: TrainConfig, lines: JSONLines) -> Learner:
 
     def write_options() -> None:
         folder.write('config.toml', config.to_toml())
-        folder.write_environment(device, getattr(dls.train, 'source', config.data), samples_of(dls))
+        folder.write_environment(device, getattr(dls.train, 'source', config.data), samples_of(dls),
+                                 len(recording.progress.losses) if old else None)
         if is_first():
             remove_stale(folder.path)  # what a killed run was writing
             kept('run folder', str(folder.path))

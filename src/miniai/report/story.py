@@ -1,5 +1,6 @@
 "The sections of one run that are facts and tables: result, verdicts, time, data, model, options, commands."
 import shlex
+from bisect import bisect_right
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
@@ -96,8 +97,19 @@ def _result(run: Run) -> Section:
     if run.model.get('parameters'):
         items.append(dict(name='parameters', cell=number(run.model['parameters']), note=run.model.get('name', '')))
     blocks = [] if run.history else [text('No epoch was finished.', 'warning')]
+    if resumed := _resumed(run): blocks.append(text(f"Resumed {', '.join(resumed)}."))
     if run.status.get('error'): blocks.append(text(f"It ended with {run.status['error']}", 'error'))
     return Section('result', 'Result', [Block('result', dict(items=items)), *blocks])
+
+
+def _resumed(run: Run) -> list[str]:
+    "In words, where each process after the first one continued the run."
+    ends, found = run.batches.get('ends') or [], []
+    for n in (e['resumed_at'] for e in run.environments[1:] if isinstance(e.get('resumed_at'), int)):
+        done = bisect_right(ends, n)
+        where = f'after epoch {done}' if done and ends[done - 1] == n else f'in epoch {done + 1}'
+        found.append(f'at batch {n:,}, {where}' if n else 'from the start, without a checkpoint')
+    return found
 
 
 def _verdicts(run: Run) -> Section:
@@ -139,6 +151,7 @@ def _time(run: Run) -> Section:
                                number(ms, 3, unit='ms'), _share(share)])
         blocks.append(table(f'Parts of {"training" if phase == "train" else "validation"}',
                             ['part', 'time', 'per batch', 'share'], rows, kind='sparks'))
+    if run.profile and len(run.environments) > 1: blocks.append(text('The parts are those of the last process.'))
     if not run.profile: blocks.append(text('The parts of a batch are measured with --profile, or by ProfileCB.'))
     return Section('time', 'Where the time went', blocks)
 
