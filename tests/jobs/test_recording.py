@@ -9,6 +9,7 @@ from miniai.activations import ActivationStats
 from miniai.diagnosis import health
 from miniai.diagnosis.profile import ProfileCB
 from miniai.jobs import recording as module
+from miniai.jobs import run_folder
 from miniai.jobs.recording import Recording
 from miniai.jobs.run_folder import HistoryFileCB, RunFolder
 from miniai.models.layers import GeneralRelu
@@ -94,8 +95,7 @@ def test_the_activations_of_every_batch_are_drawn_under_the_name_of_their_module
 
 def test_a_full_disk_ends_no_run_and_every_missing_record_is_a_warning(folder, monkeypatch):
     def full(*args): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(RunFolder, '_replace', full)
-    monkeypatch.setattr(health, 'atomic_write', full)
+    for writer in (health, run_folder): monkeypatch.setattr(writer, 'atomic_write', full)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         recording, learn = recorded(folder, epochs=2)
