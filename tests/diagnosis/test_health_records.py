@@ -95,7 +95,7 @@ def test_without_a_file_losses_continue_and_samples_begin_where_it_resumes(tmp_p
     assert [e['batch'] for e in records['epochs']] == [4, 8, 12]
 
 
-def test_a_damaged_file_is_a_warning_and_begins_anew(tmp_path):
+def test_a_damaged_file_is_a_warning_and_starts_again(tmp_path):
     file = tmp_path/'health.json'
     class Damage(Watcher):
         def cleanup_fit(self, learn): file.write_text('{"records": ')
@@ -103,7 +103,7 @@ def test_a_damaged_file_is_a_warning_and_begins_anew(tmp_path):
     with pytest.raises(Stopped):
         learner([health, StopCB(1, 0), CheckpointCB(tmp_path/'c', batches=1, signals=False), Damage()]).fit(2)
     health = HealthCB(every=1, quiet=True, file=file)
-    with pytest.warns(UserWarning, match='health.json cannot be continued, and begins anew: JSONDecodeError'):
+    with pytest.warns(UserWarning, match='health.json cannot be continued, and starts again: JSONDecodeError'):
         learner([health, CheckpointCB(tmp_path/'c', batches=1, signals=False)]).fit(2, resume=True)
     assert health.records['batches'] == [4, 5, 6, 7]
 

@@ -249,7 +249,7 @@ class HealthCB(Callback):
             self._data.take_over(found['records']['data'])
             self._said = {(v['name'], v['where']) for v in found['verdicts']}
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
-            warnings.warn(f"{self.file} cannot be continued, and begins anew: {type(e).__name__}: {e}", stacklevel=3)
+            warnings.warn(f"{self.file} cannot be continued, and starts again: {type(e).__name__}: {e}", stacklevel=3)
 
     def report(self) -> str:
         "The verdicts as text, or what was checked if there are none."
