@@ -70,6 +70,15 @@ def test_half_of_the_runs_reach_the_target_that_is_their_median():
     assert [answer.cost(('t', 2), 'old')[k] for k in ('steps', 'seconds')] == [2, .2]
 
 
+def test_the_peak_of_a_gpu_is_a_column_if_there_was_one():
+    given = record(dict(new=[.1, .2], old=[.5, .7]))
+    assert 'peak bytes' not in Answer(given).costs()
+    for r in given['runs']: r['result']['peak_bytes'] = 1_000_000*(1 + r['seed'])
+    head, _, *rows = Answer(given).costs().split('\n')
+    assert head.split('|')[-2].strip() == 'peak bytes'
+    assert [row.split('|')[-2].strip() for row in rows] == ['2,000,000']*2
+
+
 def test_a_best_rate_at_the_end_of_those_tried_is_noted():
     given = record(dict(new=[.1, .2], old=[.5, .7]))
     assert 'the best lr is' not in Answer(given).table()

@@ -75,6 +75,21 @@ def test_a_file_that_fails_or_lacks_the_rule_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='has no rule rule'): find_entrant(f'{tmp_path}/empty.py:rule')
 
 
+def test_a_file_of_a_package_that_imports_from_it_is_named_by_its_module(tmp_path):
+    (tmp_path/'pack').mkdir()
+    (tmp_path/'pack'/'__init__.py').write_text('')
+    (tmp_path/'pack'/'mine.py').write_text('from . import beside')
+    with pytest.raises(ValueError, match=r'mine.py: ImportError: .* give its module, such as pack\.mine:rule'):
+        find_entrant(f'{tmp_path}/pack/mine.py:rule')
+
+
+def test_a_function_that_is_no_rule_is_an_error_of_what_was_given():
+    def no_keyword(p, g, lr): return p - lr*g
+    def branches(p, g, *, lr): return p - lr if g > 0 else p + lr
+    for rule, said in ((no_keyword, 'it needs a keyword-only lr'), (branches, 'may not branch on an element')):
+        with pytest.raises(ValueError, match=said): find_entrant(rule)
+
+
 @pytest.mark.parametrize(('space', 'said'), [
     ([1], 'must be a dict'), (dict(wd=1), "with 'lr'"), (dict(lr=(1., .1)), 'above 0'), (dict(lr=(0., 1.)), 'above 0'),
     (dict(lr=[]), 'no values for lr'), (dict(lr=('a', 'b')), 'above 0'), (dict(lr=(.1, None)), 'above 0'),

@@ -1,6 +1,7 @@
 "The command: a race, its plan, and its verdict from race.json."
 import pytest
 
+import races
 from miniai.cli import main
 from miniai.cli.arguments import parse
 from miniai.jobs.config import ConfigError
@@ -60,12 +61,22 @@ def test_a_damaged_race_is_an_error_of_the_options_that_names_it(text, tmp_path)
 def test_what_a_task_raises_is_a_failure_and_no_invalid_option(tmp_path, capsys):
     arguments = ['races:descent', '--task', 'races:fails', '--trials', '1', '--seeds', '2', '--out', str(tmp_path)]
     with pytest.raises(SystemExit, match='1'): main(['race', *arguments])
-    assert 'miniai: error: the task tiny fails before training: ' in capsys.readouterr().err
+    assert 'miniai: error: the task tiny fails before training, on its part train: ' in capsys.readouterr().err
 
 
 def test_an_invalid_option_is_an_error_of_the_options():
     with pytest.raises(ConfigError, match='a race needs a rule'): run_race(RaceConfig())
     with pytest.raises(ConfigError, match='without arguments'): run_race(RaceConfig(rules=('lion',), task='races:data'))
+    with pytest.raises(ConfigError, match='--out must name a folder'): run_race(RaceConfig(**OPTIONS, out=''))
     for lengths, said in (('half', '--lengths must be numbers'), ('0.5,2', 'shares of a task'), ('', 'lengths')):
         with pytest.raises(ConfigError, match=said): run_race(RaceConfig(rules=('lion',), lengths=lengths))
     with pytest.raises(ConfigError, match='a duration such as'): run_race(RaceConfig(rules=('lion',), budget='soon'))
+
+
+def test_a_race_that_is_stopped_says_in_which_run(tmp_path, capsys, monkeypatch):
+    "So that a rule that never ends a step is found."
+    def hangs(params): raise KeyboardInterrupt
+    monkeypatch.setattr(races.FailsLater, 'step', hangs)
+    with pytest.raises(SystemExit, match='130'):
+        main(['race', 'races:FailsLater', '--task', 'races:tiny', '--out', str(tmp_path/'race')])
+    assert capsys.readouterr().err == 'stopped in a run of FailsLater on tiny\n'

@@ -15,18 +15,21 @@ TASKS = {nm: Task(nm, races.model, races.data, None, 400) for nm in ('slow', 'qu
 def protocol(**options): return Protocol(**FACTS | dict(tasks=('slow', 'quick'), trials=4, seeds=5) | options)
 
 
-def test_runs_and_comparisons_are_counted():
+def test_comparisons_are_counted():
     p = protocol(entrants=('a', 'd'))
     assert p.pairs == [('a', 'd'), ('a', 'b'), ('a', 'c'), ('d', 'b'), ('d', 'c')]
-    assert p.comparisons == 5*2*2
-    assert p.runs == 2*2*4*9
+    assert '\n20 comparisons, ' in plan_text(p, TASKS, 144, 90)
     p = protocol(entrants=('a', 'd'), compare='baselines')
     assert p.pairs == [('a', 'b'), ('a', 'c'), ('d', 'b'), ('d', 'c')]
-    assert (p.comparisons, p.runs) == (4*2*2, 2*2*4*9)
+    assert '\n16 comparisons, ' in plan_text(p, TASKS, 144, 90)
+
+
+def test_lengths_with_the_same_number_of_steps_count_once():
+    assert '\n4 comparisons, ' in plan_text(protocol(lengths=(1., .9999)), TASKS, 54, 90)
 
 
 def test_the_plan_says_what_it_leaves_out_and_what_it_can_detect():
-    text = plan_text(protocol(tasks=('quick',)), TASKS, 90)
+    text = plan_text(protocol(tasks=('quick',)), TASKS, 54, 90)
     assert 'left out, to fit the budget: slow' in text
     assert f'{detectable(1., 5, .05/4, .8):.1f} times' in text
     assert text.startswith('54 runs, about 90 seconds')
@@ -34,7 +37,7 @@ def test_the_plan_says_what_it_leaves_out_and_what_it_can_detect():
 
 
 def test_the_plan_of_a_budget_does_not_claim_to_know_the_seeds():
-    text = plan_text(protocol(), TASKS, 600, exact=False)
+    text = plan_text(protocol(), TASKS, 108, 600, exact=False)
     assert text.startswith('about 108 runs, about 10 minutes')
     assert 'configurations and about 5 seeds\nthe exact number of seeds follows from how long tuning takes\n' in text
 

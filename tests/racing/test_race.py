@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -14,10 +15,11 @@ import torch
 
 import miniai
 import races
-from miniai.racing import budget
+from miniai.racing import budget, runs
 from miniai.racing import race as module
 from miniai.racing.answer import Answer
 from miniai.racing.race import plan_race, race
+from miniai.racing.tasks import TaskError
 from races import descent, needs_1000, run
 
 
@@ -126,6 +128,22 @@ def test_a_folder_with_another_race_is_refused(whole):
         run(descent, out=whole[1], seeds=4)
 
 
+def test_a_folder_of_another_kind_of_device_is_refused(whole, monkeypatch):
+    monkeypatch.setattr(runs, 'def_device', 'cuda')
+    with pytest.raises(ValueError, match="holds a race with other device, 'cpu' instead of 'cuda'"):
+        run(descent, out=whole[1])
+
+
+def test_a_task_whose_test_part_is_broken_ends_the_race_before_any_rule_runs(tmp_path):
+    ran = []
+    def counted(params, lr): ran.append(lr)
+    def data(seed): return races.data(seed)._replace(test=[(torch.zeros(2, 5), torch.zeros(2, 1))])
+    with pytest.raises(TaskError, match='the task tiny fails before training, on its part test: RuntimeError'):
+        run(counted, out=tmp_path/'race', tasks=[replace(races.tiny(), dls=data)])
+    assert not ran
+    assert not (tmp_path/'race').exists()
+
+
 @pytest.mark.parametrize(('rules', 'options', 'said'), [
     ((), {}, 'needs a rule'), (('adamw',), dict(baselines=[]), 'two rules or more'),
     (('adamw', 'adamw'), {}, 'two rules are called adamw'), (('adamw',), dict(tasks=[]), 'needs a task'),
@@ -162,7 +180,7 @@ def budgeted(monkeypatch, tmp_path):
             done.append(args)
             return real(*args, **kwargs) | dict(wall_seconds=wall)
         for m in (module, budget): monkeypatch.setattr(m, 'run_trial', timed)
-        return run(descent, out=tmp_path, trials=None, seeds=None, budget='40s', **options)
+        return run(descent, **dict(out=tmp_path, budget='40s') | options, trials=None, seeds=None)
     return race
 
 
@@ -181,6 +199,14 @@ def test_a_race_with_a_budget_has_the_seeds_that_its_recorded_seconds_leave(tmp_
     before = finished(tmp_path)
     assert budgeted(None, 9.).table() == answer.table()
     assert finished(tmp_path) == before
+
+
+def test_a_budget_counts_the_runs_of_twins_once(tmp_path, budgeted):
+    "Two names of one rule take no longer than one."
+    alone, both = (budgeted(wall=5., budget='400s', baselines=nms, out=tmp_path/nms[-1]).record['protocol'] for nms in (
+        ['nesterov'], ['nesterov', 'twin=nesterov']))
+    assert both['trials'] == pytest.approx(alone['trials'], rel=.2)
+    assert both['seeds'] == pytest.approx(alone['seeds'], rel=.2)
 
 
 def test_a_race_says_its_plan_and_that_it_is_at_its_end(budgeted):

@@ -10,7 +10,7 @@ import races
 from miniai.optim import SGD
 from miniai.racing.entrants import find_entrant
 from miniai.racing.tasks import TaskError
-from miniai.racing.trial import run_trial
+from miniai.racing.trial import check_task, run_trial
 
 TINY = races.tiny()
 
@@ -95,8 +95,44 @@ def test_torchs_optimizers_race_too():
 @pytest.mark.parametrize('part', ['model', 'dls', 'loss', 'figure'])
 def test_an_error_of_the_task_is_not_blamed_on_the_rule(part):
     broken = replace(TINY, **{part: lambda *args: 1/0})
-    with pytest.raises(TaskError, match='the task tiny fails before training: ZeroDivisionError'):
-        run_trial(broken, find_entrant('adamw'), dict(lr=.1), 0, 4, True)
+    said = 'the task tiny fails before training(, on its part tuning)?: ZeroDivisionError'
+    with pytest.raises(TaskError, match=said): run_trial(broken, find_entrant('adamw'), dict(lr=.1), 0, 4, True)
+
+
+@pytest.mark.parametrize('part', ['train', 'tuning', 'valid', 'test'])
+@pytest.mark.parametrize(('dl', 'said'), [
+    ([(torch.ones(3, 3), torch.full((3, 1), math.nan))], ' is nan, which is no finite number'),
+    ([(torch.ones(3, 5), torch.ones(3, 1))], ': RuntimeError'), ([], ''), (None, ': ')])
+def test_a_part_that_is_broken_is_found_before_any_rule_runs(part, dl, said):
+    broken = replace(TINY, dls=lambda seed: TINY.dls(seed)._replace(**{part: dl}))
+    with pytest.raises(TaskError, match=f'the task tiny fails before training.* its part {part}{said}'):
+        check_task(broken)
+
+
+def test_a_task_that_works_passes_its_check_whatever_its_figure_needs():
+    "As a figure of more than one batch, and parts that are read once and can be read no more."
+    seen = []
+    def figure(preds, targets):
+        seen.append(len(preds))
+        return F.mse_loss(preds, targets)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    check_task(replace(TINY, figure=figure, dls=lambda seed: [(b for b in dl) if i in (0, 3) else dl for i, dl
+                                                              in enumerate(TINY.dls(seed))]))
+    assert seen == [12, 12, 12]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_part_that_is_read_many_times_cannot_be_a_generator():
+    once = replace(TINY, dls=lambda seed: TINY.dls(seed)._replace(valid=(b for b in ())))
+    with pytest.raises(TaskError, match='on its part valid: TypeError: generator can be read once only'):
+        run_trial(once, find_entrant('adamw'), dict(lr=.1), 0, 4, False)
+
+
+def test_data_of_three_parts_is_an_error_that_names_the_fourth():
+    with pytest.raises(TaskError, match=r"training: TypeError: .*missing 1 required positional argument: 'test'"):
+        check_task(replace(TINY, dls=lambda seed: TINY.dls(seed)[:3]))
 
 
 def test_the_seconds_of_a_whole_trial_are_more_than_those_of_training():

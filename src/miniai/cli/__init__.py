@@ -87,8 +87,8 @@ def _run(args: list[str]) -> int:
         code = _run_job(_parse(args))
         sys.stdout.flush()
     except ConfigError as e: return _fail(e, 2)
-    except KeyboardInterrupt:
-        if is_first_to_fail(): print('stopped', file=sys.stderr)
+    except KeyboardInterrupt as e:
+        if is_first_to_fail(): print(' '.join(['stopped', *getattr(e, '__notes__', ())]), file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python exits

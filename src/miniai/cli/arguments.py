@@ -135,7 +135,8 @@ def _commands(defaults: dict[str, JobConfig]) -> Any:
 
 def _report_command() -> Any:
     import tyro
-    folders = tyro.conf.arg(metavar='[RUN ...]', help='The folders of runs. Default: the latest run.')
+    folders = tyro.conf.arg(metavar='[RUN ...]', help='The folders of runs.',
+                             help_behavior_hint='(default: the latest run)')
     file = tyro.conf.arg(help='The file to write. Default: report.html in the run folder, of several runs in this one.')
     def report_config(runs: tyro.conf.Positional[Annotated[tuple[Path, ...], folders]] = (),
                       out: Annotated[str, file] = '') -> ReportConfig: return ReportConfig(runs, out)
@@ -146,7 +147,7 @@ def _report_command() -> Any:
 def _race_command() -> Any:
     import tyro
     names = tyro.conf.arg(metavar='[RULE ...]', help='Names of --optimizer, FILE.py:rule or module:rule. LABEL=RULE '
-                                                     'gives a rule another name.')
+                                                     'gives a rule another name.', help_behavior_hint='')
     defaults = RaceOptions()
     def race_config(rules: tyro.conf.Positional[Annotated[tuple[str, ...], names]] = (),
                     options: Annotated[RaceOptions, tyro.conf.arg(name='')] = defaults) -> RaceConfig:

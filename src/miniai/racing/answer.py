@@ -37,6 +37,7 @@ class Answer:
         self.comparisons = [c | dict(figures=math.isfinite(self.figures[c['cell']][c['a']][0]))
                             for c in compare_all(comparable, pairs, p['alpha'], p['power'])]
         self.ranks = ranks(comparable)
+        self.on_gpu = any(r['result'].get('peak_bytes') for r in record['runs'])
 
     @classmethod
     def read(cls, path: str | Path) -> 'Answer':
@@ -87,15 +88,15 @@ class Answer:
 
     def costs(self) -> str:
         "What rules cost, with a dash for what was not reached."
+        head = ['task', 'steps', 'rule', 'target', 'steps to it', 'seconds to it', 'ms a step', 'state bytes']
         rows = []
         for cell in self.cells:
             for nm in self.rules:
                 c = self.cost(cell, nm)
                 rows.append([cell[0], str(cell[1]), nm, _number(self.target(cell)), _number(c['steps']),
-                             _number(c['seconds']), f"{c['ms']:.3g}" if c['ms'] < math.inf else '-',
-                             f"{c['state_bytes']:,}"])
-        return _table(['task', 'steps', 'rule', 'target', 'steps to it', 'seconds to it', 'ms a step', 'state bytes'],
-                      rows)
+                             _number(c['seconds']), _number(c['ms'], 3), f"{c['state_bytes']:,}",
+                             *([f"{c['peak_bytes'] or 0:,}"] if self.on_gpu else [])])
+        return _table([*head, *(['peak bytes'] if self.on_gpu else [])], rows)
 
     def target(self, cell: tuple[str, int]) -> float:
         "The median final figure on the validation part of the first baseline, or of the first rule; infinite if none."

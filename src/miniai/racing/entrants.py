@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Entrant:
     code: str
     given: str = ''
 
-    @property
+    @cached_property
     def digest(self) -> str:
         "Names the rule by its code."
         return hashlib.sha256(self.code.encode()).hexdigest()[:16]
@@ -80,7 +80,10 @@ def _load(name: str) -> Any:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, folder)  # as `python FILE.py` does
     try: spec.loader.exec_module(module)
-    except Exception as e: raise ValueError(f"cannot import {file}: {type(e).__name__}: {e}") from e
+    except Exception as e:
+        packaged = (path.parent/'__init__.py').is_file()
+        raise ValueError(f"cannot import {file}: {type(e).__name__}: {e}" + packaged*(
+            f". The file is in a package: give its module, such as {path.parent.name}.{path.stem}:{rule}")) from e
     finally:
         sys.path.remove(folder)
         if folder not in sys.path: sys.path.append(folder)  # for imports in functions
@@ -101,7 +104,8 @@ def _forget(beside: set[Path], folder: Path) -> None:
 def _entrant(name: str, rule: Any) -> Entrant:
     if not callable(rule): raise ValueError(f"a rule must be a function, a class or a name, got {rule!r}")
     inner, takes = _inner(rule), _arguments(rule)
-    build = optimizer(rule) if inspect.isfunction(inner) and [*takes][:2] == ['p', 'g'] else rule
+    try: build = optimizer(rule) if inspect.isfunction(inner) and [*takes][:2] == ['p', 'g'] else rule
+    except TypeError as e: raise ValueError(str(e)) from e
     ours = isinstance(_inner(build), type) and issubclass(_inner(build), RuleOptimizer)
     decay = 'wd' if ours else _decay(inner, takes)
     tuned = dict(lr=RATES) | (dict(wd=DECAYS) if decay and decay not in _given(rule) else {})
@@ -183,6 +187,7 @@ def configurations(space: Space, n: int) -> list[dict[str, Any]]:
     return [{nm: _placed(nm, space[nm], u) for nm, u in zip(columns, point, strict=False)} for point in _sobol(n)]
 
 
+@lru_cache
 def _sobol(n: int) -> Sequence[Sequence[float]]:
     from scipy.stats import qmc
     return qmc.Sobol(MOST, scramble=True, rng=0).random_base2(max(n - 1, 1).bit_length())[:n].tolist()

@@ -63,6 +63,7 @@ def _run(config: RaceConfig) -> None:
         if config.html: print(write_page(race_page(answer), to_write(Path(config.html), RACE_PAGE, '--html')))
         return
     if config.html: raise ConfigError('--html needs --verdict: a race writes race.html in its folder')
+    if not config.out: raise ConfigError('--out must name a folder')
     options: dict[str, Any] = dict(tasks=column_names(config.task), baselines=column_names(config.baselines),
                                    seed=config.seed, trials=config.trials, seeds=config.seeds, budget=config.budget,
                                    compare=config.compare, lengths=_shares(config.lengths))

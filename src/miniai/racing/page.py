@@ -158,13 +158,12 @@ def _costs(answer: Answer) -> Section:
         found = {nm: answer.cost(where, nm) for nm in answer.rules}
         slowest = max((c['ms'] for c in found.values() if c['ms'] < math.inf), default=1.) or 1.
         largest = max(c['state_bytes'] for c in found.values()) or 1
-        gpu = any(c['peak_bytes'] for c in found.values())
         return [[nm, Cell(number(c['ms'], 3).text, c['ms'], bar(c['ms']/slowest)) if c['ms'] < math.inf else '—',
                  *(number(c[k]) if c[k] < math.inf else _unbroken('not reached') for k in ('steps', 'seconds')),
                  Cell(f"{c['state_bytes']:,}", c['state_bytes'], bar(c['state_bytes']/largest)),
-                 *([number(c['peak_bytes'])] if gpu else [])] for nm, c in found.items()]
-    head = ['rule', 'ms a step', 'steps to target', 'seconds to target', 'bytes of state']
-    if any(r['result'].get('peak_bytes') for r in answer.record['runs']): head.append('peak bytes of the GPU')
+                 *([number(c['peak_bytes'])] if answer.on_gpu else [])] for nm, c in found.items()]
+    head = ['rule', 'ms a step', 'steps to target', 'seconds to target', 'bytes of state',
+            *(['peak bytes of the GPU'] if answer.on_gpu else [])]
     reference = (answer.record['protocol']['baselines'] or answer.rules)[0]
     return Section('costs', 'Time and memory', [
         text(f'The target is the median figure of {reference} on the validation part, at its end.'),

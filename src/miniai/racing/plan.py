@@ -50,12 +50,6 @@ class Protocol:
         return pairs_of(self.entrants, self.baselines, self.compare)
 
     @property
-    def comparisons(self) -> int: return len(self.pairs)*len(self.tasks)*len(self.lengths)
-
-    @property
-    def runs(self) -> int: return len(self.tasks)*len(self.lengths)*len(self.rules)*(self.trials + self.seeds)
-
-    @property
     def tuning_seed(self) -> int: return 1000*self.seed + 999
 
     @property
@@ -80,19 +74,20 @@ def steps_in(steps: int, lengths: Iterable[float]) -> list[int]:
     return list(dict.fromkeys(max(1, round(steps*share)) for share in lengths))
 
 
-def plan_text(protocol: Protocol, tasks: Mapping[str, Task], seconds: float, exact: bool = True) -> str:
+def plan_text(protocol: Protocol, tasks: Mapping[str, Task], runs: int, seconds: float, exact: bool = True) -> str:
     "What a race is going to do, in words. Not `exact`: tuning will show how many seeds there are."
     p, lengths = protocol, {nm: ' and '.join(map(str, protocol.steps(tasks[nm]))) for nm in protocol.tasks}
-    seen = detectable(1., p.seeds, p.alpha/p.comparisons, p.power)
+    comparisons = len(p.pairs)*sum(len(p.steps(tasks[nm])) for nm in p.tasks)
+    seen = detectable(1., p.seeds, p.alpha/comparisons, p.power)
     left_out = [nm for nm in tasks if nm not in p.tasks]
     return '\n'.join([
-        f"{'' if exact else 'about '}{p.runs:,} runs, about {words_of(seconds)} in one process on this machine",
+        f"{'' if exact else 'about '}{runs:,} runs, about {words_of(seconds)} in one process on this machine",
         f"rules: {', '.join(p.entrants)} against {', '.join(p.baselines) or 'one another'}, each with {p.trials} "
         f"configurations and {p.seeds if exact else f'about {p.seeds}'} seeds",
         *([] if exact else ["the exact number of seeds follows from how long tuning takes"]),
         f"tasks: {', '.join(f'{nm} ({steps} steps)' for nm, steps in lengths.items())}",
         *([f"left out, to fit the budget: {', '.join(left_out)}"] if left_out else []),
-        f"{p.comparisons} comparisons, with a chance of at most {p.alpha:.0%} of one or more false verdicts in all",
+        f"{comparisons} comparisons, with a chance of at most {p.alpha:.0%} of one or more false verdicts in all",
         f"a difference of {seen:.1f} times its standard deviation between seeds is detected with a chance of "
         f"{p.power:.0%}"])
 

@@ -5,9 +5,10 @@ from typing import Any
 
 from miniai.racing.plan import words_of
 
-__all__ = ['Progress']
+__all__ = ['PAUSE', 'Progress']
 
-TIMES, PAUSE = 10, 2.  # so often a stage is told at most, and seconds between
+TIMES = 10  # so often a stage is told at most
+PAUSE = 2   # seconds between words
 
 
 class Progress:

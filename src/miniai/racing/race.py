@@ -1,22 +1,23 @@
 "A race: plan, tuning, comparison, answer. All runs are in a folder, where other processes and later calls find them."
 import math
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from miniai.device import def_device
-from miniai.environment import machine_facts, version_of
+from miniai.environment import machine_facts
 from miniai.racing.answer import Answer, best_configuration
-from miniai.racing.budget import chosen, measured, seconds_of, seeds_that_fit, typical_seconds
-from miniai.racing.entrants import BASELINES, Entrant, Space, configurations, find_entrant
+from miniai.racing.budget import chosen, measured, planned, seconds_of, seeds_that_fit, typical_seconds
+from miniai.racing.entrants import BASELINES, Entrant, Space, find_entrant
 from miniai.racing.ladder import TASKS, find_task
 from miniai.racing.page import RACE_PAGE, race_page
 from miniai.racing.plan import Protocol, plan_text, seconds_in
 from miniai.racing.progress import Progress
-from miniai.racing.store import Store, digest_of
+from miniai.racing.runs import comparison_runs, device_type, trial_of, tuning_runs
+from miniai.racing.store import Store
 from miniai.racing.tasks import Task, task_digest
 from miniai.racing.trial import own_globals, run_trial
 
@@ -39,7 +40,7 @@ def race(*rules: Any, tasks: Iterable[str | Task] = LADDER, baselines: Iterable[
     named = {nm: task if isinstance(task, str) else '' for nm, task in zip(tasks, given, strict=True)}
     store = Store(out, tell)
     try: plan = _plan(store, tasks, entrants, facts, trials, seeds, budget, tell)
-    except ValueError:
+    except BaseException:
         store.leave()
         raise
     tell(plan['text'])
@@ -99,8 +100,10 @@ def _planned(tasks: dict[str, Task], entrants: dict[str, Entrant], facts: dict[s
     protocol = Protocol(**facts, tasks=tuple(tasks), trials=trials, seeds=seeds) if exact else None
     times = measured(tasks, entrants, facts, measure if exact else limit, tell)
     measuring = time.monotonic() - started
-    protocol = protocol or chosen(limit, facts, tasks, times, measuring)
-    text = plan_text(protocol, tasks, seconds_of(protocol, tasks, times), exact)
+    protocol = protocol or chosen(limit, facts, tasks, entrants, times, measuring)
+    tuning, one_seed = map(len, planned(protocol, tasks, entrants))
+    text = plan_text(protocol, tasks, tuning + protocol.seeds*one_seed, seconds_of(protocol, tasks, entrants, times),
+                     exact)
     return dict(protocol=protocol.as_dict(), text=text, measuring_seconds=measuring,
                 times=[[*key, *value] for key, value in times.items()])
 
@@ -110,7 +113,7 @@ def _plan(store: Store, tasks: dict[str, Task], entrants: dict[str, Entrant], fa
     "The plan of the race in the folder; the first process makes it. ValueError if the folder has another race."
     asked = Protocol(**facts, tasks=tuple(tasks), trials=trials or 1, seeds=seeds or 2).as_dict()
     asked |= dict(trials=trials, seeds=seeds, budget=None if trials else seconds_in(budget),
-                  codes={e.name: e.digest for e in entrants.values()},
+                  device=device_type(), codes={e.name: e.digest for e in entrants.values()},
                   tasks_code=[task_digest(t) for t in tasks.values()])
     with store.lock('plan.lock'):
         plan = store.read('plan.json')
@@ -130,36 +133,26 @@ def _run_all(store: Store, plan: dict[str, Any], tasks: dict[str, Task], entrant
              tell: Callable) -> tuple[Protocol, list[dict]]:
     "The runs of tuning, then those of the comparison, each as plain data with its result; and how many seeds it had."
     protocol, budget = Protocol.from_dict(plan['protocol']), plan['asked']['budget']
-    cells = [(nm, steps, rule) for nm in protocol.tasks for steps in protocol.steps(tasks[nm])
-             for rule in protocol.rules]
-    tuning = [dict(task=nm, steps=steps, rule=rule, tunes=True, config=config, seed=protocol.tuning_seed)
-              for nm, steps, rule in cells
-              for config in configurations(entrants[rule].space, protocol.trials)]
-    times = {(nm, rule): (fixed, step) for nm, rule, fixed, step in plan['times']}
-    expected = {(nm, steps, rule): times[nm, rule][0] + steps*times[nm, rule][1] for nm, steps, rule in cells}
-    tuned = _results(store, tuning, tasks, entrants, 'tuning', expected, tell)
-    if budget: protocol = replace(protocol, seeds=seeds_that_fit(budget, plan['measuring_seconds'], tuned))
-    comparison = [dict(task=nm, steps=steps, rule=rule, tunes=False, seed=seed,
-                       config=best_configuration(tuned, nm, steps, rule))
-                  for nm, steps, rule in cells for seed in protocol.comparison_seeds]
-    return protocol, tuned + _results(store, comparison, tasks, entrants, 'comparison', typical_seconds(tuned), tell)
+    expected = {(nm, steps, rule): fixed + steps*step for nm, rule, fixed, step in plan['times'] if nm in protocol.tasks
+                for steps in protocol.steps(tasks[nm])}
+    tuned = _results(store, tuning_runs(protocol, tasks, entrants), tasks, entrants, 'tuning', expected, tell)
+    comparison = partial(comparison_runs, protocol, tasks, entrants, partial(best_configuration, tuned))
+    if budget: protocol = replace(protocol, seeds=seeds_that_fit(budget, plan['measuring_seconds'], tuned,
+                                                                 comparison(protocol.comparison_seeds[:1])))
+    return protocol, tuned + _results(store, comparison(protocol.comparison_seeds), tasks, entrants, 'comparison',
+                                      typical_seconds(tuned), tell)
 
 
 def _results(store: Store, runs: list[dict], tasks: dict[str, Task], entrants: dict[str, Entrant], stage: str,
              expected: Mapping[tuple, float], tell: Callable) -> list[dict]:
     "The runs with their results. `expected` has their expected seconds by task, steps and rule."
-    versions = [version_of('miniai-torch'), version_of('torch'), platform.python_version()]
-    codes = {nm: task_digest(tasks[nm]) for nm in {run['task'] for run in runs}}
-    digests = {e.name: e.digest for e in entrants.values()}
-    trials = [run | dict(rule=digests[run['rule']], code=codes[run['task']], versions=versions) for run in runs]
     by_digest = {e.digest: e for e in entrants.values()}
     def execute(trial: dict) -> dict:
         return run_trial(tasks[trial['task']], by_digest[trial['rule']], trial['config'], trial['seed'], trial['steps'],
                          trial['tunes'])
-    seconds = {digest_of(trial): expected[run['task'], run['steps'], run['rule']]
-               for run, trial in zip(runs, trials, strict=True)}
-    results = store.results(trials, execute, Progress(stage, seconds, tell))
-    return [run | dict(result=result) for run, result in zip(runs, results, strict=True)]
+    seconds = {r['trial']: expected[r['task'], r['steps'], r['rule']] for r in runs}
+    results = store.results([trial_of(r, tasks, entrants) for r in runs], execute, Progress(stage, seconds, tell))
+    return [r | dict(result=result) for r, result in zip(runs, results, strict=True)]
 
 
 def _plain(space: Space) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 "One trial: a task trained by a rule with a configuration, a seed and a length, as plain data. Failures are results."
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -22,7 +23,7 @@ from miniai.racing.tasks import Parts, Task, TaskError
 from miniai.randomness import random_states, set_random_states, set_seed
 from miniai.steps.schedule import BatchSchedCB
 
-__all__ = ['POINTS', 'own_globals', 'run_trial']
+__all__ = ['POINTS', 'check_task', 'own_globals', 'run_trial']
 
 DIVERGED = 100  # times the figure before training
 POINTS = 8  # of the curve of a run: validations that are evenly spaced, the last one at its end
@@ -37,10 +38,11 @@ def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, s
     if the task fails before the rule has done anything."""
     with own_globals(seed):
         started, every = time.perf_counter(), max(1, -(-steps//POINTS))
-        parts, model, held_out, start = _begun(task, seed, tunes)
-        out = dict(start=start, final=None, failed=None)
+        held_out = 'tuning' if tunes else 'valid'
+        parts, model, figures = _begun(task, seed, [held_out])
+        out = dict(start=_plain(figures[held_out]), final=None, failed=None)
         build = partial(entrant.build, **{nm: v for nm, v in config.items() if nm != 'lr'})
-        learn = _learner(task, model, parts, held_out, [BatchSchedCB(warmup_cosine())],
+        learn = _learner(task, model, parts.train, getattr(parts, held_out), [BatchSchedCB(warmup_cosine())],
                          lambda params, lr: build(params, lr=lr))
         if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
         _reseed(seed)
@@ -51,24 +53,44 @@ def run_trial(task: Task, entrant: Entrant, config: dict[str, Any], seed: int, s
             else: out['final'] = float(figure)
         except NonFiniteLossError as e: out['failed'] = f'diverged: {e}'
         except (Exception, SystemExit) as e: out['failed'] = f'{type(e).__name__}: {e}'
+        except KeyboardInterrupt as e:  # perhaps because a rule never ends its step
+            e.add_note(f'in a run of {entrant.name} on {task.name}')
+            raise
         return out | _costs(learn, steps, every) | dict(wall_seconds=round(time.perf_counter() - started, 4))
 
 
-def _begun(task: Task, seed: int, tunes: bool) -> tuple[Parts, nn.Module, Any, float | None]:
-    "The parts of the task, its model, the part for the curve, and the figure on it before training."
+def check_task(task: Task) -> None:
+    """Compute the figures of an untrained model on all parts, so that no rule pays for a task that is broken. TaskError
+    if that raises, or if one is not a finite number."""
+    with own_globals(0):
+        for nm, figure in _begun(task, 0, Parts._fields)[2].items():
+            if not math.isfinite(figure): raise TaskError(f"the task {task.name} fails before training: the figure on "
+                                                          f"its part {nm} is {figure}, which is no finite number")
+
+
+def _begun(task: Task, seed: int, names: Sequence[str]) -> tuple[Parts, nn.Module, dict[str, float]]:
+    "The parts of the task, its model, and the figures before training on parts: for training, the loss of a batch."
+    where = ''
     try:
-        parts, model = task.dls(seed), task.model(seed).to(def_device)
-        held_out = parts.tuning if tunes else parts.valid
-        return parts, model, held_out, _plain(_learner(task, model, parts, held_out).evaluate()['figure'])
+        parts, model, figures = Parts(*task.dls(seed)), task.model(seed).to(def_device), {}
+        for nm in names:
+            where, of, train, held_out = f', on its part {nm}', task, parts.train, getattr(parts, nm)
+            if isinstance(held_out, Iterator) and nm in ('tuning', 'valid'):
+                raise TypeError(f'{type(held_out).__name__} can be read once only, and this part is read many times')
+            if nm == 'train':
+                of = replace(task, figure=None)
+                train = held_out = [next(iter(train))]
+            figures[nm] = float(_learner(of, model, train, held_out).evaluate()['figure'])
+        return parts, model, figures
     except Exception as e:
-        raise TaskError(f"the task {task.name} fails before training: {type(e).__name__}: {e}") from e
+        raise TaskError(f"the task {task.name} fails before training{where}: {type(e).__name__}: {e}") from e
 
 
-def _learner(task: Task, model: nn.Module, parts: Parts, held_out: Any, cbs: list | None = None,
+def _learner(task: Task, model: nn.Module, train: Any, held_out: Any, cbs: list | None = None,
              opt_func: Any = None) -> TrainLearner:
     metrics = MetricsCB(figure=Whole(task.figure or task.loss))
     metrics._log = lambda row: None
-    return TrainLearner(model, DataLoaders(parts.train, held_out), task.loss, None, [DeviceCB(), metrics, *(cbs or ())],
+    return TrainLearner(model, DataLoaders(train, held_out), task.loss, None, [DeviceCB(), metrics, *(cbs or ())],
                         opt_func)
 
 
