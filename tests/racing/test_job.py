@@ -79,4 +79,4 @@ def test_a_race_that_is_stopped_says_in_which_run(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(races.FailsLater, 'step', hangs)
     with pytest.raises(SystemExit, match='130'):
         main(['race', 'races:FailsLater', '--task', 'races:tiny', '--out', str(tmp_path/'race')])
-    assert capsys.readouterr().err == 'stopped in a run of FailsLater on tiny\n'
+    assert capsys.readouterr().err == 'stopped in a run of FailsLater on tiny (the same command continues the race)\n'

@@ -114,7 +114,8 @@ class Answer:
                                     f"{sum(not r['tunes'] for r in failed)} of the comparison failed, and count as the "
                                     f"worst; the first: {_sentence(failed[0]['result']['failed'])}")
             notes += self._at_the_end(nm)
-        tasks = ''.join(f'the task {nm}, ' for nm in self.record.get('left_out', ()))
+        left = self.record.get('left_out', ())
+        tasks = f"the task{'s'*(len(left) > 1)} {', '.join(left)}; " if left else ''
         notes.append(f"not tested: {tasks}other schedules, batch sizes and lengths")
         if any(0 < c['more_seeds'] < 1000 for c in self.comparisons):
             notes.append("a number of more seeds assumes that the difference seen is the true one; make them a new "

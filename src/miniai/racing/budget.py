@@ -18,20 +18,20 @@ __all__ = ['chosen', 'measured', 'planned', 'seconds_of', 'seeds_that_fit', 'typ
 
 TRIALS, SEEDS = 4, 8  # of the smallest race that is planned for a budget: fewer seeds tell next to nothing apart
 MARGIN = 0.92  # of a budget is planned for: a process has to start, and machines are slower at times
+MEASURING = 0.2  # of a budget may pass before the last task is measured
 Times = Mapping[tuple[str, str], tuple[float, float]]  # by task and rule: seconds of a run, and of each step
 
 
 def measured(tasks: Tasks, entrants: Entrants, facts: Mapping[str, Any], budget: float = math.inf,
              tell: Callable[[str], Any] = lambda text: None) -> Times:
     """Seconds that a run takes whatever its length, and those of each step, from two short runs of each rule. Once
-    it is clear that a task cannot fit into `budget` seconds, the rules that are left are taken to be as quick.
-    ValueError if measuring takes longer than a budget above 0, TaskError for a task that is broken."""
+    it is clear that a task cannot fit into `budget` seconds, the rules that are left are taken to be as quick. Tasks
+    whose turn does not come within a fifth of a budget above 0 are left out. TaskError for a task that is broken."""
     times, started = {}, time.monotonic()
     said = started
     for task in tasks.values():
         now = time.monotonic()
-        if 0 < budget < now - started: raise ValueError(
-            f"a budget of {words_of(budget)} is too small: measuring how long runs take has already taken longer")
+        if times and 0 < MEASURING*budget < now - started: break
         if now - said > PAUSE:
             tell(f'measuring how long runs take: {task.name}')
             said = now
@@ -80,10 +80,10 @@ def _least(facts: Mapping[str, Any], *tasks: str) -> Protocol:
 
 def chosen(budget: float, facts: Mapping[str, Any], tasks: Tasks, entrants: Entrants, times: Times,
            measuring: float = 0.) -> Protocol:
-    """The race for `budget` seconds, of which `measuring` are over: all tasks, or without the slowest if not even a
-    small race on all fits; as many trials as take half of the time or less; and as many seeds as will probably fit into
-    the rest. ValueError if nothing fits."""
-    room = MARGIN*budget - measuring
+    """The race for `budget` seconds, of which `measuring` are over: all measured tasks, or without the slowest if not
+    even a small race on all fits; as many trials as take half of the time or less; and as many seeds as will probably
+    fit into the rest. ValueError if nothing fits."""
+    room, tasks = MARGIN*budget - measuring, {nm: tasks[nm] for nm in tasks if any(nm == task for task, _ in times)}
     quickest = sorted(tasks, key=lambda nm: seconds_of(_least(facts, nm), tasks, entrants, times))
     def least(k: int) -> Protocol: return _least(facts, *(nm for nm in tasks if nm in quickest[:k]))
     def takes(k: int, n: int = TRIALS) -> float:

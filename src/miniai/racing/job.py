@@ -70,7 +70,10 @@ def _run(config: RaceConfig) -> None:
     tell = partial(print, flush=True)
     if config.plan: print(plan_race(*config.rules, **options, tell=tell))
     else:
-        print(race(*config.rules, **options, out=config.out, tell=tell))
+        try: print(race(*config.rules, **options, out=config.out, tell=tell))
+        except KeyboardInterrupt as e:
+            e.add_note('(the same command continues the race)')
+            raise
         print(f'race: {config.out}/race.html, race.md and race.json')
 
 
