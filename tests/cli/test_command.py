@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from miniai import cli
 from miniai.checkpoint import CheckpointError, save
+from miniai.cli import command as cli
 from miniai.cli import main
 from miniai.data import fmnist
 from miniai.inference.model_file import load
@@ -24,6 +24,7 @@ from miniai.jobs import prove
 from miniai.jobs import train as job
 from miniai.jobs.config import TrainConfig
 from miniai.resume.prove import Proof
+from recorded import write_run
 from screen import Screen, environment, in_terminals
 from tiny import RUN_FILES, colors, files, history, run, write_tiny
 
@@ -296,6 +297,33 @@ def test_ctrl_c_exits_with_130_and_one_line(here, capsys, monkeypatch):
     monkeypatch.setattr(job, 'build_model', stop)
     assert run('train', *QUICK) == 130
     assert complaint(capsys) == 'stopped\n'
+
+
+def test_ctrl_c_exits_with_130_from_a_report_too_and_leaves_the_old_one(here, capsys, monkeypatch):
+    folder = write_run(here/'run')
+    assert run('report', str(folder)) == 0
+    before = (folder/'report.html').read_bytes()
+    def stop(self, *args, **options):
+        Path.write_bytes(self, b'half')
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Path, 'write_text', stop)
+    for args in (('report', str(folder)), ('report', str(folder), '--out', str(folder/'report.html'))):
+        assert run(*args) == 130
+        assert complaint(capsys) == 'stopped\n'
+        assert (folder/'report.html').read_bytes() == before
+        assert not [*folder.glob('.*')]
+
+
+def test_a_report_is_the_same_with_and_without_options_and_says_what_is_wrong(here, capsys):
+    folder = write_run(here/'run')
+    pages = []
+    for args in ([], ['--out', str(folder)]):
+        assert run('report', str(folder), *args) == 0
+        assert capsys.readouterr().out == f'{folder}/report.html\n'
+        pages.append((folder/'report.html').read_text())
+    assert re.sub('written.*', '', pages[0]) == re.sub('written.*', '', pages[1])
+    assert run('report', 'no-such-run') == 1
+    assert 'no-such-run is not the folder of a run' in complaint(capsys)
 
 
 @pytest.mark.parametrize('out', ['my run', 'runs/{time}-{job}'])
