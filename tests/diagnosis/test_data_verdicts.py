@@ -60,6 +60,28 @@ def test_leaked_samples_are_found_also_if_training_repeats_samples():
     assert verdict(found, 'validation data in training').value == pytest.approx(0.25)
 
 
+def repeated_then_split(x, y):
+    "Loaders of data that were repeated three times, shuffled, and then split."
+    order = torch.randperm(3*len(x), generator=torch.Generator().manual_seed(1))
+    x, y = x.repeat(3, *[1]*(x.ndim - 1))[order]/2, y.repeat(3)[order]
+    n = 4*len(x)//5//32*32
+    return loaders(x[:n], y[:n], valid=[(2*a, b) for a, b in in_batches(x[n:], y[n:])])
+
+
+def test_samples_that_were_repeated_before_they_were_split_are_found():
+    found = verdict(check_up(dls=repeated_then_split(X[:160], Y[:160])), 'validation data in training')
+    assert found.value > 0.9  # of 160 rows with three copies each, 0.2**3 are only in validation
+
+
+@pytest.mark.parametrize(('values', 'found'), [(8, True), (2, False)], ids=['pictures', 'letters as one-hot vectors'])
+def test_pictures_are_not_equal_by_chance_and_letters_are(values, found):
+    g = torch.Generator().manual_seed(2)
+    x = torch.randint(0, values, (160, 4, 3), generator=g).float()
+    health = check_up(nn.Sequential(nn.Flatten(), net()), repeated_then_split(x, Y[:160]))
+    assert ('validation data in training' in names(health)) is found
+    assert 'validation data in training' in health.checked
+
+
 def test_samples_that_are_often_equal_by_chance_are_no_leak():
     g = torch.Generator().manual_seed(1)
     x = torch.randint(0, 2, (448, 6), generator=g).float().repeat(1, 2)  # 64 different ones

@@ -68,6 +68,7 @@ def validation_data_in_training(f: Facts, limit: float) -> Found:
     seen = min(1., o['train']*repeats[0]['seen']/repeats[0]['different']/n) if n else 1.
     share = min(1., o['shared']/o['valid']/seen)
     usual = repeats[0]['seen']*min(2*r['pairs']/r['seen']**2 for r in repeats)  # chance repeats rows of both loaders
+    if f.data.get('unique'): usual = 0.  # pictures, signals and numbers were repeated before they were split
     return [dict(value=share, certain='sure' if share > 0.2 else 'likely', since=0,
                  says=f"About {percent(share)} of the validation samples are training samples too: {o['shared']} of "
                       f"{o['valid']} that were compared with {o['train']}.",

@@ -14,7 +14,7 @@ from miniai.diagnosis.layer_watch import part_of, read
 from miniai.diagnosis.verdict import mean_of
 from miniai.metrics.batch import batch_size, n_inputs, target_slice
 
-__all__ = ['DataWatch', 'find_task', 'neighbors', 'scores_of', 'targets_of']
+__all__ = ['DataWatch', 'find_task', 'differ_by_nature', 'neighbors', 'scores_of', 'targets_of']
 
 COLUMNS, NEIGHBORS, ROWS, MOST_ROWS = 128, 512, 256, 1 << 17  # ROWS of a batch are compared with others
 CODES = torch.randint(-2**62, 2**62, (COLUMNS,), generator=torch.Generator().manual_seed(1))
@@ -27,6 +27,7 @@ class DataWatch:
         self._rows, self._valid, self._repeats, self._valid_repeats = set(), set(), _Repeats(), _Repeats()
         self._inputs, self._targets, self._kept, self._variety = [], [], 0, []
         self._sums, self._validated, self._earlier = torch.zeros(3, dtype=torch.float64), False, {}
+        self._signals = False
 
     def take_over(self, found: dict[str, Any]) -> None:
         "What an earlier part of a run that resumes has found in its first passes, as in `summary`."
@@ -109,18 +110,20 @@ class DataWatch:
 
     def _keep(self, x: Tensor, targets: Tensor) -> None:
         if self._kept >= NEIGHBORS or len(x) != len(targets) or not (x.is_floating_point() and x.ndim > 1): return
-        rows = x.detach().flatten(1)
+        self._signals, rows = x.ndim > 2, x.detach().flatten(1)
         self._inputs.append(rows[:, ::max(1, rows.shape[1]//256)].float().cpu())
         self._targets.append(targets.detach().reshape(len(targets), -1)[:, 0].cpu())
         self._kept += len(x)
 
     def finish_pass(self, training: bool) -> None:
-        "At the end of a pass over training data: what nearest neighbors say about rows seen so far."
+        """At the end of a pass over training data: whether rows can be equal by chance, and what nearest neighbors say
+        about rows seen so far."""
         if not training: self._validated = True
         if not training or self._kept < 64 or 'neighbors' in self.facts: return
         shapes = {x.shape[1] for x in self._inputs}
         if len(shapes) > 1 or self.facts.get('task') not in ('classes', 'numbers'): return
         x, y = torch.cat(self._inputs)[:NEIGHBORS], torch.cat(self._targets)[:NEIGHBORS]
+        self.facts['unique'] = differ_by_nature(x, self._signals)
         self.facts['neighbors'] = neighbors(x, y, self.facts['task'])
         self._inputs, self._targets = [], []
 
@@ -212,6 +215,14 @@ def find_task(learn: Any) -> dict[str, Any]:
     loss = float(learn.loss.detach() if isinstance(learn.loss, Tensor) else learn.loss)
     return next((dict(task=task, outputs=p.shape[1] if p.ndim > 1 else 1) for task, x, tolerance in found
                  if math.isfinite(loss) and abs(float(x) - loss) <= tolerance*(abs(loss) + 0.1)), {})
+
+
+def differ_by_nature(x: Tensor, signals: bool) -> bool:
+    """Whether rows are equal only if one is a copy of another, unlike rows of categories and text: two columns have as
+    many values as half of the rows that differ, or, in pictures and signals, more than four."""
+    rows = x.unique(dim=0)
+    values = 1 + (rows.sort(0).values.diff(dim=0) != 0).sum(0)
+    return int((values > (4 if signals else len(rows)/2)).sum()) > 1
 
 
 def neighbors(x: Tensor, y: Tensor, task: str) -> dict[str, float]:
