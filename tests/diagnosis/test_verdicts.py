@@ -30,6 +30,31 @@ def test_a_layer_whose_units_are_all_0_is_dead(healthy):
     assert found.says == '3: 100 % of the units are 0 for every sample since batch 0.'
 
 
+class Functional(nn.Module):
+    "A network whose activations are functions: a bias of -20 makes the units after a layer dead."
+    def __init__(self, dead=None, conv=False):
+        super().__init__()
+        torch.manual_seed(3)
+        make = (lambda a, b: nn.Conv1d(a, b, 1)) if conv else nn.Linear
+        self.a, self.b, self.c, self.conv = make(1 if conv else 12, 16), make(16, 16), nn.Linear(16, 4), conv
+        if dead: nn.init.constant_(getattr(self, dead).bias, -20.)
+
+    def forward(self, x):
+        x = F.relu(self.b(F.relu(self.a(x[:, None] if self.conv else x))))
+        return self.c(x.mean(-1) if self.conv else x)
+
+
+@pytest.mark.parametrize('conv', [False, True])
+def test_units_of_functions_are_seen_as_the_inputs_of_the_next_layer(conv):
+    x, y = blobs()
+    x[:, :8] = 0.  # as the border of pictures
+    assert 'dead layer' not in names(check_up(Functional(conv=conv), loaders(x/2, y), epochs=12))
+    for dead, where in dict(a='b', b='c').items():
+        found = verdict(check_up(Functional(dead, conv)), 'dead layer')
+        assert (found.where, found.value, found.since) == (where, 1., 0)
+        assert found.says == f'{where}: 100 % of the inputs are 0 for every sample since batch 0.'
+
+
 def test_a_layer_at_the_flat_ends_of_tanh_is_saturated():
     model = net(nn.Tanh)
     model[0].weight.data.mul_(100)

@@ -41,13 +41,15 @@ def read(values: list[Tensor]) -> list[float]:
 
 class LayerWatch:
     """Mean, deviation, share near zero and saturated of the outputs of activation functions, linear layers and
-    convolutions, the norm of their gradient, the share of `dead` units, which were 0 in the last three looks; and how
-    far the running mean (`shift`, in deviations) and variance (`stretch`, logarithm) of batch norms are from those of
+    convolutions, the norm of their gradient, the share of `dead` units, which were 0 in the last three looks; in a
+    model without modules for activations, which has functions such as F.relu, the share of `dead` inputs; and how far
+    the running mean (`shift`, in deviations) and variance (`stretch`, logarithm) of batch norms are from those of
     the batch. Between `start` and `stop` it listens to forward passes."""
     def __init__(self, model: nn.Module) -> None:
         found = [(nm.removeprefix('module.'), m) for nm, m in model.named_modules() if isinstance(m, WATCHED)]
         every = math.ceil(len(found)/MOST_LAYERS) or 1
         self.layers = dict(found[::every])
+        self._functional = not any(isinstance(m, (*ZEROING, *LEAKY, *BOUNDS)) for m in self.layers.values())
         self._channels_first = any(isinstance(m, nn.Conv1d | nn.ConvTranspose1d) for m in model.modules())
         self._hooks, self._silent, self.values, self.clock, self.failure = None, {}, {}, None, None
 
@@ -88,6 +90,7 @@ class LayerWatch:
             v['mean'], v['std'], histogram = tally(piece)
             if isinstance(mod, ZEROING): self._find_zeros(name, mod, v, part_of(x, MOST_FOR_UNITS))
             else: v['near_zero'] = histogram[0]/piece.numel()
+            if self._functional: self._find_dead_inputs(name, v, first_tensor(inp))
             if type(mod) in BOUNDS: v['saturated'] = _at_bounds(piece, *BOUNDS[type(mod)])
             if x.requires_grad: x.register_hook(partial(self._without_harm, self._gradient, v))
 
@@ -100,8 +103,16 @@ class LayerWatch:
     def _find_zeros(self, name: str, mod: nn.Module, v: dict, x: Tensor) -> None:
         zero = x == 0 if isinstance(mod, nn.ReLU | nn.ReLU6) else x.abs() < 1e-4
         v['near_zero'] = zero.count_nonzero()/x.numel()
-        if x.ndim < 2: return
-        axis = x.ndim - 1 if x.ndim == 3 and not self._channels_first else 1
+        self._find_dead(name, v, zero)
+
+    def _find_dead_inputs(self, name: str, v: dict, x: Tensor | None) -> None:
+        "Those of hidden layers: what comes from data has no gradient, and may have a border of zeros."
+        if x is not None and x.requires_grad and _has_numbers(x):
+            self._find_dead(name, v, part_of(x, MOST_FOR_UNITS) == 0)
+
+    def _find_dead(self, name: str, v: dict, zero: Tensor) -> None:
+        if zero.ndim < 2: return
+        axis = 2 if zero.ndim == 3 and not self._channels_first else 1
         silent = zero.movedim(axis, 0).flatten(1).all(1)
         looks = [*self._silent.get(name, ())[-2:], silent]
         if looks[0].shape == silent.shape: v['dead'] = torch.stack(looks).all(0).float().mean()

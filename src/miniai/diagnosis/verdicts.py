@@ -44,17 +44,22 @@ def saturated_layer(f: Facts, limit: float) -> Found:
 
 
 def _in_layers(f: Facts, found: dict[str, float], figure: str, limit: float, what: str, do: str) -> list[dict]:
-    "A verdict for each layer whose value is above the limit."
+    "A verdict for each layer whose value is above the limit. Of those with weights the inputs were watched."
     bad = {nm: x for nm, x in found.items() if x >= limit}
     since = {nm: since_when(f, f.layers[nm][figure], lambda x: x >= limit) for nm in bad}
+    words = {nm: what.replace('units', 'inputs') if _has_weights(f.layers[nm]) else what for nm in bad}
     return [dict(where=nm, value=x, since=since[nm], do=do, certain='sure' if x >= 0.9 else 'likely',
-                 says=f"{nm or 'the model'}: {percent(x)} {what} since batch {since[nm]}.") for nm, x in bad.items()]
+                 says=f"{nm or 'the model'}: {percent(x)} {words[nm]} since batch {since[nm]}.")
+            for nm, x in bad.items()]
+
+
+def _has_weights(layer: dict[str, Any]) -> bool: return 'Linear' in layer['kind'] or 'Conv' in layer['kind']
 
 
 def _gradient_profile(f: Facts) -> tuple[str, float, str, float] | None:
     "The first and the last layer of a kind, each with the median norm of its gradient in the last samples."
     layers = {nm: v for nm, v in f.layers.items() if known(v['gradient'])}
-    acts = [nm for nm, v in layers.items() if 'Linear' not in v['kind'] and 'Conv' not in v['kind']]
+    acts = [nm for nm, v in layers.items() if not _has_weights(v)]
     names = acts if len(acts) >= 3 else [] if f.setup.get('has_norms', True) else list(layers)
     if len(names) < 3: return None
     first, end = names[0], names[-1]
