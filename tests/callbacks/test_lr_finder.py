@@ -11,7 +11,7 @@ from torch import nn, optim
 from miniai.activations import ActivationStats
 from miniai.callbacks.lr_finder import suggest_lr
 from miniai.datasets import DataLoaders
-from miniai.learner import LRFinderCB, MetricsCB, ProgressCB, lr_find
+from miniai.learner import LRFinderCB, MetricsCB, ProgressCB, TrainLearner, lr_find
 from miniai.sgd import BatchSchedCB
 from small import Heard, batches, copied, equal, everything, hooks_on, learner, raising, same, weights
 
@@ -283,3 +283,15 @@ def test_a_doubt_is_printed(capsys):
     rate = learner(Losses(lambda i: 3 - i/50), dls=many()).lr_find(max_epochs=1)
     said = capsys.readouterr().out
     assert said.startswith(f'lr_find: do not rely on {rate:.2g}: the loss still fell at the last rate; allow more')
+
+
+@pytest.mark.filterwarnings('ignore:Detected call of `lr_scheduler.step')  # by torch, of the same mistake
+@pytest.mark.parametrize('losses', [lambda i: 2., lambda i: 1.2**i], ids=['flat', 'rising'])
+def test_phases_that_make_no_step_are_an_error(losses):
+    class Still(TrainLearner):
+        def get_loss(self):
+            super().get_loss()
+            self.loss = self.loss*0 + losses(self.iter)
+        def step(self): pass
+    with pytest.raises(RuntimeError, match=r'the optimizer made no step in \d+ batches'):
+        learner(cls=Still, dls=many(), opt_func=optim.SGD).lr_find()

@@ -49,6 +49,7 @@ class LRFinderCB(Callback):
             raise TypeError(f"LRFinderCB changes the learning rate of a torch.optim.Optimizer, and learn.opt is a "
                             f"{type(learn.opt).__name__}: use an optimizer of torch.optim or miniai.optim")
         self.sched = torch.optim.lr_scheduler.ExponentialLR(learn.opt, self.gamma) if trains else None
+        if trains: learn.opt._opt_called = False  # torch's scheduler notes there whether it has stepped
 
     def after_batch(self, learn: Any) -> None:
         if not learn.model.training: raise CancelEpochException()
@@ -57,8 +58,17 @@ class LRFinderCB(Callback):
         self.lrs.append(float(learn.opt.param_groups[0]['lr']))
         self.losses.append(loss)
         self.best = min(self.best, sum(self.losses[-self.average:])/len(self.losses[-self.average:]))
-        if not math.isfinite(loss) or self._too_high(loss): raise CancelFitException()
+        ends = not math.isfinite(loss) or self._too_high(loss)
+        if ends or len(self.losses) == 20: self._check_steps(learn)
+        if ends: raise CancelFitException()
         self.sched.step()
+
+    def after_fit(self, learn: Any) -> None: self._check_steps(learn)
+
+    def _check_steps(self, learn: Any) -> None:
+        if self.losses and not learn.opt._opt_called:
+            raise RuntimeError(f"LRFinderCB: the optimizer made no step in {len(self.losses)} batches, so that no "
+                               f"learning rate can be found: call learn.opt.step() in the `step` phase")
 
     def cleanup_fit(self, learn: Any) -> None:
         if self._was_dry_run is None: return
