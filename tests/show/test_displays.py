@@ -1,4 +1,5 @@
 "The three displays, each where it lives: a pseudo-terminal, a notebook kernel, and a pipe."
+import io
 import re
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import pytest
 
-from miniai.show.displays import NotebookDisplay, PlainDisplay, TerminalDisplay, best_display, draw_curves
+from miniai.show import displays
+from miniai.show.displays import NotebookDisplay, PlainDisplay, TerminalDisplay, best_display, draw_curves, say
 from screen import Screen, in_notebook, in_terminals
 
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -175,14 +177,6 @@ def test_no_color_means_no_colour_codes(terminals):
     assert '\x1b[32m' in terminals['coloured', 60]
 
 
-def test_a_row_wider_than_the_terminal_is_cut(monkeypatch, capsys):
-    monkeypatch.setenv('COLUMNS', '20')
-    TerminalDisplay().row({f'metric{i}': '0.123' for i in range(9)})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert all(len(line) == 19 for line in lines)
-
-
 def test_columns_are_as_wide_as_their_first_cells(monkeypatch, capsys):
     monkeypatch.setenv('COLUMNS', '80')
     display = TerminalDisplay()
@@ -344,3 +338,25 @@ def test_pyplots_figures_are_left_alone():
 
 def test_every_curve_needs_a_label():
     with pytest.raises(ValueError, match='zip'): draw_curves([([0], [1.])], ['a', 'b'])
+
+
+def test_in_a_narrow_terminal_no_word_is_cut_and_a_wide_row_is_a_text(monkeypatch):
+    monkeypatch.setenv('COLUMNS', '40')
+    file = io.StringIO()
+    display = TerminalDisplay(file)
+    display.row(dict(epoch='1', loss='0.25'))
+    display.row(dict(epoch='1', phase='train', accuracy='0.75', loss='0.25', top_five_accuracy='0.5', seconds='12.3'))
+    display.text('results in /a/path/that/is/longer/than/the/terminal/is-wide')
+    assert file.getvalue().splitlines() == [
+        'epoch   loss', '    1   0.25', 'epoch 1  phase train  accuracy 0.75', '  loss 0.25  top_five_accuracy 0.5',
+        '  seconds 12.3', 'results in', '  /a/path/that/is/longer/than/the/terminal/is-wide']
+
+
+def test_what_is_said_is_wrapped_in_a_terminal_and_printed_elsewhere(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '20')
+    text = 'some words in a line that is long'
+    say(text)
+    assert capsys.readouterr().out == f'{text}\n'
+    monkeypatch.setattr(displays, 'best_display', lambda: TerminalDisplay())
+    say(text)
+    assert capsys.readouterr().out == 'some words in a\n  line that is long\n'

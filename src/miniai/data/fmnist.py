@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from miniai.data.loaders import DataLoaders
+from miniai.show.displays import say
 
 __all__ = ['DataError', 'ImageSet', 'fashion_mnist', 'image_loaders', 'read_idx', 'CLASSES', 'MEAN', 'STD']
 
@@ -52,7 +53,7 @@ def fashion_mnist(folder: str | Path | None = None, source: str | None = None, q
         raise ValueError(f"source must be 'hub', 'sample' or None, got {source!r}")
     if source and folder: raise ValueError(f"give folder or source, not both: {folder=}, {source=}")
     data = _from_hub() if source == 'hub' else _from_folder(*_find_folder(folder, source))
-    if not quiet: print(data)
+    if not quiet: say(str(data))
     return data
 
 

@@ -11,6 +11,7 @@ from miniai.distributed.ranks import world
 from miniai.jobs.config import ConfigError, JobConfig, column_names
 from miniai.jobs.registry import DATA
 from miniai.models.by_name import function_at
+from miniai.show.displays import say
 
 __all__ = ['build_data', 'columns_of']
 
@@ -46,7 +47,7 @@ def _loaders(config: JobConfig) -> DataLoaders:
         try: dls = _described(config, word, path)
         except (ConfigError, PictureError, TableError): raise
         except ValueError as e: raise ConfigError(str(e)) from e  # of an option's value
-    print(dls)
+    say(str(dls))
     return dls
 
 

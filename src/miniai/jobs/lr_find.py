@@ -9,6 +9,7 @@ from miniai.jobs.data import build_data
 from miniai.jobs.processes import join
 from miniai.jobs.run_folder import RunFolder, as_json
 from miniai.learner import Learner, LRFinderCB, ProgressCB
+from miniai.show.displays import say
 
 __all__ = ['lr_find_job']
 
@@ -27,8 +28,8 @@ def lr_find_job(config: LRFindConfig) -> float | None:
     auto = auto_lr(config.optimizer, config.schedule)
     finder = _searched(learn, LRFinderCB(), folder, auto)
     if finder.ended_early: finder = _searched(learn, finder.more_patient(), folder, auto)
-    print(_report(config, finder.suggestions, auto))
-    print(f'curve: {folder.path}/lr_find.png')
+    say(_report(config, finder.suggestions, auto))
+    say(f'curve: {folder.path}/lr_find.png')
     return finder.suggestion
 
 

@@ -27,6 +27,7 @@ from miniai.jobs.tracking import Tracking
 from miniai.learner import Learner, MetricsCB
 from miniai.resume.checkpoint import CheckpointCB
 from miniai.sgd import BatchSchedCB
+from miniai.show.displays import say
 
 __all__ = ['train', 'build_learner']
 
@@ -47,7 +48,7 @@ def _train(config: TrainConfig, lines: JSONLines) -> Learner:
     config = _restarted(config)
     old = RunFolder.find(config.out, 'train') if config.resume else None
     if old:
-        print(f'resuming {old.path}')
+        say(f'resuming {old.path}')
         config = config.for_resume(TrainConfig.from_toml(old.path/'config.toml'))
     config, device = join(config)
     dls = build_data(config)
@@ -74,8 +75,8 @@ def _train(config: TrainConfig, lines: JSONLines) -> Learner:
     learn = build_learner(config, dls, cbs, model, opt_func)
     size = sum(p.numel() for p in model.parameters())
     lines.start(folder.path, dict(config=asdict(config), parameters=size, device=device, batches=len(dls.train)))
-    print(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '
-          f'lr {config.lr:g}; {placed(config, device)}')
+    say(f'{config.model} model, {size:,} parameters; {config.optimizer}, {config.schedule}, '
+        f'lr {config.lr:g}; {placed(config, device)}')
     started, how = time.perf_counter(), 'stopped'
     try:
         learn.fit(config.epochs, resume=config.resume)
@@ -89,7 +90,7 @@ def _train(config: TrainConfig, lines: JSONLines) -> Learner:
             finally:
                 tracking.finish()
                 write_page(folder)
-                print(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
+                say(f'{how} after {time.perf_counter() - started:.1f} s; results in {folder.path}')
         if signalled and is_first(): print(f'to continue: {_resuming(config, folder.path)}', file=sys.stderr)
     return learn
 
@@ -114,7 +115,7 @@ class AcceptedCB(Callback):
     def __init__(self, then: Callable[[], None]) -> None: self.then, self.done = then, False
 
     def before_fit(self, learn: Any) -> None:
-        if not learn.epochs: print(f'nothing to train: all {learn.n_epochs} epochs are done')
+        if not learn.epochs: say(f'nothing to train: all {learn.n_epochs} epochs are done')
         if not self.done: self.accept()
 
     def accept(self) -> None:

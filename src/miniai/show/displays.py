@@ -11,7 +11,7 @@ from typing import TextIO
 from miniai.distributed.ranks import is_first
 from miniai.show.sparkline import sparkline
 
-__all__ = ['PlainDisplay', 'TerminalDisplay', 'NotebookDisplay', 'best_display', 'draw_curves']
+__all__ = ['PlainDisplay', 'TerminalDisplay', 'NotebookDisplay', 'best_display', 'draw_curves', 'say']
 
 Curves = Sequence[tuple[Sequence[float], Sequence[float]]]
 CURVE = 20  # columns
@@ -26,6 +26,12 @@ def best_display() -> 'PlainDisplay | TerminalDisplay | NotebookDisplay':
     if getattr(shell, 'kernel', None) is not None: return NotebookDisplay()
     in_terminal = getattr(sys.stdout, 'isatty', bool)() and os.environ.get('TERM') != 'dumb'
     return TerminalDisplay() if in_terminal else PlainDisplay()
+
+
+def say(text: str) -> None:
+    "Print a text, wrapped at words in a terminal."
+    display = best_display()
+    (display.text if isinstance(display, TerminalDisplay) else print)(text)
 
 
 class PlainDisplay:
@@ -60,7 +66,7 @@ _COUNTS = ('{desc} {n_fmt} [{elapsed}, {rate_fmt}] ', '{desc} {n_fmt} ')  # for 
 
 class TerminalDisplay(PlainDisplay):
     """Shows a bar on the last line, and above it a table that stays. The bar is followed by a small curve of the loss
-    where that fits and blocks can be shown. Rows are cut at the terminal's width, and texts are wrapped at words."""
+    where that fits and blocks can be shown. Texts are wrapped at words, and a row too wide for the terminal is one."""
     seconds_between_updates = 0.1
     def __init__(self, file: TextIO | None = None) -> None:
         self.file, self.tqdm, self.widths = file or sys.stdout, None, None
@@ -100,18 +106,21 @@ class TerminalDisplay(PlainDisplay):
     def text(self, line: str) -> None:
         "Print a text of one or more lines in place of the bar; the next bar appears below it."
         for one in line.split('\n'):
-            for part in textwrap.wrap(one, _columns(), subsequent_indent='  ') or ['']: self._line(part)
+            for part in textwrap.wrap(one, _columns(), subsequent_indent='  ', break_long_words=False,
+                                      break_on_hyphens=False) or ['']: self._line(part)  # paths stay whole
 
     def _line(self, line: str) -> None:
         self.end_bar()
-        print(line[:_columns()], file=self.file, flush=True)
+        print(line, file=self.file, flush=True)
 
     def row(self, d: dict[str, str]) -> None:
-        "Print a table row. The first row, and any row with different columns, gets a header."
-        if self.widths is None or list(self.widths) != list(d):
-            self.widths = _widths([d])
-            self._line(_aligned(d.keys(), self.widths))
-        self._line(_aligned(d.values(), self.widths))
+        """Print a table row. The first row, and any row with different columns, gets a header. A row too wide for it is
+        a text of names and values."""
+        new = self.widths is None or list(self.widths) != list(d)
+        if new: self.widths = _widths([d])
+        lines = [_aligned(d.keys(), self.widths)]*new + [_aligned(d.values(), self.widths)]
+        if max(map(len, lines)) > _columns(): return super().row(d)
+        for line in lines: self._line(line)
 
     def close(self) -> None:
         "Remove the bar and leave the table."
