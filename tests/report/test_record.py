@@ -42,6 +42,13 @@ def test_a_run_of_before_reports_is_read_and_what_it_lacks_is_named(tmp_path):
     assert run.problems == [f'{name}.json is missing' for name in ('status', 'batches', 'model', 'data')]
 
 
+@pytest.mark.parametrize('batches', [dict(batches=3, ends=[]), None], ids=['stopped', 'killed'])
+def test_a_run_that_ended_in_its_first_epoch_lacks_nothing(tmp_path, batches):
+    folder = write_run(tmp_path/'run', batches=batches)
+    (folder/'metrics.jsonl').unlink()
+    assert read_run(folder).problems == []
+
+
 def test_json_has_null_where_a_number_is_not_finite():
     assert as_json([math.nan, dict(a=math.inf), 1.5]) == '[null, {"a": null}, 1.5]'
 

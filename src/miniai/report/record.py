@@ -75,12 +75,13 @@ def read_run(path: str | os.PathLike) -> Run:
     if not any((run.path/name).exists() for name in ('config.toml', 'metrics.jsonl', 'status.json')):
         raise FileNotFoundError(f"{path} is not the folder of a run: "
                                 f"it has no config.toml, metrics.jsonl or status.json")
+    epochs = (run.path/'metrics.jsonl').exists()  # both files come with the first epoch that is finished
     for name, kind in _RECORDED.items():
-        expected = name in _EXPECTED and not run.status.get('from_python')
+        expected = name in _EXPECTED and not run.status.get('from_python') and (epochs or name != 'batches')
         found = _read(run, f'{name}.json', json.loads, kind, expected)
         if found is not None: setattr(run, name, found)
     run.config = _read(run, 'config.toml', tomllib.loads, dict, expected=not run.status.get('from_python')) or {}
-    run.history = _read(run, 'metrics.jsonl', lambda text: _rows(run, text), list, expected=True) or []
+    run.history = _read(run, 'metrics.jsonl', lambda text: _rows(run, text), list, bool(run.batches.get('ends'))) or []
     for name in _environments(run.path): run.environments.append(_read(run, name, json.loads, dict, True) or {})
     return run
 
