@@ -22,6 +22,16 @@ def test_the_best_values_of_each_run_are_beside_each_other_and_the_best_of_all_i
     assert re.findall(r'>([\d.]+ %) ★<', found.html.replace('\xa0', ' ')) == [f'{100*top:.2f} %']
 
 
+def test_only_runs_of_the_same_loss_and_data_are_compared(tmp_path):
+    losses = dict(a=('cross_entropy', 'my pictures'), b=('mse_loss', 'my pictures'), c=('cross_entropy', 'others'))
+    runs = [write_run(tmp_path/nm, worse(.1*i), model=dict(loss=loss), data=dict(source=source))
+            for i, (nm, (loss, source)) in enumerate(losses.items())]
+    assert '★' not in shown(*runs).text
+    twin = write_run(tmp_path/'d', worse(.3), model=dict(loss='mse_loss'), data=dict(source='my pictures'))
+    stars = [row for row in re.findall('<tr>.*?</tr>', shown(*runs, twin).html, re.S) if '★' in row]
+    assert [('>b<' in row, row.count('★')) for row in stars] == [(True, 2), (False, 1)]  # losses are equal
+
+
 def test_only_options_that_differ_are_listed_also_those_that_one_run_lacks(tmp_path):
     a = write_run(tmp_path/'a', config='lr = 0.1\nseed = 1\nopt = ""\n')
     b = write_run(tmp_path/'b', config='lr = 0.2\nseed = 1\nopt = "beta2=0.9"\nnew = true\n')

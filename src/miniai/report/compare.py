@@ -31,13 +31,29 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _results(runs: Sequence[Run], names: list[str], metrics: list[str]) -> Any:
     tops = {nm: [row[nm] if (row := best(run, nm)) else None for run in runs] for nm in metrics}
-    winners = {nm: (max if sign(nm) > 0 else min)(v for v in vs if v is not None) for nm, vs in tops.items()}
+    winners = {nm: _winners(nm, vs, [_task(run) for run in runs]) for nm, vs in tops.items()}
     rows = []
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        cells = [_marked(figure(nm, tops[nm][i]), tops[nm][i] == winners[nm]) for nm in metrics]
+        cells = [_marked(figure(nm, tops[nm][i]), i in winners[nm]) for nm in metrics]
         done = 1 + max((row['epoch'] for row in run.rows('train')), default=-1)
         rows.append([name, STATES[run.state], *cells, number(done), time_of(seconds_of(run)), _verdicts(run)])
     return table('Best values of each run', ['run', 'state', *metrics, 'epochs', 'time in epochs', 'verdicts'], rows)
+
+
+def _task(run: Run) -> str:
+    "What two runs must share for their figures to be compared: the loss and the data of validation."
+    return str([run.model.get('loss'), *(run.data.get(nm) for nm in ('source', 'kind', 'valid', 'classes'))])
+
+
+def _winners(metric: str, values: list[float | None], tasks: list[str]) -> set[int]:
+    "The places of the best values of each task that two runs or more have."
+    found = set()
+    for task in set(tasks):
+        of = {i: v for i, (v, t) in enumerate(zip(values, tasks, strict=True)) if t == task and v is not None}
+        if len(of) < 2: continue
+        top = (max if sign(metric) > 0 else min)(of.values())
+        found |= {i for i, v in of.items() if v == top}
+    return found
 
 
 def _verdicts(run: Run) -> str:
