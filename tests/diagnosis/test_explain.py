@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from miniai import BatchTransformCB, DataLoaders, MaxBatchesCB, MetricsCB, MixUpCB, TrainCB
+from miniai import BatchTransformCB, Callback, DataLoaders, MaxBatchesCB, MetricsCB, MixUpCB, TrainCB
 from miniai.diagnosis.explain import LOOP
 from miniai.diagnosis.moment import change_text
 from miniai.learner import CancelBatchException, Learner, ProgressCB, SingleBatchCB, TrainLearner
@@ -101,6 +101,18 @@ def test_a_phase_that_a_callback_replaces_is_told_of_that_callback():
     rows = [r for r in learner(MixUpCB()).explain().rows if r['event'] == 'get_loss']
     assert [r['callback'] for r in rows] == ['TrainLearner', 'MixUpCB', 'TrainLearner', 'MixUpCB']
     assert [c['name'] for c in rows[-1]['changes']] == ['batch[1]', 'loss']
+
+
+def test_a_phase_that_is_a_function_in_a_method_is_told_of_its_class():
+    class Doubles(Callback):
+        def before_fit(self, learn):
+            get_loss = learn.get_loss
+            def doubled():
+                get_loss()
+                learn.loss = 2*learn.loss
+            learn.get_loss = doubled
+    rows = [r for r in learner(Doubles()).explain().rows if r['event'] == 'get_loss']
+    assert {r['callback'] for r in rows} == {'Doubles'}
 
 
 def test_a_cancelled_batch_says_who_raised_and_what_then_did_not_run():

@@ -90,9 +90,14 @@ class _ExplainCB(Callback):
     def _watch_phases(self) -> None:
         for phase in PHASES:
             method = getattr(self.learn, phase)
-            owner = [type(self.learn).__name__, *getattr(method, '__qualname__', '').split('.')[:-1]][-1]
-            patch(self._undo, self.learn, phase, self._recording(method, phase, owner, True))
+            patch(self._undo, self.learn, phase, self._recording(method, phase, self._owner(method), True))
         self._watched = {phase: vars(self.learn)[phase] for phase in PHASES}
+
+    def _owner(self, method: Callable) -> str:
+        "The class that a method is in, also of a function within a method, or that of the Learner."
+        path = getattr(method, '__qualname__', '').split('.')[:-1]
+        while path and path[-1] == '<locals>': path = path[:-2]
+        return path[-1] if path else type(self.learn).__name__
 
     def _recording(self, f: Callable, event: str, name: str, given: bool) -> Callable:
         @wraps(f)
