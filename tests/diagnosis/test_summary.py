@@ -133,13 +133,13 @@ def test_the_table_prints_in_aligned_columns_and_as_markdown():
     s = Summary([SummaryRow('Linear', (5, 4), (5, 3), 1234567, .25)], 1234567, .25)
     lines = str(s).splitlines()
     assert repr(s) == str(s)
-    assert lines[0].split() == ['Module', 'Input', 'Output', 'Num', 'params', 'MFLOPS']
-    assert lines[-1].split() == ['Total', '1,234,567', '0.2']
+    assert lines[0].split() == ['Module', 'Input', 'Output', 'Num', 'params', 'M', 'mult-adds']
+    assert lines[-1].split() == ['Total', '1,234,567', '0.250']
     assert len({len(line) for line in lines}) == 1
     markdown = s._repr_markdown_().splitlines()
-    assert markdown[0] == '|Module|Input|Output|Num params|MFLOPS|'
-    assert markdown[2] == '|Linear|(5, 4)|(5, 3)|1,234,567|0.2|'
-    assert markdown[3] == '|Total|||1,234,567|0.2|'
+    assert markdown[0] == '|Module|Input|Output|Num params|M mult-adds|'
+    assert markdown[2] == '|Linear|(5, 4)|(5, 3)|1,234,567|0.250|'
+    assert markdown[3] == '|Total|||1,234,567|0.250|'
 
 
 @pytest.mark.parametrize('fails', [False, True])

@@ -24,7 +24,7 @@ __all__ = ['Summary', 'SummaryRow', 'summary']
 @dataclass
 class SummaryRow:
     """One module: its type, the shapes of its input and output (None if it has no tensor or never ran), its number of
-    parameters, and its million multiply-adds per sample."""
+    parameters, and `mflops`, its million multiply-adds per sample."""
     module: str
     input: tuple | None
     output: tuple | None
@@ -34,7 +34,7 @@ class SummaryRow:
     def cells(self) -> list[str]:
         "The row as text."
         shapes = ['' if shape is None else str(shape) for shape in (self.input, self.output)]
-        return [self.module, *shapes, f'{self.params:,}', '' if math.isnan(self.mflops) else f'{self.mflops:.1f}']
+        return [self.module, *shapes, f'{self.params:,}', '' if math.isnan(self.mflops) else _millions(self.mflops)]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Summary:
     trained: int | None = None
     batch_size: int | None = None
     memory: dict[str, int | None] = field(default_factory=dict)
-    head = ('Module', 'Input', 'Output', 'Num params', 'MFLOPS')
+    head = ('Module', 'Input', 'Output', 'Num params', 'M mult-adds')
 
     def _table(self) -> list[list[str]]:
         total = SummaryRow('Total', None, None, self.params, self.mflops)
@@ -67,7 +67,7 @@ class Summary:
         known = {nm: n for nm, n in self.memory.items() if n is not None}
         parts = [f'{nm} {in_bytes(n)}' for nm, n in known.items()]
         reasons = dict(optimizer='the optimizer, after its first step', activations='activations, which torch cannot '
-                       'measure, nor count MFLOPS, with torch.func.grad or nested tensors in forward')
+                       'measure, nor count multiply-adds, with torch.func.grad or nested tensors in forward')
         unknown = ''.join(f', and {reasons[nm]}' for nm, n in self.memory.items() if n is None)
         return [f'{self.trained:,} of {self.params:,} parameters train.',
                 f'Memory of a step with {self.batch_size} samples: {in_bytes(sum(known.values()))} '
@@ -82,8 +82,8 @@ class Summary:
 
 def summary(self: Any) -> Summary:
     """A row for each child of the model: shapes of input and output for the first training batch, number of parameters,
-    whether they are frozen, and MFLOPS: million multiply-adds per sample, half of what torch's FlopCounterMode counts,
-    so those of matrix products, convolutions and attention. Below, what trains and the memory of a step. Trains
+    whether they are frozen, and million multiply-adds per sample, half of what torch's FlopCounterMode counts, so those
+    of matrix products, convolutions and attention. Below, what trains and the memory of a step. Trains
     nothing. On several processes all must call it: each shows its own part of the batch, and the whole model."""
     batch, shapes, adds, total, kept = measured(lambda measures: _look(self, measures))
     children = list(self.model.children()) or [self.model]
@@ -160,6 +160,11 @@ def _named(m: nn.Module) -> str:
     "The module's type, and whether its parameters train."
     trains = {p.requires_grad for p in m.parameters()}
     return type(m).__name__ + (' (frozen)' if trains == {False} else ' (partly frozen)' if len(trains) == 2 else '')
+
+
+def _millions(x: float) -> str:
+    "With three digits that count."
+    return f'{x:,.0f}' if x >= 100 else f'{x:#.3g}' if x else '0'
 
 
 def _num(parameters: Iterable[nn.Parameter]) -> int: return sum(p.numel() for p in parameters)
