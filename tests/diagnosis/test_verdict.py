@@ -11,6 +11,7 @@ from miniai.diagnosis.verdict import (
     last,
     mean_of,
     median_of,
+    of_size,
     percent,
     since_when,
 )
@@ -24,7 +25,8 @@ def test_verdicts_come_with_causes_first_and_what_is_only_possible_last():
     assert [(v.certain, v.name) for v in found] == [
         ('sure', 'labels out of range'), ('likely', 'inputs not normalized'), ('sure', 'parameter in no group'),
         ('likely', 'batch too small for batch norm'), ('possible', 'decay on norms')]
-    assert set(checked) == {v.name for v in found} | {'non-finite values', 'constant inputs'}
+    assert set(checked) == {v.name for v in found} | {'non-finite values', 'constant inputs',
+                                                      'outputs and targets broadcast'}
     assert all(isinstance(v, Verdict) for v in found)
 
 
@@ -51,8 +53,8 @@ def test_a_cause_that_is_only_possible_explains_nothing():
     assert [(v.name, v.certain) for v in found] == [('underfitting', 'likely'), ('decay on norms', 'possible')]
 
 
-def test_there_are_26_rules_with_names():
-    assert len(set(NAMES)) == len(NAMES) == 26
+def test_there_are_30_rules_with_names():
+    assert len(set(NAMES)) == len(NAMES) == 30
     assert {*EXPLAINED, *EXPLAINED['underfitting']} < {*NAMES}
 
 
@@ -72,6 +74,11 @@ def test_since_when_is_the_first_of_the_last_batches_for_which_it_holds():
 def test_windows_are_means_over_shares_of_the_batches():
     facts = Facts(losses=[4., 3., 2., 1.])
     assert (facts.window(0, 0.5), facts.window(0.75, 1), Facts().window(0, 1)) == (3.5, 1., None)
+
+
+def test_steps_are_shares_or_multiples_of_the_size():
+    assert [of_size(x) for x in (0.03, 1.5, 995967.69)] == ['3 % of their size', '150 % of their size',
+                                                            '9.96e+05 times their size']
 
 
 def test_percent(): assert [percent(x) for x in (0.93, 0.004, 1.)] == ['93 %', '0.4 %', '100 %']

@@ -111,6 +111,20 @@ def test_a_rate_that_makes_the_loss_rise_is_too_high(opt_func, lr):
     assert 'rate too high' in names(check_up(lr=lr, opt_func=opt_func, raises=RuntimeError))
 
 
+def test_a_loss_that_rises_far_or_steps_larger_than_weights_are_too_high_in_a_few_batches():
+    def found(losses, step): return {v.name for v in judge(Facts(losses=losses, run=dict(update=[step]*3)))[0]}
+    assert found([2.3, 50., 900., 2000., 4000., 5000.], 0.05) == {'rate too high'}
+    assert found([2.3, 2.6, 2.9, 2.8, 2.6, 2.4], 0.05) == set()
+    recovers = [2.3, 4., 5., 4., 3., 2., 1.5, *[1.]*20]
+    assert (found(recovers, 5.), found(recovers, 0.5)) == ({'rate too high'}, set())
+
+
+def test_a_rate_a_thousand_times_too_high_is_named_after_one_short_epoch():
+    health = check_up(net(norm=nn.BatchNorm1d), loaders(bs=64), lr=10., epochs=1)
+    assert len(health.records['batches']) == 5
+    assert 'times their size' in verdict(health, 'rate too high').says
+
+
 def test_signs_may_move_weights_twice_as_far():
     losses, run = [1.]*20 + [5.]*40, dict(update=[0.03]*3)
     def found(family): return {v.name for v in judge(Facts(losses=losses, run=run, setup=dict(family=family)))[0]}
@@ -134,6 +148,35 @@ def test_gradients_clipped_in_each_step_are_reported_for_both_ways_to_clip():
     own = check_up(opt_func=lambda params, lr: Adam(params, lr, clip_norm=1e-3))
     assert 'clipping always' in names(own) & names(check_up(cbs=[ClipCB()]))
     assert 'clipping always' not in names(check_up(opt_func=lambda params, lr: Adam(params, lr, clip_norm=100.)))
+
+
+def test_gradients_that_a_callback_drops_are_not_clipped():
+    class Drops(Callback):
+        def after_backward(self, learn):
+            for p in learn.model[0].parameters(): p.grad = None
+    found = names(check_up(cbs=[Drops()]))
+    assert 'clipping always' not in found
+    assert 'parameter never moves' in found
+
+
+class Functions(nn.Module):
+    "With a function for its activation."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x): return self.b(F.relu(self.a(x)))
+
+
+@pytest.mark.parametrize('model', [net, Functions])
+def test_weights_without_a_gradient_that_only_decay_are_no_rate_too_low(model):
+    model = model()
+    nn.init.constant_(next(m for m in model.modules() if isinstance(m, nn.Linear)).bias, -100.)
+    found = check_up(model, opt_func=AdamW, lr=1e-3, epochs=6)
+    assert 'rate too low' not in names(found)
+    says = verdict(found, 'parameter never moves').says
+    assert says.endswith('do not learn: no gradient arrives, and the steps are only weight decay.')
+    assert 'parameter never moves' not in names(check_up(opt_func=AdamW, lr=1e-3))
 
 
 def test_a_parameter_that_forward_does_not_use_or_whose_rate_is_0_never_moves():

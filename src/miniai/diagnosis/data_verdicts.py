@@ -9,9 +9,9 @@ __all__: list[str] = []
 Found = list[dict[str, Any]] | None
 
 
-def _inputs(f: Facts) -> dict[str, float] | None:
+def _inputs(f: Facts, name: str = 'inputs') -> dict[str, float] | None:
     "The median of each figure of the inputs over the sampled batches."
-    found = f.data.get('inputs')
+    found = f.data.get(name)
     figures = {k: median_of(x[k] for x in found) for k in found[0]} if found else {}
     return None if None in figures.values() else figures or None
 
@@ -46,6 +46,21 @@ def inputs_not_normalized(f: Facts, limit: float) -> Found:
                  says=f"Inputs have mean {x['mean']:.3g} and standard deviation {x['std']:.3g}.",
                  do="Subtract the mean and divide by the deviation of the training data, or begin with a BatchNorm."
                  )] if far and x['spread'] > 0 else []
+
+
+@rule('validation inputs differ', 3., 'times the deviation of training inputs, or 2 deviations between the means')
+def validation_inputs_differ(f: Facts, limit: float) -> Found:
+    train, valid = _inputs(f), _inputs(f, 'valid_inputs')
+    epochs = [e for e in f.epochs if known([e.get('valid')]) and known([e.get('train')])]
+    if not train or not valid or not epochs or not train['std']: return None
+    ratio, e = valid['std']/train['std'], epochs[-1]
+    apart = not 1/limit <= ratio <= limit or abs(valid['mean'] - train['mean']) > 2*train['std']
+    return [dict(value=ratio, since=0, certain='sure' if e['valid'] > 3*e['train'] else 'likely',
+                 says=f"Validation inputs have mean {valid['mean']:.3g} and standard deviation {valid['std']:.3g}, "
+                      f"training inputs {train['mean']:.3g} and {train['std']:.3g}; the loss is {e['valid']:.3g} in "
+                      f"validation and {e['train']:.3g} in training.",
+                 do="Normalize and transform the inputs of both loaders alike."
+                 )] if apart and e['valid'] > 1.5*e['train'] and e['valid'] - e['train'] > 0.1*f.scale else []
 
 
 @rule('repeated inputs', 3., 'times that a sample comes in one pass, on average')
@@ -113,7 +128,7 @@ def _learned(valid: list[float], baseline: float) -> bool:
 
 @rule('overfitting', 0.1, 'of the loss of a constant prediction is what validation loses, while training loss falls')
 def overfitting(f: Facts, limit: float) -> Found:
-    epochs = [e for e in f.epochs if known([e.get('valid')]) and e.get('train') is not None]
+    epochs = [e for e in f.epochs if known([e.get('valid')]) and known([e.get('train')])]
     if len(epochs) < 3: return None
     best, end = min(epochs, key=lambda e: e['valid']), epochs[-1]
     recent, unit = min(e['valid'] for e in epochs[-2:]), f.scale or best['valid']

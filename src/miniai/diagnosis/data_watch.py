@@ -9,14 +9,16 @@ from torch import Tensor
 
 from miniai.callbacks.mix import CutMixCB, MixUpCB
 from miniai.data.loaders import length_of
-from miniai.device import first_tensor, is_number
+from miniai.device import first_tensor, is_number, to_scalar
 from miniai.diagnosis.layer_watch import part_of, read
+from miniai.diagnosis.mismatch import broadcast_of, takes_softmax_twice
 from miniai.diagnosis.verdict import mean_of
 from miniai.metrics.batch import batch_size, n_inputs, target_slice
 
 __all__ = ['DataWatch', 'find_task', 'differ_by_nature', 'neighbors', 'scores_of', 'targets_of']
 
 COLUMNS, NEIGHBORS, ROWS, MOST_ROWS = 128, 512, 256, 1 << 17  # ROWS of a batch are compared with others
+MOST_VALID = 32  # batches of validation inputs
 CODES = torch.randint(-2**62, 2**62, (COLUMNS,), generator=torch.Generator().manual_seed(1))
 
 
@@ -58,12 +60,25 @@ class DataWatch:
         x, (targets, _) = _inputs_of(learn), targets_of(learn)
         if not self.facts['sizes']: self.facts |= find_task(learn)
         self.facts['sizes'].append(batch_size(learn.batch))
-        if x is not None and x.is_floating_point() and x.numel() > 1: self._look_at_inputs(x)
+        self._look_at_inputs(x, 'inputs')
         self.look_at_labels(learn)
+        if is_number(learn.loss): self._look_at_loss(*targets_of(learn), float(to_scalar(learn.loss)))
         if targets is None or 'task' not in self.facts: return
         self.facts['sequences'] = targets.ndim == 2
         self._add_to_baseline(targets)
         if x is not None and targets.ndim <= 2: self._keep(x, targets)
+
+    def look_at_valid(self, learn: Any) -> None:
+        "The ranges of inputs in validation."
+        if len(self.facts.get('valid_inputs', ())) < MOST_VALID: self._look_at_inputs(_inputs_of(learn), 'valid_inputs')
+
+    def _look_at_loss(self, y: Tensor | None, p: Tensor | None, loss: float) -> None:
+        "Whether the loss takes outputs otherwise than the model means them."
+        if y is None or p is None or not math.isfinite(loss): return
+        if (found := broadcast_of(p, y, loss)) is not None: self.facts['broadcast'] = found
+        scores = scores_of(p, y) if self.facts.get('task') == 'classes' else None
+        twice = None if scores is None else takes_softmax_twice(scores, y, loss)
+        if twice is not None: self.facts['softmax_twice'] = twice
 
     def look_at_labels(self, learn: Any, failed: bool = False) -> None:
         "The range of the labels of classes, and how many classes the predictions have."
@@ -101,12 +116,13 @@ class DataWatch:
         p = scores_of(p, y)
         return None if p is None else (p.argmax(1) == y).float().mean().item()
 
-    def _look_at_inputs(self, x: Tensor) -> None:
+    def _look_at_inputs(self, x: Tensor | None, name: str) -> None:
+        if x is None or not x.is_floating_point() or x.numel() < 2: return
         piece = part_of(x, 1 << 14).float()
         spread = piece.std(0).square().mean().sqrt() if len(piece) > 1 else piece.new_zeros(())
         mean, std, low, high, spread = read([piece.mean(), piece.std(), piece.min(), piece.max(), spread])
         figures = dict(mean=mean, std=std, low=low, high=high, spread=spread, rows=len(piece))
-        self.facts.setdefault('inputs', []).append(figures)
+        self.facts.setdefault(name, []).append(figures)
 
     def _keep(self, x: Tensor, targets: Tensor) -> None:
         if self._kept >= NEIGHBORS or len(x) != len(targets) or not (x.is_floating_point() and x.ndim > 1): return

@@ -8,21 +8,24 @@ from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
 
+from torch import Tensor
+
 from miniai.atomic import atomic_write
 from miniai.callbacks.lr_finder import LRFinderCB
 from miniai.data.loaders import length_of
 from miniai.device import DeferredScalars, is_number, to_scalar
-from miniai.diagnosis import data_verdicts, verdicts  # noqa: F401 (they register their rules)
+from miniai.diagnosis import data_verdicts, loss_verdicts, verdicts  # noqa: F401 (they register their rules)
 from miniai.diagnosis.data_watch import DataWatch
 from miniai.diagnosis.health_records import HealthRecords
 from miniai.diagnosis.layer_watch import LayerWatch
-from miniai.diagnosis.origin import origin_of_nonfinite
+from miniai.diagnosis.origin import largest_input, origin_of_nonfinite
 from miniai.diagnosis.parameter_watch import ParameterWatch
 from miniai.diagnosis.setup import is_compiled, scale_of, setup_of
 from miniai.diagnosis.verdict import Verdict, judge
 from miniai.distributed.ranks import is_first
 from miniai.events import Callback, is_cancel
 from miniai.metrics.batch import batch_size
+from miniai.metrics.weight import summed, weight_of
 from miniai.optim.groups import rate_of
 from miniai.report.record import as_json
 from miniai.show.displays import best_display
@@ -64,7 +67,8 @@ class HealthCB(Callback):
         self._kept, self._data, self._clock = HealthRecords(), DataWatch(), _Clock()
         self._layers = self._parameters = self._sample = None
         self._batch, self._next, self._heard, self._in_sample, self._noise_due = -1, 0, False, False, False
-        self._sums, self._first, self._in_pass, self._warm = DeferredScalars(), 0, False, False
+        self._sums, self._weights, self._weight = DeferredScalars(), DeferredScalars(), None
+        self._first, self._in_pass, self._warm = 0, False, False
         self._judged, self._said, self._valid_left, self._end = perf_counter(), set(), 0, None
 
     @property
@@ -83,14 +87,15 @@ class HealthCB(Callback):
     @_without_harm
     def before_epoch(self, learn: Any) -> None:
         if not self._active: return
-        self._sums, self._valid_left, self._end, self._in_pass = DeferredScalars(), 8, None, True
+        self._sums, self._weights, self._weight = DeferredScalars(), DeferredScalars(), None
+        self._valid_left, self._end, self._in_pass = 8, None, True
         self._first = len(self._kept.losses)  # batch of this pass
         if learn.model.training: self._kept.planned = (getattr(learn, 'n_epochs', 1) or 1)*(length_of(learn.dl) or 0)
 
     @_without_harm
     def before_batch(self, learn: Any) -> None:
         if not self._active: return
-        if not learn.model.training: return self._look_at_valid_rows(learn)
+        if not learn.model.training: return self._look_at_valid(learn, self._data.look_at_rows)
         self._began = perf_counter()
         if self._end is not None: self._kept.waited += self._began - self._end
         self._batch, self._heard = self._batch + 1, False
@@ -100,10 +105,10 @@ class HealthCB(Callback):
         if self.every is not None: return self._batch % self.every == 0
         return self._batch >= self._next and self._clock.spent <= SHARE*self._clock.elapsed() + ALLOWANCE
 
-    def _look_at_valid_rows(self, learn: Any) -> None:
-        self._valid_left -= 1
-        if self._valid_left >= 0:
-            with self._clock: self._data.look_at_rows(learn)
+    def _look_at_valid(self, learn: Any, look: Callable) -> None:
+        "In the first batches of validation."
+        if self._valid_left < 1: return
+        with self._clock: look(learn)
 
     def _begin(self, learn: Any) -> None:
         with self._clock:
@@ -119,13 +124,25 @@ class HealthCB(Callback):
     @_without_harm
     def after_loss(self, learn: Any) -> None:
         if not self._active or not is_number(learn.loss): return
-        if not learn.model.training: return self._sums.append(learn.loss)
-        if self._heard: return  # a closure evaluates the batch again
+        if learn.model.training and self._heard: return  # a closure evaluates the batch again
         loss, self._heard = to_scalar(learn.loss), True
+        self._weights.append(self._weight_of(learn))
+        if isinstance(loss, float) and not math.isfinite(loss): self._find(learn)
+        if not learn.model.training:
+            self._sums.append(loss)
+            self._look_at_valid(learn, self._data.look_at_valid)
+            self._valid_left -= 1
+            return
         self._kept.losses.append(loss)
         self._kept.add_rate(getattr(learn.opt, 'param_groups', ()))
-        if isinstance(loss, float) and not math.isfinite(loss) and self._kept.facts.nonfinite is None: self._find(learn)
         if self._in_sample: self._look(learn)
+
+    def _weight_of(self, learn: Any) -> float | Tensor:
+        "What the loss of this batch weighs in the mean, as in MetricsCB."
+        if self._weight is None:
+            try: self._weight = weight_of(learn)
+            except ValueError: self._weight = summed
+        return self._weight(learn)
 
     def _look(self, learn: Any) -> None:
         with self._clock:
@@ -137,9 +154,11 @@ class HealthCB(Callback):
                                  right=self._data.right_share(learn))
 
     def _find(self, learn: Any) -> None:
-        "Where the values of this batch's loss were first not finite."
+        "Where values were first not finite in this batch, if it is the first one with such a loss."
+        name, batch = ('nonfinite', self._batch) if learn.model.training else ('nonfinite_valid', len(self._sums))
+        if getattr(self._kept.facts, name) is not None: return
         where, what = origin_of_nonfinite(learn)
-        self._kept.facts.nonfinite = dict(batch=self._batch, where=where, what=what)
+        setattr(self._kept.facts, name, dict(batch=batch, where=where, what=what, largest=largest_input(learn)))
 
     @_without_harm
     def after_backward(self, learn: Any) -> None:
@@ -177,8 +196,7 @@ class HealthCB(Callback):
     def _look_at_failure(self, learn: Any) -> None:
         "An error in a batch may come from its labels, or from values on an accelerator that were read late."
         self._data.look_at_labels(learn, failed=True)
-        if type(learn.ended_by).__name__ == 'NonFiniteLossError' and self._kept.facts.nonfinite is None:
-            self._find(learn)
+        if type(learn.ended_by).__name__ == 'NonFiniteLossError': self._find(learn)
 
     @_without_harm
     def cleanup_epoch(self, learn: Any) -> None:
@@ -186,7 +204,7 @@ class HealthCB(Callback):
         training, self._in_pass = learn.model.training, False
         self._data.finish_pass(training)
         losses = self._kept.losses.values[self._first:] if training else self._sums.values
-        self._kept.add_pass(losses, training, learn.epoch)
+        self._kept.add_pass(losses, self._weights.values, training, learn.epoch)
         self._judge(learn)
         self._write()
 
@@ -231,13 +249,15 @@ class HealthCB(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         "The losses, rates and means of passes so far."
-        return self._kept.state() | dict(first=self._first, sums=list(self._sums.values))
+        return self._kept.state() | dict(first=self._first, sums=list(self._sums.values),
+                                         weights=list(self._weights.values))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "Restore what `state_dict` returned, and what `file` has recorded until then."
         if not self._active: return
         self._kept.load_state(state)
-        self._first, self._sums = state['first'], DeferredScalars(state['sums'])
+        self._first = state['first']
+        self._sums, self._weights = DeferredScalars(state['sums']), DeferredScalars(state['weights'])
         self._batch = len(self._kept.losses) - 1
         self._next = self._batch + 1
         if self.file and self.file.exists(): self._take_over()

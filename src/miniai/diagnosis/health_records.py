@@ -39,8 +39,8 @@ class HealthRecords:
         if layers: self.kinds = layers.kinds
         _read_all([sample, *sample['layers'].values(), *sample['parameters'].values()])
         of = sample['parameters'].values()
-        sample |= {total: _norm(v.get(part) for v in of) for total, part in
-                   (('gradient_norm', 'gradient'), ('clipped_norm', 'clipped'), ('weight_norm', 'norm'))}
+        sample |= dict(gradient_norm=_norm(v.get('gradient') for v in of), weight_norm=_norm(v.get('norm') for v in of),
+                       clipped_norm=_norm(v.get('clipped', v.get('gradient')) for v in of))  # one may be dropped
         sample['update'] = median_of(v.get('update') for nm, v in sample['parameters'].items() if 'weight' in nm)
         self.samples.append(sample)
         numbers = 6*len(sample['layers']) + 3*len(sample['parameters']) + 10
@@ -56,10 +56,12 @@ class HealthRecords:
         "The gradient noise scale, which the batch after the last sample has shown."
         if self.samples: self.samples[-1]['noise_scale'] = scale
 
-    def add_pass(self, losses: Sequence[float], training: bool, epoch: int) -> None:
-        "The mean loss of a pass."
-        if training: self.passes.append(dict(epoch=epoch, batch=len(self.losses), train=mean_of(losses)))
-        elif self.passes and losses: self.passes[-1]['valid'] = mean_of(losses)
+    def add_pass(self, losses: Sequence[float], weights: Sequence[float], training: bool, epoch: int) -> None:
+        "The mean loss of a pass, not finite if the loss of a batch is not."
+        total = sum(weights)
+        mean = sum(x*w for x, w in zip(losses, weights, strict=True))/total if total else None
+        if training: self.passes.append(dict(epoch=epoch, batch=len(self.losses), train=mean))
+        elif self.passes and losses: self.passes[-1]['valid'] = mean
 
     def current(self) -> Facts:
         "The facts so far."
@@ -100,12 +102,13 @@ class HealthRecords:
     def state(self) -> dict[str, Any]:
         "What does not depend on which batches were sampled, as of the training so far."
         return dict(losses=list(self.losses.values), rates=list(self.rates), passes=[dict(p) for p in self.passes],
-                    nonfinite=self.facts.nonfinite, planned=self.planned)
+                    nonfinite=self.facts.nonfinite, nonfinite_valid=self.facts.nonfinite_valid, planned=self.planned)
 
     def load_state(self, state: dict[str, Any]) -> None:
         "Restore what `state` returned."
         self.losses, self.rates, self.passes = DeferredScalars(state['losses']), state['rates'], state['passes']
-        self.facts.nonfinite, self.planned = state['nonfinite'], state['planned']
+        self.facts.nonfinite, self.facts.nonfinite_valid = state['nonfinite'], state['nonfinite_valid']
+        self.planned = state['planned']
 
     def take_over(self, records: dict[str, Any]) -> None:
         "Continue `records`, of `as_dict`, up to the batch of the run's state: later ones are trained again."

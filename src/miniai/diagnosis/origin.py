@@ -10,7 +10,7 @@ from miniai.diagnosis.hooks import Hooks
 from miniai.metrics.batch import n_inputs
 from miniai.randomness import random_states, set_random_states
 
-__all__ = ['origin_of_nonfinite']
+__all__ = ['largest_input', 'origin_of_nonfinite']
 
 
 def origin_of_nonfinite(learn: Any) -> tuple[str, str]:
@@ -27,6 +27,13 @@ def origin_of_nonfinite(learn: Any) -> tuple[str, str]:
     if isinstance(learn.batch, tuple | list) and any(map(_is_broken, tensors_in(learn.batch[n:]))): return '', 'target'
     broken = [nm for nm, b in buffers_of(learn).items() if _is_broken(b)]
     return (broken[0], 'buffer') if broken else ('', 'loss')
+
+
+def largest_input(learn: Any) -> float:
+    "The largest magnitude in the inputs of this batch."
+    inputs = learn.batch[:n_inputs(learn)] if isinstance(learn.batch, tuple | list) else learn.batch
+    return max((x.detach().abs().max().item() for x in tensors_in(inputs) if x.is_floating_point() and x.numel()),
+               default=0.)
 
 
 def _predicts_by_the_library(learn: Any) -> bool:

@@ -4,19 +4,27 @@ from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-__all__ = ['EXPLAINED', 'NAMES', 'Facts', 'Verdict', 'judge', 'known', 'last', 'mean_of', 'median_of', 'percent',
-           'rule', 'since_when']
+__all__ = ['EXPLAINED', 'NAMES', 'Facts', 'Verdict', 'judge', 'known', 'last', 'mean_of', 'median_of', 'of_size',
+           'percent', 'rule', 'since_when']
 
-NAMES = ('non-finite values', 'labels out of range', 'validation data in training', 'constant inputs',
-         'repeated inputs', 'unbalanced labels', 'shuffled labels', 'inputs not normalized', 'parameter in no group',
+NAMES = ('non-finite values', 'labels out of range', 'outputs and targets broadcast', 'softmax before the loss',
+         'validation data in training', 'constant inputs', 'repeated inputs', 'unbalanced labels', 'shuffled labels',
+         'inputs not normalized', 'validation inputs differ', 'parameter in no group',
          'batch too small for batch norm', 'rate too high', 'warm-up too short', 'exploding gradients',
          'wrong initial loss', 'saturated layer', 'dead layer', 'vanishing gradients', 'parameter never moves',
-         'clipping always', 'rate too low', 'stuck at chance', 'batch norm differs between modes', 'overfitting',
-         'underfitting', 'slow data loading', 'decay on norms')  # causes before what they bring about
-EXPLAINED = {'underfitting': {  # is not said beside one of these: the model may be large enough
+         'clipping always', 'rate too low', 'stuck at chance', 'batch norm differs between modes',
+         'validation worse than guessing', 'overfitting', 'underfitting', 'slow data loading',
+         'decay on norms')  # causes before what they bring about
+EXPLAINED = {'underfitting': {  # is not said beside one of these, which may be its cause; so the others
     'non-finite values', 'constant inputs', 'inputs not normalized', 'parameter in no group', 'rate too high',
     'batch too small for batch norm', 'exploding gradients', 'saturated layer', 'dead layer', 'vanishing gradients',
-    'parameter never moves', 'clipping always', 'rate too low', 'stuck at chance', 'decay on norms'}}
+    'parameter never moves', 'clipping always', 'rate too low', 'stuck at chance', 'decay on norms',
+    'outputs and targets broadcast', 'softmax before the loss'},
+    'overfitting': {'validation inputs differ', 'validation worse than guessing'},
+    'batch norm differs between modes': {'validation inputs differ'},
+    'validation worse than guessing': {
+        'validation inputs differ', 'batch norm differs between modes', 'batch too small for batch norm',
+        'non-finite values', 'rate too high', 'exploding gradients'}}
 
 
 class Verdict(NamedTuple):
@@ -47,7 +55,8 @@ class Facts:
     epochs: list[dict[str, float]] = field(default_factory=list)
     setup: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
-    nonfinite: dict[str, Any] | None = None
+    nonfinite: dict[str, Any] | None = None  # where the first loss that is not finite began, in training
+    nonfinite_valid: dict[str, Any] | None = None  # and in validation
     rate: float | None = None
     done: float = 0.
 
@@ -146,3 +155,8 @@ def since_when(facts: Facts, values: Sequence[float | None], holds: Callable[[fl
 def percent(x: float) -> str:
     "A share in words, such as '93 %'."
     return f'{100*x:.2g} %' if x < 0.01 else f'{100*x:.0f} %'
+
+
+def of_size(x: float) -> str:
+    "A step of weights in words, such as '3 % of their size' or '40 times their size'."
+    return f'{percent(x)} of their size' if x < 2 else f'{x:.3g} times their size'

@@ -1,29 +1,12 @@
-"The rules about training: layers, gradients, losses, steps and groups. Those about data are in data_verdicts."
+"The rules about training: layers, gradients, steps and groups. There are loss_verdicts and data_verdicts too."
 import math
 from typing import Any
 
-from miniai.diagnosis.verdict import Facts, known, last, mean_of, median_of, percent, rule, since_when
+from miniai.diagnosis.verdict import Facts, known, last, mean_of, median_of, of_size, percent, rule, since_when
 
 __all__: list[str] = []
 
 Found = list[dict[str, Any]] | None
-
-
-@rule('non-finite values', None, 'a finite loss')
-def nonfinite_values(f: Facts, limit: None) -> Found:
-    if not f.losses: return None
-    broken = [i for i, x in enumerate(f.losses) if not math.isfinite(x)]
-    if not broken and not f.nonfinite: return []
-    origin = f.nonfinite or dict(batch=broken[0], where='', what='loss')
-    where, batch = origin['where'], origin['batch'] if not broken else min(broken[0], origin['batch'])
-    began = dict(input="the inputs are not finite already", target="the targets are not finite", loss="it began in the "
-                 "loss function, the output of the model was finite", parameter=f"the parameter {where} is not finite",
-                 buffer=f"the buffer {where} is not finite", output=f"it began in the output of {where}")
-    do = dict(input="Clean the data: drop or fill missing values.", target="Clean the targets.",
-              loss="Look for a log, root or division of 0 in the loss.")
-    return [dict(where=where, since=batch, says=f"The loss is not finite in batch {batch}: {began[origin['what']]}.",
-                 certain='sure', do=do.get(origin['what'], "Lower the learning rate, clip gradients (clip_norm=1.), or "
-                                           "compute this layer in float32."))]
 
 
 @rule('dead layer', 0.5, 'half of the units; Lu et al. 2019, Dying ReLU')
@@ -109,44 +92,6 @@ def _growth(f: Facts) -> tuple[float, str, str] | None:
     return found[top]/found[names[0]], top, names[0]
 
 
-@rule('wrong initial loss', 2.5, 'times the loss of a constant prediction, in a regression 5 times; Karpathy 2019')
-def wrong_initial_loss(f: Facts, limit: float) -> Found:
-    task, start = f.data.get('task'), mean_of(f.losses[:1])
-    if start is None or not task: return None
-    c = f.data.get('outputs', 1)
-    usual = math.log(max(c, 2)) if task == 'classes' else math.log(2) if task == 'labels' else f.baseline
-    if not usual: return None
-    what = f'ln {c} = {usual:.2f}' if task == 'classes' else f'{usual:.3g}, the variance of the targets' \
-        if task == 'numbers' else 'ln 2 = 0.69'
-    most = 2*limit*usual if task == 'numbers' else limit*usual + 0.5
-    return [dict(value=start, since=0, certain='sure' if start > 3*limit*usual else 'likely',
-                 says=f"The first loss is {start:.3g}; guessing gives {what}.",
-                 do="Make the last layer's initial weights smaller, and its bias the mean of the targets; or normalize "
-                    "inputs and targets.")] if start > most else []
-
-
-@rule('stuck at chance', 0.97, 'of the loss of a constant prediction; Karpathy 2019, recipe')
-def stuck_at_chance(f: Facts, limit: float) -> Found:
-    if not f.is_late or not f.baseline or f.baseline < 0.05: return None
-    end = f.window(0.75, 1)
-    if end is None or min(end, _best_window(f)) < limit*f.baseline or _learns(f): return []
-    return [dict(value=end, since=0, certain='sure' if len(f.losses) > 200 else 'likely',
-                 says=f"The training loss is {end:.3g}; predicting the same for all inputs gives {f.baseline:.3g}.",
-                 do="Check that the labels belong to the inputs, that gradients reach all layers, and that the rate is "
-                    "right: learn.check() and learn.lr_find() help.")]
-
-
-def _best_window(f: Facts) -> float:
-    "The lowest mean loss of a tenth of the batches so far."
-    return min((x for i in range(10) if (x := f.window(i/10, (i + 1)/10)) is not None), default=math.inf)
-
-
-def _learns(f: Facts) -> bool:
-    "Whether the share of right classes is clearly above that of the most common class."
-    right, counts = last(f.run.get('right', ()), 5), f.data.get('counts')
-    return bool(right and counts) and mean_of(right) > max(counts.values())/sum(counts.values()) + 0.1
-
-
 def _usual_step(f: Facts) -> float:
     "The usual |update|/|weight|: 1e-3 (Karpathy, CS231n); signs and orthogonal updates move every element alike."
     return 2e-3 if f.setup.get('family') == 'sign' else 1e-3
@@ -156,16 +101,17 @@ def _usual_step(f: Facts) -> float:
 def rate_too_high(f: Facts, limit: float) -> Found:
     ratios, losses = known(f.run.get('update', ())), known(f.losses)
     broke = len(losses) < len(f.losses)
-    if len(losses) < (2 if broke else 20) or not ratios: return None
+    if len(losses) < (2 if broke else 5) or not ratios: return None
     ratio, start, peak = max(ratios), max(losses[0], f.baseline or 0.), max(_means_of_three(losses))
     end = mean_of(losses[-max(5, len(losses)//5):])
     diverged = broke and max(losses[-3:]) > 3*max(min(losses), f.baseline or 0.)
-    rose = peak > (1.03 if ratio > 10*limit*_usual_step(f) else 1.15)*start
+    rose = peak > (5. if len(losses) < 20 else 1.03 if ratio > 10*limit*_usual_step(f) else 1.15)*start
     failed = rose and end > 0.6*(f.baseline or start)
-    if not (diverged or failed) or ratio < limit*_usual_step(f): return []
+    thrown = ratio > 1 and peak > 1.5*start  # steps larger than the weights, whatever came after
+    if not (diverged or failed or thrown) or ratio < limit*_usual_step(f): return []
     return [dict(value=ratio/_usual_step(f),
                  says=f"The loss rose to {peak:.3g} and is {'not finite' if broke else f'{end:.3g}'} now; a step "
-                      f"changes weights by up to {percent(ratio)} of their size.",
+                      f"changes weights by up to {of_size(ratio)}.",
                  do="Lower the rate by 3 to 100 times; learn.lr_find() suggests one.",
                  certain='sure' if ratio > 10*limit*_usual_step(f) else 'likely')]
 
@@ -179,6 +125,8 @@ def rate_too_low(f: Facts, limit: float) -> Found:
     ratios, end = known(f.run.get('update', ())), f.window(0.9, 1)
     if not f.is_late or not ratios or end is None: return None
     ratio, start = sorted(ratios)[len(ratios)*3//4], f.window(0, 0.05)
+    weights = [_gets_none(v) for nm, v in f.parameters.items() if 'weight' in nm]
+    if sum(weights) > len(weights)/2: return []  # what is left of their steps is weight decay
     if not 0 < ratio < _usual_step(f)/5 or end < limit*start: return []
     kind = next(iter(f.setup.get('short_floats', {}).values()), None)
     return [dict(value=ratio, says=f"A step changes weights by only {percent(ratio)} of their size, and the loss went "
@@ -195,7 +143,7 @@ def warm_up_too_short(f: Facts, limit: float) -> Found:
     peak, ratio = max(_means_of_three(known(f.losses[:n//10]))), max(updates[:max(5, len(updates)//5)])
     return [dict(value=peak/start, since=0, certain='possible',
                  says=f"The loss rose from {start:.3g} to {peak:.3g} in the first {n//10} batches, at full rate, with "
-                      f"steps of up to {percent(ratio)} of the weights.",
+                      f"steps that change weights by up to {of_size(ratio)}.",
                  do="Let the rate rise over the first few hundred batches: fit_one_cycle or warmup_cosine."
                  )] if peak > limit*start and ratio > 0.05 and end is not None and end < start else []
 
@@ -218,15 +166,16 @@ def parameter_never_moves(f: Facts, limit: float) -> Found:
     moves = {nm: v for nm, v in f.parameters.items() if len(known(v['moved'])) >= 5}
     if not moves: return None
     usual = median_of(_steepness(v) for v in moves.values()) or 0.  # of a bias before a norm it is a rounding error
-    still = [nm for nm, v in moves.items() if not any(known(v['moved'])) and not 0 < _steepness(v) < 1e-5*usual
-             and nm not in (f.setup.get('left_out') or ())]
+    still = [nm for nm, v in moves.items() if nm not in (f.setup.get('left_out') or ()) and
+             (_gets_none(v) or (not any(known(v['moved'])) and not 0 < _steepness(v) < 1e-5*usual))]
     if not still: return []
     names = ', '.join(still[:4]) + f' and {len(still) - 4} more'*(len(still) > 4)
     pushed, kind = any(known(moves[still[0]]['gradient'])), f.setup.get('short_floats', {}).get(still[0])
+    decays = any(known(moves[still[0]]['moved']))
     why = f"gradients arrive, but steps are 0{f' or rounded away in {kind}' if kind else ''}" if pushed \
-        else "no gradient arrives"
+        else f"no gradient arrives{', and the steps are only weight decay'*decays}"
     return [dict(where=still[0], value=0., since=0, certain='sure',
-                 says=f"{names} {'does' if len(still) == 1 else 'do'} not move: {why}.",
+                 says=f"{names} {'does' if len(still) == 1 else 'do'} not {'learn' if decays else 'move'}: {why}.",
                  do=_keep_bits(kind) if pushed and kind else
                  "Use it in forward, give its group a rate, remove a detach(), no_grad() or dead layer behind it, "
                  "or freeze it with requires_grad_(False).")]
@@ -237,6 +186,12 @@ def _keep_bits(kind: str) -> str:
     lost, also = (2e-3, "use an optimizer with rounding='stochastic', ") if kind == 'bfloat16' else (2e-4, '')
     return (f"In {kind} steps below {lost:g} of a weight are lost. Keep weights in float32 and add MixedPrecision(), "
             f"{also}or raise the rate.")
+
+
+def _gets_none(v: dict[str, list]) -> bool:
+    "Whether its gradient was 0 in all samples, of five or more."
+    gradients = known(v['gradient'])
+    return len(gradients) >= 5 and not any(gradients)
 
 
 def _steepness(v: dict[str, list]) -> float:
