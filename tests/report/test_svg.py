@@ -20,6 +20,18 @@ def test_a_line_runs_from_corner_to_corner():
         f'M{LEFT}.0 {HEIGHT - BOTTOM}.0 {WIDTH - RIGHT}.0 {TOP}.0']
 
 
+def test_a_value_beyond_the_axis_has_a_triangle_at_the_edge_and_its_size_in_a_title():
+    c = chart()
+    c.line([0, 5, 10], [.5, 250., 1.], 's1 dotted')
+    svg = c.markup('a', 't', 'd')
+    place, = paths(svg, 'beyond s1')
+    assert place.startswith(f'M{(LEFT + WIDTH - RIGHT)/2:.1f} {TOP:.1f}m')
+    assert '<title>above the axis, up to 250</title>' in svg
+    c = chart()
+    c.line([0, 5, 10], [0., .5, 1.], 's1')
+    assert 'beyond' not in c.markup('a', 't', 'd')
+
+
 def test_values_that_are_not_finite_are_gaps():
     c = chart()
     c.line([0, 1, 2, 3, 4, 5], [0, .1, None, float('nan'), .5, .6], 's1')

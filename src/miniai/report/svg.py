@@ -26,9 +26,19 @@ class Chart:
         x.start, x.end, y.start, y.end = LEFT, width - RIGHT, height - BOTTOM, TOP
 
     def line(self, xs: Sequence[float], ys: Sequence[float | None], kind: str, title: str = '') -> None:
-        "A line, with gaps where `ys` has no finite number."
+        "A line, with gaps where `ys` has no finite number, and a triangle at the edge for values beyond the axis."
         paths = [f'M{" ".join(piece)}' for piece in self._pieces(xs, ys)]
         if paths: self.parts.append(f'<path class="line {kind}" d="{"".join(paths)}">{_title(title)}</path>')
+        self._beyond(xs, ys, kind.split()[0])
+
+    def _beyond(self, xs: Sequence[float], ys: Sequence[float | None], kind: str) -> None:
+        found = [(x, y) for x, y in zip(xs, ys, strict=False) if finite([y])]
+        for out, mark, words in (([p for p in found if p[1] > self.y.high], 'm-4 -1l4 -7l4 7z', 'above'),
+                                 ([p for p in found if p[1] < self.y.low], 'm-4 1l4 7l4 -7z', 'below')):
+            if not out: continue
+            at, most = ''.join(f'M{self.x(x):.1f} {self.y(y):.1f}{mark}' for x, y in out), max(abs(y) for _, y in out)
+            self.parts.append(f'<path class="beyond {kind}" d="{at}">'
+                              f'{_title(f"{words} the axis, up to {short(most, 4)}")}</path>')
 
     def _pieces(self, xs: Sequence[float], ys: Sequence[float | None]) -> list[list[str]]:
         pieces = [[]]
