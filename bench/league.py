@@ -1,6 +1,7 @@
 """Every optimizer of `miniai train` against AdamW on the tasks of `miniai race`: bench/results/race_DATE.md.
 
-    python bench/league.py [--trials 4] [--seeds 8] [--lengths 0.25] [--tasks NAME ...] [--rules NAME ...] [--out DIR]
+    python bench/league.py [--trials 8] [--seeds 8] [--lengths 0.25] [--tasks NAME ...] [--rules NAME ...] [--out DIR]
+    python bench/league.py --of league/race.json longer/race.json       # one table of several
     python bench/league.py --quick          # a few minutes: the two smallest tasks; prints and records nothing
 
 Start the same command several times to share the work, one process per core; again after an interruption to resume.
@@ -15,6 +16,7 @@ import torch
 from machine import record
 from miniai import race
 from miniai.jobs.registry import OPTIMIZERS
+from miniai.racing.answer import Answer
 from miniai.racing.race import LADDER
 
 BASE = 'adamw'
@@ -47,6 +49,21 @@ def summary(answer):
         *('| ' + ' | '.join(line) + ' |' for line in lines)])
 
 
+def title(answer):
+    shares = ' and '.join(f'{share:g}' for share in answer.record['protocol']['lengths'])
+    return f"{len(answer.rules)} optimizers, runs of {shares} of the steps"
+
+
+def command(answer):
+    "What repeats a race."
+    p = answer.record['protocol']
+    rules, tasks = sorted(answer.rules, key=[*OPTIMIZERS, *answer.rules].index), p['tasks']
+    options = dict(rules=[] if rules == [*OPTIMIZERS] else rules, tasks=[] if tuple(tasks) == LADDER else tasks,
+                   trials=[p['trials']], seeds=[p['seeds']], lengths=p['lengths'], seed=[p['seed']]*(p['seed'] != 0))
+    words = [f'--{nm} {" ".join(map(str, given))}' for nm, given in options.items() if given]
+    return ' '.join(['python bench/league.py', *words])
+
+
 def seconds(answer):
     "Hours of training in all, and the median milliseconds of a step of the baseline by task."
     steps = [f"{cell[0]} {median(1000*r['result']['seconds']/cell[1] for r in answer.runs[cell, BASE]):.2g}"
@@ -56,27 +73,38 @@ def seconds(answer):
            f"{', '.join(steps)}"
 
 
+def table(answers):
+    "The summaries of races, and then their whole answers."
+    return '\n\n'.join([*(f'## {title(a)}\n\n`{command(a)}`\n\n{summary(a)}\n\n{seconds(a)}.' for a in answers),
+                        *(f'## {title(a)}: the answer of the race\n\n{a.table()}\n\n{a.costs()}' for a in answers)])
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--quick', action='store_true', help='a few minutes, on the smallest tasks')
     ap.add_argument('--rules', nargs='+', choices=OPTIMIZERS, default=list(OPTIMIZERS), metavar='NAME')
     ap.add_argument('--tasks', nargs='+', default=list(LADDER), metavar='NAME')
-    ap.add_argument('--trials', type=int, default=4)
+    ap.add_argument('--trials', type=int, default=8)
     ap.add_argument('--seeds', type=int, default=8)
     ap.add_argument('--lengths', type=float, nargs='+', default=[0.25])
     ap.add_argument('--seed', type=int, default=0)
     ap.add_argument('--threads', type=int, default=1, help='of this process')
     ap.add_argument('--out', default='league', help='the folder of the race')
+    ap.add_argument('--of', nargs='+', metavar='FILE', help='the race.json of races that are over, in one table')
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
+    if args.of: return recorded([Answer.read(file) for file in args.of])
     options = QUICK if args.quick else {nm: getattr(args, nm) for nm in QUICK}
     answer = race(*(nm for nm in args.rules if nm != BASE), baselines=[BASE], compare='baselines', **options,
                   seed=args.seed, out=tempfile.mkdtemp() if args.quick else args.out,
                   tell=lambda text: print(text, flush=True))
-    text = summary(answer)
-    if args.quick: print(text)
-    else: record('race', f'{text}\n\n## The answer of the race\n\n{answer.table()}\n\n{answer.costs()}',
-                 f'{seconds(answer)}; {args.threads} thread for each process', ['numba', 'scipy'])
+    if args.quick: print(summary(answer))
+    else: recorded([answer])
+
+
+def recorded(answers):
+    "Writes the table of these races."
+    record('race', table(answers), 'One thread for each process', ['numba', 'scipy'])
 
 
 if __name__ == '__main__': main()

@@ -21,3 +21,17 @@ def test_a_row_has_the_verdicts_and_figures_of_its_rule_and_the_best_rank_is_fir
     for nm, mark in (('descent', '**{}**'), ('nan', '{}✗'), ('adamw', '{}')):
         assert rows[nm][3] == mark.format(f"{mean(answer.figures['tiny', 16][nm]):.4g}")
     assert (rows['descent'][1:3], rows['nan'][1:3], rows['adamw'][1:3]) == (['1', '0'], ['0', '1'], ['']*2)
+
+
+def test_the_table_of_several_races_has_their_summaries_first_and_the_commands_that_repeat_them(tmp_path):
+    options = dict(baselines=['adamw'], seeds=2)
+    answers = [races.run(races.descent, **options, lengths=[share], seed=seed, out=tmp_path/str(seed))
+               for share, seed in ((1., 0), (.5, 3))]
+    text = league.table(answers)
+    heads = [line for line in text.split('\n') if line.startswith('#')]
+    titles = [f'## 2 optimizers, runs of {share} of the steps' for share in ('1', '0.5')]
+    assert heads == [*titles, *(f'{nm}: the answer of the race' for nm in titles)]
+    repeat = 'python bench/league.py --rules adamw descent --tasks tiny --trials'
+    assert [line for line in text.split('\n') if line.startswith('`')] == [
+        f'`{repeat} 2 --seeds 2 --lengths 1.0`', f'`{repeat} 2 --seeds 2 --lengths 0.5 --seed 3`']
+    for answer in answers: assert league.summary(answer) in text
