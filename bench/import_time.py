@@ -1,4 +1,4 @@
-"""What `from miniai import Learner` costs over `import torch`: fresh interpreters, in alternation, medians.
+"""What `import miniai` costs over `import torch`: fresh interpreters, in alternation, medians.
 
     python bench/import_time.py [--runs N]
 """
@@ -21,7 +21,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--runs', type=int, default=15)
     args = ap.parse_args()
-    codes = {'torch': 'import torch', 'miniai': 'from miniai import Learner'}
+    codes = {'torch': 'import torch', 'miniai': 'import miniai'}
     times = {nm: [] for nm in codes}
     for r in range(args.runs + 1):
         for nm, code in codes.items():

@@ -15,7 +15,7 @@ FILES = sorted(SRC.rglob('*.py'))
 LAYERS = [  # from the bottom up: a file imports from layers below its own, or from its own package
     'atomic events device environment randomness images', 'distributed', 'show trackers',
     'kernels models checkpoint metrics', 'optim data report', 'callbacks', 'steps', 'diagnosis', 'inference', 'resume',
-    'datasets conv activations init sgd training resnet augment accel proof', 'learner', 'jobs', 'racing', 'cli names',
+    'datasets conv activations init sgd training resnet augment accel proof', 'learner', 'jobs', 'racing', 'cli',
     '__main__', '__init__']
 LAYER = {room: i for i, rooms in enumerate(LAYERS) for room in rooms.split()}
 API = dict(
@@ -92,7 +92,6 @@ def test_a_file_is_short_and_opens_with_its_one_idea(path):
 @pytest.mark.parametrize('path', FILES, ids=module)
 def test_there_are_no_star_imports(path):
     froms = [n for n in ast.walk(tree(path)) if isinstance(n, ast.ImportFrom)]
-    if path == SRC/'__init__.py': froms = [n for n in froms if n.module != 'miniai.names']  # seen by editors alone
     assert not [n for n in froms if any(a.name == '*' for a in n.names)]
 
 
@@ -152,7 +151,7 @@ class Refuse:
 OPTIONAL = {'datasets', 'accelerate', 'torchmetrics', 'tyro', 'rich', 'IPython', 'ipykernel', 'torchvision',
             'torcheval', 'fastcore', 'fastprogress', 'timm', 'tensorboard'}
 sys.meta_path.insert(0, Refuse())
-import miniai, miniai.names, miniai.cli.command
+import miniai, miniai.cli
 import miniai.training, miniai.datasets, miniai.conv, miniai.learner, miniai.activations
 import miniai.init, miniai.sgd, miniai.resnet, miniai.augment, miniai.accel
 heavy = sorted({'numba', 'triton', 'matplotlib', 'IPython'} & {m.split('.')[0] for m in sys.modules})
@@ -166,11 +165,6 @@ print('light')
 def test_the_door_needs_the_required_dependencies_alone_and_starts_nothing():
     out = subprocess.run([sys.executable, '-c', IMPORT], capture_output=True, text=True)
     assert out.stdout.strip() == 'light', out.stderr
-
-
-def test_a_report_needs_no_torch():
-    code = "import sys, miniai.cli, miniai.report.page; assert not {'torch', 'numba'} & {*sys.modules}"
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stderr == ''
 
 
 def test_nothing_imports_what_only_user_code_may_bring():

@@ -3,6 +3,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from miniai.jobs.config import ConfigError, TrainConfig
+from miniai.jobs.run_folder import RunFolder
 from miniai.report.page import REPORT_FILE, write_report
 
 __all__ = ['ReportConfig', 'report_runs', 'to_write']
@@ -22,22 +24,15 @@ class ReportConfig:
 def report_runs(config: ReportConfig) -> None:
     """Write the report and print its path. FileNotFoundError for a folder without a run; ConfigError for a file that is
     no report and would be overwritten."""
-    runs = config.runs or (_latest(),)
+    runs = config.runs or (RunFolder.find(TrainConfig().out, 'train').path,)
     path = Path(config.out or (runs[0] if len(runs) == 1 else Path())/REPORT_FILE)
     print(write_report(runs, to_write(path, REPORT_FILE, '--out')))
-
-
-def _latest() -> Path:
-    from miniai.jobs.config import TrainConfig  # here, as they need torch, and a run that is named does not
-    from miniai.jobs.run_folder import RunFolder
-    return RunFolder.find(TrainConfig().out, 'train').path
 
 
 def to_write(path: Path, name: str, option: str) -> Path:
     "The file for a page: `path`, or `name` in it. ConfigError for a file that is no page of miniai."
     if path.is_dir(): path = path/name
     if path.exists() and not _is_ours(path):
-        from miniai.jobs.config import ConfigError
         raise ConfigError(f"{path} exists and is no report of miniai: choose another file with {option}")
     return path
 

@@ -2,6 +2,8 @@
 import re
 from typing import Any
 
+from miniai.metrics.metrics import MetricsCB
+
 __all__ = ['check_metric', 'direction', 'improves', 'is_watched', 'last_row', 'no_metric']
 
 _FALLS = {'loss', 'nll', 'mse', 'rmse', 'mae', 'mape', 'error', 'err', 'perplexity', 'ppl', 'wer', 'cer', 'fid'}
@@ -51,7 +53,6 @@ def row_of_pass(learn: Any) -> dict[str, Any]:
 def check_metric(learn: Any, metric: str, who: str) -> None:
     """ValueError, before the fit, if no callback can supply `metric`, or if its direction is wrong. A user's own
     callback may supply any."""
-    from miniai.metrics.metrics import MetricsCB  # here, as a report needs directions and not torch
     name, sign = direction(metric)
     if not getattr(learn, 'validates', True):
         raise ValueError(f"{who} needs validation: use fit(valid=True), or remove it from cbs")

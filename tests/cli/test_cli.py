@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from miniai import cli
 from miniai.checkpoint import CheckpointError, save
-from miniai.cli import command as cli
 from miniai.cli import main
 from miniai.data import fmnist
 from miniai.inference.model_file import load
