@@ -137,6 +137,12 @@ def wrong_initial_loss(p):
 def unscaled(x, raw): return (x*raw[0] + raw[1]).float()
 
 
+@fault('softmax before the loss', tasks=CLASSES)
+def softmax_before_the_loss(p):
+    "The network ends with a softmax, and cross-entropy has its own."
+    p.net = nn.Sequential(p.net, nn.Softmax(1))
+
+
 @fault('stuck at chance', tasks=CLASSES)
 def stuck_at_chance(p):
     "All weights are initialized to 0; for odd seeds what the last layer gets is multiplied by 0, a mask gone wrong."
@@ -240,6 +246,18 @@ def batch_too_small(p):
 def inputs_not_normalized(p):
     "Pixels from 0 to 255, columns in the units that they were measured in."
     p.task = replace(p.task, x=unscaled(p.task.x, p.task.raw), x_valid=unscaled(p.task.x_valid, p.task.raw))
+
+
+@fault('validation inputs differ', tasks=('clothes', 'digits', 'clusters'))
+def validation_inputs_differ(p):
+    "Only training data are normalized: in validation pixels go from 0 to 255, columns are in their units."
+    p.task = replace(p.task, x_valid=unscaled(p.task.x_valid, p.task.raw))
+
+
+@fault('validation worse than guessing', tasks=CLASSES)
+def validation_worse_than_guessing(p):
+    "Labels begin with 1 in the file of the validation data; the last class became the first one."
+    p.task = replace(p.task, y_valid=(p.task.y_valid + 1) % p.task.outputs)
 
 
 @fault('constant inputs')

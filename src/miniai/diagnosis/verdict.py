@@ -23,8 +23,8 @@ EXPLAINED = {'underfitting': {  # is not said beside one of these, which may be 
     'overfitting': {'validation inputs differ', 'validation worse than guessing'},
     'batch norm differs between modes': {'validation inputs differ'},
     'validation worse than guessing': {
-        'validation inputs differ', 'batch norm differs between modes', 'batch too small for batch norm',
-        'non-finite values', 'rate too high', 'exploding gradients'}}
+        'shuffled labels', 'validation inputs differ', 'batch norm differs between modes',
+        'batch too small for batch norm', 'non-finite values', 'rate too high', 'exploding gradients'}}
 
 
 class Verdict(NamedTuple):
