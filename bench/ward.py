@@ -29,12 +29,12 @@ from miniai import DataLoaders, TrainLearner
 from miniai.diagnosis.health import HealthCB
 from miniai.sgd import BatchSchedCB
 from ward_faults import FAULTS, Patient
+from ward_healthy import FRESH
 from ward_networks import TASKS
 
 HALVES = 'development', 'held-out'
 SHORT = dict(zip(('dev', 'held'), HALVES, strict=True))
 HEALTHY = 'healthy'
-FRESH = {'underfitting': 2040, 'warm-up too short': 2040}  # of faults that were planted anew
 
 
 class Case(NamedTuple):
@@ -52,7 +52,7 @@ def cases(fault, seeds=5):
     networks, tasks = FAULTS[fault].networks, FAULTS[fault].tasks
     for (i, network), (j, task), seed in product(enumerate(networks), enumerate(tasks), range(seeds)):
         held = (i + j) % 2 or seed == 4
-        yield Case(fault, network, task, seed + FRESH.get(fault, ward_healthy.FRESH)*held, HALVES[held])
+        yield Case(fault, network, task, seed + FRESH*held, HALVES[held])
 
 
 def healthy_cases(half):

@@ -17,7 +17,7 @@ from miniai.jobs.train import build_learner
 from miniai.sgd import BatchSchedCB
 from ward_networks import NETWORKS, TASKS
 
-FRESH = 1020  # where seeds of the held-out half begin; a multiple of 60, which keeps the variants of faults
+FRESH = 3060  # where seeds of the held-out half begin; a multiple of 60, which keeps the variants of faults
 
 
 class Healthy(NamedTuple):

@@ -36,7 +36,7 @@ def test_at_least_half_of_the_ward_was_not_used_to_choose_thresholds_and_every_o
         assert len(halves) == 45
         assert halves.count('held-out') >= 23
         seeds = [{c.seed for c in ward.cases(fault) if c.half == half} for half in ward.HALVES]
-        first = ward.FRESH.get(fault, ward_healthy.FRESH)
+        first = ward.FRESH
         assert seeds == [{0, 1, 2, 3}, {first + i for i in range(5)}]
         assert first % 60 == 0
     for half in ward.HALVES:
