@@ -185,7 +185,8 @@ def test_a_suggestion_is_the_nearest_name_or_nothing():
 
 # Resuming
 
-RUN = TrainConfig(batch_size=64, epochs=10, lr=.25, device='cpu', layout='channels-last', precision='bfloat16')
+RUN = TrainConfig(batch_size=64, epochs=10, lr=.25, device='cpu', layout='channels-last', precision='bfloat16',
+                  schedule='constant')
 
 
 @given(st.fixed_dictionaries({}, optional=dict(batch_size=st.sampled_from([64, 1024]), epochs=st.sampled_from([5, 12]),
@@ -200,6 +201,16 @@ def test_a_given_option_must_be_the_runs_own_even_if_it_is_the_default_but_epoch
         with pytest.raises(ConfigError, match=f'^cannot resume with {differing[0]} = .*the run has '):
             asked.for_resume(RUN)
     else: assert asked.for_resume(RUN) == replace(RUN, resume=True, epochs=options.get('epochs', 10))
+
+
+def test_more_epochs_are_refused_if_the_runs_schedule_depends_on_their_number():
+    asked = TrainConfig(epochs=12, resume=True)
+    for schedule in SCHEDULES.keys() - {'constant'}:
+        run = replace(RUN, schedule=schedule)
+        says = f"^cannot resume with epochs = 12: the run's {schedule} schedule was made for 10 epochs. Leave"
+        with pytest.raises(ConfigError, match=says): asked.for_resume(run)
+        assert TrainConfig(epochs=10, resume=True).for_resume(run).epochs == 10
+    assert asked.for_resume(replace(RUN, schedule='my_schedules:mine')).epochs == 12  # it may not depend on it
 
 
 def test_what_the_run_chose_stays():

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler as S
 
 from miniai import BatchSchedCB, Callback, DataLoaders, MixUpCB, ProgressCB, RecorderCB
+from miniai.init import BatchTransformCB
 from miniai.learner import MomentumLearner
 from miniai.optim import AdamW, Lion
 from miniai.randomness import describe_states
@@ -37,6 +38,20 @@ def refuses(learn, says, n_epochs=2):
     assert weights(learn) == before
 
 
+def test_a_refusal_names_what_changed_once_and_shows_no_digests(tmp_path):
+    def make(loss=F.cross_entropy, n=20, tfm=lambda b: b):
+        x = torch.randn(n, 4, generator=torch.Generator().manual_seed(n))
+        dls = DataLoaders.from_arrays(x, torch.arange(n) % 3, valid=.2, bs=4)
+        return learner([CheckpointCB(tmp_path), BatchTransformCB(tfm)], dls=dls, loss_func=loss)
+    make().fit(1)
+    refuses(make(F.mse_loss), r'^cannot resume: learn.loss_func was cross_entropy .* and is mse_loss now\n')
+    refuses(make(tfm=lambda b: [*b]), r'the code of learn.cbs.BatchTransformCB.tfm \(<lambda>\) has changed\n')
+    learn = make()
+    learn.dls.train.tensors[0][0].zero_()
+    values = r'\[\(20, 4\) float32, \(20,\) int64\]'
+    refuses(learn, rf'^cannot resume: learn.dls.train.tensors has changed \({values}\); .*valid.tensors has changed')
+
+
 class Shaped(nn.Sequential): "The same weights in another class."
 
 
@@ -47,14 +62,14 @@ class Idle(Callback): "Does nothing."
     (lambda learn, mp: learn.model.__setitem__(5, nn.Linear(144, 4)),
      r"cannot resume: learn.model.5.weight was \(3, 144\) float32 in the checkpoint and is \(4, 144\) float32 now"),
     (lambda learn, mp: setattr(learn, 'model', nn.Sequential(*learn.model, nn.Dropout(.1))),
-     "learn.model.6.class was missing in the checkpoint and is Dropout now"),
-    (lambda learn, mp: learn.model.__setitem__(2, nn.GELU()), "learn.model.2.class was ReLU .* and is GELU now"),
+     "learn.model.6 was missing in the checkpoint and is Dropout now"),
+    (lambda learn, mp: learn.model.__setitem__(2, nn.GELU()), "learn.model.2 was ReLU .* and is GELU now"),
     (lambda learn, mp: setattr(learn, 'model', Shaped(*learn.model)), "learn.model.* was Sequential .* and is Shaped"),
     (lambda learn, mp: learn.model.double(), "learn.model.0.weight was .*float32 .* and is .*float64 now"),
     (lambda learn, mp: setattr(learn.model[3], 'p', .3), r"learn.model.3.p was 0\.2 in the checkpoint and is 0\.3 now"),
     (lambda learn, mp: setattr(learn, 'dls', DataLoaders.from_arrays(Noisy(44).x, Noisy(44).y, valid=.2, bs=5, seed=3)),
      r'learn.dls.train.tensors was .* and is .* now'),
-    (lambda learn, mp: learn.dls.train.tensors[0][0].zero_(), r'learn.dls.train.tensors was .* and is .* now'),
+    (lambda learn, mp: learn.dls.train.tensors[0][0].zero_(), r'learn.dls.train.tensors has changed \('),
     (lambda learn, mp: setattr(learn.dls.train, 'bs', 6), 'learn.dls.train.bs was 5 in the checkpoint and is 6 now'),
     (lambda learn, mp: setattr(learn.dls.train, 'shuffle', False), 'learn.dls.train.shuffle was True .* and is False'),
     (lambda learn, mp: setattr(learn.dls.train, 'seed', 4), 'learn.dls.train.seed was 3 .* and is 4 now'),
@@ -87,7 +102,7 @@ def test_another_model_data_optimizer_schedule_or_version_is_refused(change, say
 
 @pytest.mark.parametrize(('change', 'says'), [
     (lambda learn, mp: mp.setattr(restore, 'version_of', lambda x: '9'), r'version of miniai was \d.* and is 9 now'),
-    (lambda learn, mp: learn.cbs.append(Idle()), 'run.callbacks was .* and is .*, Idle, AccumulateCB now'),
+    (lambda learn, mp: learn.cbs.append(Idle()), ' callbacks was .* and is .*, Idle, AccumulateCB now'),
     (lambda learn, mp: setattr(learn.cbs[5], 'strength', 1), r'learn.cbs.CropCB.strength was 0 and is 1 now')])
 def test_what_may_change_the_result_is_warned_of(change, says, tmp_path, monkeypatch):
     def make(*cbs):
@@ -107,8 +122,8 @@ def test_callbacks_that_only_show_may_come_and_go(stopped, tmp_path):
 
 
 @pytest.mark.parametrize(('saved', 'says'), [
-    (dict(cuda=[torch.zeros(16, dtype=torch.uint8)]), 'run.CUDA generators was 1 .* and is 0 now'),
-    (dict(numpy=dict(bit_generator='PCG64')), "run.numpy's generator was PCG64 .* and is MT19937 now"),
+    (dict(cuda=[torch.zeros(16, dtype=torch.uint8)]), 'cannot resume: CUDA generators was 1 .* and is 0 now'),
+    (dict(numpy=dict(bit_generator='PCG64')), "cannot resume: numpy's generator was PCG64 .* and is MT19937 now"),
     (dict(torch=torch.zeros(3, dtype=torch.uint8)), "random states in the checkpoint do not fit: ")])
 def test_random_states_of_other_generators_are_refused(saved, says, stopped, monkeypatch):
     def load(path, real=placed.load):
@@ -129,8 +144,7 @@ def test_random_states_of_other_generators_are_refused(saved, says, stopped, mon
     (lambda s: s['opt']['param_groups'][0]['params'].pop(), r'its groups have \[5\] parameters, not \[6\]'),
     (lambda s: s['states']['learn.cbs.CropCB.crop.generator'].update(state=torch.zeros(3, dtype=torch.uint8)),
      'CropCB.crop.generator in the checkpoint does not fit: '),
-    (lambda s: s.pop('history'), "the checkpoint lacks 'history'"),
-    (lambda s: s.update(attributes=[]), "the checkpoint's attributes is a list, not a dict")])
+    (lambda s: s.pop('history'), "is not a checkpoint of a run, which has 'history'")])
 def test_a_checkpoint_with_false_content_is_refused_before_anything_changes(spoil, says, stopped, monkeypatch):
     def load(path, real=placed.load):
         state = real(path)
@@ -256,10 +270,18 @@ def warm_up(total): return lambda step: min(1, (step + 1)/total)
     (S.LambdaLR, warm_up(33), warm_up(66), r'schedo.lr_lambdas.0..total was 33 .* and is 66 now'),
     (S.MultiplicativeLR, warm_up(33), warm_up(66), r'schedo.lr_lambdas.0..total was 33 .* and is 66 now'),
     (S.LambdaLR, lambda step: 1., lambda step: 1. if step < 700_000 else .1,
-     r"__code__ was '<lambda> #.* is '<lambda> #")])
+     r'the code of learn\..* \(<lambda>\) has changed')])
 def test_functions_of_schedules_that_differ_are_refused(kind, one, other, says, tmp_path):
     scheduled(tmp_path, partial(kind, lr_lambda=one)).fit(1)
     refuses(scheduled(tmp_path, partial(kind, lr_lambda=other)), says)
+
+
+def test_more_epochs_than_a_schedule_was_made_for_are_refused_with_what_to_do(tmp_path):
+    def make(total): return scheduled(tmp_path, partial(S.OneCycleLR, max_lr=.1, total_steps=total))
+    make(4).fit(1)
+    says = '^cannot resume: learn.cbs.BatchSchedCB.schedo.total_steps was 4 in the checkpoint and is '
+    refuses(make(8), says + r'8 now. The fit had 1 epochs and has 2 now: .* call fit\(1, resume=True\)\n')
+    refuses(make(5), says + r'5 now\n', n_epochs=1)
 
 
 def test_schedules_inside_another_are_compared(tmp_path):

@@ -187,8 +187,12 @@ class TrainConfig(FolderConfig, TrainingConfig):
             became_bfloat16 = (here, there) == ('float16', 'bfloat16') and run.device.startswith('cpu')
             if here in ('auto', there) or became_bfloat16: continue
             raise ConfigError(f"cannot resume with {name} = {here!r}: the run has {there!r}. Leave this option out")
-        return replace(run, epochs=run.epochs if self.epochs == 'auto' else self.epochs, resume=True,
-                       distributed=self.distributed, json=self.json)
+        epochs = run.epochs if self.epochs == 'auto' else self.epochs
+        if epochs != run.epochs and run.schedule in SCHEDULES.keys() - {'constant'}:
+            raise ConfigError(f"cannot resume with epochs = {epochs}: the run's {run.schedule} schedule was made for "
+                              f"{run.epochs} epoch{'s'*(run.epochs != 1)}. Leave this option out; only a run with the "
+                              f"constant schedule can take more")
+        return replace(run, epochs=epochs, resume=True, distributed=self.distributed, json=self.json)
 
 
 @dataclass(kw_only=True)

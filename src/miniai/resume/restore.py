@@ -17,7 +17,7 @@ from miniai.resume.objects import device_of, misfit, restore_state, state_of
 from miniai.resume.packing import Unpacker
 from miniai.resume.ranks import is_resized
 from miniai.resume.slots import ITEMS, attributes_of
-from miniai.resume.state import DATA, RunState, common, differing, loaders_of, module_tensors
+from miniai.resume.state import DATA, RunState, common, differing, loaders_of, module_tensors, said
 from miniai.resume.values import is_dense
 from miniai.resume.walk import Node, origin_of, walk
 from miniai.resume.workers import set_workers
@@ -37,34 +37,26 @@ def versions(learn: Any) -> dict[str, Any]:
 
 # Compared
 
-_PARTS = dict(versions=dict, model=dict, opt=dict, history=list, random=dict, objects=dict, states=dict,
-              attributes=dict, settings=dict, shapes=dict, running=list)
-
-
 def check_same(learn: Any, state: dict[str, Any], here: RunState) -> None:
     """ResumeError, with both values, for the first difference between the run of the checkpoint `state` and `learn`,
     whose fit starts, that changes the result. A warning for those that may change it."""
-    for nm, kind in _PARTS.items():
-        if nm not in state: raise ResumeError(f"cannot resume: the checkpoint lacks {nm!r}")
-        if not isinstance(state[nm], kind):
-            raise ResumeError(f"cannot resume: the checkpoint's {nm} is a {type(state[nm]).__name__}, not a "
-                              f"{kind.__name__}")
-    now, loosely = versions(learn), {'miniai', 'threads'} if is_resized(state) else {'miniai'}
-    for nm, then in state['versions'].items():
-        if then != now[nm] and nm not in loosely: raise _differs((nm, then, now[nm]))
-    nodes, loose, strict = here.nodes, [], []
-    comparable = bool(state['settings'])  # miniai 0.2 saved no settings of this kind
-    for difference in differing(*common(state['shapes'], here.shapes)) if comparable else ():
-        raise _differs(difference)
-    if state['versions']['miniai'] != now['miniai']:
-        loose.append(('the version of miniai', state['versions']['miniai'], now['miniai']))
-    for path, nm, then, value in _changed_settings(state, here, nodes) if comparable else ():
-        if not (_is_time(then) and _is_time(value)):
-            (strict if _is_strict(nodes.get(path), path, nm) else loose).append((f'{path}.{nm}', then, value))
-    if strict: raise _differs(*sorted(strict, key=lambda s: not s[0].endswith('.class'))[:3])
-    if loose: warnings.warn(
-        "the result may differ from that of the run in the checkpoint: "
-        + '; '.join(f'{nm} was {a} and is {b} now' for nm, a, b in loose), stacklevel=5)
+    now = versions(learn)
+    changed = [(nm, then, now[nm]) for nm, then in state['versions'].items() if then != now[nm]]
+    loose = [('the version of miniai', *d[1:]) for d in changed if d[0] == 'miniai']
+    strict = [d for d in changed if d[0] not in (('miniai', 'threads') if is_resized(state) else ('miniai',))]
+    if state['settings']:  # miniai 0.2 saved none, nor shapes
+        strict += differing(*common(state['shapes'], here.shapes))
+        if strict: raise _differs(strict[:1])
+    for path, nm, then, value in _changed_settings(state, here):
+        (strict if _is_strict(here.nodes.get(path), path, nm) else loose).append((f'{path}.{nm}', then, value))
+    if strict: raise _differs(_causes(strict)[:3], _hint(strict, state['position']['n_epochs'], learn.n_epochs))
+    if loose: warnings.warn("the result may differ from that of the run in the checkpoint: "
+                            + '; '.join(said(*s, '') for s in loose), stacklevel=5)
+    _check_fits(state, here.nodes)
+
+
+def _check_fits(state: dict[str, Any], nodes: dict[str, Node]) -> None:
+    "ResumeError if the state of an object does not fit it, or random states do not."
     for path, x in _whole(state).items():
         why = misfit(nodes[path], x) if path in nodes else ''
         if why: raise ResumeError(f"cannot resume: {path} in the checkpoint does not fit: {why}")
@@ -74,12 +66,24 @@ def check_same(learn: Any, state: dict[str, Any], here: RunState) -> None:
     finally: set_random_states(before)
 
 
-def _differs(*settings: tuple[str, Any, Any]) -> ResumeError:
-    return ResumeError('cannot resume: ' + '; '.join(f'{nm} was {then} in the checkpoint and is {now} now'
-                                                     for nm, then, now in settings))
+def _differs(settings: list[tuple[str, Any, Any]], hint: str = '') -> ResumeError:
+    return ResumeError('cannot resume: ' + '; '.join(said(*s) for s in settings) + hint)
 
 
-def _changed_settings(state: dict[str, Any], here: RunState, nodes: dict[str, Node]) -> Iterator[tuple]:
+def _hint(differences: list[tuple], then: int, now: int) -> str:
+    "What to do if a schedule differs, which may be because it was made for another number of epochs."
+    if then == now or not any('.schedo' in nm for nm, *_ in differences): return ''
+    return f". The fit had {then} epochs and has {now} now: if the schedule needs that, call fit({then}, resume=True)"
+
+
+def _causes(differences: list[tuple]) -> list[tuple]:
+    "Those that tell most: objects of another class without what is inside them, and others before private attributes."
+    others = tuple(nm.removesuffix('.class') for nm, *_ in differences if nm.endswith('.class'))
+    found = [d for d in differences if d[0].endswith('.class') or not d[0].startswith(others)]
+    return sorted([d for d in found if '._' not in d[0]] or found, key=lambda d: not d[0].endswith('.class'))
+
+
+def _changed_settings(state: dict[str, Any], here: RunState) -> Iterator[tuple]:
     "Path, name, and both texts of settings that differ."
     for path, settings in state['settings'].items():
         now = here.first.get(path)
@@ -87,11 +91,9 @@ def _changed_settings(state: dict[str, Any], here: RunState, nodes: dict[str, No
             yield path, 'class', settings['class'], 'missing'
         for nm, then in settings.items() if now else ():
             value = now.get(nm, ('missing',))[0]
-            if nm == 'callbacks of miniai':  # earlier files list this one
-                then = ', '.join(cb for cb in then.split(', ') if cb != 'DeviceCB')
-            if value != then: yield path, nm, then, value
+            if value != then and not (_is_time(then) and _is_time(value)): yield path, nm, then, value
     saved = state['settings'].keys() | state['attributes'].keys()
-    for path, node in nodes.items():
+    for path, node in here.nodes.items():
         if not isinstance(node.object, partial) or path not in saved: continue
         known = {**state['settings'].get(path, {}), **state['attributes'].get(path, {})}
         for nm in node.slots.keys() - known.keys(): yield path, nm, 'missing', here.first[path][nm][0]

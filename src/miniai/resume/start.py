@@ -18,6 +18,9 @@ from miniai.resume.state import RunState
 
 __all__ = ['ResumePoint', 'ResumedPassCB', 'find_resume_point']
 
+_PARTS = {'position', 'versions', 'model', 'opt', 'history', 'random', 'objects', 'states', 'attributes', 'settings',
+          'shapes', 'running', 'begun'}
+
 
 class ResumePoint:
     """Where a fit starts: in epoch `epoch`, after its training if `trained`, before batch `batch` of the pass. `state`
@@ -61,8 +64,11 @@ def find_resume_point(folder: Path, n_epochs: int, model: nn.Module) -> ResumePo
         raise ResumeError(f"all {len(there)} checkpoint(s) in {folder} are damaged: {', '.join(p.name for p in there)}"
                           f"{best}. To start a new run, move them to another folder")
     path, state = found
-    try: point = ResumePoint(in_todays_form(state, model) if is_old(state) else state, path)
-    except (ValueError, KeyError, TypeError) as e: raise ResumeError(f'cannot resume: {e}') from e
+    try: state = in_todays_form(state, model) if is_old(state) else state
+    except ValueError as e: raise ResumeError(f'cannot resume: {e}') from e
+    lacking = _PARTS - state.keys()
+    if lacking: raise ResumeError(f"cannot resume: {path} is not a checkpoint of a run, which has {min(lacking)!r}")
+    point = ResumePoint(state, path)
     begun = bool(point.batch or point.trained)
     if n_epochs >= point.epoch + begun: return point
     raise ResumeError(f"the run in {folder} has done {point.epoch} epochs{' and part of another' if begun else ''}, "

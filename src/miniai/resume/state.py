@@ -1,5 +1,6 @@
 "The state of a run as plain data, taken from what the walk finds."
 import io
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from copy import copy
@@ -21,7 +22,7 @@ from miniai.resume.values import ALL, SOME, brief, is_dense
 from miniai.resume.walk import Node, callbacks_of, only_shows, walk
 from miniai.resume.workers import has_running_workers, is_fixed
 
-__all__ = ['DATA', 'RunState', 'run_state', 'loaders_of', 'module_tensors', 'common', 'differing']
+__all__ = ['DATA', 'RunState', 'run_state', 'loaders_of', 'module_tensors', 'common', 'differing', 'said']
 
 DATA = 'learn.dls', 'class ', 'module '  # the paths of data, and of what functions of the data may change
 _ESSENTIAL = {'run', 'learn.model', 'learn.loss_func', 'learn.opt'}
@@ -111,8 +112,7 @@ class RunState:
 
     def change(self, state: dict[str, Any]) -> str:
         "What is different about the run since the fit began, so that no fit could resume from `state`; '' if nothing."
-        return next((f'{k} was {a} at the start and is {b} now'
-                     for k, a, b in differing(*common(self.shapes, state['shapes']))), '')
+        return next((said(*d, ' at the start') for d in differing(*common(self.shapes, state['shapes']))), '')
 
     def _report(self, found: '_Found') -> None:
         lost = dict(found.packer.lost)
@@ -273,3 +273,12 @@ def differing(a: dict[str, dict], b: dict[str, dict]) -> Iterator[tuple[str, str
         x, y = a.get(path, {}), b.get(path, {})
         for nm in {**x, **y}:
             if x.get(nm) != y.get(nm): yield f'{path}.{nm}'.strip('.'), x.get(nm, 'missing'), y.get(nm, 'missing')
+
+
+def said(name: str, then: Any, now: Any, where: str = ' in the checkpoint') -> str:
+    "How a setting differs, in words: without the digests that stand for code and for what is long in a value."
+    then, now = (re.sub(' #[0-9a-f]{8}', '', str(x)) for x in (then, now))
+    owner, _, attribute = name.removeprefix('run.').rpartition('.')
+    if attribute == '__code__': return f'the code of {owner} ({now[1:-1]}) has changed'
+    name = owner if attribute == 'class' else name.removeprefix('run.')
+    return f'{name} was {then}{where} and is {now} now' if then != now else f'{name} has changed ({now})'
