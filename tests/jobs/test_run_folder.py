@@ -185,11 +185,11 @@ def make_runs(folder, *names):
 
 def test_the_folder_of_a_run_is_found_by_name_or_as_the_one_made_last(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'no run to resume at .*: give its folder with --out'):
-        RunFolder.find(str(tmp_path/'{time}-{job}'), 'train')
+        RunFolder.find(str(tmp_path/'{time}-{job}'))
     make_runs(tmp_path, '2026-01-02_000000-train', '2026-01-01_235959-train', '2026-01-03_000000-lr-find', 'z-train')
     (tmp_path/'2026-01-04_000000-train').mkdir()
-    assert RunFolder.find(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-02_000000-train'
-    assert RunFolder.find(str(tmp_path/'2026-01-01_235959-train'), 'train').path.name == '2026-01-01_235959-train'
+    assert RunFolder.find(str(tmp_path/'{time}-{job}')).path.name == '2026-01-02_000000-train'
+    assert RunFolder.find(str(tmp_path/'2026-01-01_235959-train')).path.name == '2026-01-01_235959-train'
 
 
 @given(st.lists(st.tuples(st.datetimes(datetime(2020, 1, 1), datetime(2020, 1, 3)), st.integers(1, 120)), min_size=1,
@@ -201,18 +201,18 @@ def test_of_many_runs_the_one_made_last_is_found_by_time_then_number_whatever_wa
     def named(when, n): return name.replace('{time}', when.strftime(shown)).replace('{job}', 'train') + f'-{n}'*(n > 1)
     make_runs(folder, *(named(*m) for m in made))
     last = max(made, key=lambda m: (m[0].replace(microsecond=0), m[1]))
-    assert RunFolder.find(str(folder/name), 'train').path == folder/named(*last)
+    assert RunFolder.find(str(folder/name)).path == folder/named(*last)
 
 
 def test_a_folder_made_by_the_time_is_found_by_the_time(tmp_path):
     made = [RunFolder(str(tmp_path/'{time}-{job}'), 'train').path for _ in range(2)]
     for p in made: (p/'config.toml').write_text('')
-    assert RunFolder.find(str(tmp_path/'{time}-{job}'), 'train').path == max(made, key=lambda p: p.name)
+    assert RunFolder.find(str(tmp_path/'{time}-{job}')).path == max(made, key=lambda p: p.name)
 
 
 def test_the_folder_of_a_run_is_found_with_a_number_and_whatever_its_name(tmp_path, monkeypatch):
     make_runs(tmp_path, '2026-01-01_000000-train', '2026-01-01_000000-train-2', 'a[1]')
-    assert RunFolder.find(str(tmp_path/'{time}-{job}'), 'train').path.name == '2026-01-01_000000-train-2'
-    assert RunFolder.find(str(tmp_path/'a[1]'), 'train').path.name == 'a[1]'
+    assert RunFolder.find(str(tmp_path/'{time}-{job}')).path.name == '2026-01-01_000000-train-2'
+    assert RunFolder.find(str(tmp_path/'a[1]')).path.name == 'a[1]'
     monkeypatch.chdir(tmp_path/'a[1]')
-    assert RunFolder.find('.', 'train').path.resolve() == tmp_path/'a[1]'
+    assert RunFolder.find('.').path.resolve() == tmp_path/'a[1]'

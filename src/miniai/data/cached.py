@@ -137,9 +137,9 @@ def _check_alike(kept: dict[str, Tensor], found: dict[str, Tensor], size: int, w
                          f"or keep the ordinary loader")
 
 
-def _check_again(dl: DataLoader, name: str, tensors: dict[str, Tensor], check: str, n_some: int = 64) -> None:
+def _check_again(dl: DataLoader, name: str, tensors: dict[str, Tensor], check: str) -> None:
     "ValueError if samples loaded again, in another order and other batches, differ."
-    indices = _spread(len(dl.dataset), len(dl.dataset) if check == 'all' else n_some)
+    indices = _spread(len(dl.dataset), len(dl.dataset) if check == 'all' else 64)
     again = _pass(dl, indices, dl.num_workers if check == 'all' else min(dl.num_workers, 1), 1)
     for i, batch in enumerate(tracked(again, f'checking {name}')):
         at, found = torch.tensor(indices[i*dl.batch_size:(i + 1)*dl.batch_size]), dict(_leaves(batch))

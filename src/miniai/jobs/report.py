@@ -24,7 +24,7 @@ class ReportConfig:
 def report_runs(config: ReportConfig) -> None:
     """Write the report and print its path. FileNotFoundError for a folder without a run; ConfigError for a file that is
     no report and would be overwritten."""
-    runs = config.runs or (RunFolder.find(TrainConfig().out, 'train').path,)
+    runs = config.runs or (RunFolder.find(TrainConfig().out).path,)
     path = Path(config.out or (runs[0] if len(runs) == 1 else Path())/REPORT_FILE)
     print(write_report(runs, to_write(path, REPORT_FILE, '--out')))
 

@@ -30,10 +30,10 @@ class RunFolder:
         self.path = of_first(lambda: _make_numbered(path) if '{time}' in name else _make(path))
 
     @classmethod
-    def find(cls, name: str, job: str) -> 'RunFolder':
-        """The folder of an existing run. With `{time}` in the name, the latest one: by the time in its name, then by
-        its number. FileNotFoundError if there is none."""
-        name = name.replace('{job}', job)
+    def find(cls, name: str) -> 'RunFolder':
+        """The folder of an existing run of `miniai train`; with `{time}` in the name the latest, by the time in its
+        name, then by its number. FileNotFoundError if there is none."""
+        name = name.replace('{job}', 'train')
         found = _with_times(name) if '{time}' in name else {Path(name): ()}
         runs = {path: when for path, when in found.items() if (path/'config.toml').is_file()}
         if not runs: raise FileNotFoundError(f"no run to resume at {name}: give its folder with --out")
@@ -103,9 +103,10 @@ def _with_times(name: str) -> dict[Path, tuple[str, int]]:
 
 
 class HistoryFileCB(Callback):
-    "Writes `learn.history` to a file of the run folder after each epoch and phase: one row as JSON per line."
+    "Writes `learn.history` to metrics.jsonl in the run folder after each epoch and phase: one row as JSON per line."
     order, only_shows = 2, True
-    def __init__(self, folder: RunFolder, name: str = 'metrics.jsonl') -> None: self.folder, self.name = folder, name
+    def __init__(self, folder: RunFolder) -> None: self.folder = folder
     def after_epoch(self, learn: Any) -> None:
         if getattr(learn, 'dry_run', False): return  # as in capture_preds: the rows are not the run's
-        with recorded(self.name): self.folder.write(self.name, ''.join(as_json(r) + '\n' for r in learn.history))
+        with recorded('metrics.jsonl'):
+            self.folder.write('metrics.jsonl', ''.join(as_json(r) + '\n' for r in learn.history))

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> Learner:
 
 def _train(config: TrainConfig, lines: JSONLines) -> Learner:
     config = _restarted(config)
-    old = RunFolder.find(config.out, 'train') if config.resume else None
+    old = RunFolder.find(config.out) if config.resume else None
     if old:
         say(f'resuming {old.path}')
         config = config.for_resume(TrainConfig.from_toml(old.path/'config.toml'))

@@ -74,9 +74,9 @@ def new_state(opt: Any, p: Tensor, rule: type, s: str) -> Tensor:
     return new_packed(p.numel(), p.device)
 
 
-def store(old: Tensor, x: Tensor, p: Tensor, key: int = 0, turn: int = 0) -> None:
+def store(old: Tensor, x: Tensor, p: Tensor) -> None:
     "Write `x` over `old`, a state of `p`."
-    local(old).copy_(packed(x, p, key, turn) if is_packed(old) else local(x))
+    local(old).copy_(packed(x, p, key=0) if is_packed(old) else local(x))
 
 
 def state_shape(p: Tensor, rule: type, s: str) -> torch.Size:

@@ -206,13 +206,13 @@ def _as_text(block: str | list[dict]) -> str:
     return '\n'.join(_aligned(cells, _widths(block)) for cells in (block[0].keys(), *(d.values() for d in block)))
 
 
-def draw_curves(curves: Curves, labels: Sequence[str], most_points: int = 2000) -> bytes:
-    "A PNG of the `curves`, pairs of xs and ys, thinned to about `most_points` each. pyplot's figures are not touched."
+def draw_curves(curves: Curves, labels: Sequence[str]) -> bytes:
+    "A PNG of the `curves`, pairs of xs and ys, thinned to about 2000 points each. pyplot's figures are not touched."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6, 3.5), layout='constrained')
     ax = fig.add_subplot(xlabel='batch', ylabel='loss')
     for (xs, ys), label in zip(curves, labels, strict=True):
-        every = max(1, len(ys)//most_points)
+        every = max(1, len(ys)//2000)
         ax.plot(list(xs)[::every], list(ys)[::every], label=label, marker='.' if len(ys) < 20 else None)
     if len(curves) > 1: ax.legend()
     buffer = io.BytesIO()
