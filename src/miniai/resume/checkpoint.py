@@ -99,11 +99,11 @@ class CheckpointCB(Callback):
         cancelled, (signalled, time_due) = isinstance(learn.ended_by, CancelFitException), map(int, most(run.asks()))
         if cancelled and not run.pass_done:
             batch = run.first_batch if learn.iter is None else learn.iter + 1  # which may be saved already
-            if run.begun or not from_first(is_first() and run.files.has(_phase(learn), learn.epoch, batch)):
+            if run.in_pass or not from_first(is_first() and run.files.has(_phase(learn), learn.epoch, batch)):
                 self.save(learn, _phase(learn), learn.epoch, batch)
         elif not learn.training or not learn.validates: self._save_epoch(learn, cancelled or signalled, time_due)
         elif cancelled or signalled: self.save(learn, 'valid', learn.epoch, 0)
-        run.begun, run.pass_done = False, False
+        run.in_pass, run.pass_done = False, False
         if signalled: run.watch.leave(signalled)
 
     def cleanup_fit(self, learn: Any) -> None:
@@ -156,9 +156,9 @@ def _phase(learn: Any) -> str: return 'train' if learn.training else 'valid'
 
 
 class _Run:
-    """One fit that is saved: its files, its signals, and what its checkpoints hold. `begun`: a pass is going on."""
+    """One fit that is saved: its files, its signals, and what its checkpoints hold. `in_pass`: a pass is going on."""
     def __init__(self, cb: CheckpointCB, learn: Any) -> None:
-        self.cb, self.begun, self.remaining, self.cancelled = cb, False, None, False
+        self.cb, self.in_pass, self.remaining, self.cancelled = cb, False, None, False
         self.first_batch, self.pass_done, self.resumed_pass = 0, False, None
         self.sharded = is_sharded(learn.model)
         self._end, self.watch = ExitStack(), SignalWatch(cb.signals)
@@ -247,7 +247,7 @@ class _Run:
         if resumed and self.remaining is None: self._refuse_replaced_loader()
         if resumed: self._warn_lost(restore(learn, resumed, self.state.names))
         if not (self.steps and learn.training): self.state.begin_pass(learn, resumed and resumed['begun'])
-        self.begun, self.first_batch = True, self.point.batch if resumed else 0
+        self.in_pass, self.first_batch = True, self.point.batch if resumed else 0
         self.point.state = None
         learn.dl = WrappedLoader(learn.dl, at_end=self._note_end)
         learn.dl.first_batch = self.first_batch  # a callback's own wrapper may not pass it on

@@ -86,7 +86,7 @@ def _causes(differences: list[tuple]) -> list[tuple]:
 def _changed_settings(state: dict[str, Any], here: RunState) -> Iterator[tuple]:
     "Path, name, and both texts of settings that differ."
     for path, settings in state['settings'].items():
-        now = here.first.get(path)
+        now = here.at_start.get(path)
         if now is None and path.startswith('learn.dls') and 'class' in settings:
             yield path, 'class', settings['class'], 'missing'
         for nm, then in settings.items() if now else ():
@@ -96,7 +96,7 @@ def _changed_settings(state: dict[str, Any], here: RunState) -> Iterator[tuple]:
     for path, node in here.nodes.items():
         if not isinstance(node.object, partial) or path not in saved: continue
         known = {**state['settings'].get(path, {}), **state['attributes'].get(path, {})}
-        for nm in node.slots.keys() - known.keys(): yield path, nm, 'missing', here.first[path][nm][0]
+        for nm in node.slots.keys() - known.keys(): yield path, nm, 'missing', here.at_start[path][nm][0]
 
 
 def _is_time(text: str) -> bool:
@@ -149,8 +149,8 @@ def restore_data(learn: Any, data: dict[str, Any], names: dict[int, str], leave_
     nodes = {path: n for path, n in everything.items() if not (leave_out and path.startswith(leave_out))}
     unpacker = _unpacker(learn, everything)
     _restore_stateful({path: n for path, n in nodes.items() if path.startswith(DATA)}, data['states'], unpacker)
-    for path, names in data.get('absent', {}).items():
-        for nm in names if path in nodes else (): (attributes_of(nodes[path].object) or {}).pop(nm, None)
+    for path, gone in data.get('absent', {}).items():
+        for nm in gone if path in nodes else (): (attributes_of(nodes[path].object) or {}).pop(nm, None)
     _restore_rest(nodes, data, unpacker)
 
 

@@ -69,7 +69,7 @@ def find_resume_point(folder: Path, n_epochs: int, model: nn.Module) -> ResumePo
     lacking = _PARTS - state.keys()
     if lacking: raise ResumeError(f"cannot resume: {path} is not a checkpoint of a run, which has {min(lacking)!r}")
     point = ResumePoint(state, path)
-    begun = bool(point.batch or point.trained)
-    if n_epochs >= point.epoch + begun: return point
-    raise ResumeError(f"the run in {folder} has done {point.epoch} epochs{' and part of another' if begun else ''}, "
+    partly = bool(point.batch or point.trained)
+    if n_epochs >= point.epoch + partly: return point
+    raise ResumeError(f"the run in {folder} has done {point.epoch} epochs{' and part of another' if partly else ''}, "
                       f"but this fit has only {n_epochs}: pass a larger number")

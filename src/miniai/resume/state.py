@@ -48,23 +48,24 @@ class RunState:
     compared; what differs is state, saved as data and restored. With `everything`, all is state. `names` are the paths
     of the objects that are there at the start, by id."""
     def __init__(self, learn: Any, everything: bool = False) -> None:
-        found = _Found(learn, {})
+        found = _Found(learn, {}, {})
         self.nodes, self.shapes, self.reported = found.nodes, found.shapes(), set()  # objects stay alive, and their ids
         self.passes: dict[str, tuple[dict, dict]] = {}
         self.names = {id(n.object): path for path, n in found.nodes.items()}
-        self.first = {} if everything else found.texts
+        self.at_start = {} if everything else found.texts
 
     def continue_from(self, state: dict[str, Any]) -> None:
         "What had changed when a checkpoint was saved stays state, whatever it is now."
         settings = state['settings']
-        self.first = {path: {nm: x for nm, x in texts.items() if nm in settings.get(path, ()) or path not in settings}
-                      for path, texts in self.first.items()}
+        self.at_start = {
+            path: {nm: x for nm, x in texts.items() if nm in settings.get(path, ()) or path not in settings}
+            for path, texts in self.at_start.items()}
 
     def begin_pass(self, learn: Any, begun: dict[str, Any] | None = None, kind: str = 'begun') -> None:
         """Note the state of the data as a pass begins: one that ends with its epoch, 'begun', or one that does not,
         'paused'. A checkpoint knows this of a pass that is resumed: `begun`."""
-        found = _Found(learn, self.names)
-        state, texts = _cloned(found.pass_state(self.first)), found.texts
+        found = _Found(learn, self.names, self.at_start)
+        state, texts = _cloned(found.pass_state()), found.texts
         for path, slots in begun['attributes'].items() if begun else ():
             state['attributes'][path] = state['attributes'].get(path, {}) | slots
             texts[path] = {nm: x for nm, x in texts.get(path, {}).items() if nm not in slots}
@@ -76,18 +77,18 @@ class RunState:
 
     def data(self, learn: Any, begun: dict[str, Any]) -> dict[str, Any]:
         "The state of the data now, with whatever may have changed since a pass began as in `begun`."
-        return _cloned(_Found(learn, self.names).pass_state(self.first, begun['attributes']))
+        return _cloned(_Found(learn, self.names, self.at_start).pass_state(begun['attributes']))
 
     def take(self, learn: Any, within: Collection[str] = ()) -> dict[str, Any]:
         """The state of the run now, with that of the data when the passes began that are not over, by the kinds
         `within`. A warning names what has changed and cannot be in a checkpoint."""
         # What AccumulateCB waits with is in no p.grad of FSDP2. DDP's gradients stay: each process saves its own.
         if getattr(learn, 'hold_step', False) and is_sharded(learn.model): average_kept(learn.model)
-        found, moved = _Found(learn, self.names), {}
+        found, moved = _Found(learn, self.names, self.at_start), {}
         begun = dict.fromkeys(('begun', 'paused')) | {kind: self._begun(kind, found, moved) for kind in within}
-        attributes = found.attributes(found.nodes, self.first, moved)
+        attributes = found.attributes(found.nodes, moved)
         objects = {path: state_of(n) for path, n in found.nodes.items() if n.kind in ('module', 'optimizer')}
-        settings = {path: {nm: text for nm, (text, told) in texts.items() if found.is_same(self.first, path, nm)}
+        settings = {path: {nm: text for nm, (text, told) in texts.items() if found.is_same(path, nm)}
                     for path, texts in found.texts.items()}
         self._report(found)
         roots = found.names[id(unwrapped(learn.model))], found.names[id(learn.opt)]
@@ -117,10 +118,10 @@ class RunState:
     def _report(self, found: '_Found') -> None:
         lost = dict(found.packer.lost)
         for path, texts in found.texts.items():
-            first = self.first.get(path, {})
-            for nm in ('class', 'content', 'callbacks', HOOKS) if first else ():
-                if texts.get(nm) != first.get(nm): lost[path if nm != HOOKS else f'{path}.{HOOKS}'] = (
-                    f"{first[nm][0]}; now {texts[nm][0]}" if nm == 'callbacks' else texts['class'][0])
+            before = self.at_start.get(path, {})
+            for nm in ('class', 'content', 'callbacks', HOOKS) if before else ():
+                if texts.get(nm) != before.get(nm): lost[path if nm != HOOKS else f'{path}.{HOOKS}'] = (
+                    f"{before[nm][0]}; now {texts[nm][0]}" if nm == 'callbacks' else texts['class'][0])
         held = {path for path, n in found.nodes.items() if n.kind in ('module', 'part', 'optimizer')}
         lost = {path: kind for path, kind in lost.items() if path not in held | self.reported}
         self.reported |= lost.keys()
@@ -133,9 +134,9 @@ class RunState:
 
 class _Found:
     """What one walk found, as text and as data. `texts` are the settings of each node: its slots, its class, and
-    others; each with how much of it was read."""
-    def __init__(self, learn: Any, names: dict[int, str]) -> None:
-        self.learn, self.nodes = learn, walk(learn, names)
+    others; each with how much of it was read. `at_start` are those of the start of the fit."""
+    def __init__(self, learn: Any, names: dict[int, str], at_start: dict[str, dict]) -> None:
+        self.learn, self.nodes, self.at_start = learn, walk(learn, names), at_start
         tensors = module_tensors(self.nodes)
         self.names = {id(x): path for path, x in tensors.items()}
         self.names |= {id(n.object): path for path, n in self.nodes.items()}
@@ -171,35 +172,35 @@ class _Found:
         path = self.names.get(id(x))
         return f'{_described(x)} at {path}' if path and not isinstance(x, type) else _described(x)
 
-    def is_same(self, first: dict, path: str, nm: str) -> bool:
-        "Is this slot a setting: as it was at first, as far as its text tells?"
+    def is_same(self, path: str, nm: str) -> bool:
+        "Is this slot a setting: as it was at the start, as far as its text tells?"
         text = self.texts[path].get(nm)
         data = path in self.nodes and self.nodes[path].data
-        return text is not None and first.get(path, {}).get(nm) == text and text[1] >= (SOME if data else ALL)
+        return text is not None and self.at_start.get(path, {}).get(nm) == text and text[1] >= (SOME if data else ALL)
 
-    def attributes(self, nodes: dict[str, Node], first: dict, moved: dict[str, set[str]]) -> dict[str, dict]:
-        "The slots of `nodes` that differ from `first` or are in `moved`, packed, by path."
+    def attributes(self, nodes: dict[str, Node], moved: dict[str, set[str]]) -> dict[str, dict]:
+        "The slots of `nodes` that have changed since the start or are in `moved`, packed, by path."
         def packed(path: str, n: Node) -> dict[str, Any]:
-            return {nm: self._pack(first, path, nm, x) for nm, x in n.slots.items()
+            return {nm: self._pack(path, nm, x) for nm, x in n.slots.items()
                     if nm != HOOKS and (n.keeps is None or nm in n.keeps)
-                    and (not self.is_same(first, path, nm) or nm in moved.get(path, ()))}
+                    and (not self.is_same(path, nm) or nm in moved.get(path, ()))}
         found = {path: packed(path, n) for path, n in nodes.items()}
         return {path: slots for path, slots in found.items() if slots}
 
-    def _pack(self, first: dict, path: str, nm: str, x: Any) -> Any:
+    def _pack(self, path: str, nm: str, x: Any) -> Any:
         packed, lost = self.packer.pack(x, f'{path}.{nm}'), self.packer.lost
-        if first.get(path, {}).get(nm) == self.texts[path][nm]:  # it may be the same: not all of it was read
+        if self.at_start.get(path, {}).get(nm) == self.texts[path][nm]:  # it may be the same: not all of it was read
             for p in [p for p in lost if p.startswith(f'{path}.{nm}')]: del lost[p]
         return packed
 
-    def pass_state(self, first: dict, also: dict[str, dict] | None = None) -> dict[str, Any]:
+    def pass_state(self, also: dict[str, dict] | None = None) -> dict[str, Any]:
         """What a pass over the data may change: random states, generators, and what is small, has changed before or is
         among `also`, by path and name."""
         nodes = {path: n for path, n in self.nodes.items() if path.startswith(DATA)}
         small = {path: {nm for nm in n.slots if self.texts[path][nm][1] == ALL or 'sampler' in path}
                  for path, n in nodes.items()}
         for path, slots in (also or {}).items(): small[path] = small.get(path, set()) | slots.keys()
-        return dict(attributes=self.attributes(nodes, first, small), random=random_states(), running=self.running(),
+        return dict(attributes=self.attributes(nodes, small), random=random_states(), running=self.running(),
                     states=self.states(nodes))
 
     def states(self, nodes: dict[str, Node]) -> dict[str, Any]:
