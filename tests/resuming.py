@@ -67,6 +67,17 @@ class CancelCB(Watcher):
         if (learn.epoch, learn.iter, learn.training) == self.at: raise CancelFitException()
 
 
+class AtCB(Watcher):
+    "Calls `f()` at one event of an epoch, a pass and a batch."
+    def __init__(self, event, f, epoch, training=True, batch=None, order=0):
+        self.at, self.f, self.order = (epoch, training, batch), f, order
+        setattr(self, event, self._call)
+
+    def _call(self, learn):
+        epoch, training, batch = self.at
+        if (learn.epoch, learn.training) == (epoch, training) and batch in (None, learn.iter): self.f()
+
+
 def fit_until_stopped(learn, n_epochs=2, **kwargs):
     with suppress(Stopped):
         learn.fit(n_epochs, **kwargs)

@@ -9,19 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 import crash
-from miniai import Callback, ProfileCB, accuracy
+from miniai import accuracy
 from miniai.callbacks.lr_finder import LRFinderCB
-from miniai.checkpoint import FolderInUseError, SaveError, durable, load, saving, verify
+from miniai.checkpoint import SaveError, durable, load, saving, verify
 from miniai.learner import CancelBatchException, CancelEpochException, CancelFitException, NonFiniteLossError
 from miniai.resume import signals
 from miniai.resume.checkpoint import CheckpointCB
-from miniai.resume.restore import ResumeError
-from miniai.resume.signals import OutlastSignals
-from resuming import Quiet, StopCB, Watcher, assert_resumes_exactly, checkpoints, digest, fit_until_stopped, run
+from resuming import AtCB, Quiet, StopCB, Watcher, assert_resumes_exactly, checkpoints, digest, fit_until_stopped, run
 from small import learner, off_cpu
 
 BOTH = signal.SIGINT, signal.SIGTERM
@@ -30,17 +27,6 @@ BOTH = signal.SIGINT, signal.SIGTERM
 def weights(learn): return [p.tolist() for p in learn.model.parameters()]
 def newest(folder): return load(max(folder.glob('checkpoint-*')))
 def kill_self(number=signal.SIGTERM): os.kill(os.getpid(), number)
-
-
-class AtCB(Watcher):
-    "Calls `f()` at one event of an epoch, a pass and a batch."
-    def __init__(self, event, f, epoch, training=True, batch=None, order=0):
-        self.at, self.f, self.order = (epoch, training, batch), f, order
-        setattr(self, event, self._call)
-
-    def _call(self, learn):
-        epoch, training, batch = self.at
-        if (learn.epoch, learn.training) == (epoch, training) and batch in (None, learn.iter): self.f()
 
 
 def cancel(e=CancelFitException):
@@ -165,18 +151,6 @@ def test_a_signal_that_comes_after_the_decision_to_save_waits_for_the_next_batch
     assert checkpoints(tmp_path) == ['00000-1-00000005']
 
 
-def test_workers_survive_signals_for_the_length_of_a_fit(tmp_path):
-    seen = []
-    def own(worker): pass
-    class LookCB(Watcher):
-        def before_batch(self, learn): seen.append(learn.dls.train.worker_init_fn)
-    learn = run(tmp_path, '2', cbs=[LookCB()], n_epochs=1)
-    learn.dls.train.worker_init_fn = own
-    learn.fit(1)
-    assert {type(f) for f in seen} == {OutlastSignals}
-    assert {f.then for f in seen} == {learn.dls.train.worker_init_fn} == {own}
-
-
 SCRIPT = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import os
@@ -236,74 +210,6 @@ def test_losses_on_an_accelerator_are_checked_before_a_save(tmp_path):
     learn = learner([CheckpointCB(tmp_path, batches=2), FarLossCB(2)])
     with pytest.raises(NonFiniteLossError, match='epoch 0, batch 2'): learn.fit(2)
     assert checkpoints(tmp_path) == ['00000-1-00000002']
-
-
-# What callbacks do
-
-class BusyCB(Watcher):
-    "Draws random numbers, counts, and in training changes the model, as passes and batches begin and end."
-    def __init__(self): self.seen = []
-    def state_dict(self): return dict(seen=self.seen)
-    def load_state_dict(self, state): self.seen = state['seen']
-    def before_epoch(self, learn): self._work(learn, 'before_epoch', 2.)
-    def cleanup_epoch(self, learn): self._work(learn, 'cleanup_epoch', .75)
-    def cleanup_batch(self, learn): self._work(learn, 'cleanup_batch', 1.001)
-
-    def _work(self, learn, event, factor):
-        self.seen.append(f'{event} {learn.training} {torch.rand(()).item()}')
-        if learn.training: learn.model[0].weight.data.mul_(factor)
-
-
-def test_what_callbacks_do_as_passes_and_batches_begin_and_end_is_done_once(tmp_path):
-    make = lambda folder, *cbs: run(folder, cbs=[BusyCB(), *cbs], minutes=1e-9)  # noqa: E731
-    assert_resumes_exactly(make, tmp_path, ((0, 0, True), (1, 2, True), (1, 0, False)))
-
-
-def test_a_callback_with_a_growing_state_resumes_in_the_same_process(tmp_path):
-    class GrowingCB(Callback):
-        def __init__(self): self.seen = {}
-        def state_dict(self): return self.seen
-        def load_state_dict(self, state): self.seen = state
-        def after_batch(self, learn): self.seen[f'{learn.epoch} {learn.training} {learn.iter}'] = 1
-    stop = StopCB(0, 2)
-    learn = run(tmp_path, cbs=[GrowingCB(), stop])
-    fit_until_stopped(learn)
-    learn.cbs.remove(stop)
-    learn.fit(2, resume=True)
-    assert len(learn.cbs[-1].seen) == 2*(7 + 2)
-
-
-def test_the_state_is_released_once_it_is_restored(tmp_path):
-    fit_until_stopped(run(tmp_path, cbs=[StopCB(0, 2)]))
-    held = []
-    class LookCB(Watcher):
-        def before_batch(self, learn): held.append(saver._run.point.state)
-    learn = run(tmp_path, cbs=[LookCB()])
-    saver = next(cb for cb in learn.cbs if isinstance(cb, CheckpointCB))
-    learn.fit(2, resume=True)
-    assert held
-    assert {*held} == {None}
-
-
-# Folders of other runs
-
-def test_a_new_run_in_a_folder_with_checkpoints_is_refused_and_so_is_a_second_one_at_the_same_time(tmp_path):
-    fit_until_stopped(run(tmp_path, cbs=[StopCB(0, 2)]))
-    with pytest.raises(ResumeError, match=r'holds 3 checkpoint\(s\) of an earlier run, such as'):
-        run(tmp_path, keep=1).fit(2)
-    assert len(checkpoints(tmp_path)) == 3
-    def second():
-        with pytest.raises(FolderInUseError): run(tmp_path).fit(2, resume=True)
-        raise CancelFitException()
-    run(tmp_path, cbs=[AtCB('before_batch', second, 0)]).fit(2, resume=True)
-
-
-def test_another_runs_best_checkpoint_is_not_overwritten(tmp_path):
-    (tmp_path/'best.safetensors').write_text('')
-    for resume in (False, True):
-        with pytest.raises(ResumeError, match=r'holds best.safetensors of an earlier run, but no checkpoint to resume'):
-            run(tmp_path, best='accuracy').fit(1, resume=resume)
-    run(tmp_path, batches=None).fit(1)
 
 
 # What is kept
@@ -437,20 +343,3 @@ def test_the_metric_for_best_must_exist_before_the_fit_or_if_a_callback_may_supp
     with pytest.raises(ValueError, match="CheckpointCB needs a validation metric 'own'"):
         run(tmp_path/'b', cbs=[OwnCB()], best='own', batches=None).fit(1)
     assert checkpoints(tmp_path/'b') == ['00001-3-00000000']
-
-
-@pytest.mark.parametrize('stop', [(0, 2), (0, 1, False)])
-@pytest.mark.parametrize('first', [True, False])
-def test_a_resumed_fit_leaves_loaders_and_methods_of_the_learner_alone(first, stop, tmp_path):
-    with pytest.raises(RuntimeError, match='stopped'): run(tmp_path, cbs=[StopCB(*stop)], minutes=1e-9).fit(2)
-    seen = []
-    class Look(Watcher):
-        def before_epoch(self, learn): seen.append((learn.dls.train, learn.dls.valid))
-    learn = run(tmp_path, cbs=[Look()], minutes=1e-9)
-    learn.cbs.insert(0 if first else len(learn.cbs), ProfileCB(quiet=True))
-    own = learn.dls.train, learn.dls.valid
-    learn.fit(2, resume=True)
-    assert seen
-    assert all(a is own[0] and b is own[1] for a, b in seen)
-    assert 'one_epoch' not in vars(learn)
-    assert len(learn.cbs) == len(run(tmp_path).cbs) + 2
