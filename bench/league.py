@@ -55,7 +55,7 @@ def title(answer):
 
 
 def command(answer):
-    "What repeats a race."
+    "The command that repeats a race."
     p = answer.record['protocol']
     rules, tasks = sorted(answer.rules, key=[*OPTIMIZERS, *answer.rules].index), p['tasks']
     options = dict(rules=[] if rules == [*OPTIMIZERS] else rules, tasks=[] if tuple(tasks) == LADDER else tasks,
@@ -90,7 +90,7 @@ def main():
     ap.add_argument('--seed', type=int, default=0)
     ap.add_argument('--threads', type=int, default=1, help='of this process')
     ap.add_argument('--out', default='league', help='the folder of the race')
-    ap.add_argument('--of', nargs='+', metavar='FILE', help='the race.json of races that are over, in one table')
+    ap.add_argument('--of', nargs='+', metavar='FILE', help='the race.json files of finished races, for one table')
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
     if args.of: return recorded([Answer.read(file) for file in args.of])

@@ -1,4 +1,4 @@
-"""A ward of sick networks: each fault that HealthCB knows, but for shapes that broadcast, planted in three networks and
+"""A ward of sick networks: each fault that HealthCB knows, except shapes that broadcast, planted in three networks and
 three tasks, must be found by name, and healthy runs must be silent.
 
     python bench/ward.py [--half dev | held] [--fault NAME …] [--healthy] [--seeds N] [--keep FILE]

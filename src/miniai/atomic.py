@@ -1,4 +1,4 @@
-"Atomic writes: a file is replaced as a whole, so that readers, also after a kill, find the old content or the new."
+"Atomic writes: a file is replaced as a whole, so readers find the old content or the new, even after a kill."
 import os
 import secrets
 import sys
@@ -16,8 +16,8 @@ in_progress = set()  # the temporary files of this process
 @contextmanager
 def atomic_write(path: str | PathLike, synced: bool = False) -> Iterator[Path]:
     """Gives a free name next to `path`. What the block writes there replaces the file, or the link, at `path` when the
-    block ends; if it raises, nothing has changed. With `synced` the content is on the disk before that, so that a power
-    loss leaves the old content or the new one too. An OSError names `path` and not the temporary file."""
+    block ends; if it raises, nothing has changed. With `synced` the content is on the disk before that, so that even a
+    power loss leaves the old content or the new. An OSError names `path` and not the temporary file."""
     part = temporary_name(os.fspath(path))
     in_progress.add(part)
     try:

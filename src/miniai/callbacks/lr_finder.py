@@ -67,7 +67,7 @@ class LRFinderCB(Callback):
 
     def _check_steps(self, learn: Any) -> None:
         if self.losses and not learn.opt._opt_called:
-            raise RuntimeError(f"LRFinderCB: the optimizer made no step in {len(self.losses)} batches, so that no "
+            raise RuntimeError(f"LRFinderCB: the optimizer made no step in {len(self.losses)} batches, so no "
                                f"learning rate can be found: call learn.opt.step() in the `step` phase")
 
     def cleanup_fit(self, learn: Any) -> None:

@@ -59,7 +59,7 @@ def validation_inputs_differ(f: Facts, limit: float) -> Found:
                  says=f"Validation inputs have mean {valid['mean']:.3g} and standard deviation {valid['std']:.3g}, "
                       f"training inputs {train['mean']:.3g} and {train['std']:.3g}; the loss is {e['valid']:.3g} in "
                       f"validation and {e['train']:.3g} in training.",
-                 do="Normalize and transform the inputs of both loaders alike."
+                 do="Normalize and transform the inputs of both loaders in the same way."
                  )] if apart and e['valid'] > 1.5*e['train'] and e['valid'] - e['train'] > 0.1*f.scale else []
 
 

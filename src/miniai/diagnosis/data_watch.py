@@ -32,7 +32,7 @@ class DataWatch:
         self._signals = False
 
     def take_over(self, found: dict[str, Any]) -> None:
-        "What an earlier part of a run that resumes has found in its first passes, as in `summary`."
+        "Continue from what the run found in its first passes before it resumed, as in `summary`."
         self.facts |= {nm: x for nm, x in found.items() if nm == 'rows'}
         self._earlier = {nm: x for nm, x in found.items() if nm != 'rows'}
 
@@ -69,11 +69,11 @@ class DataWatch:
         if x is not None and targets.ndim <= 2: self._keep(x, targets)
 
     def look_at_valid(self, learn: Any) -> None:
-        "The ranges of inputs in validation."
+        "Note the ranges of validation inputs."
         if len(self.facts.get('valid_inputs', ())) < MOST_VALID: self._look_at_inputs(_inputs_of(learn), 'valid_inputs')
 
     def _look_at_loss(self, y: Tensor | None, p: Tensor | None, loss: float) -> None:
-        "Whether the loss takes outputs otherwise than the model means them."
+        "Note whether the loss misreads the outputs of the model."
         if y is None or p is None or not math.isfinite(loss): return
         if (found := broadcast_of(p, y, loss)) is not None: self.facts['broadcast'] = found
         scores = scores_of(p, y) if self.facts.get('task') == 'classes' else None
@@ -234,8 +234,8 @@ def find_task(learn: Any) -> dict[str, Any]:
 
 
 def differ_by_nature(x: Tensor, signals: bool) -> bool:
-    """Whether rows are equal only if one is a copy of another, unlike rows of categories and text: two columns have as
-    many values as half of the rows that differ, or, in pictures and signals, more than four."""
+    """Whether equal rows must be copies, unlike rows of categories and text: in two columns or more, the number of
+    values is above half the number of distinct rows, or, in pictures and signals, above four."""
     rows = x.unique(dim=0)
     values = 1 + (rows.sort(0).values.diff(dim=0) != 0).sum(0)
     return int((values > (4 if signals else len(rows)/2)).sum()) > 1

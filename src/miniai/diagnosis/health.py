@@ -51,9 +51,9 @@ class HealthCB(Callback):
     many batches; None: as many as take 1 % of the time and 0.03 s. Other batches cost about 10 µs.
 
     `verdicts` are up to date after each epoch; `checked` names the rules that could be evaluated; `records` holds the
-    numbers, which `file` keeps as JSON: a fit that resumes continues it. Training is not changed. Of several processes
-    the first one looks, at its own part of the data and at parameters that are not sharded. Layers of compiled models
-    are not watched. If looking fails, it warns and stops."""
+    numbers. `file` keeps all of this as JSON, and a fit that resumes continues it. Training is not changed. Of several
+    processes the first one looks, at its own part of the data and at parameters that are not sharded. Layers of
+    compiled models are not watched. If looking fails, it warns and stops."""
     order, only_shows = -1e7, True  # before transforms change batches and clipping changes gradients
 
     def __init__(self, every: int | None = None, quiet: bool = False, file: str | Path | None = None) -> None:
@@ -154,7 +154,7 @@ class HealthCB(Callback):
                                  right=self._data.right_share(learn))
 
     def _find(self, learn: Any) -> None:
-        "Where values were first not finite in this batch, if it is the first one with such a loss."
+        "Note where values were first not finite in this batch, if it is the first one with such a loss."
         name, batch = ('nonfinite', self._batch) if learn.model.training else ('nonfinite_valid', len(self._sums))
         if getattr(self._kept.facts, name) is not None: return
         where, what = origin_of_nonfinite(learn)
@@ -245,7 +245,7 @@ class HealthCB(Callback):
             with atomic_write(self.file) as part: part.write_text(as_json(self.as_dict()) + '\n', 'utf-8')
         except OSError as e: warnings.warn(f"{self.file.name} was not written: {e}. The run continues", stacklevel=3)
 
-    # A run that resumes: checkpoints hold what is the same however often batches are sampled, and `file` the rest
+    # A run that resumes: checkpoints hold what does not depend on which batches are sampled, `file` the rest
 
     def state_dict(self) -> dict[str, Any]:
         "The losses, rates and means of passes so far."

@@ -1,4 +1,4 @@
-"The rules about the loss: not finite, too high at first or in validation, at chance, or taking outputs otherwise."
+"The rules about the loss: not finite, too high at first or in validation, at chance, or misreading outputs."
 import math
 from typing import Any
 

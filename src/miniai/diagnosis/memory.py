@@ -29,8 +29,8 @@ def kept_for_backward() -> Iterator[list[int]]:
 
 
 def measured(look: Callable[[bool], Any]) -> Any:
-    """`look(True)`, which is to measure what forward computes and keeps; or, where torch refuses that, as around
-    torch.func.grad and for nested tensors, `look(False)`, which is to leave it out."""
+    """The result of `look(True)`, which should measure what forward computes and keeps; or, where torch refuses that,
+    as with torch.func.grad and nested tensors, of `look(False)`, which should leave it out."""
     try: return look(True)
     except (RuntimeError, TypeError) as e:
         if not any(nm in str(e) for nm in ('saved tensor hooks', 'FlopCounterMode')): raise

@@ -1,4 +1,4 @@
-"Whether a loss takes outputs otherwise than the model means them: probabilities as logits, or shapes that broadcast."
+"Whether a loss misreads the outputs of a model: it takes probabilities for logits, or shapes broadcast."
 from typing import Any
 
 import torch
@@ -7,13 +7,13 @@ from torch import Tensor
 
 __all__ = ['broadcast_of', 'takes_softmax_twice']
 
-MOST = 1 << 22  # numbers that broadcasting may make for a look
+MOST = 1 << 22  # numbers to which a check may broadcast
 LOSSES = F.mse_loss, F.l1_loss, F.smooth_l1_loss
 
 
 def broadcast_of(preds: Tensor, targets: Tensor, loss: float) -> dict[str, Any] | None:
-    """The shapes, if the loss equals one of all pairs of outputs and targets, as outputs (n, 1) and targets (n,) make
-    n times n; None if it does not, or if both ways give the same."""
+    """The shapes, if the loss is that of all pairs of outputs and targets, as when outputs (n, 1) and targets (n,)
+    broadcast to (n, n); None if it is not, or if both ways give the same."""
     if preds.numel() != targets.numel() or preds.shape == targets.shape or preds.device != targets.device: return None
     try: shape = torch.broadcast_shapes(preds.shape, targets.shape)
     except RuntimeError: return None
@@ -28,7 +28,7 @@ def broadcast_of(preds: Tensor, targets: Tensor, loss: float) -> dict[str, Any] 
 
 
 def takes_softmax_twice(scores: Tensor, labels: Tensor, loss: float) -> bool | None:
-    """Whether scores, with classes in dimension 1, are probabilities already and the loss is a cross-entropy that takes
+    """Whether scores, with classes in dimension 1, are already probabilities and the loss is a cross-entropy that takes
     them for logits; None if both ways give about the same."""
     p = scores.detach().float()
     if p.min() < 0 or (p.sum(1) - 1).abs().max() > 1e-2: return False

@@ -24,7 +24,7 @@ __all__ = ['Summary', 'SummaryRow', 'summary']
 @dataclass
 class SummaryRow:
     """One module: its type, the shapes of its input and output (None if it has no tensor or never ran), its number of
-    parameters, and `mflops`, its million multiply-adds per sample."""
+    parameters, and `mflops`, its millions of multiply-adds per sample."""
     module: str
     input: tuple | None
     output: tuple | None
@@ -67,7 +67,7 @@ class Summary:
         known = {nm: n for nm, n in self.memory.items() if n is not None}
         parts = [f'{nm} {in_bytes(n)}' for nm, n in known.items()]
         reasons = dict(optimizer='the optimizer, after its first step', activations='activations, which torch cannot '
-                       'measure, nor count multiply-adds, with torch.func.grad or nested tensors in forward')
+                       'measure, like multiply-adds, with torch.func.grad or nested tensors in forward')
         unknown = ''.join(f', and {reasons[nm]}' for nm, n in self.memory.items() if n is None)
         return [f'{self.trained:,} of {self.params:,} parameters train.',
                 f'Memory of a step with {self.batch_size} samples: {in_bytes(sum(known.values()))} '
@@ -82,9 +82,9 @@ class Summary:
 
 def summary(self: Any) -> Summary:
     """A row for each child of the model: shapes of input and output for the first training batch, number of parameters,
-    whether they are frozen, and million multiply-adds per sample, half of what torch's FlopCounterMode counts, so those
-    of matrix products, convolutions and attention. Below, what trains and the memory of a step. Trains
-    nothing. On several processes all must call it: each shows its own part of the batch, and the whole model."""
+    whether they are frozen, and millions of multiply-adds per sample: those of matrix products, convolutions and
+    attention, half of what torch's FlopCounterMode counts. Below, what trains and the memory of a step. Trains nothing.
+    On several processes all must call it: each shows its own part of the batch, and the whole model."""
     batch, shapes, adds, total, kept = measured(lambda measures: _look(self, measures))
     children = list(self.model.children()) or [self.model]
     n, params = batch_size(batch), [p for p in self.model.parameters() if not is_lazy(p)]
@@ -98,7 +98,7 @@ def summary(self: Any) -> Summary:
 
 def _look(learn: Any, measures: bool) -> tuple[Any, dict, dict, float, int | None]:
     """The first training batch; shapes and multiply-adds of each module; their total; and the bytes kept for backward.
-    Of the last three nothing is known unless it `measures`."""
+    The last three are unknown unless it `measures`."""
     shapes, counted = {}, _MultiplyAdds(learn.model)
 
     def record(hook: Any, mod: nn.Module, inp: Any, outp: Any) -> None:
@@ -163,7 +163,7 @@ def _named(m: nn.Module) -> str:
 
 
 def _millions(x: float) -> str:
-    "With three digits that count."
+    "With three significant digits."
     return f'{x:,.0f}' if x >= 100 else f'{x:#.3g}' if x else '0'
 
 

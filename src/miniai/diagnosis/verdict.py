@@ -15,7 +15,7 @@ NAMES = ('non-finite values', 'labels out of range', 'outputs and targets broadc
          'clipping always', 'rate too low', 'stuck at chance', 'batch norm differs between modes',
          'validation worse than guessing', 'overfitting', 'underfitting', 'slow data loading',
          'decay on norms')  # causes before what they bring about
-EXPLAINED = {'underfitting': {  # is not said beside one of these, which may be its cause; so the others
+EXPLAINED = {'underfitting': {  # left out beside one of these, which may be its cause; so are the others
     'non-finite values', 'constant inputs', 'inputs not normalized', 'parameter in no group', 'rate too high',
     'batch too small for batch norm', 'exploding gradients', 'saturated layer', 'dead layer', 'vanishing gradients',
     'parameter never moves', 'clipping always', 'rate too low', 'stuck at chance', 'decay on norms',

@@ -1,4 +1,4 @@
-"The rules about training: layers, gradients, steps and groups. There are loss_verdicts and data_verdicts too."
+"The rules about training: layers, gradients, steps and groups. Others are in loss_verdicts and data_verdicts."
 import math
 from typing import Any
 
@@ -27,7 +27,7 @@ def saturated_layer(f: Facts, limit: float) -> Found:
 
 
 def _in_layers(f: Facts, found: dict[str, float], figure: str, limit: float, what: str, do: str) -> list[dict]:
-    "A verdict for each layer whose value is above the limit. Of those with weights the inputs were watched."
+    "A verdict for each layer whose value is above the limit. In those with weights, the inputs were watched."
     bad = {nm: x for nm, x in found.items() if x >= limit}
     since = {nm: since_when(f, f.layers[nm][figure], lambda x: x >= limit) for nm in bad}
     words = {nm: what.replace('units', 'inputs') if _has_weights(f.layers[nm]) else what for nm in bad}

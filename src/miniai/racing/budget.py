@@ -16,7 +16,7 @@ from miniai.racing.trial import POINTS, check_task, run_trial
 
 __all__ = ['chosen', 'measured', 'planned', 'seconds_of', 'seeds_that_fit', 'typical_seconds']
 
-TRIALS, SEEDS = 4, 8  # of the smallest race that is planned for a budget: fewer seeds tell next to nothing apart
+TRIALS, SEEDS = 4, 8  # of the smallest race that is planned for a budget: fewer seeds tell almost nothing apart
 MARGIN = 0.92  # of a budget is planned for: a process has to start, and machines are slower at times
 MEASURING = 0.2  # of a budget may pass before the last task is measured
 Times = Mapping[tuple[str, str], tuple[float, float]]  # by task and rule: seconds of a run, and of each step
@@ -54,8 +54,8 @@ def _measured(task: Task, entrant: Entrant) -> tuple[float, float]:
 
 
 def planned(protocol: Protocol, tasks: Tasks, entrants: Entrants) -> tuple[list[dict], list[dict]]:
-    """The runs of tuning, and those of one seed of the comparison, each that rules share once. Before tuning, rules are
-    taken to share the comparison if they tune the same configurations."""
+    """The runs of tuning, and those of one seed of the comparison, with those that rules share listed once. Before
+    tuning, rules are assumed to share the comparison if they tune the same configurations."""
     def tried(task: str, steps: int, rule: str) -> list[dict]:
         return configurations(entrants[rule].space, protocol.trials)
     return (made_once(tuning_runs(protocol, tasks, entrants)),
@@ -110,7 +110,7 @@ def typical_seconds(tuned: Sequence[Mapping]) -> dict[tuple[str, int, str], floa
 def seeds_that_fit(budget: float, measuring: float, tuned: Sequence[Mapping], one_seed: Sequence[Mapping]) -> int:
     """The seeds for what measuring and tuning left of a budget, if a seed takes the runs `one_seed`. It depends on the
     recorded seconds of the runs that tuned, and so is the same in every process and after any interruption; figures
-    have no part in it. Runs that rules share count once. Four even if tuning has taken too long."""
+    have no part in it. Runs that rules share count once. At least four, even if tuning took too long."""
     typical, spent = typical_seconds(tuned), measuring + sum(r['result']['wall_seconds'] for r in made_once(tuned))
     takes = sum(typical[r['task'], r['steps'], r['rule']] for r in made_once(one_seed))
     return min(MOST, max(SEEDS//2, int((MARGIN*budget - spent)/takes)))

@@ -7,8 +7,8 @@ from miniai.racing.plan import words_of
 
 __all__ = ['PAUSE', 'Progress']
 
-TIMES = 10  # so often a stage is told at most
-PAUSE = 2   # seconds between words
+TIMES = 10  # messages for a stage, at most
+PAUSE = 2   # seconds between messages, at least
 
 
 class Progress:

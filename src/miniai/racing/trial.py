@@ -69,7 +69,7 @@ def check_task(task: Task) -> None:
 
 
 def _begun(task: Task, seed: int, names: Sequence[str]) -> tuple[Parts, nn.Module, dict[str, float]]:
-    "The parts of the task, its model, and the figures before training on parts: for training, the loss of a batch."
+    "The parts of the task, its model, and its figures on parts before training: on `train`, the loss of one batch."
     where = ''
     try:
         parts, model, figures = Parts(*task.dls(seed)), task.model(seed).to(def_device), {}

@@ -73,11 +73,13 @@ def _differs(settings: list[tuple[str, Any, Any]], hint: str = '') -> ResumeErro
 def _hint(differences: list[tuple], then: int, now: int) -> str:
     "What to do if a schedule differs, which may be because it was made for another number of epochs."
     if then == now or not any('.schedo' in nm for nm, *_ in differences): return ''
-    return f". The fit had {then} epochs and has {now} now: if the schedule needs that, call fit({then}, resume=True)"
+    return (f". The fit had {then} epochs and has {now} now: if the schedule depends on that, "
+            f"call fit({then}, resume=True)")
 
 
 def _causes(differences: list[tuple]) -> list[tuple]:
-    "Those that tell most: objects of another class without what is inside them, and others before private attributes."
+    """The differences that tell most: for an object of another class its class alone, and private attributes only if
+    there are no others. Classes come first."""
     others = tuple(nm.removesuffix('.class') for nm, *_ in differences if nm.endswith('.class'))
     found = [d for d in differences if d[0].endswith('.class') or not d[0].startswith(others)]
     return sorted([d for d in found if '._' not in d[0]] or found, key=lambda d: not d[0].endswith('.class'))

@@ -34,7 +34,7 @@ __all__ = ['SavedRun']
 
 class SavedRun:
     """One fit that a CheckpointCB, `cb`, saves: its files, its signals, what its checkpoints hold. `in_pass`: a pass
-    over a loader is going on."""
+    over a loader is in progress."""
     def __init__(self, cb: Any, learn: Any) -> None:
         self.cb, self.in_pass, self.remaining, self.cancelled = cb, False, None, False
         self.first_batch, self.pass_done, self.resumed_pass = 0, False, None

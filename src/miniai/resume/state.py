@@ -277,7 +277,7 @@ def differing(a: dict[str, dict], b: dict[str, dict]) -> Iterator[tuple[str, str
 
 
 def said(name: str, then: Any, now: Any, where: str = ' in the checkpoint') -> str:
-    "How a setting differs, in words: without the digests that stand for code and for what is long in a value."
+    "How a setting differs, in words: without the digests that stand for code and for long values."
     then, now = (re.sub(' #[0-9a-f]{8}', '', str(x)) for x in (then, now))
     owner, _, attribute = name.removeprefix('run.').rpartition('.')
     if attribute == '__code__': return f'the code of {owner} ({now[1:-1]}) has changed'

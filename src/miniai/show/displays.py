@@ -66,7 +66,7 @@ _COUNTS = ('{desc} {n_fmt} [{elapsed}, {rate_fmt}] ', '{desc} {n_fmt} ')  # for 
 
 class TerminalDisplay(PlainDisplay):
     """Shows a bar on the last line, and above it a table that stays. The bar is followed by a small curve of the loss
-    where that fits and blocks can be shown. Texts are wrapped at words, and a row too wide for the terminal is one."""
+    where that fits and blocks can be shown. Texts are wrapped at words; a row that is too wide becomes a text."""
     seconds_between_updates = 0.1
     def __init__(self, file: TextIO | None = None) -> None:
         self.file, self.tqdm, self.widths = file or sys.stdout, None, None
@@ -114,8 +114,8 @@ class TerminalDisplay(PlainDisplay):
         print(line, file=self.file, flush=True)
 
     def row(self, d: dict[str, str]) -> None:
-        """Print a table row. The first row, and any row with different columns, gets a header. A row too wide for it is
-        a text of names and values."""
+        """Print a table row. The first row, and any row with different columns, gets a header. A row too wide for the
+        terminal becomes a text of names and values."""
         new = self.widths is None or list(self.widths) != list(d)
         if new: self.widths = _widths([d])
         lines = [_aligned(d.keys(), self.widths)]*new + [_aligned(d.values(), self.widths)]
