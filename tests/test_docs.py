@@ -193,8 +193,7 @@ def test_the_page_on_races_tells_a_bad_rule_from_tuned_baselines(page):
     assert max(fair['descent']) < min(unfair['descent'])/5
     assert fair['adamw'] == unfair['adamw']
     assert [c['verdict'] for c in names['unfair'].comparisons] == ['better']
-    assert {c['b']: c['verdict'] for c in names['tuned'].comparisons}['nesterov'] == 'cannot tell'
-    assert 'adamw: the best lr is the highest that was tried' in str(names['tuned'])
+    assert [c['verdict'] for c in names['tuned'].comparisons] == ['cannot tell']*2
 
 
 def test_the_page_on_the_league_has_the_tables_of_the_newest_one():
