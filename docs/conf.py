@@ -47,7 +47,8 @@ REFERENCE = {  # the pages of the reference: title and packages or modules
     'kernels': ('Kernels', ['kernels']),
     'racing': ('Races', ['racing']),
     'jobs': ('Jobs and the command line', ['jobs', 'cli']),
-    'basics': ('Devices, images, randomness', ['device', 'environment', 'images', 'randomness', 'show']),
+    'basics': ('Devices, files, images, randomness', ['atomic', 'device', 'environment', 'images', 'randomness',
+                                                      'show']),
 }
 
 
