@@ -1,4 +1,6 @@
 "Numbers in 8 bits: what a byte can hold, rounded so that the mean is right, and the same bits by torch and by kernels."
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,13 +13,15 @@ from miniai.kernels.packed import PER_BLOCK, ROW, is_packed, new_packed, packed,
 from miniai.kernels.trace import trace_rule
 
 FORMATS = {'with signs': lambda x: x, 'positive': lambda x: x.square() + 1e-30}
-numbers = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=600)
+floats = partial(st.floats, width=32, allow_nan=False, allow_infinity=False)
+numbers = st.lists(floats(), min_size=1, max_size=600)
+normal = st.lists(floats(allow_subnormal=False), min_size=1, max_size=600)  # of subnormal ones alone, 0 is kept
 
 
 def again(x, key=1): return unpacked(packed(x, x, key), x)
 
 
-@given(numbers, st.integers(0, 2**32 - 1), st.integers(0, 2))
+@given(normal, st.integers(0, 2**32 - 1), st.integers(0, 2))
 def test_what_a_byte_holds_is_packed_into_the_same_bytes_by_any_key(xs, key, turn):
     x = torch.tensor(xs, dtype=torch.float32)
     first = packed(x, x, key, turn)
