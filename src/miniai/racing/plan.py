@@ -87,7 +87,8 @@ def plan_text(protocol: Protocol, tasks: Mapping[str, Task], runs: int, seconds:
         *([] if exact else ["the exact number of seeds follows from how long tuning takes"]),
         f"tasks: {', '.join(f'{nm} ({steps} steps)' for nm, steps in lengths.items())}",
         *([f"left out, to fit the budget: {', '.join(left_out)}"] if left_out else []),
-        f"{comparisons} comparisons, with a chance of at most {p.alpha:.0%} of one or more false verdicts in all",
+        f"{comparisons} comparison{'s'*(comparisons != 1)}, with a chance of at most {p.alpha:.0%} of one or more "
+        f"false verdicts in all",
         f"a difference of {seen:.1f} times its standard deviation between seeds is detected with a chance of "
         f"{p.power:.0%}"])
 
