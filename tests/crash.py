@@ -6,6 +6,7 @@ bench/faults.py runs the long versions.
 import hashlib
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -23,6 +24,15 @@ from miniai.checkpoint.header import sealed
 NAME = 'c.safetensors'
 NAMES = NAME, 'b.safetensors', 'there/c.safetensors'  # of one file
 SIZES = (10, 30_000, 500_000)  # elements
+
+
+@contextmanager
+def full_disk(most):
+    "No file may grow beyond `most` bytes."
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def version(v, n): return dict(version=v, weights=torch.full((n,), v, dtype=torch.int32), more=[torch.tensor(v)]*2)

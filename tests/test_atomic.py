@@ -1,6 +1,5 @@
 "Whatever ends a write, the old content or the new is at the path, complete, and a living process leaves nothing else."
 import os
-import resource
 import signal
 from pathlib import Path
 
@@ -71,16 +70,8 @@ def test_an_error_in_the_block_leaves_the_old_content_and_is_raised_as_it_is(pat
     assert (str(e.value), path.read_text(), names(path)) == (str(error), 'old', ['a.txt'])
 
 
-@pytest.fixture
-def full_disk():
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-def test_a_full_disk_leaves_the_old_content_and_an_error_that_names_the_file(path, full_disk):
-    with pytest.raises(OSError, match='File too large') as e: write(path, 'x'*5000)
+def test_a_full_disk_leaves_the_old_content_and_an_error_that_names_the_file(path):
+    with crash.full_disk(1000), pytest.raises(OSError, match='File too large') as e: write(path, 'x'*5000)
     assert (e.value.filename, path.read_text(), names(path)) == (str(path), 'old', ['a.txt'])
 
 

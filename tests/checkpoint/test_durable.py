@@ -3,7 +3,6 @@ import ast
 import errno
 import io
 import os
-import resource
 import socket
 import stat
 import threading
@@ -89,18 +88,10 @@ def test_a_disk_that_fails_for_good_at_any_call_leaves_old_or_new_files_that_loa
     assert left[0] > 0  # the last save was complete, so every call has failed once
 
 
-@pytest.fixture
-def full_disk():
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-def test_a_disk_that_is_really_full_leaves_the_old_file_and_the_error_says_what_the_new_one_takes(path, request):
+def test_a_disk_that_is_really_full_leaves_the_old_file_and_the_error_says_what_the_new_one_takes(path):
     save(path, 'old')
-    request.getfixturevalue('full_disk')
-    with pytest.raises(SaveError, match=r'File too large \(the file takes 4,000,\d+ bytes\)') as e:
+    said = r'File too large \(the file takes 4,000,\d+ bytes\)'
+    with crash.full_disk(1_000_000), pytest.raises(SaveError, match=said) as e:
         save(path, torch.zeros(1_000_000))
     assert 4_000_000 < e.value.wanted < 4_001_000
     assert (load(path), os.listdir(path.parent)) == ('old', [path.name])
